@@ -1,0 +1,45 @@
+# make demo | test | test-extended | soak | lint | clean
+PYTHON ?= python3
+JOBS ?= 2
+RUN ?= runs/demo
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test test-extended soak lint clean env
+.DELETE_ON_ERROR:
+
+# Train the embedded default, then measure it against its start. A stopped demo goes on where it was.
+demo: $(READY)
+	@if [ ! -f $(RUN)/config.json ]; then $(BIN)/nlf train --output_dir $(RUN) --resume_from_checkpoint true; fi
+	@$(BIN)/nlf evaluate --model $(RUN) --max_prompts 100 --sweep_tags --guidance_scale 1
+	@echo "The aligned model is $(RUN); its figures are $(RUN)/evaluation/results.json, its samples are beside them."
+
+test: $(READY)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(JOBS) -m "not extended"
+
+test-extended: $(READY)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m extended
+
+soak: $(READY)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python tools/soak.py
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+env: $(READY)
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# Installed once for each change of what is pinned.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "nlf needs Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1); try make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,97 @@
+"""The toxicity table of docs/results.md: train a recipe with several seeds, evaluate each, print mean and spread.
+
+    python benchmarks/toxicity.py --recipe recipes/toxicity-embedded.yaml --seeds 0 1 2 --output_dir runs/table
+
+Every row is the same prompts with the same sampling (top-p .9, 25 completions a prompt); perplexity is token-weighted under the base
+model; dist-2 is per prompt over its completions. Runs that are there already are not done again.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+COLUMNS = {
+    "toxicity_probability": "probability",
+    "expected_max_toxicity": "expected max",
+    "toxicity": "mean",
+    "perplexity": "perplexity",
+    "dist-2": "dist-2",
+    "completions/mean_length": "tokens",
+}
+
+
+def nlf(*words: object) -> None:
+    subprocess.run([sys.executable, "-m", "nlf", *map(str, words)], check=True)
+
+
+def train(recipe: str, seed: int, folder: Path, flags: list[str]) -> float:
+    """Train unless it is done; seconds of the run that did it."""
+    took = folder / "seconds.txt"
+    if not took.exists():
+        start = time.perf_counter()
+        nlf(
+            "train",
+            "--config",
+            recipe,
+            "--seed",
+            seed,
+            "--output_dir",
+            folder,
+            "--resume_from_checkpoint",
+            "true",
+            *flags,
+        )
+        took.write_text(f"{time.perf_counter() - start:.0f}")
+    return float(took.read_text())
+
+
+def evaluate(folder: Path, options: argparse.Namespace) -> list[dict]:
+    """The systems of one run, measured once."""
+    results = folder / "evaluation" / "results.json"
+    if not results.exists():
+        nlf(
+            "evaluate", "--model", folder, "--dataset", options.dataset, "--max_prompts", options.num_prompts,
+            "--sweep_tags", "true", "--guidance_scale", options.guidance_scale, "--output_dir", folder / "evaluation",
+        )  # fmt: skip
+    return json.loads(results.read_text())["systems"]
+
+
+def table(runs: list[list[dict]], seconds: list[float]) -> str:
+    """Markdown: mean over seeds, ± the standard deviation between them."""
+    lines = [f"| system | prompts | {' | '.join(COLUMNS.values())} |", "| --- " * (len(COLUMNS) + 2) + "|"]
+    for systems in zip(*runs, strict=True):
+        name = f"{systems[0]['name']}: {systems[0]['tag']}" if systems[0]["tag"] else systems[0]["name"]
+        cells = []
+        for key in COLUMNS:
+            values = [system[key] for system in systems]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells.append(f"{statistics.mean(values):.3g} ± {spread:.2g}")
+        lines.append(f"| {name} | {systems[0]['num_prompts']} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Training: {statistics.mean(seconds):.0f} s a run (mean)."])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="recipes/toxicity-embedded.yaml")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/table"))
+    parser.add_argument("--dataset", default="embedded", help="test prompts")
+    parser.add_argument("--num_prompts", type=int, default=200)
+    parser.add_argument("--guidance_scale", type=float, default=1.0)
+    options, flags = parser.parse_known_args()
+    runs, seconds = [], []
+    for seed in options.seeds:
+        folder = options.output_dir / f"seed-{seed}"
+        seconds.append(train(options.recipe, seed, folder, flags))
+        runs.append(evaluate(folder, options))
+    text = table(runs, seconds)
+    (options.output_dir / "table.md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Rollouts → token batches: feedback and prompt padded left, the completion padded right.
+
+Token ids are the record: a completion's ids are the sampled ones, EOS included, and a text prompt's ids are the same
+with and without feedback, because the template is tokenised in pieces around it. (The published code re-tokenised
+responses, which changes ids, and stripped EOS, so that stopping was never learned.)
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from nlf.errors import UserError
+from nlf.quantize import Draws
+from nlf.rollouts import Pool
+from nlf.tags import TagScheme
+
+Prompt = str | list[dict]  # text, or messages with role and content
+
+
+class PromptEncoder:
+    """Token ids of a prompt, with or without feedback.
+
+    Text: `BOS? + before + prompt + after`, where before and after are the template's pieces. Conversations: the
+    feedback is appended to the system message and the chat template renders the whole.
+    """
+
+    def __init__(self, tokenizer, scheme: TagScheme | None, max_prompt_length: int | None = None):
+        self.tokenizer = tokenizer
+        self.scheme = scheme
+        self.max_prompt_length = max_prompt_length
+        empty = tokenizer("")["input_ids"]
+        self.bos = [i for i in empty if i == tokenizer.bos_token_id][:1]
+        self._pieces: dict[str, tuple[list[int], list[int]]] = {}
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """What the reference model reads: BOS where the tokenizer has one, and the prompt (its last tokens, if
+        cut).
+        """
+        if isinstance(prompt, str):
+            ids = self._tokens(prompt)
+            return self.bos + (ids[-self.max_prompt_length :] if self.max_prompt_length else ids)
+        ids = self._chat(prompt)
+        return ids[-self.max_prompt_length :] if self.max_prompt_length else ids
+
+    def query_ids(
+        self, feedback: str | None, prompt_ids: Sequence[int], messages: list[dict] | None = None
+    ) -> list[int]:
+        """What the policy reads. `messages` is the conversation that `prompt_ids` came from, if it was one."""
+        if feedback is None:
+            return list(prompt_ids)
+        if messages is not None:
+            return self._chat(with_feedback(messages, feedback))
+        before, after = self.pieces(feedback)
+        return self.bos + before + list(prompt_ids)[len(self.bos) :] + after
+
+    def pieces(self, feedback: str) -> tuple[list[int], list[int]]:
+        """Token ids of the template before and after the prompt."""
+        if feedback not in self._pieces:
+            before, after = self.scheme.pieces(feedback)
+            self._pieces[feedback] = (self._tokens(before), self._tokens(after))
+        return self._pieces[feedback]
+
+    def check_fits(self, rows: Sequence[dict], context: int | None, max_completion_length: int) -> None:
+        """Refuse a prompt that cannot stand in the context with its longest tag and its completion.
+
+        Raises:
+            UserError: naming the prompt, its length and the room there is.
+        """
+        for i, row in enumerate(rows if context else ()):
+            messages = None if isinstance(row["prompt"], str) else row["prompt"]
+            ids = self.prompt_ids(row["prompt"])
+            needed = max(len(self.query_ids(tag, ids, messages)) for tag in self.scheme.tags) + max_completion_length
+            if needed > context:
+                raise UserError(
+                    f"prompt {i + 1} ({str(row['prompt'])[:40]!r}…) needs {needed} tokens with its tag and "
+                    f"{max_completion_length} for the completion, the model has {context}; "
+                    "shorten it, or set --max_prompt_length to keep its last tokens"
+                )
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+    def _chat(self, messages: list[dict]) -> list[int]:
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self._tokens(text)
+
+
+def with_feedback(messages: list[dict], feedback: str) -> list[dict]:
+    """The conversation with the feedback in its system message, appended to one that is there."""
+    if messages[0]["role"] == "system":
+        first = {**messages[0], "content": f"{messages[0]['content']}\n\n{feedback}"}
+        return [first, *messages[1:]]
+    return [{"role": "system", "content": feedback}, *messages]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One drawn rollout, ready to be batched. `wrong` is the query under the mirror tag, or None without contrast.
+
+    `num_tokens` and `num_completions` are those of the whole optimizer step: the loss's two denominators.
+    """
+
+    right: list[int]
+    wrong: list[int] | None
+    prompt: list[int]
+    completion: list[int]
+    num_tokens: int
+    num_completions: int
+
+
+class PoolDataset(Dataset):
+    """`steps × batch_size` drawn rollouts of one iteration; item i depends on (seed, iteration, i) and the pool only.
+
+    The Trainer sees one dataset of fixed length; `refresh` replaces what is in it before each epoch.
+    """
+
+    def __init__(self, num_steps: int, batch_size: int, *, seed: int, contrast: bool, weights: Sequence[float] | None):
+        self.num_steps, self.batch_size = num_steps, batch_size
+        self.seed, self.contrast, self.weights = seed, contrast, weights
+        self.make_example: Callable[[int, int], Example] | None = None
+
+    def __len__(self) -> int:
+        return self.num_steps * self.batch_size
+
+    def refresh(
+        self,
+        pool: Pool,
+        quantiles: np.ndarray,
+        encoder: PromptEncoder,
+        iteration: int,
+        conversations: dict[str, list[dict]] | None = None,
+    ) -> None:
+        """Point the dataset at this iteration's pool."""
+        scheme = encoder.scheme
+        draws = Draws(quantiles, batch_size=self.batch_size, weights=self.weights, seed=self.seed, iteration=iteration)
+
+        def query(row: int, feedback: str) -> list[int]:
+            messages = conversations[pool.prompt_key(row)] if conversations else None
+            return encoder.query_ids(feedback, pool.prompt_ids(row).tolist(), messages)
+
+        def make(i: int, num_tokens: int) -> Example:
+            row = draws[i]
+            quantile = int(quantiles[row])
+            mirror = scheme.mirror(quantile, coin(self.seed, iteration, i))
+            return Example(
+                right=query(row, scheme.tags[quantile]),
+                wrong=query(row, scheme.tags[mirror]) if self.contrast else None,
+                prompt=pool.prompt_ids(row).tolist(),
+                completion=pool.completion_ids(row).tolist(),
+                num_tokens=num_tokens,
+                num_completions=self.batch_size,
+            )
+
+        self.make_example = make
+        self._step_tokens = [
+            sum(
+                len(pool.completion_ids(draws[i])) for i in range(step * self.batch_size, (step + 1) * self.batch_size)
+            )
+            for step in range(self.num_steps)
+        ]
+
+    def __getitem__(self, i: int) -> Example:
+        return self.make_example(i, self._step_tokens[i // self.batch_size])
+
+
+def coin(seed: int, iteration: int, i: int) -> int:
+    """0 or 1, a function of its arguments: which extreme a middle quantile is contrasted with."""
+    return hashlib.blake2b(f"{seed}/{iteration}/{i}".encode(), digest_size=1).digest()[0] & 1
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:
+    """Rows of ids as one `(B, L)` tensor, padded on the left or the right."""
+    width = max(map(len, rows))
+    filled = torch.full((len(rows), width), value, dtype=torch.long)  # (B, L)
+    for i, row in enumerate(rows):
+        filled[i, (width - len(row) if side == "left" else 0) :][: len(row)] = torch.tensor(row, dtype=torch.long)
+    return filled
+
+
+def model_inputs(queries: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int) -> dict:
+    """Inputs of one forward pass: `input_ids`, `attention_mask`, `position_ids`, each `(B, Q + T)`."""
+    left, right = pad(queries, pad_id, "left"), pad(completions, pad_id, "right")
+    mask = torch.cat(
+        [pad([[1] * len(q) for q in queries], 0, "left"), pad([[1] * len(c) for c in completions], 0, "right")], dim=1
+    )
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    return {"input_ids": torch.cat([left, right], dim=1), "attention_mask": mask, "position_ids": positions}
+
+
+def collate(examples: Sequence[Example], pad_id: int) -> dict[str, torch.Tensor]:
+    """One micro-batch of B examples.
+
+    Returns:
+        `input_ids`, `attention_mask`, `position_ids`: the policy's `(B or 2B, Q + T)`, right branch first;
+        `ref_*`: the reference's `(B, P + T)`, without feedback; `labels`, `completion_mask`: `(B, T)`;
+        `num_tokens`, `num_completions`: of the whole step, scalars.
+    """
+    completions = [e.completion for e in examples]
+    contrast = examples[0].wrong is not None
+    queries = [e.right for e in examples] + ([e.wrong for e in examples] if contrast else [])
+    policy = model_inputs(queries, completions * (2 if contrast else 1), pad_id)
+    reference = model_inputs([e.prompt for e in examples], completions, pad_id)
+    return {
+        **policy,
+        **{f"ref_{name}": value for name, value in reference.items()},
+        "labels": pad(completions, pad_id, "right"),
+        "completion_mask": pad([[1] * len(c) for c in completions], 0, "right").bool(),
+        "num_tokens": torch.tensor(examples[0].num_tokens),
+        "num_completions": torch.tensor(examples[0].num_completions),
+    }

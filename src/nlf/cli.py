@@ -1,0 +1,232 @@
+"""`nlf`: the command line. One function a command; what they share is how arguments are read and errors are shown.
+
+Heavy imports happen inside the commands, after the arguments have been checked: help and mistakes answer at once.
+"""
+
+import argparse
+import errno
+import importlib
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from nlf import __version__, config
+from nlf.arguments import (
+    Knob,
+    Parser,
+    add_knobs,
+    knobs_of,
+    parse_flags,
+    read_recipe,
+    train_knobs,
+    unknown,
+)
+from nlf.errors import UserError
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+# ---- train --------------------------------------------------------------------------------------------------------
+
+TRAIN_USAGE = """nlf train [--config FILE.yaml] [--NAME VALUE ...]
+
+Sample, score, tag, train, and again: align a language model with language tags. Without arguments it trains the small
+model shipped here, in minutes on two cores. Every name below is also a key of the YAML file; flags override the file."""
+
+
+def train_settings_knobs() -> dict[str, Knob]:
+    """The knobs of train; resuming takes true or a checkpoint's folder."""
+    knobs = dict(train_knobs())
+    help = "Go on with the run in output_dir: 'true' for its last whole checkpoint, or a checkpoint's folder."
+    knobs["resume_from_checkpoint"] = Knob("resume_from_checkpoint", "bool | str | None", None, help, "Run")
+    return knobs
+
+
+def train_parser(knobs: dict[str, Knob]) -> argparse.ArgumentParser:
+    parser = Parser(prog="nlf train", usage=TRAIN_USAGE)
+    run = parser.add_argument_group("Run")
+    run.add_argument("--config", metavar="FILE", help="YAML file of settings; see recipes/.")
+    run.add_argument("--dry_run", action="store_true", help="Print what the run will cost, and stop.")
+    names = ", ".join(accelerate_configs())
+    run.add_argument(
+        "--accelerate_config", metavar="NAME|PATH", help=f"Start through `accelerate launch` with: {names}, or a file."
+    )
+    add_knobs(parser, {"resume_from_checkpoint": knobs["resume_from_checkpoint"]} | knobs)
+    return parser
+
+
+def train(argv: Sequence[str]) -> int:
+    """`nlf train`."""
+    knobs = train_settings_knobs()
+    given = vars(parse_flags(train_parser(knobs), argv, knobs))
+    special = {name: given.pop(name) for name in ("config", "dry_run", "accelerate_config")}
+    values = (read_recipe(special["config"], knobs) if special["config"] else {}) | given
+    settings = SimpleNamespace(**{name: values.get(name, knob.default) for name, knob in knobs.items()})
+    config.check(settings)
+    if special["dry_run"]:
+        from nlf.planning import plan
+
+        return show(plan(settings))
+    if special["accelerate_config"]:
+        launch(special["accelerate_config"], argv)
+    resume = values.pop("resume_from_checkpoint", None)
+    log_to_stderr()
+    args, model_options, data_options = build(values)
+    trainer = importlib.import_module("nlf.trainer")
+    trainer.train_from_config(args, model_options, data_options, resume)
+    return 0
+
+
+def build(values: dict[str, Any]) -> tuple[Any, config.ModelOptions, config.DataOptions]:
+    """The dataclasses of a run, out of the values that were given.
+
+    Raises:
+        UserError: TrainingArguments refuses a combination of values.
+    """
+    from transformers import HfArgumentParser
+
+    from nlf.trainer import ALTConfig
+
+    try:
+        return HfArgumentParser((ALTConfig, config.ModelOptions, config.DataOptions)).parse_dict(values)
+    except (ValueError, ImportError) as error:
+        raise UserError(str(error)) from error
+
+
+def accelerate_configs() -> dict[str, Path]:
+    """The configurations shipped here, by name."""
+    folder = Path(str(resources.files("nlf") / "accelerate_configs"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def launch(name: str, argv: Sequence[str]) -> None:
+    """Become `accelerate launch --config_file … -m nlf train …`, with the same arguments.
+
+    Raises:
+        UserError: neither one of our configurations nor a file; or torchrun has started this process already.
+    """
+    if "RANK" in os.environ:
+        raise UserError("--accelerate_config starts the processes itself: leave out torchrun, or this flag")
+    known = accelerate_configs()
+    path = known.get(name, Path(name))
+    if not path.is_file():
+        raise unknown(name, known, what="accelerate config (or file)")
+    rest = list(argv)
+    for i, word in reversed(list(enumerate(argv))):
+        if word.replace("-", "_").startswith("__accelerate_config"):
+            del rest[i : i + (1 if "=" in word else 2)]
+    start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path)]
+    os.execv(sys.executable, [*start, "-m", "nlf", "train", *rest])
+
+
+def log_to_stderr() -> None:
+    """What the library logs reaches the terminal, from the first process only."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("nlf").setLevel(logging.INFO if is_first_process() else logging.WARNING)
+
+
+# ---- evaluate, env ------------------------------------------------------------------------------------------------
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """`nlf evaluate`."""
+    knobs = knobs_of("Evaluation", config.EvaluationOptions)
+    knobs |= knobs_of("Sampling", config.SamplingOptions, config.EVAL_SAMPLING_DEFAULTS)
+    parser = Parser(
+        prog="nlf evaluate",
+        usage="nlf evaluate --model FOLDER [--NAME VALUE ...]\n\n"
+        "Sample a tagged model and its base on the same prompts, score and measure both.",
+    )
+    add_knobs(parser, knobs)
+    given = parse_flags(parser, argv, knobs)
+    values = {name: getattr(given, name, knob.default) for name, knob in knobs.items()}
+    if not values["model"]:
+        raise UserError("--model is missing: the folder of a run, as in `nlf evaluate --model runs/toxicity-embedded`")
+    options = SimpleNamespace(**values)
+    config.check(options)
+    log_to_stderr()
+    print(importlib.import_module("nlf.evaluate").evaluate_command(options))
+    return 0
+
+
+def env(argv: Sequence[str]) -> int:
+    """`nlf env`."""
+    parse_flags(Parser(prog="nlf env", usage="nlf env\n\nVersions and hardware, for a bug report."), argv, {})
+    from nlf.environment import describe
+
+    return show(describe())
+
+
+def show(table: dict[str, str]) -> int:
+    """Names and values in two columns."""
+    width = max(map(len, table))
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in table.items()))
+    return 0
+
+
+# ---- main ---------------------------------------------------------------------------------------------------------
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "train": (train, "align a model: sample, score, tag, train, again"),
+    "evaluate": (evaluate, "measure a tagged model against its base"),
+    "env": (env, "versions and hardware, for a bug report"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 2 for a mistake that a line on stderr explains, 130 for Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = dispatch(argv)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        return complain(error)
+    except KeyboardInterrupt:
+        print(interrupted(argv), file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        return complain(error)
+
+
+def dispatch(argv: list[str]) -> int:
+    if argv and argv[0] in COMMANDS:
+        return COMMANDS[argv[0]][0](argv[1:])
+    if argv and argv[0] == "--version":
+        print(f"nlf {__version__}")
+    elif not argv or argv[0] in ("-h", "--help"):
+        lines = [f"  nlf {name:<10} {about}" for name, (_, about) in COMMANDS.items()]
+        print("Align language models with textual feedback.\n", *lines, "\n`nlf COMMAND --help` says more.", sep="\n")
+    else:
+        raise unknown(argv[0], COMMANDS, what="command")
+    return 0 if argv else 2
+
+
+def complain(error: Exception) -> int:
+    """One line on stderr, from the first process only."""
+    if is_first_process():
+        print("nlf: error:", " ".join(str(error).split()), file=sys.stderr)
+    return 2
+
+
+def interrupted(argv: list[str]) -> str:
+    """What to say after Ctrl-C: for a training run, how it goes on."""
+    if argv[:1] != ["train"]:
+        return "nlf: interrupted"
+    resume = [] if any("resume" in word for word in argv) else ["--resume_from_checkpoint", "true"]
+    return f"nlf: interrupted; what is finished is kept. Go on with: {shlex.join(['nlf', *argv, *resume])}"
+
+
+def is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"

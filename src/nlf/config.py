@@ -1,0 +1,311 @@
+"""Every knob of ours, as plain dataclasses: the command line, the recipes and `ALTConfig` are all made from this page.
+
+Nothing heavy is imported, so `nlf train --help` is quick. `trainer.ALTConfig` joins these classes with transformers'
+`TrainingArguments`, whose defaults we change only where `TRAINING_DEFAULTS` says so. Names are TRL's wherever TRL has
+the thing. `check` holds the rules that a type cannot say; it quotes the name the person typed.
+
+Departs from the published code: the number of quantiles *is* the number of tags, nothing is filtered (top-k, top-p)
+unless asked for, and the coefficients alone choose the objective.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Any, Literal
+
+from nlf.errors import UserError
+from nlf.tags import DEFAULT_TAGS
+
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "output_dir": "runs/toxicity-embedded",
+    "num_train_epochs": 3,  # one epoch is one iteration
+    "learning_rate": 5e-4,
+    "per_device_train_batch_size": 64,
+    "warmup_steps": 5,
+    "lr_scheduler_type": "constant_with_warmup",
+    "max_grad_norm": 1.0,
+    "adam_epsilon": 1e-8,
+    "weight_decay": 0.0,
+    "logging_steps": 5,
+    "logging_nan_inf_filter": False,  # a NaN loss must be seen
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "report_to": "none",
+    "seed": 42,
+    "dataloader_num_workers": 0,
+    "remove_unused_columns": False,
+}
+
+
+def knob(default: Any, help: str) -> Any:
+    """A dataclass field with its line of help; lists are copied for each instance."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class ModelOptions:
+    """Which model is trained, against which reference, and how it is loaded."""
+
+    model_name_or_path: str = knob(
+        "embedded", "The policy's start: 'embedded' (the small model shipped here), a folder, or a hub id."
+    )
+    model_revision: str = knob("main", "Hub revision of the model: a branch, a tag or a commit.")
+    dtype: str = knob("float32", "Type the weights are loaded in: float32, bfloat16, float16 or auto.")
+    attn_implementation: str | None = knob(
+        None, "Attention: eager, sdpa, flash_attention_2, ...; null lets it choose."
+    )
+    trust_remote_code: bool = knob(False, "Run Python code that comes with a hub model.")
+    ref_model_name_or_path: str | None = knob(
+        None, "The frozen reference of the KL terms and of iteration 0; null is the policy's own start."
+    )
+    use_peft: bool = knob(False, "Train LoRA adapters; the model without them is then the reference, at no memory.")
+    lora_r: int = knob(16, "LoRA rank.")
+    lora_alpha: int = knob(32, "LoRA scale: updates are multiplied by lora_alpha / lora_r.")
+    lora_dropout: float = knob(0.0, "Dropout inside the adapters.")
+    lora_target_modules: list[str] | None = knob(None, "Modules that get adapters; null is all linear layers.")
+    disable_dropout: bool = knob(True, "Turn the model's dropout off, as the published code in effect did.")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass
+class DataOptions:
+    """Where the prompts come from."""
+
+    dataset: str = knob(
+        "embedded",
+        "Training prompts: 'embedded', a .jsonl, .json, .csv, .parquet or .txt file (also .gz), or a hub id. "
+        "Columns beside the prompt reach the reward functions.",
+    )
+    eval_dataset: str = knob("embedded", "Evaluation prompts, named like dataset; eval_strategy 'no' does without.")
+    dataset_prompt_column: str = knob(
+        "prompt", "Column of the prompt: text, messages, or RealToxicityPrompts' {'text': ...}."
+    )
+    dataset_train_split: str = knob("train", "Split of dataset to train on.")
+    dataset_test_split: str = knob("test", "Split of eval_dataset to evaluate on.")
+    max_prompts: int | None = knob(None, "Use the first so many training prompts; null is all.")
+    max_eval_prompts: int | None = knob(40, "Evaluate the first so many prompts during training; null is all.")
+    max_prompt_length: int | None = knob(
+        None, "Keep the last so many tokens of a longer prompt; null refuses prompts that do not fit the context."
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass
+class RewardOptions:
+    """What judges a completion: one number each, higher is better."""
+
+    reward_funcs: list[str] = knob(
+        ["local"], "Reward functions: 'local' (the toxicity scorer shipped here) or a dotted path to your own."
+    )
+    reward_weights: list[float] | None = knob(None, "Weight of each reward function in the sum; null is 1 each.")
+
+
+@dataclass
+class TagOptions:
+    """The words that name the quantiles, best first."""
+
+    tags: list[str] = knob(
+        list(DEFAULT_TAGS), "One tag for each quantile, best first; their number is the quantiles'."
+    )
+    tag_template: str = knob("{feedback}<|separator|>{prompt}", "How feedback and prompt are joined.")
+    separator: str | None = knob(
+        "<|separator|>", "Token added to the vocabulary, started from EOS, never sampled; null adds none."
+    )
+    tag_tokens: bool = knob(False, "Make every tag one new token, as Quark does, instead of words.")
+
+
+@dataclass
+class SamplingOptions:
+    """How completions are drawn; used for training and, with eval_ before each name, for evaluation."""
+
+    num_generations: int = knob(4, "Completions for each prompt.")
+    max_completion_length: int = knob(20, "New tokens at most.")
+    min_completion_length: int = knob(0, "New tokens at least: EOS is banned before.")
+    temperature: float = knob(1.0, "Logits are divided by it; 0 takes the likeliest token.")
+    top_p: float = knob(1.0, "Sample from the smallest set of tokens that holds this probability; 1 is off.")
+    top_k: int = knob(0, "Sample from this many likeliest tokens; 0 is off.")
+    guidance_scale: float = knob(
+        0.0,
+        "Strength g of (1+g) log p(.|best tag) - g log p(.|worst tag), two forward passes; 0 is off. "
+        "For evaluation: guided rollouts lose the contrast that training needs.",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+EVAL_SAMPLING_DEFAULTS: dict[str, Any] = {"num_generations": 25, "top_p": 0.9}
+
+EvalSamplingOptions = make_dataclass(
+    "EvalSamplingOptions",
+    [
+        (
+            f"eval_{f.name}",
+            f.type,
+            knob(EVAL_SAMPLING_DEFAULTS.get(f.name, f.default), f"In evaluation: {f.metadata['help']}"),
+        )
+        for f in fields(SamplingOptions)
+    ],
+    namespace={"__doc__": "SamplingOptions for evaluation.", "__module__": __name__},
+)
+
+
+@dataclass
+class LoopOptions:
+    """Sample, score, pool, quantize, tag, train: how much of each in an iteration (num_train_epochs of them)."""
+
+    prompts_per_iteration: int | None = knob(512, "Prompts sampled in each iteration; null is all of them.")
+    steps_per_iteration: int = knob(20, "Optimizer steps in each iteration.")
+    pool_keep: int | None = knob(None, "Train on the rollouts of so many last iterations; null keeps all.")
+    quantile_scope: Literal["pool", "prompt"] = knob(
+        "pool", "Cut the quantiles over the whole pool, or among the completions of each prompt."
+    )
+    quantile_rule: Literal["even", "published"] = knob(
+        "even", "'published' gives the remainder of N / K to the worst quantile and splits ties by their order."
+    )
+    quantile_weights: list[float] | None = knob(
+        [2.5, 1.0, 1.0, 1.0, 2.5], "Share of each quantile in a step, best first; null draws without regard to them."
+    )
+    sampling_batch_tokens: int | None = knob(
+        None, "Tokens (prompt and completion) sampled in one batch; null suits the device. Changes no result."
+    )
+    prompts_per_part: int = knob(64, "Prompts in one rollout file: what a killed run may have to sample again.")
+    eval_tag: str | None = knob(None, "Tag that evaluation samples under; null is the best.")
+
+
+@dataclass
+class ObjectiveOptions:
+    """Coefficients of the loss: nll_coef NLL + contrast_coef C + beta KL - entropy_coef H (docs/method.md).
+
+    The published objective is nll_coef 1, contrast_coef 0, beta 0.05.
+    """
+
+    nll_coef: float = knob(0.2, "Weight of the negative log likelihood of a completion under its own tag, per token.")
+    contrast_coef: float = knob(
+        1.0,
+        "Weight of -log sigmoid(log p(own tag) - log p(mirror tag)), summed over a completion's tokens; "
+        "0 skips the second pass.",
+    )
+    beta: float = knob(
+        1.0,
+        "Weight of the KL to the reference, per token, of every pass. The contrast grows with a completion's length "
+        "and the KL does not: scale beta with it (the default suits 20 tokens).",
+    )
+    entropy_coef: float = knob(0.0, "Weight of the entropy bonus, per token.")
+    kl_direction: Literal["forward", "reverse"] = knob(
+        "forward", "KL(reference || policy), as ALT, or 'reverse': KL(policy || reference), as Quark."
+    )
+    adaptive_kl: bool = knob(False, "Steer beta towards target_kl.")
+    target_kl: float = knob(3.0, "KL per completion (summed over its tokens) that adaptive_kl aims at.")
+    horizon: int = knob(2500, "Completions over which adaptive_kl moves beta.")
+    adaptive_entropy: bool = knob(False, "Steer entropy_coef towards target_entropy.")
+    target_entropy: float = knob(
+        40.0, "Entropy per completion (summed over its tokens) that adaptive_entropy aims at."
+    )
+    entropy_horizon: int = knob(2500, "Completions over which adaptive_entropy moves entropy_coef.")
+
+
+@dataclass
+class LogOptions:
+    """What is shown beside the numbers."""
+
+    log_completions: bool = knob(True, "Show a few evaluated completions in each iteration.")
+    num_completions_to_print: int = knob(3, "How many of them.")
+
+
+@dataclass
+class EvaluationOptions:
+    """What `nlf evaluate` compares on which prompts."""
+
+    model: str = knob("", "The tagged model: a run folder or a hub id.")
+    base_model: str | None = knob(
+        None, "The model it is compared with, which also measures perplexity; null is the run's own start."
+    )
+    dtype: str = knob("float32", "Type the weights are loaded in: float32, bfloat16, float16 or auto.")
+    dataset: str = knob("embedded", "Prompts: 'embedded', a .jsonl, .json, .csv, .parquet or .txt file, or a hub id.")
+    dataset_prompt_column: str = knob("prompt", "Column of the prompt.")
+    dataset_test_split: str = knob("test", "Split of dataset.")
+    max_prompts: int | None = knob(None, "Use the first so many prompts; null is all.")
+    tag: str = knob("best", "Tag to sample under: 'best', 'none', or the words of one.")
+    sweep_tags: bool = knob(False, "Sample under every other tag as well.")
+    sweep_prompts: int = knob(40, "Prompts for each of the other tags.")
+    reward_funcs: list[str] = knob(["local"], "What judges: 'local' or a dotted path to your own reward function.")
+    reward_weights: list[float] | None = knob(None, "Weight of each reward function in the sum; null is 1 each.")
+    sampling_batch_tokens: int | None = knob(None, "Tokens sampled in one batch; null suits the device.")
+    seed: int = knob(0, "Seed of the sampling.")
+    output_dir: str | None = knob(None, "Where results.json and generations go; null is MODEL/evaluation.")
+
+
+OPTION_GROUPS: dict[str, type] = {
+    "Model": ModelOptions,
+    "Data": DataOptions,
+    "Rewards": RewardOptions,
+    "Tags": TagOptions,
+    "Sampling": SamplingOptions,
+    "Evaluation sampling": EvalSamplingOptions,
+    "Loop": LoopOptions,
+    "Objective": ObjectiveOptions,
+    "Logging": LogOptions,
+}
+
+
+def sampling_options(options: Any, prefix: str = "") -> SamplingOptions:
+    """The sampling options among a larger object's fields; prefix 'eval_' takes those of evaluation."""
+    return SamplingOptions(**{f.name: getattr(options, prefix + f.name) for f in fields(SamplingOptions)})
+
+
+Rule = tuple[Callable[[Any], bool], str]
+POSITIVE: Rule = (lambda v: v > 0, "a number above 0")
+NOT_NEGATIVE: Rule = (lambda v: v >= 0, "0 or more")
+
+
+def one_of(*choices: str) -> Rule:
+    return (lambda v: v in choices, "one of " + ", ".join(choices))
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(
+        "max_prompts sweep_prompts max_eval_prompts max_prompt_length num_generations max_completion_length "
+        "prompts_per_iteration steps_per_iteration pool_keep sampling_batch_tokens prompts_per_part target_kl horizon target_entropy "
+        "entropy_horizon lora_r lora_alpha num_train_epochs".split(),
+        POSITIVE,
+    ),
+    **dict.fromkeys(
+        "min_completion_length temperature top_k guidance_scale nll_coef contrast_coef beta entropy_coef "
+        "num_completions_to_print learning_rate warmup_steps max_grad_norm".split(),
+        NOT_NEGATIVE,
+    ),
+    "top_p": (lambda v: 0 < v <= 1, "a number above 0, 1 at most"),
+    "lora_dropout": (lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+    "dtype": one_of("float32", "bfloat16", "float16", "auto"),
+    "quantile_scope": one_of("pool", "prompt"),
+    "quantile_rule": one_of("even", "published"),
+    "kl_direction": one_of("forward", "reverse"),
+    "reward_funcs": (bool, "at least one reward function"),
+    "tags": (lambda v: len(v) >= 2 and len(set(v)) == len(v) and all(v), "two or more different tags, best first"),
+    "quantile_weights": (lambda v: min(v) >= 0 and sum(v) > 0, "numbers of 0 or more, not all 0"),
+}
+
+
+def check(options: Any) -> None:
+    """Raise UserError for the first field of ours whose value makes no sense, or that contradicts another."""
+    values = {name: value for name, value in vars(options).items() if value is not None}
+    for name, value in values.items():
+        holds, expected = RULES.get(name.removeprefix("eval_"), (None, ""))
+        if holds and not holds(value):
+            raise UserError(f"{name}: {value!r} where {expected} was expected")
+    for prefix in ("", "eval_"):
+        least, most = values.get(f"{prefix}min_completion_length", 0), values.get(f"{prefix}max_completion_length")
+        if most is not None and least > most:
+            raise UserError(f"{prefix}min_completion_length ({least}) is above {prefix}max_completion_length ({most})")
+    for name, counted in (("quantile_weights", "tags"), ("reward_weights", "reward_funcs")):
+        if name in values and counted in values and len(values[name]) != len(values[counted]):
+            raise UserError(
+                f"{name} has {len(values[name])} numbers for {len(values[counted])} {counted}: "
+                "give one for each, or null"
+            )

@@ -1,0 +1,98 @@
+"""The loop: sample → score → pool → quantize → tag. One call per iteration; training on the result is the Trainer's.
+
+    iteration 0    x ~ reference(· | prompt)                  no feedback yet
+    iteration k    x ~ policy(· | best tag, prompt)
+                   pool ← pool ∪ (prompt, x, reward(x));  quantile ← rank in the whole pool;  tag ← its words
+
+Work is cut into parts of a fixed list of prompts before it starts. A part is sampled, then scored, by one rank; once
+written it is never done again, unless its stamp (weights, settings) is not this iteration's.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from nlf.rollouts import Pool, part_path, read_part, samples_path, write_part
+
+Progress = Callable[[str, int, int], Callable[[int], None]]  # (what, total, already done) → advance(n)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What one iteration needs; the Trainer fills it in, a test can as well."""
+
+    run_dir: Path
+    prompt_ids: Sequence[str]
+    prompts_per_iteration: int | None
+    prompts_per_part: int
+    num_generations: int
+    seed: int
+    sample: Callable[
+        [Sequence[tuple[int, int]], int, Callable], pa.Table
+    ]  # (row, occurrence)s, iteration, advance → rollouts
+    score: Callable[[pa.Table, Sequence[tuple[int, int]]], pa.Table]  # the same with rewards
+    quantize: Callable[[Pool], np.ndarray]
+    progress: Progress
+    rank: int = 0
+    world_size: int = 1
+    wait: Callable[[], None] = lambda: None
+    check: Callable[[], None] = lambda: None  # called between parts; raises when the run is asked to stop
+    pool_keep: int | None = None
+
+
+def run_iteration(iteration: int, loop: Loop, stamp: dict) -> tuple[Pool, np.ndarray]:
+    """Sample and score what is missing of this iteration; return the pool so far and each rollout's quantile."""
+    rows = choose_prompts(len(loop.prompt_ids), loop.prompts_per_iteration, loop.seed, iteration)
+    prompts = number_occurrences(rows, loop.prompt_ids)
+    parts = [prompts[i : i + loop.prompts_per_part] for i in range(0, len(prompts), loop.prompts_per_part)]
+    mine = [(n, rows) for n, rows in enumerate(parts) if n % loop.world_size == loop.rank]
+    scored = {n for n, _ in mine if read_part(part_path(loop.run_dir, iteration, n), stamp) is not None}
+
+    todo = [(n, rows) for n, rows in mine if n not in scored]
+    total = sum(len(rows) for _, rows in mine) * loop.num_generations
+    done = total - sum(len(rows) for _, rows in todo) * loop.num_generations
+    sampled, score = loop.progress("sampling", total, done), loop.progress("scoring", total, done)
+    for n, rows in todo:
+        loop.check()
+        path = samples_path(loop.run_dir, iteration, n)
+        table = read_part(path, stamp)
+        if table is None:
+            write_part(path, loop.sample(rows, iteration, sampled), stamp)
+        else:
+            sampled(table.num_rows)
+    for n, rows in todo:
+        loop.check()
+        path = samples_path(loop.run_dir, iteration, n)
+        table = loop.score(read_part(path, stamp), rows)
+        write_part(part_path(loop.run_dir, iteration, n), table, stamp)
+        path.unlink()
+        score(table.num_rows)
+    loop.wait()
+    pool = Pool.load(loop.run_dir, iteration, keep=loop.pool_keep)
+    return pool, loop.quantize(pool)
+
+
+def choose_prompts(num_prompts: int, count: int | None, seed: int, iteration: int) -> list[int]:
+    """Rows of this iteration's prompts: the next `count` of endless permutations, or all of them in order."""
+    if count is None:
+        return list(range(num_prompts))
+    first, chosen = iteration * count, []
+    while len(chosen) < count:
+        turn, offset = divmod(first + len(chosen), num_prompts)
+        order = np.random.default_rng([seed, turn]).permutation(num_prompts)
+        chosen += order[offset : offset + count - len(chosen)].tolist()
+    return chosen
+
+
+def number_occurrences(rows: Sequence[int], prompt_ids: Sequence[str]) -> list[tuple[int, int]]:
+    """(row, how often its prompt has come before): equal prompts get different random numbers."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for row in rows:
+        numbered.append((row, seen[prompt_ids[row]]))
+        seen[prompt_ids[row]] += 1
+    return numbered

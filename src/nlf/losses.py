@@ -1,0 +1,140 @@
+"""NLL, tag contrast, KL and entropy on completion tokens, as pure functions of logits.
+
+Notation: B completions, T positions, V vocabulary ids; x a completion, y+ its own tag, y- the mirror tag, p the
+policy, q the reference, which never sees a tag.
+
+    loss = nll_coef · Σ -log p(x|y+) / tokens  +  contrast_coef · Σ -log σ(log p(x|y+) - log p(x|y-)) / completions
+         + beta · Σ (KL+ + KL-) / tokens       -  entropy_coef · Σ H+ / tokens
+
+The published objective is (1, 0, .05, .06) with one branch; ours adds the second branch (docs/method.md). Both
+denominators count the whole optimizer step, so micro-batches and ranks add up to the loss of the step. Departure
+from the published code: added tokens leave the KL by id, not by cutting the vocabulary at the reference's size,
+which padded vocabularies break.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+class TokenStats(NamedTuple):
+    """Per completion token, each `(B, T)`, in nats; padded positions hold numbers that mean nothing."""
+
+    logp: torch.Tensor
+    entropy: torch.Tensor
+    kl: torch.Tensor
+
+
+def token_stats(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    ref_logits: torch.Tensor | None,
+    excluded_ids: Sequence[int] = (),
+    kl_direction: Literal["forward", "reverse"] = "forward",
+) -> TokenStats:
+    """Log-probability of each label, entropy, and KL to the reference; differentiable in `logits`.
+
+    Args:
+        excluded_ids: Left out of the KL on both sides, which are renormalised: tokens the reference does not know.
+            Log-probability and entropy keep every id. Ids beyond the narrower vocabulary are left out of the KL too.
+        kl_direction: "forward" = KL(ref‖policy), "reverse" = KL(policy‖ref).
+
+    Shape:
+        - logits: `(..., T, V)`; labels: `(..., T)`, any valid id where padded
+        - ref_logits: `(..., T, V')`, broadcast over leading dimensions; None gives a KL of 0
+        - returns: `(..., T)` each, float32 (float64 for float64 logits)
+    """
+    if kl_direction not in ("forward", "reverse"):
+        raise ValueError(f"kl_direction {kl_direction!r}: expected 'forward' or 'reverse'")
+    log_p = _log_softmax(logits)  # (..., T, V)
+    logp = log_p.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+    entropy = -_dot(log_p.exp(), log_p)
+    if ref_logits is None:
+        return TokenStats(logp, entropy, torch.zeros_like(logp))
+    kept = _kept_ids(logits.shape[-1], ref_logits.shape[-1], excluded_ids, logits.device)
+    log_p, log_q = log_p[..., kept], _log_softmax(ref_logits[..., kept])  # (..., T, V'')
+    mass = log_p.logsumexp(-1)  # what the policy gives to the ids that are compared
+    if kl_direction == "forward":
+        q = log_q.exp()
+        return TokenStats(logp, entropy, _dot(q, log_q) - _dot(q, log_p) + mass)
+    p = (log_p - mass.unsqueeze(-1)).exp()
+    return TokenStats(logp, entropy, _dot(p, log_p) - mass - _dot(p, log_q))
+
+
+def alt_loss(
+    right: TokenStats,
+    mask: torch.Tensor,
+    wrong: TokenStats | None,
+    *,
+    num_tokens: int | torch.Tensor,
+    num_completions: int | torch.Tensor,
+    nll_coef: float,
+    contrast_coef: float,
+    beta: float,
+    entropy_coef: float,
+    row_mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The share of one micro-batch in the loss of its optimizer step.
+
+    Args:
+        right, wrong: Of the completions under their own and the mirror tag; without `wrong` there is no contrast.
+        mask: `(B, T)` bool, the completion tokens, EOS included.
+        num_tokens, num_completions: Of the whole step, over all ranks and micro-batches.
+        row_mask: `(B,)` bool; rows that are False count nowhere.
+
+    Returns:
+        The loss, and detached sums: `nll`, `kl` (both branches), `entropy` over tokens; `contrast`, `margin`,
+        `accuracy` (margin above 0) over completions, 0 without `wrong`.
+    """
+    rows = mask.new_ones(mask.shape[0]) if row_mask is None else row_mask
+    mask = mask & rows.unsqueeze(-1)
+    nll, entropy, kl = -_sum(right.logp, mask), _sum(right.entropy, mask), _sum(right.kl, mask)
+    margin = nll.new_zeros(0)
+    if wrong is not None:
+        kl = kl + _sum(wrong.kl, mask)
+        margin = (_masked(right.logp, mask) - _masked(wrong.logp, mask)).sum(-1)[rows]  # (rows that count,)
+    contrast = -F.logsigmoid(margin).sum()
+    loss = (nll_coef * nll + beta * kl - entropy_coef * entropy) / num_tokens
+    loss = loss + contrast_coef * contrast / num_completions
+    sums = {
+        "nll": nll,
+        "kl": kl,
+        "entropy": entropy,
+        "contrast": contrast,
+        "margin": margin.sum(),
+        "accuracy": (margin > 0).sum(),
+    }
+    return loss, {name: value.detach() for name, value in sums.items()}
+
+
+def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
+    """In float32 at least; the wider copy of half-precision logits is made inside the kernel."""
+    return F.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vecdot(a, b)  # no (..., T, V) product in between
+
+
+def _kept_ids(width: int, other: int, excluded: Sequence[int], device: torch.device) -> slice | torch.Tensor:
+    """The ids both models know: a slice, hence a view, where those left out stand at the end, as added tokens do."""
+    end = min(width, other)
+    dropped = {i for i in excluded if 0 <= i < end}
+    while end - 1 in dropped:
+        end -= 1
+        dropped.remove(end)
+    if not dropped:
+        return slice(end)
+    keep = torch.ones(end, dtype=torch.bool)
+    keep[sorted(dropped)] = False
+    return keep.nonzero().squeeze(-1).to(device)
+
+
+def _masked(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return values.masked_fill(~mask, 0.0)  # not a product: 0 · inf at a padded position would be NaN
+
+
+def _sum(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return _masked(values, mask).sum()

@@ -1,0 +1,135 @@
+"""The embedded toxicity scorer: a small convolutional net over hashed sub-words, run in numpy.
+
+Distilled from recorded Perspective scores (the 2020 scale of RealToxicityPrompts) by `tools/build_scorer.py`, because
+the service itself ends in 2026. Only numpy and safetensors are needed, so scoring costs no torch import, and a word's
+vector depends on the word alone, so it is computed once and kept. Sums run in float64 and scores are rounded to six
+decimals: a text's score does not depend on the batch it came in. docs/rewards.md gives fidelity and limits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nlf.errors import UserError
+
+ASSET = Path(__file__).resolve().parent.parent / "assets" / "toxicity" / "local-1.safetensors"
+MAX_CHARACTERS = 20_000  # Perspective takes 20,480 bytes; what comes after is not scored
+BLOCK = 512  # texts per numpy pass: bounds memory, measured no slower than larger
+CACHED_WORDS = 50_000
+
+# A masked swear word (f**k, a$$, sh!t) stays one word; other marks stand alone.
+WORD = re.compile(r"[^\W_](?:[\w'*@$!#]*[\w*$])?|[*@$#]{2,}\w+|[^\w\s]|_+")
+STRETCH = re.compile(r"(.)\1{2,}")
+
+
+def words(text: str) -> list[str]:
+    """The words and marks of a text, case kept."""
+    return WORD.findall(text[:MAX_CHARACTERS].replace("’", "'"))
+
+
+def buckets(word: str, size: int) -> tuple[list[int], list[float]]:
+    """Rows of the table that make a word's vector, and their weights: the word, its shape, its 3- to 5-grams."""
+    lower = STRETCH.sub(r"\1\1", word[:40].lower())
+    lower = "0" if lower.isdigit() else lower
+    framed = f"<{lower}>"
+    grams = [framed[i : i + n] for n in (3, 4, 5) for i in range(len(framed) - n + 1)]
+    shape = "upper" if len(word) > 1 and word.isupper() else "title" if word[:1].isupper() else ""
+    names = [f"={lower}", *([f"^{shape}"] if shape else []), *grams]
+    heads = len(names) - len(grams)
+    weights = [1.0] * heads + [max(len(grams), 1) ** -0.5] * len(grams)
+    return [zlib.crc32(name.encode("utf-8", "replace")) % size for name in names], weights
+
+
+class LocalToxicity:
+    """Reward 1 − toxicity of the completion alone; `attributes` gives the probabilities, each in [0, 1]."""
+
+    name = "local"
+    version = 1
+    remote = False
+
+    def __init__(self, path: str | Path = ASSET):
+        from safetensors.numpy import load_file
+
+        path = Path(path)
+        try:
+            blob, self.card = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
+        except OSError as error:
+            raise UserError(f"local scorer: cannot read {error.filename}: reinstall nlf or rebuild it") from error
+        if hashlib.sha256(blob).hexdigest() != self.card["sha256"]:
+            raise UserError(f"local scorer: {path} is not the file its .json names (sha256 differs): reinstall nlf")
+        arrays = load_file(path)
+        self.table = arrays.pop("table").astype(np.float32) * self.card["table_scale"]  # (rows, d)
+        self.net = {name: array.astype(np.float64) for name, array in arrays.items()}
+        self.names: list[str] = self.card["attributes"]
+        self._forget()
+
+    def __call__(self, prompts=None, completions: Sequence[str] = (), completion_ids=None, **columns) -> list[float]:
+        """TRL's reward signature; conversational completions are scored by their last message."""
+        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        return (1.0 - self.attributes(texts)["toxicity"]).tolist()
+
+    def attributes(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """One array of probabilities (len(texts),) per attribute. An empty text has the score of no words at all."""
+        blocks = [self._score(texts[i : i + BLOCK]) for i in range(0, len(texts), BLOCK)]
+        scores = np.concatenate(blocks) if blocks else np.zeros((0, len(self.names)))
+        return {name: scores[:, i] for i, name in enumerate(self.names)}
+
+    def _forget(self) -> None:
+        self.rows: dict[str, int] = {}
+        self.vectors = np.zeros((0, self.table.shape[1]))
+
+    def _lookup(self, texts: list[list[str]]) -> np.ndarray:
+        """Row in `self.vectors` for every word of every text, computing the words not met before."""
+        if len(self.rows) > CACHED_WORDS:
+            self._forget()
+        new = sorted({word for text in texts for word in text}.difference(self.rows))
+        if new:
+            bags = [buckets(word, len(self.table)) for word in new]
+            starts = np.cumsum([0] + [len(ids) for ids, _ in bags[:-1]])
+            ids = np.concatenate([ids for ids, _ in bags])
+            weights = np.concatenate([weights for _, weights in bags])
+            vectors = np.add.reduceat(self.table[ids] * weights[:, None], starts)
+            self.rows.update(zip(new, range(len(self.rows), len(self.rows) + len(new)), strict=True))
+            self.vectors = np.concatenate([self.vectors, vectors])
+        return np.fromiter((self.rows[word] for text in texts for word in text), dtype=np.int64)
+
+    def _score(self, texts: Sequence[str]) -> np.ndarray:
+        """(len(texts), attributes). Texts lie end to end, two empty rows apart, so that the convolutions never mix them."""
+        split = [words(text) for text in texts]
+        lengths = np.array([len(text) for text in split])
+        rows = self._lookup(split)
+        full = lengths > 0
+        pooled = np.zeros((len(texts), len(self.net["out.weight"].T)))
+        if len(rows):
+            pooled[full] = self._pool(self.vectors[rows], lengths[full])
+        logits = pooled @ self.net["out.weight"].T + self.net["out.bias"]
+        scores = 1 / (1 + np.exp(-logits))
+        scores = [np.interp(column, *self.net[f"calibration.{i}"]) for i, column in enumerate(scores.T)]
+        return np.round(np.stack(scores, axis=1), 6)
+
+    def _pool(self, vectors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Maximum, mean and attention over each text's words: (texts, 3 · channels)."""
+        starts = np.cumsum(lengths) - lengths
+        place = np.arange(lengths.sum()) + 2 * np.repeat(np.arange(len(lengths)), lengths) + 2
+        size = len(place) + 2 * len(lengths) + 2
+        one = np.maximum(self._convolve(vectors, place, size, "one", 1), 0)
+        hidden = one + np.maximum(self._convolve(one, place, size, "two", 2), 0)  # (words, channels)
+        gate = np.exp(np.clip(hidden @ self.net["attend.weight"][0], -30, 30))[:, None]
+        focus = np.add.reduceat(hidden * gate, starts) / np.add.reduceat(gate, starts)
+        mean = np.add.reduceat(hidden, starts) / lengths[:, None]
+        return np.concatenate([np.maximum.reduceat(hidden, starts), mean, focus], axis=1)
+
+    def _convolve(self, x: np.ndarray, place: np.ndarray, size: int, name: str, dilation: int) -> np.ndarray:
+        padded = np.zeros((size, x.shape[1]))
+        padded[place] = x
+        kernel = self.net[f"{name}.weight"]  # (out, in, 3)
+        return sum(
+            (padded[place + dilation * (k - 1)] @ kernel[:, :, k].T for k in range(3)), self.net[f"{name}.bias"]
+        )

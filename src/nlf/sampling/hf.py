@@ -1,0 +1,227 @@
+"""Sampling in this process: our own decode loop over any Hugging Face causal LM and its cache.
+
+Why not `generate`: it prefills each of a prompt's n copies, pads the batch to its longest prompt, keeps finished rows,
+sorts the vocabulary at every step and draws from the global random state. Here prompts of like length share a batch, a
+prompt is read once, finished rows leave, and token t of completion j is drawn with a number that is a pure function of
+(seed, iteration, request key, j, t). So a completion depends neither on the batch it was in nor on the number of
+processes, up to float ties, and the global random state stays as it was.
+
+The rule is transformers': bans, temperature, top-k, top-p, in that order (`draw.py`); guidance comes before them.
+
+Letters in shapes: B branches (2 with guidance), P prompts, R rows = completions, L prompt tokens, V vocabulary.
+"""
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nlf.errors import UserError
+from nlf.sampling import Request
+from nlf.sampling.cache import select_with_room
+from nlf.sampling.draw import INF, pick, uniforms
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+    from nlf.config import SamplingOptions
+
+logger = logging.getLogger(__name__)
+
+COMPACT_AT = 7 / 8  # share of rows still going below which finished ones are dropped: that copies the cache once
+CPU_TOKENS, DEVICE_TOKENS = 8_192, 65_536  # default token budgets
+
+
+class HFSampler:
+    """Samples from `model` as it is when `sample` is called.
+
+    Args:
+        model: Any causal LM of transformers, peft ones too. Its train/eval state is restored after.
+        eos_token_ids: Ids that end a completion (and are kept in it).
+        banned_token_ids: Ids that are never sampled; those beyond the model's vocabulary are ignored.
+        token_budget: Most tokens in a batch: completions x (longest prompt + max_completion_length), both branches
+            counted. Halved when memory runs out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        eos_token_ids: Sequence[int],
+        banned_token_ids: Sequence[int] = (),
+        token_budget: int | None = None,
+    ):
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.eos, self.banned = sorted(eos_token_ids), sorted(banned_token_ids)
+        self.token_budget = token_budget or (CPU_TOKENS if self.device.type == "cpu" else DEVICE_TOKENS)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft hides the signature
+        self.accepted = inspect.signature(base.forward).parameters
+
+    def sample(
+        self,
+        requests: Sequence[Request],
+        options: "SamplingOptions",
+        *,
+        seed: int,
+        iteration: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[list[int]]]:
+        """See `nlf.sampling.Sampler`.
+
+        Raises:
+            UserError: a prompt that is empty or does not fit the context, or a model whose scores are not finite.
+        """
+        n, new = options.num_generations, options.max_completion_length
+        guided = bool(options.guidance_scale) and any(r.negative_ids is not None for r in requests)
+        prefixes = [(r.input_ids, r.negative_ids or ()) if guided else (r.input_ids,) for r in requests]
+        self._check(prefixes, new)
+        cost = [len(prefix) * (max(map(len, prefix)) + new) for prefix in prefixes]  # tokens of one completion
+        order = sorted(range(len(requests)), key=lambda i: -cost[i])
+        rows = [(i, j) for i in order for j in range(n)]
+        results = [[[] for _ in range(n)] for _ in requests]
+        start = 0
+        with _eval_mode(self.model), torch.inference_mode():
+            while start < len(rows):
+                batch = rows[start : start + batch_size(rows, start, cost, self.token_budget)]
+                prompts, owner = np.unique([i for i, _ in batch], return_inverse=True)
+                keys = [requests[i].key for i, _ in batch]
+                noise = uniforms(seed, iteration, keys, [j for _, j in batch], new)
+                ids = self._try([prefixes[i] for i in prompts], owner, noise, options)
+                if ids is None:  # out of memory: everything from here on in batches half as large
+                    self.token_budget = len(batch) * cost[batch[0][0]] // 2
+                    continue
+                for (i, j), completion in zip(batch, ids, strict=True):
+                    results[i][j] = completion
+                start += len(batch)
+                if progress:
+                    progress(len(batch))
+        return results
+
+    def _check(self, prefixes: list[tuple], new: int) -> None:
+        context = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None) or INF
+        for i, prefix in enumerate(prefixes, 1):
+            shortest, longest = min(map(len, prefix)), max(map(len, prefix))
+            if not shortest:
+                what = "worst-tag prefix, which guidance needs" if prefix[0] else "tokens"
+                raise UserError(f"prompt {i} of {len(prefixes)} has no {what}; give it one or remove the prompt")
+            if longest + new > context:
+                raise UserError(
+                    f"prompt {i} of {len(prefixes)} has {longest} tokens: with max_completion_length {new} that is "
+                    f"over the model's context of {context}; shorten it, or set max_prompt_length to {context - new} "
+                    "or less"
+                )
+
+    def _try(self, prefixes: list[tuple], owner: np.ndarray, noise: np.ndarray, options) -> list[list[int]] | None:
+        """The batch's completions, or None if it did not fit the memory of the device."""
+        with contextlib.suppress(torch.cuda.OutOfMemoryError):
+            draw_on = "cpu" if self.device.type == "mps" else self.device  # no float64 on mps
+            return self._decode(
+                prefixes, torch.tensor(owner).to(self.device), torch.tensor(noise).to(draw_on), options
+            )
+        if len(owner) == 1:
+            raise UserError("out of memory with a single completion in the batch; use a smaller model or fewer tokens")
+        torch.cuda.empty_cache()
+        logger.warning("out of memory with %d completions in a batch; going on with half as many", len(owner))
+        return None
+
+    def _decode(self, prefixes: list[tuple], owner: Tensor, noise: Tensor, options) -> list[list[int]]:
+        """P prefixes of B branches each, owner (R,) in 0..P-1, noise (R, T) → R completions."""
+        branches, steps = len(prefixes[0]), options.max_completion_length
+        ids, mask = self._left_pad([p[b] for b in range(branches) for p in prefixes], steps)  # (BP, L), (BP, L+T)
+        width = ids.shape[1]
+        position = mask[:, :width].cumsum(-1).sub(1).clamp(min=0)  # (BP, L)
+        logits, cache = self._forward(ids, mask[:, :width], position)  # (BP, V)
+        take = _in_branches(owner, branches, len(prefixes))  # (BR,): a prompt's cache for each of its completions
+        logits, mask, position = logits[take], mask[take], position[take, -1]  # (BR, V), (BR, L+T), (BR,)
+        select_with_room(cache, take, steps)
+        eos = torch.tensor(self.eos, dtype=torch.long, device=self.device)
+        out = torch.full(noise.shape, -1, device=self.device)  # (R, T)
+        live = torch.arange(len(owner), device=self.device)  # (R,): the row of `out` that each row of the batch writes
+        going = torch.ones_like(live, dtype=torch.bool)  # (R,)
+        for step in range(steps):
+            u = noise[live.to(noise.device), step]  # (R,)
+            token = self._next(logits.unflatten(0, (branches, -1)), u, step, options)  # (R,)
+            out[live[going], step] = token[going]
+            going = going & ~torch.isin(token, eos)
+            left = int(going.sum())
+            if not left or step + 1 == steps:
+                break
+            if left <= COMPACT_AT * len(live):
+                keep = going.nonzero()[:, 0]
+                take = _in_branches(keep, branches, len(live))
+                live, token, going = live[keep], token[keep], going[keep]
+                mask, position = mask[take], position[take]
+                cache.reorder_cache(take)
+            position = position + 1
+            tokens, seen = token.repeat(branches)[:, None], mask[:, : width + step + 1]  # (BR, 1), (BR, L+step+1)
+            logits, cache = self._forward(tokens, seen, position[:, None], cache)  # (BR, V)
+        return [[t for t in row if t >= 0] for row in out.tolist()]
+
+    def _left_pad(self, prefixes: list[tuple], extra: int) -> tuple[Tensor, Tensor]:
+        """Ids (N, L), and a mask (N, L + extra) that is already 1 where new tokens will come."""
+        width = max(map(len, prefixes))
+        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prefixes], device=self.device)
+        pad = torch.tensor([width - len(p) for p in prefixes], device=self.device)
+        return ids, (torch.arange(width + extra, device=self.device) >= pad[:, None]).long()
+
+    def _forward(self, ids: Tensor, mask: Tensor, position: Tensor, cache=None) -> tuple[Tensor, "Cache"]:
+        """Logits (N, V) of the last position, and the cache."""
+        optional = {"position_ids": position, "logits_to_keep": 1}
+        extra = {name: value for name, value in optional.items() if name in self.accepted}
+        out = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+        return out.logits[:, -1], out.past_key_values
+
+    def _next(self, logits: Tensor, u: Tensor, step: int, options) -> Tensor:
+        """Logits (B, R, V), uniforms (R,) → token ids (R,)."""
+        scores = logits.float().to(u.device)
+        if len(scores) == 2:
+            best, worst = scores.log_softmax(-1)
+            scores = (1 + options.guidance_scale) * best - options.guidance_scale * worst
+        else:
+            scores = scores[0]  # (R, V)
+        banned = self.banned + (self.eos if step < options.min_completion_length else [])
+        scores[:, [i for i in banned if i < scores.shape[-1]]] = -INF
+        if not scores.amax(-1).isfinite().all():
+            raise UserError(
+                "the model gave scores that are not finite (or every token is banned); has training diverged?"
+            )
+        if options.temperature == 0:
+            return scores.argmax(-1).to(self.device)
+        return pick(scores / options.temperature, u, top_k=options.top_k, top_p=options.top_p).to(self.device)
+
+
+def batch_size(rows: Sequence[tuple[int, int]], start: int, cost: Sequence[int], budget: int) -> int:
+    """How many of rows[start:] = (request, index), longest first, go together.
+
+    As many as the budget holds at the first one's length, none that this would pad to over twice its own tokens, and
+    all of a prompt's completions or none (so that it is read once) unless one prompt alone is over the budget.
+    """
+    widest = cost[rows[start][0]]
+    stop = min(start + max(1, budget // widest), len(rows))
+    stop = next((r for r in range(start, stop) if 2 * cost[rows[r][0]] < widest), stop)
+    if stop < len(rows) and (whole := stop - rows[stop][1]) > start:
+        stop = whole
+    return stop - start
+
+
+def _in_branches(index: Tensor, branches: int, size: int) -> Tensor:
+    """Rows of one branch (R,) → those rows in all branches (BR,), branches lying `size` rows apart."""
+    return torch.cat([index + b * size for b in range(branches)])
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """No dropout while sampling; each module's own mode is restored after."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

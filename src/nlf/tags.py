@@ -1,0 +1,169 @@
+"""Quantile ↔ words: how feedback is put before a prompt, taken off again, and swapped.
+
+A tag is the words for a quantile. Because they are words, what is put before the prompt may also be several tags
+joined or a judge's own sentence; every function here takes any such *feedback*. The published code fixes five tags
+and one template and does not tie the number of quantiles to the number of tags; here the list of tags *is* the
+number of quantiles.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import permutations
+from pathlib import Path
+
+from nlf.errors import UserError
+
+DEFAULT_TAGS = (
+    "Lowest Toxicity",
+    "Low-Moderate Toxicity",
+    "Moderate Toxicity",
+    "High-Moderate Toxicity",
+    "Maximum Toxicity",
+)
+SEPARATOR = "<|separator|>"
+FILE = "tags.json"
+FEEDBACK, PROMPT = "{feedback}", "{prompt}"
+
+
+@dataclass(frozen=True)
+class TagScheme:
+    """The ordered tags (quantile 0, the best, first), the template and the separator token.
+
+    A template in which the separator does not occur has none: `separator` is then None.
+
+    Raises:
+        UserError: fewer than two tags, an empty or repeated one, a template without exactly one `{feedback}`
+        followed by
+            one `{prompt}`, or tags that the template cannot tell apart.
+    """
+
+    tags: tuple[str, ...] = DEFAULT_TAGS
+    template: str = FEEDBACK + SEPARATOR + PROMPT
+    separator: str | None = SEPARATOR
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tags", tuple(self.tags))
+        _check_tags(self.tags)
+        _check_template(self.template)
+        if not self.separator or self.separator not in self.template:
+            object.__setattr__(self, "separator", None)
+        _check_readable(self.tags, self._parts()[1], self.separator)
+
+    @property
+    def num_quantiles(self) -> int:
+        return len(self.tags)
+
+    @property
+    def best(self) -> str:
+        return self.tags[0]
+
+    @property
+    def worst(self) -> str:
+        return self.tags[-1]
+
+    def mirror(self, quantile: int, coin: int) -> int:
+        """The quantile to contrast with: K-1-q; for the middle of an odd K the best or the worst, as `coin` falls."""
+        last = self.num_quantiles - 1
+        if 2 * quantile == last:
+            return last * (coin & 1)
+        return last - quantile
+
+    def pieces(self, feedback: str) -> tuple[str, str]:
+        """The text before and after the prompt, so that the prompt's own token ids never change."""
+        head, middle, tail = self._parts()
+        return head + feedback + middle, tail
+
+    def render(self, feedback: str | None, prompt: str) -> str:
+        """The text the policy reads; without feedback the bare prompt."""
+        if feedback is None:
+            return prompt
+        before, after = self.pieces(feedback)
+        return before + prompt + after
+
+    def strip(self, text: str) -> tuple[str | None, str]:
+        """Undo `render`: (feedback or None, prompt). Known tags are looked for first, then any words before the
+        separator.
+        """
+        head, middle, tail = self._parts()
+        if not (text.startswith(head) and text.endswith(tail) and len(text) >= len(head) + len(tail)):
+            return None, text
+        inner = text[len(head) : len(text) - len(tail)]
+        for tag in self.tags:
+            if inner.startswith(tag + middle):
+                return tag, inner[len(tag + middle) :]
+        feedback, found, prompt = inner.partition(middle) if middle else ("", "", "")
+        return (feedback, prompt) if found else (None, text)
+
+    def quantile_of(self, tag: str) -> int:
+        """The quantile that a tag names.
+
+        Raises:
+            UserError: the tag is not of this scheme.
+        """
+        if tag not in self.tags:
+            raise UserError(f"unknown tag {tag!r}; this model's tags are {', '.join(map(repr, self.tags))}")
+        return self.tags.index(tag)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `tags.json` into a model's folder, whole or not at all."""
+        path = Path(folder) / FILE
+        temporary = path.with_name(f".{FILE}.{os.getpid()}.tmp")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "TagScheme":
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: no such file, or not a tag scheme.
+        """
+        path = Path(folder) / FILE
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            return cls(tuple(fields["tags"]), fields["template"], fields["separator"])
+        except OSError as error:
+            raise UserError(
+                f"{path}: {error.strerror}; expected a folder with a model that nlf has trained"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a tag scheme ({error}); expected tags, template and separator") from error
+
+    def _parts(self) -> tuple[str, str, str]:
+        """The template's text before, between and after its two fields (other braces are plain text)."""
+        head, rest = self.template.split(FEEDBACK)
+        middle, tail = rest.split(PROMPT)
+        return head, middle, tail
+
+
+def _check_tags(tags: Sequence[str]) -> None:
+    if any(not isinstance(tag, str) or not tag.strip() for tag in tags):
+        raise UserError(f"tags {list(tags)}: every tag must be a non-empty text")
+    if len(tags) < 2:
+        raise UserError(f"tags {list(tags)}: at least two are needed, the best first; there is one quantile per tag")
+    repeated = sorted({tag for tag in tags if tags.count(tag) > 1})
+    if repeated:
+        raise UserError(f"tag {repeated[0]!r} is given more than once; every quantile needs words of its own")
+
+
+def _check_template(template: str) -> None:
+    counts = template.count(FEEDBACK), template.count(PROMPT)
+    if counts != (1, 1) or template.index(FEEDBACK) > template.index(PROMPT):
+        raise UserError(f"tag template {template!r}: expected {FEEDBACK} once and, after it, {PROMPT} once")
+
+
+def _check_readable(tags: Sequence[str], middle: str, separator: str | None) -> None:
+    for tag in tags:
+        if separator and separator in tag:
+            raise UserError(
+                f"tag {tag!r} contains the separator {separator!r}; choose other words or another separator"
+            )
+    for tag, other in permutations(tags, 2):
+        if (other + middle).startswith(tag + middle):
+            raise UserError(
+                f"tag {other!r} begins like {tag!r} and the template has nothing to tell them apart; "
+                f"put text between {FEEDBACK} and {PROMPT}, or choose other tags"
+            )

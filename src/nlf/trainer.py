@@ -1,0 +1,562 @@
+"""ALTTrainer: a transformers Trainer whose every epoch is one iteration of sample → score → pool → quantize → tag →
+train.
+
+    from nlf import ALTConfig, ALTTrainer
+    trainer = ALTTrainer("gpt2", reward_funcs=my_reward, args=ALTConfig(output_dir="run"), train_dataset=prompts)
+    trainer.train()
+
+Trainer keeps optimisation, precision, distribution, trackers and checkpoints. Ours are the loss, the refresh of the
+pool before each epoch, evaluation by sampling, and a resume that is exact. Departures from the published code:
+docs/method.md.
+"""
+
+import contextlib
+import json
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from accelerate.utils import gather_object
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
+
+from nlf import config, published, rundir
+from nlf.batches import PoolDataset, PromptEncoder, collate
+from nlf.completions import progress_bar, sample_table, score_table
+from nlf.errors import UserError
+from nlf.evaluate import (
+    Likelihoods,
+    likelihoods,
+    log_completions,
+    pool_statistics,
+    sample_and_score,
+    summarize,
+)
+from nlf.iteration import Loop, number_occurrences, run_iteration
+from nlf.losses import alt_loss, token_stats
+from nlf.modelcard import model_card
+from nlf.policy import (
+    Policy,
+    completion_logits,
+    load_model,
+    lora_config,
+    prepare_policy,
+    save_policy,
+    trainable_digest,
+)
+from nlf.prompts import all_conversations, as_prompts, load_prompts
+from nlf.quantize import quantize
+from nlf.rewards import resolve_reward
+from nlf.rollouts import Pool, digest
+from nlf.tags import TagScheme
+
+
+def _with_defaults(base: type, defaults: dict) -> type:
+    """The dataclass with other defaults; types and help stay."""
+    known = {f.name: f for f in fields(base)}
+    changed = []
+    for name, value in defaults.items():
+        old = known[name]
+        default = {"default_factory": partial(list, value)} if isinstance(value, list) else {"default": value}
+        changed.append((name, old.type, field(**default, metadata=old.metadata)))
+    return make_dataclass(f"{base.__name__}Defaults", changed, bases=(base,))
+
+
+@dataclass
+class ALTConfig(
+    config.RewardOptions,
+    config.TagOptions,
+    config.SamplingOptions,
+    config.EvalSamplingOptions,
+    config.LoopOptions,
+    config.ObjectiveOptions,
+    config.LogOptions,
+    _with_defaults(TrainingArguments, config.TRAINING_DEFAULTS),
+):
+    """Every knob of a run: transformers' TrainingArguments and ours (see `nlf.config` for the help of each).
+
+    `num_train_epochs` is the number of iterations; one epoch is `steps_per_iteration` optimizer steps.
+    """
+
+    def __post_init__(self):
+        config.check(self)
+        TrainingArguments.__post_init__(self)
+        self.train_sampling_strategy = "sequential"  # the dataset itself fixes the order
+        if self.num_train_epochs != int(self.num_train_epochs):
+            raise UserError(f"num_train_epochs {self.num_train_epochs}: expected a whole number of iterations")
+        if self.guidance_scale:
+            raise UserError("guidance_scale: guided rollouts lose the contrast to train on; set eval_guidance_scale")
+        if self.eval_tag is not None and self.eval_tag not in self.tags:
+            raise UserError(f"eval_tag {self.eval_tag!r}: expected one of {', '.join(map(repr, self.tags))}")
+        if self.quantile_rule == "published" and self.quantile_scope == "prompt":
+            raise UserError("quantile_rule published cuts over the whole pool: set quantile_scope pool")
+
+    @property
+    def total_batch_size(self) -> int:
+        """Rollouts in one optimizer step, over all ranks and micro-batches."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+
+class ALTTrainer(Trainer):
+    """Train a causal language model on its own completions, conditioned on the words for how good they were.
+
+    Args:
+        model: A causal LM, a folder or hub id, or "embedded".
+        reward_funcs: One or several rewards: TRL reward functions, names, dotted paths. Default: `args.reward_funcs`.
+        args: The settings.
+        train_dataset: Rows with a `prompt` (text or messages); other columns reach the rewards. Default: embedded.
+        eval_dataset: Rows that `evaluate` samples from.
+        processing_class: The tokenizer, where `model` is an object.
+        peft_config: LoRA; the model with its adapter off is then the reference.
+        reference_model: The frozen start; default: a copy of `model`.
+
+    Raises:
+        UserError: bad settings, prompts or rewards; the message says which and what to do.
+    """
+
+    def __init__(
+        self,
+        model="embedded",
+        reward_funcs=None,
+        args: ALTConfig | None = None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        peft_config=None,
+        reference_model=None,
+        disable_dropout: bool = True,
+        max_prompt_length: int | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        optimizers=(None, None),
+    ):
+        args = args or ALTConfig()
+        if args.n_gpu > 1:
+            raise UserError(
+                "several GPUs in one process: start with `torchrun --nproc_per_node N -m nlf train …` instead"
+            )
+        self.run_dir = Path(args.output_dir)
+        rundir.make_folder(self.run_dir)
+        self.prompts = as_prompts(train_dataset if train_dataset is not None else load_prompts("embedded"))
+        self.eval_prompts = as_prompts(eval_dataset) if eval_dataset is not None else None
+        if self.eval_prompts is None:
+            args.eval_strategy = type(args.eval_strategy)("no")
+        rewards = reward_funcs if reward_funcs is not None else args.reward_funcs
+        self.rewards = [resolve_reward(r) for r in (rewards if isinstance(rewards, (list, tuple)) else [rewards])]
+        if isinstance(model, str):
+            model, processing_class = load_model(model)
+        conversational = all_conversations(self.prompts + (self.eval_prompts or []))
+        scheme = TagScheme(tuple(args.tags), args.tag_template, None if conversational else args.separator)
+        self.policy = prepare_policy(
+            model, processing_class, scheme,
+            conversational=conversational, tag_tokens=args.tag_tokens, peft_config=peft_config,
+            reference_model=reference_model, disable_dropout=disable_dropout, seed=args.seed,
+        )  # fmt: skip
+        self.encoder = PromptEncoder(processing_class, scheme, max_prompt_length)
+        self.encoder.check_fits(
+            self.prompts + (self.eval_prompts or []),
+            getattr(model.config.get_text_config(), "max_position_embeddings", None),
+            max(args.max_completion_length, args.eval_max_completion_length),
+        )
+        super().__init__(
+            model=self.policy.model,
+            args=args,
+            data_collator=partial(collate, pad_id=processing_class.pad_token_id),
+            train_dataset=PoolDataset(
+                args.steps_per_iteration, args.total_batch_size,
+                seed=args.seed, contrast=args.contrast_coef != 0, weights=args.quantile_weights,
+            ),
+            eval_dataset=self.eval_prompts,
+            processing_class=processing_class,
+            callbacks=[*callbacks],
+            optimizers=optimizers,
+        )  # fmt: skip
+        self.add_callback(IterationCallback(self))
+        self.loss_is_scaled_for_ga, self.model_accepts_loss_kwargs = True, False
+        if self.policy.reference_model is not None:
+            self.policy.reference_model.to(args.device)
+        self.coefficients = {"beta": args.beta, "entropy_coef": args.entropy_coef}
+        self.sums: dict[str, float] = {}  # since the last log
+        self.step_sums: dict[str, float] = {}  # of this optimizer step
+        self.rollout_digest: str | None = None
+        self.started_at, self.stopping = 0, False
+
+    # ---- one call -------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """Run all iterations; with `resume_from_checkpoint`, go on from the last whole checkpoint, or from the start.
+
+        Raises:
+            UserError: the folder holds another run, or the settings changed in a way that would change the result.
+        """
+        resume = bool(resume_from_checkpoint)
+        if self.is_world_process_zero():
+            rundir.claim(self.run_dir, self.settings(), resume)
+        self.accelerator.wait_for_everyone()
+        found = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
+        if resume and found is None:
+            found = rundir.last_complete_checkpoint(self.run_dir)
+        if found is not None:
+            self.restore(rundir.loop_state(Path(found)))
+        if self.is_world_process_zero():
+            rundir.truncate_metrics(self.run_dir, self.started_at)
+        with self.stop_on_sigterm():
+            result = super().train(resume_from_checkpoint=None if found is None else str(found), **kwargs)
+        if self.stopping:
+            raise SystemExit(143)
+        self.finish()
+        return result
+
+    # ---- Trainer's hooks ------------------------------------------------------------------------------------------
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The objective of docs/method.md over one micro-batch, in units of the whole step."""
+        labels, mask = inputs["labels"], inputs["completion_mask"]  # (B, T)
+        forward = partial(completion_logits, num_completion_tokens=labels.shape[1])
+        with self.policy.reference() as reference, self.accelerator.autocast():
+            ref_logits = forward(
+                reference, inputs["ref_input_ids"], inputs["ref_attention_mask"], inputs["ref_position_ids"]
+            )
+        logits = forward(model, inputs["input_ids"], inputs["attention_mask"], inputs["position_ids"])
+        branches = [
+            token_stats(
+                branch,
+                labels,
+                ref_logits,
+                excluded_ids=self.policy.added_token_ids,
+                kl_direction=self.args.kl_direction,
+            )
+            for branch in logits.split(len(labels))  # right, and wrong where there is contrast
+        ]
+        loss, sums = alt_loss(
+            branches[0], mask, branches[1] if len(branches) > 1 else None,
+            num_tokens=inputs["num_tokens"], num_completions=inputs["num_completions"],
+            nll_coef=self.args.nll_coef, contrast_coef=self.args.contrast_coef,
+            beta=self.coefficients["beta"], entropy_coef=self.coefficients["entropy_coef"],
+        )  # fmt: skip
+        sums["kl"] = sums["kl"] / len(branches)  # logged for one branch
+        for name, value in {**sums, "tokens": mask.sum(), "completions": torch.tensor(len(labels))}.items():
+            for total in (self.sums, self.step_sums):
+                total[name] = total.get(name, 0.0) + float(value)
+        # Ranks' gradients are averaged, and the denominators already count every rank.
+        return loss * self.accelerator.num_processes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's log, with the averages of the loss's parts since the last one."""
+        if "loss" in logs:
+            logs = {**logs, **self.drain_sums()}
+        super().log(logs, start_time)
+        if self.is_world_process_zero():
+            line = json.dumps({**logs, "step": self.state.global_step}, default=float)
+            with open(self.run_dir / rundir.METRICS, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Sample the evaluation prompts under the best tag (or `eval_tag`), score and measure them; ranks share the
+        work.
+        """
+        rows = self.eval_prompts if eval_dataset is None else as_prompts(eval_dataset)
+        numbered = number_occurrences(range(len(rows)), [row["prompt_id"] for row in rows])
+        mine = numbered[self.args.process_index :: self.args.world_size]
+        tag, options = self.args.eval_tag or self.policy.scheme.best, config.sampling_options(self.args, "eval_")
+        shard = [rows[i] for i, _ in mine]
+        advance = self.bar("evaluating", len(shard) * options.num_generations, 0)
+        with self.evaluating():
+            table = sample_and_score(
+                self.policy, self.encoder, shard, tag, options, self.rewards, self.args.reward_weights,
+                negative=self.policy.scheme.worst, seed=self.args.seed, occurrences=[n for _, n in mine],
+                token_budget=self.args.sampling_batch_tokens, progress=advance,
+            )  # fmt: skip
+            found = likelihoods(table, self.policy, self.encoder, shard)
+        table, found = self.gather_evaluation(table, found, [i for i, _ in mine])
+        results = summarize(table, len(rows), found)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in results.items()}
+        self.log(metrics)
+        if self.args.log_completions and self.is_world_process_zero():
+            log_completions(table, self.args.num_completions_to_print, self.state.global_step)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """The model, its tokenizer and its tags; no pickled `training_args.bin`, unlike Trainer."""
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
+            self.processing_class.save_pretrained(folder)
+            self.policy.scheme.save(folder)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Trainer's checkpoint, marked when it is whole; older ones go only after that."""
+        folder = self.run_dir / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():
+            rundir.clear_checkpoint(folder)
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            rundir.mark_complete(folder, self.loop_state())
+            rotate_checkpoints(str(self.run_dir), limit, self.state.best_model_checkpoint)
+
+    # ---- the iteration --------------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Before each epoch: this iteration's rollouts, and the dataset drawn from the pool with them."""
+        iteration, offset = divmod(self.state.global_step, self.args.steps_per_iteration)
+        if offset == 0:  # otherwise resumed in the middle: these rollouts were sampled from earlier weights
+            self.rollout_digest = trainable_digest(self.policy.model)
+        stamp = {
+            "iteration": iteration,
+            "step": iteration * self.args.steps_per_iteration,
+            "policy": self.rollout_digest,
+            "settings": digest(self.sampling_settings()),
+        }
+        with self.evaluating():
+            pool, quantiles = run_iteration(iteration, self.loop(iteration), stamp)
+        conversations = None
+        if all_conversations(self.prompts):
+            conversations = {row["prompt_id"]: row["prompt"] for row in self.prompts}
+        self.train_dataset.refresh(pool, quantiles, self.encoder, iteration, conversations)
+        if offset == 0:
+            self.log(pool_statistics(pool, quantiles, iteration, self.policy.scheme.num_quantiles))
+
+    def loop(self, iteration: int) -> Loop:
+        """What `run_iteration` needs, out of this trainer."""
+        args, scheme = self.args, self.policy.scheme
+        rule = {"even": quantize, "published": published.quantize}[args.quantile_rule]
+
+        def sample(rows: Sequence[tuple[int, int]], iteration: int, advance: Callable) -> pa.Table:
+            with self.start_model(iteration) as policy:
+                return sample_table(
+                    policy, self.encoder, [self.prompts[i] for i, _ in rows], [n for _, n in rows],
+                    None if iteration == 0 else scheme.best, config.sampling_options(args),
+                    seed=args.seed, iteration=iteration, token_budget=args.sampling_batch_tokens, progress=advance,
+                )  # fmt: skip
+
+        def score(table: pa.Table, rows: Sequence[tuple[int, int]]) -> pa.Table:
+            return score_table(table, [self.prompts[i] for i, _ in rows], self.rewards, args.reward_weights)
+
+        def to_quantiles(pool: Pool) -> np.ndarray:
+            groups = pool.prompt_group if args.quantile_scope == "prompt" else None
+            return rule(pool.rewards, scheme.num_quantiles, groups)
+
+        return Loop(
+            self.run_dir, [row["prompt_id"] for row in self.prompts], args.prompts_per_iteration, args.prompts_per_part,
+            args.num_generations, args.seed, sample, score, to_quantiles, self.bar,
+            rank=args.process_index, world_size=args.world_size, wait=self.accelerator.wait_for_everyone,
+            check=self.stop_if_asked, pool_keep=args.pool_keep,
+        )  # fmt: skip
+
+    @contextlib.contextmanager
+    def start_model(self, iteration: int):
+        """The policy to sample from: the reference in iteration 0, the policy after."""
+        if iteration > 0:
+            yield self.policy
+        else:
+            with self.policy.reference() as model:
+                yield Policy(model, self.policy.tokenizer, self.policy.scheme, None, self.policy.added_token_ids)
+
+    @contextlib.contextmanager
+    def evaluating(self):
+        """Sampling and measuring: no dropout, the run's precision, and the mode restored after."""
+        mode = self.policy.model.training
+        self.policy.model.eval()
+        try:
+            with self.accelerator.autocast():
+                yield
+        finally:
+            self.policy.model.train(mode)
+
+    # ---- state ----------------------------------------------------------------------------------------------------
+
+    def settings(self) -> dict:
+        """Everything that makes this run what it is, as plain values: what `config.yaml` holds."""
+        plain = json.loads(json.dumps(self.args.to_dict(), default=str))
+        return {
+            **plain,
+            "model_name_or_path": getattr(self.policy.model.config, "_name_or_path", None),
+            "train_prompts": digest([row["prompt_id"] for row in self.prompts]),
+            "reward_funcs": [reward.label for reward in self.rewards],
+            "total_batch_size": self.args.total_batch_size,
+        }
+
+    def sampling_settings(self) -> dict:
+        """What sampled and scored rollouts depend on besides the weights."""
+        args = self.args
+        return {
+            "seed": args.seed,
+            "sampling": vars(config.sampling_options(args)),
+            "scheme": [list(self.policy.scheme.tags), self.policy.scheme.template, self.policy.scheme.separator],
+            "prompts": digest([row["prompt_id"] for row in self.prompts]),
+            "prompts_per_iteration": args.prompts_per_iteration,
+            "prompts_per_part": args.prompts_per_part,
+            "rewards": [reward.label for reward in self.rewards],
+            "weights": args.reward_weights,
+        }
+
+    def loop_state(self) -> dict:
+        """What a checkpoint keeps beside Trainer's own state."""
+        return {
+            "step": self.state.global_step,
+            "world_size": self.args.world_size,
+            "rollout_digest": self.rollout_digest,
+            "coefficients": self.coefficients,
+        }
+
+    def restore(self, state: dict) -> None:
+        """Take back what `loop_state` kept."""
+        self.started_at, self.rollout_digest = state["step"], state["rollout_digest"]
+        self.coefficients = state["coefficients"]
+
+    def finish(self) -> None:
+        """Write the tagged model at the run's root: an ordinary Hugging Face folder with its tags and card."""
+        if self.is_world_process_zero():
+            rundir.write_folder(self.run_dir, partial(save_policy, self.policy))
+            card = model_card(
+                self.run_dir, self.policy, self.args, self.state.log_history, ", ".join(r.label for r in self.rewards)
+            )
+            rundir.write_text(self.run_dir / "README.md", card)
+        self.accelerator.wait_for_everyone()
+
+    def adapt(self) -> None:
+        """After each step: the proportional controllers, where they are on, move beta and the entropy bonus."""
+        args, sums = self.args, self.step_sums
+        self.step_sums = {}
+        if not (args.adaptive_kl or args.adaptive_entropy):
+            return
+        local = torch.tensor([sums["kl"], sums["entropy"]], dtype=torch.float64, device=args.device)
+        kl, entropy = (self.accelerator.reduce(local, "sum") / args.total_batch_size).tolist()  # nats per completion
+        for name, on, current, target, horizon in (
+            ("beta", args.adaptive_kl, kl, args.target_kl, args.horizon),
+            ("entropy_coef", args.adaptive_entropy, entropy, args.target_entropy, args.entropy_horizon),
+        ):
+            if on:
+                self.coefficients[name] = published.controller_step(
+                    self.coefficients[name], current, target, horizon, args.total_batch_size, rising=name == "beta"
+                )
+
+    def drain_sums(self) -> dict[str, float]:
+        """Averages over what was seen since the last call, all ranks: per token, or per completion for the
+        contrast.
+        """
+        names = sorted(self.sums)
+        total = torch.tensor([self.sums[n] for n in names], dtype=torch.float64, device=self.args.device)
+        sums = dict(zip(names, self.accelerator.reduce(total, "sum").tolist(), strict=True))
+        self.sums = {}
+        tokens, completions = sums.pop("tokens"), sums.pop("completions")
+        averages = {n: sums[n] / tokens for n in ("nll", "kl", "entropy") if n in sums}
+        renamed = {"contrast": "contrast", "margin": "tag_margin", "accuracy": "tag_accuracy"}
+        averages |= {
+            new: sums[old] / completions for old, new in renamed.items() if old in sums and self.args.contrast_coef
+        }
+        return averages | self.coefficients
+
+    def gather_evaluation(self, table: pa.Table, found: Likelihoods, order: list[int]) -> tuple[pa.Table, Likelihoods]:
+        """Every rank's share of an evaluation, in the order of the prompts."""
+        if self.args.world_size == 1:
+            return table, found
+        shards = gather_object([(table, found, order)])
+        copies = table.num_rows // len(order)
+        prompts = np.concatenate([np.array(o) for _, _, o in shards])
+        rows = (np.argsort(prompts)[:, None] * copies + np.arange(copies)).ravel()
+        joined = pa.concat_tables([t for t, _, _ in shards]).take(rows)
+        sums = [np.concatenate([getattr(f, x.name) for _, f, _ in shards])[rows] for x in fields(Likelihoods)]
+        return joined, Likelihoods(*sums)
+
+    @contextlib.contextmanager
+    def stop_on_sigterm(self):
+        """Preemption: on SIGTERM the step in progress is finished, a checkpoint is saved, and the run ends."""
+
+        def stop(*_):
+            self.stopping = True
+
+        previous = (
+            signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
+        )
+        try:
+            yield
+        finally:
+            if previous is not None:
+                signal.signal(signal.SIGTERM, previous)
+
+    def stop_if_asked(self) -> None:
+        """While sampling there is nothing to save: what is finished is on disk."""
+        if self.stopping:
+            raise SystemExit(143)
+
+    def anyone_stopping(self) -> bool:
+        """Whether any rank was asked to stop, so that all stop at the same step."""
+        if self.args.world_size == 1:
+            return self.stopping
+        flag = torch.tensor(float(self.stopping), device=self.args.device)
+        self.stopping = bool(self.accelerator.reduce(flag, "sum") > 0)
+        return self.stopping
+
+    def bar(self, what: str, total: int, done: int) -> Callable[[int], None]:
+        """A progress bar, on the first rank."""
+        return progress_bar(what, total, done, hidden=self.args.disable_tqdm or not self.is_world_process_zero())
+
+
+class IterationCallback(TrainerCallback):
+    """Where the loop hangs on Trainer: a fresh pool before each epoch, a checkpoint after it, a clean stop."""
+
+    def __init__(self, trainer: ALTTrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.trainer.refresh()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.adapt()
+        if self.trainer.anyone_stopping():
+            control.should_training_stop = True
+        return control
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        # Saved before the next iteration samples, and at the very end, whatever the save strategy.
+        control.should_save = not (self.trainer.run_dir / f"checkpoint-{state.global_step}" / rundir.MARKER).is_file()
+        control.should_evaluate = control.should_evaluate and not self.trainer.stopping
+        return control
+
+
+def train_from_config(
+    args: ALTConfig,
+    model_options: config.ModelOptions,
+    data_options: config.DataOptions,
+    resume: str | bool | None = None,
+) -> ALTTrainer:
+    """`nlf train`: load what the options name, train, and leave the tagged model at the run's root."""
+    load = partial(
+        load_model,
+        dtype=model_options.dtype,
+        attn_implementation=model_options.attn_implementation,
+        trust_remote_code=model_options.trust_remote_code,
+    )
+    prompts = partial(load_prompts, column=data_options.dataset_prompt_column)
+    train_rows = prompts(data_options.dataset, split=data_options.dataset_train_split, limit=data_options.max_prompts)
+    eval_rows = data_options.eval_dataset and prompts(
+        data_options.eval_dataset, split=data_options.dataset_test_split, limit=data_options.max_eval_prompts
+    )
+    model, tokenizer = load(model_options.model_name_or_path, revision=model_options.model_revision)
+    reference = model_options.ref_model_name_or_path and load(model_options.ref_model_name_or_path)[0]
+    trainer = ALTTrainer(
+        model,
+        args=args,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        processing_class=tokenizer,
+        peft_config=lora_config(model_options) if model_options.use_peft else None,
+        reference_model=reference or None,
+        disable_dropout=model_options.disable_dropout,
+        max_prompt_length=data_options.max_prompt_length,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer

@@ -1,0 +1,43 @@
+"""Fixtures shared by all tests: where optional data lies, and the tiny model and tokenizer of `tiny.py`."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def _folder(variable: str, name: str) -> Path:
+    folder = Path(os.environ.get(variable) or REPO.parent / "shared" / name)
+    if not folder.is_dir():
+        pytest.skip(f"needs the folder {folder}; set {variable} to where it is")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Corpora and recorded scores: `$NLF_DATA`, else `../shared/data`, else the test is skipped."""
+    return _folder("NLF_DATA", "data")
+
+
+@pytest.fixture(scope="session")
+def parity_dir() -> Path:
+    """Numbers of the published implementation: `$NLF_PARITY`, else `../shared/parity`, else the test is skipped."""
+    return _folder("NLF_PARITY", "parity")
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A byte-level BPE of 300 tokens; EOS is `<|endoftext|>`."""
+    import tiny
+
+    return tiny.tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """A random two-layer GPT-2, shared by the session: copy it before changing it."""
+    import tiny
+
+    return tiny.model()

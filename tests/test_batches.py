@@ -1,0 +1,110 @@
+"""From rollouts to tensors: ids stay as sampled, positions count attended tokens, a step knows its denominators."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+import tiny
+from nlf.batches import Example, PoolDataset, PromptEncoder, collate, with_feedback
+from nlf.errors import UserError
+from nlf.rollouts import SCHEMA, Pool
+from nlf.tags import TagScheme
+
+
+def encoder(**changes) -> PromptEncoder:
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["<|separator|>"], special_tokens=True)
+    return PromptEncoder(tokenizer, TagScheme(**changes))
+
+
+def table(completions: list[list[int]], rewards: list[float | None]) -> pa.Table:
+    n = len(completions)
+    columns = {
+        "prompt_id": [f"p{i % 3}" for i in range(n)],
+        "prompt_ids": [[10 + i % 3, 20] for i in range(n)],
+        "completion_ids": completions,
+        "reward": rewards,
+    }
+    return pa.table({f.name: pa.array(columns.get(f.name, [None] * n), f.type) for f in SCHEMA}, schema=SCHEMA)
+
+
+def test_the_prompts_own_ids_never_change():
+    made = encoder()
+    ids = made.prompt_ids("the weather is warm")
+    query = made.query_ids("Lowest Toxicity", ids)
+    assert query[-len(ids) :] == ids
+    separator = made.tokenizer.convert_tokens_to_ids("<|separator|>")
+    assert query[: -len(ids)] == [*made.tokenizer("Lowest Toxicity")["input_ids"], separator]
+    assert made.query_ids(None, ids) == ids
+
+
+def test_any_template_with_the_two_fields_works():
+    made = encoder(template="feedback: {feedback} input: {prompt} answer:", separator=None)
+    query = made.query_ids("Lowest Toxicity", made.prompt_ids("hello"))
+    assert made.tokenizer.decode(query) == "feedback: Lowest Toxicity input: hello answer:"
+
+
+def test_bos_stays_in_front_of_the_feedback():
+    made = encoder()
+    made.bos = [0]
+    ids = made.prompt_ids("hello")
+    assert ids[0] == 0 and made.query_ids("Lowest Toxicity", ids)[0] == 0
+    assert made.query_ids("Lowest Toxicity", ids).count(0) == 1
+
+
+def test_a_long_prompt_keeps_its_last_tokens():
+    made = PromptEncoder(tiny.tokenizer(), TagScheme(), max_prompt_length=3)
+    whole = encoder().prompt_ids("the weather is warm and the river is calm")
+    assert made.prompt_ids("the weather is warm and the river is calm") == whole[-3:]
+
+
+def test_feedback_joins_a_system_message():
+    user = {"role": "user", "content": "hi"}
+    assert with_feedback([user], "be kind") == [{"role": "system", "content": "be kind"}, user]
+    both = with_feedback([{"role": "system", "content": "You are short."}, user], "be kind")
+    assert both == [{"role": "system", "content": "You are short.\n\nbe kind"}, user]
+
+
+def test_collate_by_hand():
+    examples = [
+        Example(right=[1, 2, 3], wrong=[4, 3], prompt=[3], completion=[7, 8], num_tokens=3, num_completions=2),
+        Example(right=[1, 5], wrong=[4, 6, 5], prompt=[6, 5], completion=[9], num_tokens=3, num_completions=2),
+    ]
+    batch = collate(examples, pad_id=0)
+    assert batch["input_ids"].tolist() == [[1, 2, 3, 7, 8], [0, 1, 5, 9, 0], [0, 4, 3, 7, 8], [4, 6, 5, 9, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [0, 1, 1, 1, 0], [0, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
+    assert batch["position_ids"].tolist()[1] == [0, 0, 1, 2, 2]
+    assert batch["ref_input_ids"].tolist() == [[0, 3, 7, 8], [6, 5, 9, 0]]
+    assert batch["labels"].tolist() == [[7, 8], [9, 0]]
+    assert batch["completion_mask"].tolist() == [[True, True], [True, False]]
+    assert (batch["num_tokens"], batch["num_completions"]) == (torch.tensor(3), torch.tensor(2))
+
+
+def test_a_step_knows_its_tokens_and_an_item_depends_on_its_number_only():
+    pool = Pool()
+    pool.add(table([[1] * (1 + i % 4) for i in range(12)], [i / 12 for i in range(12)]), 0)
+    quantiles = np.array([4, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0, 0], dtype=np.int8)
+    data = PoolDataset(2, 6, seed=1, contrast=True, weights=[2, 1, 1, 1, 1])
+    data.refresh(pool, quantiles, encoder(), 0)
+    items = [data[i] for i in range(len(data))]
+    for step in (0, 1):
+        chosen = items[step * 6 : step * 6 + 6]
+        assert {e.num_tokens for e in chosen} == {sum(len(e.completion) for e in chosen)}
+        assert {e.num_completions for e in chosen} == {6}
+    assert data[3] == items[3] and [data[i] for i in reversed(range(12))] == items[::-1]
+
+
+def test_a_middle_quantile_is_contrasted_with_either_extreme():
+    pool = Pool()
+    pool.add(table([[1]] * 8, [0.5] * 8), 0)
+    data = PoolDataset(4, 8, seed=0, contrast=True, weights=[0, 0, 1, 0, 0])
+    made = encoder()
+    data.refresh(pool, np.full(8, 2, np.int8), made, 0)
+    wrong = {made.tokenizer.decode(data[i].wrong).split("<")[0] for i in range(32)}
+    assert wrong == {"Lowest Toxicity", "Maximum Toxicity"}
+
+
+def test_a_prompt_over_the_context_is_named():
+    with pytest.raises(UserError, match=r"prompt 2 \('the river the river.*--max_prompt_length"):
+        encoder().check_fits([{"prompt": "hi"}, {"prompt": "the river " * 50}], 64, 20)

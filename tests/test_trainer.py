@@ -1,0 +1,336 @@
+"""The trainer on a tiny model: one call runs all iterations, and stopping anywhere changes nothing."""
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny
+from nlf import rundir
+from nlf.errors import UserError
+from nlf.trainer import ALTConfig, ALTTrainer
+
+fork = multiprocessing.get_context("fork")
+
+
+def settings(folder, **changes) -> ALTConfig:
+    values = {
+        "output_dir": str(folder),
+        "num_train_epochs": 2,
+        "steps_per_iteration": 3,
+        "per_device_train_batch_size": 8,
+        "prompts_per_iteration": 10,
+        "prompts_per_part": 4,
+        "num_generations": 2,
+        "max_completion_length": 5,
+        "eval_num_generations": 2,
+        "eval_max_completion_length": 5,
+        "logging_steps": 1,
+        "warmup_steps": 1,
+        "learning_rate": 1e-2,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    return ALTConfig(**values | changes)
+
+
+def make(folder, architecture="gpt2", reward=tiny.vowels, prompts=tiny.PROMPTS, peft_config=None, **changes):
+    return ALTTrainer(
+        tiny.model(architecture),
+        reward_funcs=reward,
+        args=settings(folder, **changes),
+        train_dataset=prompts,
+        eval_dataset=prompts[:3],
+        processing_class=tiny.tokenizer(),
+        peft_config=peft_config,
+    )
+
+
+def lines(folder) -> list[dict]:
+    return [json.loads(line) for line in (Path(folder) / rundir.METRICS).read_text().splitlines()]
+
+
+def weights(folder) -> dict:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def same(left: dict, right: dict) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A run that nobody stopped."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    make(folder).train()
+    return folder
+
+
+def test_a_run_leaves_everything_behind(unbroken):
+    names = {p.name for p in unbroken.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "rollouts", "model.safetensors", "tags.json", "README.md"} <= names
+    assert {"checkpoint-3", "checkpoint-6"} <= names
+    assert not list(unbroken.glob("**/training_args.bin")) and not list(unbroken.glob("*.bin"))
+    assert not list(unbroken.glob("rollouts/*/samples-*"))
+    parts = sorted(p.relative_to(unbroken).as_posix() for p in unbroken.glob("rollouts/*/*"))
+    assert parts == [f"rollouts/iteration-{i:04d}/part-{p:05d}.parquet" for i in (0, 1) for p in (0, 1, 2)]
+
+
+def test_what_is_logged(unbroken):
+    logged = lines(unbroken)
+    steps = [row for row in logged if "loss" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
+    assert {"nll", "kl", "entropy", "contrast", "tag_margin", "tag_accuracy", "grad_norm", "beta"} <= steps[0].keys()
+    assert steps[0]["kl"] == pytest.approx(steps[0]["kl"]) and steps[0]["kl"] >= 0
+    pools = [row for row in logged if "pool/size" in row]
+    assert [row["pool/size"] for row in pools] == [20, 40]
+    evaluations = [row for row in logged if "eval_reward" in row]
+    assert [row["step"] for row in evaluations] == [3, 6]
+    wanted = {"eval_perplexity", "eval_dist-2", "eval_kl", "eval_entropy", "eval_completions/mean_length"}
+    assert wanted <= evaluations[0].keys()
+
+
+def test_the_loss_is_the_objective_at_the_start(tmp_path):
+    """Before the first update both branches equal the reference but for the tag: loss = contrast ≈ log 2 + small parts."""
+    trainer = make(tmp_path, nll_coef=0.0, beta=0.0, num_train_epochs=1, steps_per_iteration=1)
+    trainer.train()
+    first = next(row for row in lines(tmp_path) if "loss" in row)
+    assert first["loss"] == pytest.approx(first["contrast"], rel=1e-5)
+
+
+def test_micro_batches_do_not_change_the_run(tmp_path, unbroken):
+    make(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4).train()
+    for one, other in zip(lines(unbroken), lines(tmp_path), strict=True):
+        for name in ("loss", "grad_norm", "kl", "contrast"):
+            if name in one:
+                assert other[name] == pytest.approx(one[name], rel=2e-4), name
+
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed_run(folder, arm) -> None:
+    """Run in a child process that `arm` prepares to be killed (by SIGKILL, so no handler runs)."""
+
+    def child():
+        torch.set_num_threads(1)
+        trainer = make(folder)
+        arm(trainer)
+        trainer.train()
+
+    process = fork.Process(target=child)
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def on_call(target, name: str, number: int, monkeypatch_free=setattr):
+    """Make the n-th call of `target.name` kill the process."""
+    original, calls = getattr(target, name), []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return die() if len(calls) == number else original(*args, **kwargs)
+
+    monkeypatch_free(target, name, counted)
+
+
+def while_sampling(trainer):
+    import nlf.iteration
+
+    on_call(nlf.iteration, "write_part", 2)  # iteration 0, second part
+
+
+def while_sampling_later(trainer):
+    import nlf.iteration
+
+    on_call(nlf.iteration, "write_part", 8)  # iteration 1
+
+
+def while_scoring(trainer):
+    import nlf.trainer
+
+    on_call(nlf.trainer, "score_table", 5)
+
+
+def while_writing_a_checkpoint(trainer):
+    on_call(trainer, "_save_rng_state", 2)  # weights and optimizer of checkpoint-6 are written, its marker is not
+
+
+def in_a_step(trainer):
+    on_call(trainer, "compute_loss", 5)
+
+
+@pytest.mark.parametrize(
+    "arm", [while_sampling, while_sampling_later, while_scoring, while_writing_a_checkpoint, in_a_step]
+)
+def test_killed_and_resumed_equals_unbroken(tmp_path, unbroken, arm):
+    torch.set_num_threads(1)
+    killed_run(tmp_path, arm)
+    assert not (tmp_path / "model.safetensors").exists()
+    written = {p: p.stat().st_mtime_ns for p in tmp_path.glob("rollouts/*/part-*")}
+    make(tmp_path).train(resume_from_checkpoint=True)
+    assert same(weights(tmp_path), weights(unbroken))
+    assert all(p.stat().st_mtime_ns == then for p, then in written.items()), "a finished part was done again"
+    steps = [(row["step"], row["loss"]) for row in lines(tmp_path) if "loss" in row]
+    assert steps == [(row["step"], row["loss"]) for row in lines(unbroken) if "loss" in row]
+
+
+def test_resuming_from_the_middle_of_an_iteration(tmp_path, unbroken):
+    changed = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
+    make(tmp_path, eval_strategy="steps", eval_steps=3, **changed).train()
+    assert same(weights(tmp_path), weights(unbroken))
+    for name in ("checkpoint-5", "checkpoint-6"):
+        rundir.clear_checkpoint(tmp_path / name)
+    (tmp_path / "model.safetensors").unlink()
+    make(tmp_path, eval_strategy="steps", eval_steps=3, **changed).train(resume_from_checkpoint=True)
+    assert same(weights(tmp_path), weights(unbroken))
+
+
+def test_more_iterations_may_follow(tmp_path, unbroken):
+    make(tmp_path, num_train_epochs=1).train()
+    make(tmp_path, num_train_epochs=2).train(resume_from_checkpoint=True)
+    assert same(weights(tmp_path), weights(unbroken))
+
+
+def test_a_folder_with_a_run_is_refused(unbroken):
+    with pytest.raises(UserError, match="already holds a run; add --resume_from_checkpoint true"):
+        make(unbroken).train()
+
+
+def test_changed_settings_are_refused_on_resume(unbroken):
+    with pytest.raises(UserError, match=r"was started with learning_rate=0.01, now it is 0.02"):
+        make(unbroken, learning_rate=2e-2).train(resume_from_checkpoint=True)
+
+
+def test_sigterm_saves_and_exits(tmp_path, unbroken):
+    trainer = make(tmp_path)
+    original = trainer.compute_loss
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    trainer.compute_loss = counted
+    with pytest.raises(SystemExit) as stop:
+        trainer.train()
+    assert stop.value.code == 143
+    assert rundir.last_complete_checkpoint(tmp_path).name == "checkpoint-4"
+    make(tmp_path).train(resume_from_checkpoint=True)
+    assert same(weights(tmp_path), weights(unbroken))
+
+
+def test_trainer_leaves_the_global_random_state_alone_while_sampling(tmp_path):
+    trainer = make(tmp_path, num_train_epochs=1, steps_per_iteration=1)
+    before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    trainer.refresh()
+    trainer.evaluate()
+    assert torch.equal(before[0], torch.random.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt_neox"])
+def test_other_architectures(tmp_path, architecture):
+    make(tmp_path, architecture, num_train_epochs=1, steps_per_iteration=2).train()
+    from transformers import pipeline
+
+    write = pipeline("text-generation", model=str(tmp_path))
+    text = "Lowest Toxicity<|separator|>the weather"
+    assert write(text, max_new_tokens=3, do_sample=False)[0]["generated_text"].endswith("") and "tags.json"
+
+
+def test_lora_has_no_second_copy_and_resumes(tmp_path):
+    from peft import LoraConfig
+
+    def lora(folder, **changes):
+        config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+        return make(folder, "llama", peft_config=config, **changes)
+
+    trainer = lora(tmp_path / "whole")
+    assert trainer.policy.reference_model is None
+    trainer.train()
+    lora(tmp_path / "half", num_train_epochs=1).train()
+    lora(tmp_path / "half").train(resume_from_checkpoint=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "half"))
+
+
+def test_published_objective_draws_and_rule(tmp_path):
+    make(
+        tmp_path,
+        nll_coef=1.0,
+        contrast_coef=0.0,
+        beta=0.05,
+        entropy_coef=0.06,
+        quantile_weights=None,
+        quantile_rule="published",
+        max_grad_norm=0.0,
+        adaptive_kl=True,
+    ).train()
+    steps = [row for row in lines(tmp_path) if "loss" in row]
+    for row in steps[:1]:
+        assert row["loss"] == pytest.approx(row["nll"] + 0.05 * row["kl"] - 0.06 * row["entropy"], rel=1e-4)
+    assert "tag_margin" not in steps[0]
+    assert steps[-1]["beta"] != 0.05  # the controller moved it
+
+
+def test_quark_tags_are_tokens(tmp_path):
+    trainer = make(
+        tmp_path, tag_tokens=True, tags=[f"<q{i}>" for i in range(5)], tag_template="{feedback}{prompt}",
+        separator=None, kl_direction="reverse", num_train_epochs=1,
+    )  # fmt: skip
+    assert len(trainer.policy.added_token_ids) == 5
+    trainer.train()
+
+
+def test_conversations_put_feedback_into_the_system_message(tmp_path):
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = tiny.CHAT_TEMPLATE
+    prompts = [{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in tiny.PROMPTS]
+    seen = []
+
+    def reward(prompts, completions, completion_ids, **kwargs):
+        seen.extend(completions)
+        return [float(len(c[0]["content"])) for c in completions]
+
+    trainer = ALTTrainer(
+        tiny.model(), reward_funcs=reward, args=settings(tmp_path, num_train_epochs=1), train_dataset=prompts,
+        processing_class=tokenizer,
+    )  # fmt: skip
+    assert trainer.policy.added_token_ids == ()
+    trainer.train()
+    assert seen[0][0]["role"] == "assistant"
+    example = trainer.train_dataset[0]
+    assert "<system>" in tokenizer.decode(example.right) and "<system>" not in tokenizer.decode(example.prompt)
+
+
+def test_a_reward_that_returns_nan_is_named(tmp_path):
+    def broken(prompts, completions, completion_ids, **kwargs):
+        return [float("nan")] * len(completions)
+
+    with pytest.raises(UserError, match="broken"):
+        make(tmp_path, reward=broken).train()
+    assert not list(tmp_path.glob("rollouts/*/part-*"))
+
+
+def test_a_reward_may_abstain(tmp_path):
+    def picky(prompts, completions, completion_ids, **kwargs):
+        return [None if i % 2 else 0.5 for i, _ in enumerate(completions)]
+
+    make(tmp_path, reward=picky, num_train_epochs=1).train()
+    assert next(row for row in lines(tmp_path) if "pool/size" in row)["pool/num_unscored"] == 10
+
+
+def test_a_prompt_over_the_context_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--max_prompt_length"):
+        make(tmp_path, prompts=[{"prompt": "the river " * 60}])
