@@ -32,7 +32,7 @@ SEPARATOR, K = "<|separator|>", len(TAGS)
 
 KNOBS = {
     "model": str(ASSETS / "lm"),
-    **{"iterations": 3, "prompts": 384, "generations": 4, "length": 20},  # prompts per iteration, of 20 new tokens
+    **{"iterations": 3, "prompts": 256, "generations": 4, "length": 20},  # prompts per iteration, of 20 new tokens
     **{"steps": 20, "batch": 64, "lr": 5e-4, "test_prompts": 40, "seed": 0},  # steps per iteration
     **{"nll": 0.2, "contrast": 1.0, "beta": 1.0, "entropy": 0.0},  # the loss
 }

@@ -6,8 +6,8 @@ import resource
 import signal
 
 import pytest
-
 import tiny
+
 from nlf.cli import main
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import tiny
 import torch
 
-import tiny
 from nlf.batches import Example, PoolDataset, PromptEncoder, collate, with_feedback
 from nlf.errors import UserError
 from nlf.rollouts import SCHEMA, Pool

@@ -1,9 +1,9 @@
 """What tags add to a model, and that the model of before can still be had."""
 
 import pytest
+import tiny
 import torch
 
-import tiny
 from nlf.batches import model_inputs
 from nlf.errors import UserError
 from nlf.policy import completion_logits, load_model, load_policy, prepare_policy, save_policy, trainable_digest

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
 
-import tiny
 from nlf import rundir
 from nlf.errors import UserError
 from nlf.trainer import ALTConfig, ALTTrainer
@@ -334,3 +334,40 @@ def test_a_reward_may_abstain(tmp_path):
 def test_a_prompt_over_the_context_is_refused(tmp_path):
     with pytest.raises(UserError, match="--max_prompt_length"):
         make(tmp_path, prompts=[{"prompt": "the river " * 60}])
+
+
+def test_the_best_iteration_is_kept_and_stopping_early_works(tmp_path):
+    from transformers import EarlyStoppingCallback
+
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "reward", "greater_is_better": True}
+    trainer = make(tmp_path, num_train_epochs=5, learning_rate=0.0, **best)
+    trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=1))
+    trainer.train()
+    # Without a learning rate the second evaluation equals the first: no better, so the run ends there.
+    assert [row["step"] for row in lines(tmp_path) if "eval_reward" in row] == [3, 6]
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-3")
+    assert same(weights(tmp_path), weights(tmp_path / "checkpoint-3"))
+
+
+def test_trackers_see_our_metrics(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    make(tmp_path / "run", report_to="tensorboard", num_train_epochs=1).train()
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    assert {"train/tag_margin", "train/kl", "eval/reward", "eval/perplexity"} <= set(events.Tags()["scalars"])
+
+
+def test_bf16_and_gradient_checkpointing(tmp_path):
+    make(tmp_path, "llama", bf16=True, gradient_checkpointing=True, num_train_epochs=1).train()
+    assert np.isfinite([row["loss"] for row in lines(tmp_path) if "loss" in row]).all()
+
+
+def test_config_yaml_can_be_given_back(unbroken):
+    from nlf.arguments import read_recipe
+    from nlf.cli import build, train_settings_knobs
+
+    values = read_recipe(unbroken / "config.yaml", train_settings_knobs())
+    args, _, _ = build({**values, "reward_funcs": ["local"]})
+    assert args.learning_rate == 1e-2 and args.steps_per_iteration == 3 and args.tags[0] == "Lowest Toxicity"

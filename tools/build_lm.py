@@ -27,8 +27,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).parent))
-from lm_card import write_card  # noqa: E402
-from lm_sources import SOURCES, documents  # noqa: E402
+from lm_card import write_card
+from lm_sources import SOURCES, documents
 
 EOS = "<|endoftext|>"
 VOCABULARY, WIDTH, LAYERS, HEADS, CONTEXT = 5120, 192, 4, 3, 256
@@ -202,7 +202,7 @@ def export(args: argparse.Namespace, model: GPT2LMHeadModel, tokenizer: PreTrain
     (staging / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG, indent=2) + "\n", encoding="utf-8")
     GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0, do_sample=True).save_pretrained(staging)
     run = {"steps": done["step"], "minutes": done["elapsed"] / 60, "seed": SEED}
-    run |= {"data": args.data, "batch": BATCH, "window": WINDOW}
+    run |= {"data": args.data, "batch": BATCH, "window": WINDOW, "note": args.note}
     write_card(staging / "README.md", model, tokenizer, perplexity, **run)
     args.out.mkdir(parents=True, exist_ok=True)
     for file in staging.iterdir():
@@ -218,6 +218,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=75, help="training time, unless --steps is given")
     parser.add_argument("--steps", type=int, help="optimizer steps instead of a time: reproducible")
     parser.add_argument("--save_minutes", type=float, default=4, help="time between checkpoints")
+    parser.add_argument("--note", default="", help="a sentence for the card, on what was particular to this run")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
     parser.add_argument("--compile", action="store_true", help="torch.compile: a third faster, needs a C++ compiler")

@@ -42,16 +42,16 @@ tokenizer = AutoTokenizer.from_pretrained("src/nlf/assets/lm")
 ```
 
 ## Training
-`python tools/build_lm.py --data DATA --work build/lm --minutes {minutes:.0f} --compile`
+`python tools/build_lm.py --data DATA --work build/lm --steps {steps} --compile`
 
 {steps:,} steps of {batch} windows of {window} tokens ({tokens:.1f} M tokens) in {minutes:.0f} minutes on two CPU
 threads, seed {seed}, torch {torch}. Muon for the hidden matrices, AdamW for the rest; warm-up, plateau, linear decay
-to zero; bfloat16 matrix products. By the clock the run is not reproducible to the bit; with `--steps` it is, on the
-same machine and threads.
+to zero; bfloat16 matrix products. Bit for bit it is reproducible with `--steps`, on the same machine and threads, only.
+{note}
 
 The text comes only from sources whose licence allows it; none is share-alike. *Share* is the part of the training
 windows, *perplexity* that of windows of {window} tokens of the validation documents (5 % of each source, by a hash of
-the document; another 10 %, the test documents, were used for nothing).
+the document; another 10 %, the test documents, were left out of training altogether).
 
 | source | origin | licence | share | perplexity |
 | --- | --- | --- | --- | --- |
@@ -98,7 +98,7 @@ def sample(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, seed: int
 def write_card(
     path: Path, model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, perplexity: dict, **run: object
 ) -> None:
-    """`run`: data, steps, batch, window, minutes, seed of the training run."""
+    """`run`: data, steps, batch, window, minutes, seed and note of the training run."""
     words, config = offensive_words(run["data"]), model.config
     rows = [
         f"| {s.name} | {s.origin} | {s.licence} | {s.weight:.2f} | {perplexity[s.name]:.1f} |"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 PACKAGES = (
     *("nlf", "torch", "transformers", "accelerate", "peft", "trl", "datasets", "tokenizers", "safetensors"),
-    *("numpy", "pyarrow", "scikit-learn"),
+    *("numpy", "pyarrow"),
 )
 
 

@@ -6,6 +6,7 @@ spread over the whole range. Draws take exact counts per quantile; the published
 whatever the quantile.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -141,7 +142,7 @@ def _split(quantiles: np.ndarray, num_quantiles: int) -> list[np.ndarray]:
     """Rows of each quantile, ascending."""
     order = np.argsort(quantiles, kind="stable")
     edges = np.searchsorted(quantiles[order], np.arange(num_quantiles + 1))
-    return [order[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [order[a:b] for a, b in itertools.pairwise(edges)]
 
 
 def _fill_empty(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:

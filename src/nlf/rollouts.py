@@ -3,12 +3,15 @@
 A rollout is one (prompt, completion, reward, feedback, …) row. Each iteration's are Parquet parts in
 `rollouts/iteration-0003/`; a part is written whole or not at all, and carries the stamp of what it was made from.
 The pool is flat arrays of the token ids and rewards of all rollouts so far; quantiles are recomputed from it each
-iteration and never stored.
+iteration and never stored. (The published code keeps lists of texts, sorts them, copies them all each iteration and
+tokenises them again.)
 """
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +40,7 @@ STAMP = b"nlf.stamp"
 
 
 def iteration_dir(run_dir: Path, iteration: int) -> Path:
+    """Where an iteration's parts are."""
     return Path(run_dir) / "rollouts" / f"iteration-{iteration:04d}"
 
 
@@ -51,13 +55,17 @@ def samples_path(run_dir: Path, iteration: int, part: int) -> Path:
 
 
 def digest(value) -> str:
-    """A short digest of plain values, the same in every process."""
-    text = json.dumps(value, sort_keys=True, default=str)
+    """A short digest of plain values, the same in every process.
+
+    Raises:
+        TypeError: something in it is no JSON value, whose text might differ from one process to the next.
+    """
+    text = json.dumps(value, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write_part(path: Path, table: pa.Table, stamp: dict) -> None:
-    """Write a part under a temporary name, then move it into place.
+    """Write a part under a temporary name, then move it into place; what a killed writer of it left is removed.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -66,30 +74,49 @@ def write_part(path: Path, table: pa.Table, stamp: dict) -> None:
     table = table.replace_schema_metadata({STAMP: json.dumps(stamp, sort_keys=True)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+            leftover.unlink(missing_ok=True)
         with open(temporary, "wb") as file:
             pq.write_table(table, file, compression="zstd")
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder may be what is wrong
+            temporary.unlink(missing_ok=True)
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free some space and resume the run"
+            f"cannot write {path}: {error.strerror or error}; free some space and resume, or choose another --output_dir"
         ) from error
 
 
 def read_part(path: Path, stamp: dict) -> pa.Table | None:
-    """The part, or None where there is none. One that is broken, or made from something else, is removed."""
+    """The part, or None where there is none. One that is broken, or made from something else, is removed.
+
+    Raises:
+        UserError: the file is there and the system does not let us read it; it is left alone.
+    """
     if not path.is_file():
         return None
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError):
-        table = None
+    table = _parse(_bytes(path))
     if table is not None and _stamp(table) == json.loads(json.dumps(stamp)):
         return table
     path.unlink()
     return None
+
+
+def _bytes(path: Path) -> pa.Buffer:
+    try:
+        return pa.py_buffer(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; make it readable and resume the run") from error
+
+
+def _parse(data: pa.Buffer, columns: Sequence[str] | None = None) -> pa.Table | None:
+    """The table, or None where the bytes are not whole: a part is only ever renamed into place when it is."""
+    try:
+        return pq.ParquetFile(pa.BufferReader(data)).read(columns)
+    except (pa.ArrowException, OSError):
+        return None
 
 
 def _stamp(table: pa.Table) -> dict | None:
@@ -98,29 +125,37 @@ def _stamp(table: pa.Table) -> dict | None:
 
 
 class Pool:
-    """All rollouts so far, as flat arrays: ids and their offsets, rewards (NaN = not scored), iteration, prompt.
+    """All rollouts so far, as flat arrays of N rows: token ids, rewards, prompts and feedback. Texts stay on disk.
 
-    A million rollouts of 20 + 20 tokens take about 200 MB; texts stay on disk.
+    A million rollouts of 12 + 20 tokens take about 170 MB. Rows stand in the order (iteration, part, row), so the
+    pool is the same however many processes wrote the parts.
+
+    Attributes:
+        rewards: float64 `(N,)`, NaN = not scored.
+        iteration: int32 `(N,)`.
     """
+
+    COLUMNS = ("prompt_id", "prompt_ids", "completion_ids", "feedback", "reward")
 
     def __init__(self):
         self._prompts, self._completions = _Ragged(), _Ragged()
+        self._keys, self._feedback = _Words(), _Words()
         self.rewards = np.empty(0)
         self.iteration = np.empty(0, np.int32)
-        self.prompt_group = np.empty(0, np.int64)
-        self._groups: dict[str, int] = {}
 
     @classmethod
     def load(cls, run_dir: Path, up_to_iteration: int, keep: int | None = None) -> "Pool":
-        """The rollouts of iterations 0 … `up_to_iteration`, or of the last `keep` of them, in the order of their
-        parts.
+        """The rollouts of iterations 0 … `up_to_iteration`, or of the last `keep` of them.
+
+        Raises:
+            UserError: an iteration's rollouts are missing or broken.
         """
-        pool = cls()
         first = 0 if keep is None else max(0, up_to_iteration + 1 - keep)
-        columns = ["prompt_id", "prompt_ids", "completion_ids", "reward"]
-        for iteration in range(first, up_to_iteration + 1):
-            paths = sorted(iteration_dir(run_dir, iteration).glob("part-*.parquet"))
-            pool.add(pa.concat_tables([pq.read_table(path, columns=columns) for path in paths]), iteration)
+        iterations = range(first, up_to_iteration + 1)
+        tables = [_read_iteration(run_dir, iteration, cls.COLUMNS) for iteration in iterations]
+        pool = cls()
+        if tables:  # all at once: one copy, however many iterations
+            pool._append(pa.concat_tables(tables), np.repeat(iterations, [len(table) for table in tables]))
         return pool
 
     def __len__(self) -> int:
@@ -128,19 +163,23 @@ class Pool:
 
     def add(self, table: pa.Table, iteration: int) -> None:
         """Append a table of rollouts."""
+        self._append(table, np.full(len(table), iteration))
+
+    def _append(self, table: pa.Table, iterations: np.ndarray) -> None:
         self._prompts.append(table["prompt_ids"])
         self._completions.append(table["completion_ids"])
-        rewards = table["reward"].to_numpy(zero_copy_only=False).astype(np.float64)  # null → NaN
-        groups = [self._groups.setdefault(name, len(self._groups)) for name in table["prompt_id"].to_pylist()]
+        self._keys.append(table["prompt_id"])
+        self._feedback.append(table["feedback"])
+        rewards = table["reward"].to_numpy().astype(np.float64)  # null → NaN
         self.rewards = np.concatenate([self.rewards, rewards])
-        self.iteration = np.concatenate([self.iteration, np.full(len(rewards), iteration, np.int32)])
-        self.prompt_group = np.concatenate([self.prompt_group, np.array(groups, np.int64)])
-        self._names = None
+        self.iteration = np.concatenate([self.iteration, iterations.astype(np.int32)])
 
     def prompt_ids(self, i: int) -> np.ndarray:
+        """The prompt's token ids, int32; a view."""
         return self._prompts[i]
 
     def completion_ids(self, i: int) -> np.ndarray:
+        """The completion's token ids as sampled, int32; a view."""
         return self._completions[i]
 
     @property
@@ -148,11 +187,36 @@ class Pool:
         """Tokens of each completion, `(N,)`."""
         return np.diff(self._completions.offsets)
 
+    @property
+    def prompt_group(self) -> np.ndarray:
+        """Which prompt each row has, as a number, int64 `(N,)`: for quantiles per prompt."""
+        return self._keys.codes
+
     def prompt_key(self, i: int) -> str:
         """The prompt id of row i."""
-        if self._names is None:
-            self._names = list(self._groups)
-        return self._names[self.prompt_group[i]]
+        return self._keys[i]
+
+    def feedback(self, i: int) -> str | None:
+        """What row i was sampled under; None = the bare prompt."""
+        return self._feedback[i]
+
+
+def _read_iteration(run_dir: Path, iteration: int, columns: Sequence[str]) -> pa.Table:
+    """All parts of an iteration, in order."""
+    folder = iteration_dir(run_dir, iteration)
+    paths = sorted(folder.glob("part-*.parquet"), key=lambda path: (len(path.name), path.name))  # 100000 after 99999
+    if not paths:
+        raise UserError(
+            f"{folder}: no rollouts; expected those of iteration {iteration}; restore them or start afresh"
+        )
+    tables = []
+    for path in paths:
+        tables.append(_parse(_bytes(path), columns))
+        if tables[-1] is None:
+            raise UserError(
+                f"{path}: broken; expected the rollouts of iteration {iteration}; restore it or start afresh"
+            )
+    return pa.concat_tables(tables)
 
 
 class _Ragged:
@@ -162,11 +226,27 @@ class _Ragged:
         self.flat, self.offsets = np.empty(0, np.int32), np.zeros(1, np.int64)
 
     def append(self, column: pa.ChunkedArray) -> None:
-        column = column.combine_chunks()
-        flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.int32)
-        lengths = np.diff(column.offsets.to_numpy())
-        self.flat = np.concatenate([self.flat, flat])
-        self.offsets = np.concatenate([self.offsets, self.offsets[-1] + np.cumsum(lengths)])
+        flats = [chunk.flatten().to_numpy() for chunk in column.chunks]
+        lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks]
+        self.flat = np.concatenate([self.flat, *flats], dtype=np.int32)
+        ends = self.offsets[-1] + np.cumsum(np.concatenate([np.empty(0, np.int64), *lengths]))
+        self.offsets = np.concatenate([self.offsets, ends])
 
     def __getitem__(self, i: int) -> np.ndarray:
         return self.flat[self.offsets[i] : self.offsets[i + 1]]
+
+
+class _Words:
+    """A column of few distinct texts: a number a row, and what each number stands for, in order of appearance."""
+
+    def __init__(self):
+        self.codes, self.names, self._known = np.empty(0, np.int64), [], {}
+
+    def append(self, column: pa.ChunkedArray) -> None:
+        encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+        new = [self._known.setdefault(name, len(self._known)) for name in encoded.dictionary.to_pylist()]
+        self.codes = np.concatenate([self.codes, np.array(new, np.int64)[encoded.indices.to_numpy()]])
+        self.names = list(self._known)
+
+    def __getitem__(self, i: int) -> str | None:
+        return self.names[self.codes[i]]

@@ -15,7 +15,7 @@ import yaml
 
 from nlf.errors import UserError
 
-CONFIG, METRICS, MARKER = "config.yaml", "metrics.jsonl", "nlf.json"
+CONFIG, FACTS, METRICS, MARKER = "config.yaml", "run.json", "metrics.jsonl", "nlf.json"
 
 # Settings that cannot change the result; a resumed run may change them.
 FREE = {
@@ -64,8 +64,12 @@ def make_folder(run_dir: Path) -> None:
         raise UserError(f"cannot write {run_dir}: {error.strerror}; choose another --output_dir") from error
 
 
-def claim(run_dir: Path, settings: dict, resume: bool) -> None:
+def claim(run_dir: Path, settings: dict, facts: dict, resume: bool) -> None:
     """Make the folder this run's, or refuse in one line.
+
+    Args:
+        settings: Every knob's value: what `config.yaml` holds, to be given to `--config`.
+        facts: What else the result depends on (the prompts' digest, say): `run.json`.
 
     Raises:
         UserError: the folder holds another run, holds a run and `resume` is off, or cannot be written.
@@ -77,7 +81,7 @@ def claim(run_dir: Path, settings: dict, resume: bool) -> None:
                 f"{run_dir} already holds a run; add --resume_from_checkpoint true to go on with it, "
                 "or choose another --output_dir"
             )
-        changed = changed_settings(run_settings(run_dir), settings)
+        changed = changed_settings(run_settings(run_dir), settings | facts)
         if changed:
             old, new = changed[0][1:]
             more = f" (and {', '.join(name for name, _, _ in changed[1:6])})" if changed[1:] else ""
@@ -87,13 +91,14 @@ def claim(run_dir: Path, settings: dict, resume: bool) -> None:
             )
     elif run_dir.is_dir() and any((run_dir / name).exists() for name in ("rollouts", "model.safetensors")):
         raise UserError(f"{run_dir} holds a run or a model but no {CONFIG}; choose another --output_dir")
+    write_text(run_dir / FACTS, json.dumps(facts, indent=1))
     write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
 
 def run_settings(run_dir: Path) -> dict:
-    """What the run's `config.yaml` holds; nothing where there is none."""
-    path = run_dir / CONFIG
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """What the run's `config.yaml` and `run.json` hold; nothing where there are none."""
+    found = [path.read_text(encoding="utf-8") for path in (run_dir / FACTS, run_dir / CONFIG) if path.is_file()]
+    return {name: value for text in found for name, value in yaml.safe_load(text).items()}  # JSON is YAML
 
 
 def changed_settings(old: dict, new: dict) -> list[tuple[str, object, object]]:

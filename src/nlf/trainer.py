@@ -147,7 +147,9 @@ class ALTTrainer(Trainer):
         if self.eval_prompts is None:
             args.eval_strategy = type(args.eval_strategy)("no")
         rewards = reward_funcs if reward_funcs is not None else args.reward_funcs
-        self.rewards = [resolve_reward(r) for r in (rewards if isinstance(rewards, (list, tuple)) else [rewards])]
+        rewards = rewards if isinstance(rewards, (list, tuple)) else [rewards]
+        self.rewards = [resolve_reward(reward) for reward in rewards]
+        args.reward_funcs = [r if isinstance(r, str) else self.rewards[i].name for i, r in enumerate(rewards)]
         if isinstance(model, str):
             model, processing_class = load_model(model)
         conversational = all_conversations(self.prompts + (self.eval_prompts or []))
@@ -185,6 +187,7 @@ class ALTTrainer(Trainer):
         self.step_sums: dict[str, float] = {}  # of this optimizer step
         self.rollout_digest: str | None = None
         self.started_at, self.stopping = 0, False
+        self.options: dict = {}  # of the command line, for config.yaml
 
     # ---- one call -------------------------------------------------------------------------------------------------
 
@@ -196,7 +199,7 @@ class ALTTrainer(Trainer):
         """
         resume = bool(resume_from_checkpoint)
         if self.is_world_process_zero():
-            rundir.claim(self.run_dir, self.settings(), resume)
+            rundir.claim(self.run_dir, self.settings(), self.facts(), resume)
         self.accelerator.wait_for_everyone()
         found = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
         if resume and found is None:
@@ -378,13 +381,16 @@ class ALTTrainer(Trainer):
     # ---- state ----------------------------------------------------------------------------------------------------
 
     def settings(self) -> dict:
-        """Everything that makes this run what it is, as plain values: what `config.yaml` holds."""
+        """Every knob as a plain value: what `config.yaml` holds."""
         plain = json.loads(json.dumps(self.args.to_dict(), default=str))
+        return {name: value for name, value in {**plain, **self.options}.items() if not name.endswith("_token")}
+
+    def facts(self) -> dict:
+        """What else the result depends on, beside the settings."""
         return {
-            **plain,
             "model_name_or_path": getattr(self.policy.model.config, "_name_or_path", None),
             "train_prompts": digest([row["prompt_id"] for row in self.prompts]),
-            "reward_funcs": [reward.label for reward in self.rewards],
+            "rewards": [reward.label for reward in self.rewards],
             "total_batch_size": self.args.total_batch_size,
         }
 
@@ -558,5 +564,6 @@ def train_from_config(
         disable_dropout=model_options.disable_dropout,
         max_prompt_length=data_options.max_prompt_length,
     )
+    trainer.options = vars(model_options) | vars(data_options)
     trainer.train(resume_from_checkpoint=resume)
     return trainer

@@ -3,16 +3,20 @@
 A reward function is TRL's: `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or
 async, higher is better, None = could not be scored. A scorer object is callable like one and besides has a `name`, a
 `version` and `attributes(texts) -> {name: array in [0, 1]}`. Either is named by `--reward_funcs`: a known name, or a
-dotted path.
+dotted path. What a function raises is raised; it is never a reward of 0.
 """
 
 import asyncio
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
+import reprlib
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,32 +25,123 @@ import numpy as np
 from nlf.errors import UserError
 
 REWARDS = {"local": "nlf.rewards.local:LocalToxicity"}  # name → the class that is made when it is asked for
+OURS = {
+    "prompt",
+    "prompts",
+    "completion",
+    "completions",
+    "completion_ids",
+}  # never filled from the data set, as in TRL
 
 
 class Reward:
     """A reward function or scorer object with its name and version.
 
     `remote` scorers are called from one rank only; `label` is what rollouts record, `local@1` say.
+
+    Raises:
+        UserError: it cannot be called.
     """
 
     def __init__(self, function: Callable, name: str | None = None):
+        if not callable(function):
+            raise UserError(f"reward {name or _brief(function)} cannot be called; expected a function of completions")
         self.function = function
-        self.name = name or getattr(function, "name", None) or getattr(function, "__name__", type(function).__name__)
+        self.name = name or _name(function)
         self.version = getattr(function, "version", None)
         self.remote = bool(getattr(function, "remote", False))
+        self.is_async = any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
         self.label = self.name if self.version is None else f"{self.name}@{self.version}"
 
-    def __call__(self, prompts: Sequence, completions: Sequence, completion_ids: Sequence, **columns) -> list:
-        try:
-            result = self.function(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
-            return list(asyncio.run(result) if inspect.isawaitable(result) else result)
-        except Exception as error:
-            error.add_note(f"while calling the reward {self.name!r}")
-            raise
+    def __call__(self, /, prompts: Sequence, completions: Sequence, completion_ids: Sequence, **columns) -> list:
+        return _call(
+            [self], {"prompts": prompts, "completions": completions, "completion_ids": completion_ids} | columns
+        )[0]
 
     def attributes(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """What a scorer object says beyond its reward; nothing for a plain function."""
         return self.function.attributes(texts) if hasattr(self.function, "attributes") else {}
+
+
+def _name(function: Callable) -> str:
+    """A scorer's `name`, else the function's own, also inside `functools.partial`, else the class's."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "name", None)
+    return name if isinstance(name, str) else getattr(function, "__name__", type(function).__name__)
+
+
+def _call(rewards: Sequence[Reward], keywords: dict) -> list[list]:
+    """What each reward returns; the async ones run side by side, as in TRL."""
+    returned = [None] * len(rewards)
+    for i in sorted(range(len(rewards)), key=lambda i: rewards[i].is_async):
+        _check_signature(rewards[i], keywords)
+        with _naming(rewards[i]):
+            returned[i] = rewards[i].function(**keywords)
+    waiting = [i for i, value in enumerate(returned) if inspect.isawaitable(value)]
+    for i, value in zip(waiting, _wait([(rewards[i], returned[i]) for i in waiting]), strict=True):
+        returned[i] = value
+    return [_as_list(reward, value) for reward, value in zip(rewards, returned, strict=True)]
+
+
+@contextmanager
+def _naming(reward: Reward):
+    """Say which reward it was when the user's code fails; the exception itself is theirs."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"while calling the reward {reward.name!r}")
+        raise
+
+
+def _check_signature(reward: Reward, keywords: dict) -> None:
+    try:
+        signature = inspect.signature(reward.function)
+    except (TypeError, ValueError):  # some builtins have none to look at
+        return
+    try:
+        signature.bind(**keywords)
+    except TypeError as error:
+        raise UserError(
+            f"reward {reward.name!r} cannot be called: {error}; it is called with {', '.join(keywords)}; "
+            "expected f(completions, **kwargs) or the like, with **kwargs taking what it does not use"
+        ) from error
+
+
+def _wait(awaitables: Sequence[tuple[Reward, object]]) -> list:
+    """Results of async rewards. They run in a loop of their own, so that a notebook's loop does not forbid it."""
+
+    async def named(reward: Reward, awaitable):
+        with _naming(reward):
+            return await awaitable
+
+    async def together():
+        return await asyncio.gather(*[named(*each) for each in awaitables])
+
+    if not awaitables:
+        return []
+    future = asyncio.run_coroutine_threadsafe(together(), _loop())
+    try:
+        return future.result()
+    finally:
+        future.cancel()  # on Ctrl-C; does nothing to what is done
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """One loop for the whole run: a client that a reward keeps between calls stays usable."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
+    return loop
+
+
+def _as_list(reward: Reward, returned) -> list:
+    try:
+        return list(returned)
+    except TypeError as error:
+        raise UserError(
+            f"reward {reward.name!r} returned {_brief(returned)}; expected a list with one number (or None) per completion"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -72,42 +167,72 @@ def resolve_reward(spec: str | Callable | Reward) -> Reward:
     if spec in REWARDS:
         return Reward(_import(REWARDS[spec])())
     if ":" in spec or "." in spec:
-        found = _import(spec)
-        return Reward(found() if inspect.isclass(found) else found)
-    near = difflib.get_close_matches(spec, REWARDS)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+        return Reward(_made(_import(spec), spec))
     raise UserError(
-        f"unknown reward {spec!r}; {hint}known: {', '.join(REWARDS)}; or a dotted path, my_module:my_reward"
+        f"unknown reward {spec!r};{_near(spec, REWARDS)} known: {', '.join(REWARDS)}; "
+        "or a dotted path, my_module:my_reward or my_file.py:my_reward"
     )
+
+
+def _made(found, spec: str):
+    """A class of scorers is made with no arguments; anything else is taken as it is."""
+    if not callable(found):
+        raise UserError(f"reward {spec!r} is {_brief(found)}; expected a function, a scorer object or its class")
+    if not inspect.isclass(found):
+        return found
+    needed = [p.name for p in inspect.signature(found).parameters.values() if p.default is p.empty and p.kind < 2]
+    if needed:
+        raise UserError(
+            f"reward {spec!r} is a class that needs {', '.join(needed)}; name an object made of it instead"
+        )
+    return found()
+
+
+def _brief(value) -> str:
+    """A value as one short line."""
+    return reprlib.repr(value).replace("\n", " ")
+
+
+def _near(name: str, known) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f" did you mean {near[0]!r}?" if near else ""
 
 
 def _import(path: str) -> Callable:
     """The object that a dotted path or `file.py:name` names; modules in the current directory count."""
-    module_name, _, name = path.rpartition(":") if ":" in path else path.rpartition(".")
+    if path.endswith(".py"):
+        raise UserError(f"reward {path!r}: name the function in it too, {path}:my_reward")
+    module_name, _, name = path.rpartition(":" if ":" in path else ".")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    module = (_import_file if module_name.endswith(".py") else _import_module)(module_name, path)
+    if not hasattr(module, name):
+        public = [known for known in vars(module) if not known.startswith("_")]
+        raise UserError(
+            f"reward {path!r}: {module_name} has no {name!r};{_near(name, public)} it has {', '.join(public)}"
+        )
+    return getattr(module, name)
+
+
+def _import_module(name: str, path: str):
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(f"unknown reward {path!r}; known: {', '.join(REWARDS)}; or a dotted path, my_module:my_reward")
     try:
-        if module_name.endswith(".py"):
-            module = _import_file(Path(module_name))
-        else:
-            if "" not in sys.path and str(Path.cwd()) not in sys.path:
-                sys.path.insert(0, str(Path.cwd()))
-            module = importlib.import_module(module_name)
-        return getattr(module, name)
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # the module is there; what it imports is not
         raise UserError(
-            f"reward {path!r}: no module {module_name!r} here or installed; known names: {', '.join(REWARDS)}"
+            f"reward {path!r}: no module {name!r} here or installed; known names: {', '.join(REWARDS)}"
         ) from error
-    except AttributeError as error:
-        raise UserError(f"reward {path!r}: {module_name} has no {name!r}") from error
 
 
-def _import_file(path: Path):
-    if not path.is_file():
-        raise UserError(f"reward file {path}: no such file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
+def _import_file(name: str, path: str):
+    file = Path(name).expanduser()
+    if not file.is_file():
+        raise UserError(f"reward {path!r}: no such file: {name}")
+    spec = importlib.util.spec_from_file_location(f"nlf_reward_file_{file.stem}", file)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -119,24 +244,38 @@ def score(
     completions: Sequence,
     completion_ids: Sequence[Sequence[int]],
     columns: dict[str, Sequence],
+    context: dict | None = None,
 ) -> Scores:
     """Call every reward and add them up; None counts as nothing, and a completion that none scored is NaN (TRL's
     rule).
 
+    Args:
+        weights: One per reward; None = 1 each.
+        prompts: N texts or conversations; completions: N texts, or for a conversation
+            `[{"role": "assistant", "content": …}]`.
+        columns: Other columns of the data set, N values each, passed by name.
+        context: What else TRL's functions may ask for by name, such as `trainer_state`.
+
     Raises:
-        UserError: a reward returned too few values, or one that is no finite number.
+        UserError: a reward returned too few values, or one that is no finite number; or the weights are not as many.
     """
-    per_function = {}
-    for reward in rewards:
-        returned = reward(prompts, completions, completion_ids, **columns)
-        per_function[_free(reward.name, per_function)] = _checked(reward.name, returned, len(completions))
+    if not rewards or (weights is not None and len(weights) != len(rewards)):
+        raise UserError(
+            f"{len(rewards)} reward functions and weights {weights}; expected at least one, and one weight each"
+        )
+    keywords = {name: values for name, values in columns.items() if name not in OURS} | (context or {})
+    keywords |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    per_function: dict[str, np.ndarray] = {}
+    for reward, returned in zip(rewards, _call(rewards, keywords), strict=True):
+        per_function[_free(reward.name, per_function)] = _checked(reward.name, returned, texts)
     stacked = np.stack(list(per_function.values()))  # (functions, N)
     weighted = stacked * np.asarray(weights if weights is not None else [1.0] * len(rewards))[:, None]
     total = np.where(np.isnan(stacked).all(0), np.nan, np.nansum(weighted, 0))
-    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
     attributes: dict[str, np.ndarray] = {}
     for reward in rewards:
-        attributes |= reward.attributes(texts)
+        with _naming(reward):
+            attributes |= reward.attributes(texts)
     return Scores(total, per_function, attributes, ",".join(r.label for r in rewards))
 
 
@@ -145,23 +284,23 @@ def _free(name: str, taken: dict) -> str:
     return name if name not in taken else next(f"{name}_{i}" for i in range(2, 99) if f"{name}_{i}" not in taken)
 
 
-def _checked(name: str, returned: list, expected: int) -> np.ndarray:
-    if len(returned) != expected:
+def _checked(name: str, returned: list, texts: Sequence[str]) -> np.ndarray:
+    """The values as floats, None as NaN."""
+    if len(returned) != len(texts):
         raise UserError(
-            f"reward {name!r} returned {len(returned)} values for {expected} completions; expected one for each"
+            f"reward {name!r} returned {len(returned)} values for {len(texts)} completions; expected one for each"
         )
-    values = np.full(expected, np.nan)
+    values = np.full(len(texts), np.nan)
     for i, value in enumerate(returned):
         if value is None:
             continue
         try:
-            values[i] = float(value)
-        except (TypeError, ValueError) as error:
-            raise UserError(
-                f"reward {name!r} returned {value!r} for completion {i}; expected a number or None"
-            ) from error
+            values[i] = np.nan if isinstance(value, (str, bytes)) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            values[i] = np.nan
         if not np.isfinite(values[i]):
             raise UserError(
-                f"reward {name!r} returned {value!r} for completion {i}; expected a finite number, or None where it cannot score"
+                f"reward {name!r} returned {_brief(value)} for completion {i} ({texts[i][:40]!r}); "
+                "expected a finite number, or None where it cannot score"
             )
     return values
