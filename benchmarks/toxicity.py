@@ -54,8 +54,8 @@ def evaluate(folder: Path, options: argparse.Namespace) -> list[dict]:
     results = folder / "evaluation" / "results.json"
     if not results.exists():
         nlf(
-            "evaluate", "--model", folder, "--dataset", options.dataset, "--max_prompts", options.num_prompts,
-            "--sweep_tags", "true", "--guidance_scale", options.guidance_scale, "--output_dir", folder / "evaluation",
+            "evaluate", "--model", folder, "--dataset", options.test_dataset, "--max_prompts", options.num_prompts,
+            "--sweep_tags", "--guidance_scale", options.guidance_scale, "--output_dir", folder / "evaluation",
         )  # fmt: skip
     return json.loads(results.read_text())["systems"]
 
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="recipes/toxicity-embedded.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/table"))
-    parser.add_argument("--dataset", default="embedded", help="test prompts")
+    parser.add_argument("--test_dataset", default="embedded", help="prompts to evaluate on; others go to nlf train")
     parser.add_argument("--num_prompts", type=int, default=200)
     parser.add_argument("--guidance_scale", type=float, default=1.0)
     options, flags = parser.parse_known_args()

@@ -61,3 +61,14 @@ def test_two_processes_match_one(tmp_path, inputs):
                 assert right[name] == pytest.approx(left[name], rel=1e-3, abs=1e-5), (left["step"], name)
     world = json.loads((tmp_path / "two" / "checkpoint-6" / "nlf.json").read_text())["world_size"]
     assert world == 2
+
+
+@pytest.mark.extended
+def test_four_processes_match_one(tmp_path, inputs):
+    nlf_train(tmp_path / "one", *inputs, 1)
+    nlf_train(tmp_path / "four", *inputs, 4)
+    one, four = metrics(tmp_path / "one"), metrics(tmp_path / "four")
+    for left, right in zip(one, four, strict=True):
+        for name in ("loss", "grad_norm", "eval_reward"):
+            if name in left:
+                assert right[name] == pytest.approx(left[name], rel=1e-3, abs=1e-5), (left["step"], name)

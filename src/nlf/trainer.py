@@ -88,6 +88,7 @@ class ALTConfig(
         config.check(self)
         TrainingArguments.__post_init__(self)
         self.train_sampling_strategy = "sequential"  # the dataset itself fixes the order
+        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"  # it would only warn
         if self.num_train_epochs != int(self.num_train_epochs):
             raise UserError(f"num_train_epochs {self.num_train_epochs}: expected a whole number of iterations")
         if self.guidance_scale:
