@@ -1,6 +1,6 @@
 """Kill a run with SIGKILL at random moments until it is done; its final weights must be those of a run nobody stopped.
 
-    python tools/soak.py --kills 20 --runs 2 --seed 0
+    python tools/soak.py --kills 20 --seed 0
 
 Each run is `nlf train` on a small random model in its own process, restarted with `--resume_from_checkpoint true`. Prints every kill,
 what was being done, and at the end whether the weights are bit-identical. Exit code 1 if any differ.
@@ -8,6 +8,7 @@ what was being done, and at the end whether the weights are bit-identical. Exit 
 
 import argparse
 import hashlib
+import json
 import os
 import random
 import subprocess
@@ -18,13 +19,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
+import tiny  # noqa: E402
+
+
+def write_prompts(path: Path) -> None:
+    """Two hundred short prompts, from the tests' sentences."""
+    words = [word for sentence in tiny.SENTENCES for word in sentence.split()]
+    prompts = [{"prompt": " ".join(words[i % 40 : i % 40 + 2 + i // 40])} for i in range(200)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in prompts))
 
 
 def command(folder: Path, model: str, seed: int, resume: bool) -> list[str]:
     flags = {
         **{"model_name_or_path": model, "output_dir": folder, "reward_funcs": "tiny:vowels", "seed": seed},
-        **{"num_train_epochs": 4, "steps_per_iteration": 25, "prompts_per_iteration": 200, "prompts_per_part": 20},
-        **{"num_generations": 4, "max_prompts": 200, "max_eval_prompts": 10, "eval_num_generations": 4},
+        **{"dataset": f"{model}/prompts.jsonl", "eval_dataset": f"{model}/prompts.jsonl"},
+        **{"num_train_epochs": 8, "steps_per_iteration": 25, "prompts_per_iteration": 200, "prompts_per_part": 20},
+        **{"num_generations": 4, "max_eval_prompts": 10, "eval_num_generations": 4},
         **{"save_strategy": "steps", "save_steps": 5, "eval_strategy": "steps", "eval_steps": 25},
         **{"logging_steps": 5, "use_cpu": "true", "disable_tqdm": "true"},
     }
@@ -55,7 +65,7 @@ def run(folder: Path, model: str, seed: int, kills: int, chance: random.Random, 
         )
         started = True
         try:
-            wait = chance.uniform(0.3, 1.0) * span if hits < kills else None
+            wait = chance.uniform(0.15, 0.8) * span if hits < kills else None
             _, errors = process.communicate(timeout=wait)
         except subprocess.TimeoutExpired:
             process.kill()
@@ -71,29 +81,30 @@ def run(folder: Path, model: str, seed: int, kills: int, chance: random.Random, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20, help="SIGKILLs in all")
-    parser.add_argument("--runs", type=int, default=2, help="runs to spread them over")
+    parser.add_argument("--kills", type=int, default=20, help="SIGKILLs in all, over as many runs as it takes")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    import tiny
-
-    chance, wrong = random.Random(options.seed), 0
+    chance, hits, number, wrong = random.Random(options.seed), 0, 0, 0
     with tempfile.TemporaryDirectory() as place:
         place = Path(place)
         model = tiny.save(place / "model")
-        for number in range(options.runs):
-            start = time.perf_counter()
-            run(place / f"whole-{number}", model, number, 0, chance, 0)
-            span = time.perf_counter() - start
-            hits = run(place / f"killed-{number}", model, number, options.kills // options.runs, chance, span)
-            digests = [
-                hashlib.sha256((place / f"{kind}-{number}" / "model.safetensors").read_bytes()).hexdigest()[:16]
-                for kind in ("whole", "killed")
-            ]
-            wrong += digests[0] != digests[1]
-            verdict = "bit-identical" if digests[0] == digests[1] else "DIFFERENT"
-            print(f"run {number}: {hits} kills, weights {digests[0]} and {digests[1]}: {verdict}", flush=True)
+        write_prompts(place / "model" / "prompts.jsonl")
+        start = time.perf_counter()
+        run(place / "whole", model, options.seed, 0, chance, 0)
+        span = time.perf_counter() - start
+        expected = digest(place / "whole")
+        while hits < options.kills:
+            number += 1
+            hits += run(place / f"killed-{number}", model, options.seed, options.kills - hits, chance, span)
+            same = digest(place / f"killed-{number}") == expected
+            wrong += not same
+            print(f"run {number}: {'bit-identical' if same else 'DIFFERENT'} after {hits} kills in all", flush=True)
+    print(f"{hits} kills over {number} runs, {wrong} runs with other weights than a run nobody stopped")
     sys.exit(1 if wrong else 0)
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":
