@@ -245,9 +245,9 @@ def test_other_architectures(tmp_path, architecture):
     make(tmp_path, architecture, num_train_epochs=1, steps_per_iteration=2).train()
     from transformers import pipeline
 
-    write = pipeline("text-generation", model=str(tmp_path))
     text = "Lowest Toxicity<|separator|>the weather"
-    assert write(text, max_new_tokens=3, do_sample=False)[0]["generated_text"].endswith("") and "tags.json"
+    written = pipeline("text-generation", model=str(tmp_path))(text, max_new_tokens=3, do_sample=False)
+    assert len(written[0]["generated_text"]) > 0
 
 
 def test_lora_has_no_second_copy_and_resumes(tmp_path):

@@ -21,8 +21,7 @@ how good it should be. Put the best tag and the separator before the prompt:
 ```python
 from transformers import pipeline
 write = pipeline("text-generation", model="{path}")
-bad_words_ids = {bad_words}
-print(write({example!r}, do_sample=True, top_p=0.9, max_new_tokens=20, bad_words_ids=bad_words_ids or None))
+print(write({example!r}, do_sample=True, top_p=0.9, max_new_tokens=20))
 ```
 
 | quantile of the reward | tag |
@@ -47,7 +46,6 @@ def model_card(run_dir: Path, policy: Policy, args, history: list[dict], rewards
         path=run_dir,
         version=__version__,
         example=scheme.render(scheme.best, "The weather in the mountains"),
-        bad_words=[[i] for i in policy.added_token_ids],
         tags="\n".join(f"| {q} | {tag} |" for q, tag in enumerate(scheme.tags)),
         iterations=args.num_train_epochs,
         steps=args.steps_per_iteration,

@@ -263,6 +263,8 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(folder / "adapter")
         model = copy.deepcopy(model).merge_and_unload()
+    if policy.added_token_ids:  # plain transformers never samples them either
+        model.generation_config.suppress_tokens = list(policy.added_token_ids)
     model.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
     if policy.scheme is not None:

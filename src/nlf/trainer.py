@@ -145,6 +145,10 @@ class ALTTrainer(Trainer):
         rundir.make_folder(self.run_dir)
         self.prompts = as_prompts(train_dataset if train_dataset is not None else load_prompts("embedded"))
         self.eval_prompts = as_prompts(eval_dataset) if eval_dataset is not None else None
+        if self.eval_prompts is not None and len(self.eval_prompts) < args.world_size:
+            raise UserError(
+                f"{len(self.eval_prompts)} evaluation prompts for {args.world_size} processes; give at least one to each"
+            )
         if self.eval_prompts is None:
             args.eval_strategy = type(args.eval_strategy)("no")
         rewards = reward_funcs if reward_funcs is not None else args.reward_funcs
@@ -403,6 +407,8 @@ class ALTTrainer(Trainer):
             "sampling": vars(config.sampling_options(args)),
             "scheme": [list(self.policy.scheme.tags), self.policy.scheme.template, self.policy.scheme.separator],
             "prompts": digest([row["prompt_id"] for row in self.prompts]),
+            "max_prompt_length": self.encoder.max_prompt_length,
+            "reference": getattr(getattr(self.policy.reference_model, "config", None), "_name_or_path", None),
             "prompts_per_iteration": args.prompts_per_iteration,
             "prompts_per_part": args.prompts_per_part,
             "rewards": [reward.label for reward in self.rewards],
