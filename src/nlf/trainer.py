@@ -137,26 +137,11 @@ class ALTTrainer(Trainer):
         optimizers=(None, None),
     ):
         args = args or ALTConfig()
-        if args.n_gpu > 1:
-            raise UserError(
-                "several GPUs in one process: start with `torchrun --nproc_per_node N -m nlf train …` instead"
-            )
-        self.run_dir = Path(args.output_dir)
-        rundir.make_folder(self.run_dir)
-        self.prompts = as_prompts(train_dataset if train_dataset is not None else load_prompts("embedded"))
-        self.eval_prompts = as_prompts(eval_dataset) if eval_dataset is not None else None
-        if self.eval_prompts is not None and len(self.eval_prompts) < args.world_size:
-            raise UserError(
-                f"{len(self.eval_prompts)} evaluation prompts for {args.world_size} processes; give at least one to each"
-            )
-        if self.eval_prompts is None:
-            args.eval_strategy = type(args.eval_strategy)("no")
-        rewards = reward_funcs if reward_funcs is not None else args.reward_funcs
-        rewards = rewards if isinstance(rewards, (list, tuple)) else [rewards]
-        self.rewards = [resolve_reward(reward) for reward in rewards]
-        args.reward_funcs = [r if isinstance(r, str) else self.rewards[i].name for i, r in enumerate(rewards)]
+        self.take_inputs(args, reward_funcs, train_dataset, eval_dataset)
         if isinstance(model, str):
             model, processing_class = load_model(model)
+        if processing_class is None:
+            raise UserError("processing_class is missing: give the tokenizer that belongs to the model")
         conversational = all_conversations(self.prompts + (self.eval_prompts or []))
         scheme = TagScheme(tuple(args.tags), args.tag_template, None if conversational else args.separator)
         self.policy = prepare_policy(
@@ -193,6 +178,31 @@ class ALTTrainer(Trainer):
         self.rollout_digest: str | None = None
         self.started_at, self.stopping = 0, False
         self.options: dict = {}  # of the command line, for config.yaml
+
+    def take_inputs(self, args: ALTConfig, reward_funcs, train_dataset, eval_dataset) -> None:
+        """Check and keep what was given: the folder, the prompts, the rewards.
+
+        Raises:
+            UserError: one of them is not usable.
+        """
+        if args.n_gpu > 1:
+            raise UserError(
+                "several GPUs in one process: start with `torchrun --nproc_per_node N -m nlf train …` instead"
+            )
+        self.run_dir = Path(args.output_dir)
+        rundir.make_folder(self.run_dir)
+        self.prompts = as_prompts(train_dataset if train_dataset is not None else load_prompts("embedded"))
+        self.eval_prompts = as_prompts(eval_dataset) if eval_dataset is not None else None
+        if self.eval_prompts is not None and len(self.eval_prompts) < args.world_size:
+            raise UserError(
+                f"{len(self.eval_prompts)} evaluation prompts for {args.world_size} processes; give at least one to each"
+            )
+        if self.eval_prompts is None:
+            args.eval_strategy = type(args.eval_strategy)("no")
+        rewards = reward_funcs if reward_funcs is not None else args.reward_funcs
+        rewards = rewards if isinstance(rewards, (list, tuple)) else [rewards]
+        self.rewards = [resolve_reward(reward) for reward in rewards]
+        args.reward_funcs = [r if isinstance(r, str) else self.rewards[i].name for i, r in enumerate(rewards)]
 
     # ---- one call -------------------------------------------------------------------------------------------------
 
