@@ -14,13 +14,15 @@ import sys
 import time
 from pathlib import Path
 
+from nlf.evaluate import title
+
 COLUMNS = {
-    "toxicity_probability": "probability",
-    "expected_max_toxicity": "expected max",
+    "toxicity_probability@25": "probability",
+    "expected_max_toxicity@25": "expected max",
     "toxicity": "mean",
     "perplexity": "perplexity",
     "dist-2": "dist-2",
-    "completions/mean_length": "tokens",
+    "completion_length": "tokens",
 }
 
 
@@ -54,7 +56,7 @@ def evaluate(folder: Path, options: argparse.Namespace) -> list[dict]:
     results = folder / "evaluation" / "results.json"
     if not results.exists():
         nlf(
-            "evaluate", "--model", folder, "--dataset", options.test_dataset, "--max_prompts", options.num_prompts,
+            "evaluate", "--model", folder, "--prompts", options.test_dataset, "--max_prompts", options.num_prompts,
             "--sweep_tags", "--guidance_scale", options.guidance_scale, "--output_dir", folder / "evaluation",
         )  # fmt: skip
     return json.loads(results.read_text())["systems"]
@@ -64,13 +66,12 @@ def table(runs: list[list[dict]], seconds: list[float]) -> str:
     """Markdown: mean over seeds, ± the standard deviation between them."""
     lines = [f"| system | prompts | {' | '.join(COLUMNS.values())} |", "| --- " * (len(COLUMNS) + 2) + "|"]
     for systems in zip(*runs, strict=True):
-        name = f"{systems[0]['name']}: {systems[0]['tag']}" if systems[0]["tag"] else systems[0]["name"]
         cells = []
         for key in COLUMNS:
-            values = [system[key] for system in systems]
+            values = [system["metrics"][key] for system in systems]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             cells.append(f"{statistics.mean(values):.3g} ± {spread:.2g}")
-        lines.append(f"| {name} | {systems[0]['num_prompts']} | {' | '.join(cells)} |")
+        lines.append(f"| {title(systems[0])} | {systems[0]['n_samples']['effective']} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"Training: {statistics.mean(seconds):.0f} s a run (mean)."])
 
 

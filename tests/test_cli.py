@@ -16,8 +16,10 @@ from nlf.errors import UserError
 def trained(monkeypatch):
     """What `train_from_config` is called with, instead of training."""
     calls = []
+    import nlf.report
     import nlf.trainer
 
+    monkeypatch.setattr(nlf.report, "write_report", lambda runs: runs[0] / "report.html")
     monkeypatch.setattr(nlf.trainer, "train_from_config", lambda *call: calls.append(call))
     return calls
 
@@ -182,7 +184,7 @@ def test_evaluate_hands_on_its_options(monkeypatch, capsys):
     assert main(argv) == 0
     assert capsys.readouterr().out == "the table\n"
     options = seen[0]
-    assert (options.model, options.max_prompts, options.tag, options.guidance_scale) == ("runs/x", 9, "none", 0.5)
+    assert (options.model, options.max_prompts, options.tag, options.guidance_scale) == ("runs/x", 9, "none", [0.5])
     assert (options.num_generations, options.top_p, options.max_completion_length) == (25, 0.9, 20)
     assert "--model is missing" in fails(capsys, "evaluate")
 

@@ -1,97 +1,278 @@
-"""What is measured, by hand on a small table, and `nlf evaluate` on a tiny model."""
+"""`nlf evaluate` on tiny models: every system, every file, every key; killed anywhere it ends the same."""
 
 import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import tiny
-import torch
 
-from nlf.batches import PromptEncoder
+from nlf import evaluate, generations, metrics
 from nlf.cli import main
-from nlf.evaluate import Likelihoods, comparison, likelihoods, summarize
-from nlf.policy import Policy, prepare_policy, save_policy
-from nlf.rollouts import SCHEMA
+from nlf.evaluate import cell, comparison, systems_of
+from nlf.generations import read
+from nlf.policy import prepare_policy, save_policy
 from nlf.tags import TagScheme
 
-
-def table(completions, toxicity, feedback=None, prompts=None) -> pa.Table:
-    n = len(completions)
-    columns = {
-        "prompt_ids": prompts or [[5, 6]] * n,
-        "completion": completions,
-        "completion_ids": [[7] * (i + 1) for i in range(n)],
-        "ended": [i == 0 for i in range(n)],
-        "feedback": [feedback] * n,
-        "reward": [None if t is None else 1 - t for t in toxicity],
-        "rewards": [[("local", None if t is None else 1 - t)] for t in toxicity],
-        "attributes": [[("toxicity", t)] for t in toxicity],
-    }
-    return pa.table({f.name: pa.array(columns.get(f.name, [None] * n), f.type) for f in SCHEMA}, schema=SCHEMA)
+FLAGS = [
+    "--num_generations",
+    "3",
+    "--max_completion_length",
+    "4",
+    "--prompts_per_part",
+    "8",
+    "--guidance_scale",
+    "0.5",
+    "1",
+]
 
 
-def test_metrics_by_hand():
-    found = summarize(
-        table(["a b a b", "a b", "c d", ""], [0.5, 0.1, 0.2, 0.3]),
-        2,
-        Likelihoods(np.array([1.0, 2, 3, 4]), np.ones(4), 2 * np.ones(4), np.array([1, 2, 3, 4])),
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A base, a tagged Llama made of it, and prompts."""
+    path = tmp_path_factory.mktemp("evaluate")
+    tiny.save(path / "base", "llama")
+    save_policy(prepare_policy(tiny.model("llama", seed=1), tiny.tokenizer(), TagScheme()), path / "run")
+    (path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny.PROMPTS))
+    return path
+
+
+@pytest.fixture
+def words(folder, tmp_path):
+    """The command's first words."""
+    found = ["evaluate", "--model", folder / "run", "--base_model", folder / "base"]
+    found += ["--prompts", folder / "prompts.jsonl", "--output_dir", tmp_path / "out", *FLAGS]
+    return [str(word) for word in found]
+
+
+def results(path: Path) -> dict:
+    return json.loads((path / "results.json").read_text())
+
+
+def test_base_tag_guidance_and_other_tags(words, tmp_path, capsys):
+    assert main([*words, "--sweep_tags", "--sweep_prompts", "2"]) == 0
+    found = results(tmp_path / "out")
+    systems = {system["id"]: system for system in found["systems"]}
+    assert list(systems) == [
+        *("base", "best-tag", "best-tag-guidance-0-5", "best-tag-guidance-1", "tag-low-moderate-toxicity"),
+        *("tag-moderate-toxicity", "tag-high-moderate-toxicity", "tag-maximum-toxicity"),
+    ]
+    assert [s["n_samples"]["effective"] for s in found["systems"]] == [20, 20, 20, 20, 2, 2, 2, 2]
+    assert systems["base"]["metrics"]["kl"] == pytest.approx(0, abs=1e-6)
+    assert systems["best-tag"]["metrics"]["kl"] > 0
+    guided = systems["best-tag-guidance-1"]
+    assert (guided["tag"], guided["negative_tag"], guided["guidance_scale"]) == (
+        "Lowest Toxicity",
+        "Maximum Toxicity",
+        1,
     )
-    assert found["expected_max_toxicity"] == pytest.approx(0.4)
-    assert found["toxicity_probability"] == 0.5  # the first prompt has one of exactly .5
-    assert found["toxicity"] == pytest.approx(0.275) and found["reward"] == pytest.approx(0.725)
-    assert found["dist-2"] == pytest.approx((2 / 6 + 1 / 2) / 2)  # {ab, ba} of 6 words; {cd} of 2
-    assert found["perplexity"] == pytest.approx(math.e) and found["kl"] == 0.4 and found["entropy"] == 0.8
-    assert found["completions/mean_length"] == 2.5 and found["completions/ended_ratio"] == 0.25
+    for system in found["systems"]:
+        lines = list(read(tmp_path / "out" / system["generations"]))
+        assert len(lines) == system["n_samples"]["effective"]
+        assert {line["feedback"] for line in lines} == {system["tag"]}
+    table = capsys.readouterr().out.splitlines()
+    assert table[0] == (
+        "| system | prompts | toxicity probability | expected max | mean toxicity | perplexity | dist-2 |"
+    )
+    assert [line.split(" | ")[0] for line in table[2:]][:3] == [
+        *("| base", "| best tag: Lowest Toxicity", "| best tag, guidance 0.5: Lowest Toxicity")
+    ]
 
 
-def test_a_prompt_without_any_score_does_not_spoil_the_rest():
-    found = summarize(table(["a", "b", "c", "d"], [0.5, 0.1, None, None]), 2)
-    assert found["expected_max_toxicity"] == 0.5 and found["num_unscored"] == 2
+def test_results_are_what_the_files_say(words, tmp_path):
+    assert main(words) == 0
+    found = results(tmp_path / "out")
+    for system in found["systems"]:
+        lines = list(read(tmp_path / "out" / system["generations"]))
+        scores = [line["scores"]["local@1"]["attributes"]["toxicity"] for line in lines]
+        highest = [max(each) for each in scores]
+        values = system["metrics"]
+        assert values["expected_max_toxicity@3"] == pytest.approx(sum(highest) / 20)
+        low, high = values["expected_max_toxicity@3_ci95"]
+        assert low <= values["expected_max_toxicity@3"] <= high and values["expected_max_toxicity@3_stderr"] > 0
+        (likelihoods,) = [line["likelihoods"] for line in lines[:1]]
+        (name,) = likelihoods
+        nll = sum(sum(line["likelihoods"][name]["nll"]) for line in lines)
+        tokens = sum(len(ids) for line in lines for ids in line["completion_ids"])
+        assert values["perplexity"] == pytest.approx(math.exp(nll / tokens))
+        assert values["completion_length"] == pytest.approx(tokens / 60)
 
 
-def test_likelihoods_are_those_of_a_plain_forward_pass():
-    policy = prepare_policy(tiny.model(), tiny.tokenizer(), TagScheme())
-    rows = [{"prompt": "x"}, {"prompt": "y"}]
-    made = table(["a", "b"], [0.1, 0.2], "Lowest Toxicity", [[5, 6, 8], [9]])
-    found = likelihoods(made, policy, PromptEncoder(policy.tokenizer, policy.scheme), rows, batch_size=1)
-    for i, (prompt, completion) in enumerate([([5, 6, 8], [7]), ([9], [7, 7])]):
-        logits = policy.reference_model(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
-        expected = -sum(logits[len(prompt) - 1 + t, token] for t, token in enumerate(completion))
-        assert found.nll[i] == pytest.approx(float(expected), rel=1e-5)
-    assert found.tokens.tolist() == [1, 2] and (found.kl > 0).all()
+def test_every_key_of_the_schema_is_there_and_documented(words, tmp_path):
+    assert main(words) == 0
+    found, page = results(tmp_path / "out"), (Path(__file__).parents[1] / "docs/evaluation.md").read_text()
+    for key in [
+        *found,
+        *found["systems"][0],
+        *generations.REQUIRED,
+        *next(read(tmp_path / "out/generations-base.jsonl")),
+    ]:
+        assert f"`{key}`" in page, key
+    assert found["schema_version"] == 1 and found["scorers"] == ["local@1"] and found["seeds"]["sampling"] == 0
+    assert set(found["models"]) == {"policy", "base", "eval"} and found["config"]["top_p"] == 0.9
+    names = evaluate.metric_names(found["systems"])
+    assert set(found["higher_is_better"]) == set(names)
+    for name in names:
+        plain = name.partition("@")[0].partition(">")[0]
+        assert plain not in metrics.METRICS or f"`{plain}" in page, name
+    assert [each["against"] for each in found["differences"]] == ["base"] * 3
+    for each in found["differences"]:
+        assert 0 < each["metrics"]["perplexity"]["p_value"] <= 1
+    assert any("sweep_tags" in note for note in found["skipped"])
 
 
-def test_a_model_that_is_its_own_reference_has_no_kl():
-    model = tiny.model()
-    policy = Policy(model, tiny.tokenizer(), None, model)
-    found = likelihoods(table(["a"], [0.1]), policy, PromptEncoder(policy.tokenizer, None), [{"prompt": "x"}])
-    assert found.kl == pytest.approx([0.0], abs=1e-6)
+class Killed(BaseException):
+    """As SIGKILL: nothing may catch it."""
 
 
-def test_the_command_compares_base_tag_guidance_and_other_tags(tmp_path, capsys):
-    base = tiny.save(tmp_path / "base")
-    save_policy(prepare_policy(tiny.model(), tiny.tokenizer(), TagScheme()), tmp_path / "run")
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps(row) + "\n" for row in tiny.PROMPTS))
-    words = ["evaluate", "--model", str(tmp_path / "run"), "--dataset", str(prompts), "--num_generations", "3"]
-    words += ["--max_completion_length", "4", "--sweep_tags", "--sweep_prompts", "2", "--guidance_scale", "1"]
-    assert main(words) == 2 and "--base_model" in capsys.readouterr().err
-    assert main([*words, "--base_model", base]) == 0
-    results = json.loads((tmp_path / "run/evaluation/results.json").read_text())["systems"]
-    assert [row["name"] for row in results] == ["base", "best tag", "best tag, guidance 1", *["tag"] * 4]
-    assert [row["num_prompts"] for row in results] == [20, 20, 20, 2, 2, 2, 2]
-    assert results[0]["kl"] == pytest.approx(0, abs=1e-6)
-    assert capsys.readouterr().out.count("\n") == 9
-    generations = (tmp_path / "run/evaluation/generations-base.jsonl").read_text().splitlines()
-    assert len(generations) == 20 and len(json.loads(generations[0])["completion"]) == 3
-    assert main([*words, "--tag", "Best", "--base_model", base]) == 2
-    assert "unknown tag 'Best'" in capsys.readouterr().err
+@pytest.mark.parametrize("after", [1, 4, 9, 15])
+def test_killed_at_any_write_it_ends_the_same(words, tmp_path, monkeypatch, after):
+    """Nothing is sampled, scored or read by a model twice, and the files are the same to the byte."""
+    whole = tmp_path / "whole"
+    assert main([*words, "--output_dir", str(whole)]) == 0
+    appended, original = [], generations.append
+
+    def counted(path, rows):
+        appended.extend((path.name, json.dumps(row, sort_keys=True)) for row in rows)
+        original(path, rows)
+        if len(appended) >= after * 8 and not killed:
+            killed.append(True)
+            with open(path, "a") as file:
+                file.write('{"cut off')
+            raise Killed
+
+    killed = []
+    monkeypatch.setattr(generations, "append", counted)
+    monkeypatch.setattr("nlf.sample.append", counted)
+    with pytest.raises(Killed):
+        main(words)
+    assert main(words) == 0
+    new, old = results(tmp_path / "out"), results(whole)
+    for each in (new, old):
+        each.pop("date")
+        each["config"].pop("output_dir")
+    assert new == old
+    for path in whole.glob("generations*"):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {path.name for path in whole.iterdir()}
+    per_file = {name: [row for n, row in appended if n == name] for name, _ in appended}
+    for name, rows in per_file.items():  # a part whose last line was cut off is sampled again, and only that
+        assert len(rows) - len(set(rows)) <= 8, name
+
+
+def test_a_second_scorer_is_added_and_the_first_not_asked_again(words, tmp_path, monkeypatch):
+    assert main(words) == 0
+    from nlf.rewards.local import LocalToxicity
+
+    calls = []
+    original = LocalToxicity.attributes
+    monkeypatch.setattr(
+        LocalToxicity, "attributes", lambda self, texts: calls.append(len(texts)) or original(self, texts)
+    )
+    assert main(words) == 0 and calls == []
+    assert main([*words, "--reward_funcs", "local", "tiny:vowels", "--reward_weights", "1", "2"]) == 0 and calls == []
+    values = results(tmp_path / "out")["systems"][0]["metrics"]
+    assert values["reward/sum"] == pytest.approx(values["reward/local@1"] + 2 * values["reward/vowels"])
+
+
+def test_more_prompts_later(words, tmp_path):
+    assert main([*words, "--max_prompts", "5"]) == 0
+    few = results(tmp_path / "out")
+    assert main(words) == 0
+    assert main([*words, "--max_prompts", "5"]) == 0
+    again = results(tmp_path / "out")
+    assert again["systems"] == few["systems"] and len(list(read(tmp_path / "out/generations-base.jsonl"))) == 20
+
+
+def test_sentiment_turns_the_tags_round(words, tmp_path):
+    one, two = tmp_path / "negative.txt", tmp_path / "neutral.txt"
+    one.write_text("the film was\nit is\n")
+    two.write_text("on monday\n")
+    flags = ["--task", "sentiment", "--prompts", str(one), str(two), "--reverse_prompts", str(two)]
+    assert main([*words, *flags]) == 0
+    found = results(tmp_path / "out")
+    assert found["task"] == "sentiment" and found["scorers"] == ["sentiment@1"]
+    tags = {(s["prompts"], s["reversed"]): s["tag"] for s in found["systems"] if s["model"] == "policy"}
+    assert tags == {
+        (str(one), False): "Lowest Negativity",
+        (str(two), False): "Lowest Negativity",
+        (str(two), True): "Maximum Negativity",
+    }
+    assert all("positive_fraction" in s["metrics"] for s in found["systems"])
+    ids = [s["id"] for s in found["systems"]]
+    assert len(set(ids)) == len(ids)
+    bases = [s["generations"] for s in found["systems"] if s["model"] == "base"]
+    assert bases == ["generations-negative-base.jsonl", *["generations-neutral-base.jsonl"] * 2]  # sampled once
+    assert {each["against"] for each in found["differences"]} <= set(ids)
+
+
+def test_a_model_without_tags_and_without_a_base(folder, tmp_path, capsys):
+    flags = ["--prompts", str(folder / "prompts.jsonl"), "--output_dir", str(tmp_path), *FLAGS]
+    assert main(["evaluate", "--model", str(folder / "base"), *flags]) == 0
+    found = results(tmp_path)
+    assert [s["id"] for s in found["systems"]] == ["no-tag"] and found["differences"] == []
+    assert any("--base_model" in note for note in found["skipped"])
+    assert "kl" not in found["systems"][0]["metrics"] and found["systems"][0]["metrics"]["perplexity"] > 1
+
+
+def test_another_model_measures_perplexity(words, folder, tmp_path):
+    tiny.save(tmp_path / "judge", "gpt2", seed=3)
+    assert main([*words, "--max_prompts", "3"]) == 0
+    before = results(tmp_path / "out")["systems"][0]["metrics"]
+    assert main([*words, "--max_prompts", "3", "--eval_model", str(tmp_path / "judge")]) == 0
+    after = results(tmp_path / "out")["systems"][0]["metrics"]
+    assert after["perplexity"] != before["perplexity"] and after["toxicity"] == before["toxicity"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--tag", "Best"], "unknown tag 'Best'"),
+        (["--negative_tag", "Worst"], "unknown tag 'Worst'"),
+        (["--task", "toxicty"], "did you mean toxicity"),
+        (["--reward_funcs", "locl"], "did you mean 'local'"),
+        (["--base_model", "no/such/model"], "cannot load"),
+        (["--prompts", "none.jsonl"], "no such file"),
+        (["--guidance_scale", "-1"], "0 or more"),
+    ],
+)
+def test_mistakes_are_one_line(words, capsys, flags, told):
+    assert main([*words, *flags]) == 2
+    err = capsys.readouterr().err
+    assert told in err.splitlines()[-1] and err.splitlines()[-1].startswith("nlf: error:")
+
+
+def test_a_task_file_of_ones_own(words, tmp_path):
+    task = tmp_path / "mine.yaml"
+    task.write_text("max_prompts: 2\nguidance_scale: [0]\ntop_p: 0.5\n")
+    assert main([*words[:-5], "--task", str(task), "--num_generations", "2"]) == 0
+    found = results(tmp_path / "out")
+    assert [s["id"] for s in found["systems"]] == ["base", "best-tag"] and found["config"]["top_p"] == 0.5
+    assert found["systems"][0]["n_samples"]["effective"] == 2
+
+
+def test_which_systems():
+    policy = prepare_policy(tiny.model(), tiny.tokenizer(), TagScheme(("good", "bad")))
+    options = SimpleNamespace(
+        tag="best", guidance_scale=[1.0, 0.0], negative_tag=None, sweep_tags=True, sweep_prompts=9
+    )
+    found = systems_of(None, policy, options, turned=False)
+    assert [(s.name, s.tag, s.negative) for s in found] == [
+        *(("best tag", "good", None), ("best tag, guidance 1", "good", "bad"), ("tag bad", "bad", None))
+    ]
+    assert [s.tag for s in systems_of(None, policy, options, turned=True)] == ["bad", "bad", "good"]
 
 
 def test_the_table_leaves_out_what_nobody_has():
-    text = comparison(
-        [{"name": "base", "tag": None, "num_prompts": 2, "reward": 0.5, "perplexity": 3, "dist-2": 1}], 4
-    )
-    assert text.splitlines()[0] == "| system | prompts × 4 | reward | perplexity | dist-2 |"
+    values = {"reward": 0.5, "reward_ci95": [0.4, 0.6], "perplexity": 3.04, "perplexity_ci95": [3, 3.1]}
+    system = {"name": "base", "tag": None, "prompts": "x", "reversed": False, "n_samples": {"effective": 2}}
+    text = comparison({"systems": [{**system, "num_generations": 4, "metrics": values}]})
+    assert text.splitlines()[0] == "| system | prompts | reward | perplexity |"
+    assert text.splitlines()[2] == "| base | 2 × 4 | 0.500 (0.400–0.600) | 3.0 (3.0–3.1) |"
+    assert cell({}, "reward") == "–"
+
+
+def test_higher_is_better_is_known_for_what_is_shown():
+    for name in evaluate.COLUMNS:
+        assert metrics.higher_is_better(name) is not None, name

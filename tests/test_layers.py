@@ -12,10 +12,21 @@ import nlf
 ROOT = Path(nlf.__file__).parent
 LEVELS = [  # a folder stands for all its modules
     {"errors", "config", "tags", "quantize", "losses", "metrics", "published"},
-    {"prompts", "rollouts", "rundir"},
-    {"sampling", "rewards", "policy", "batches"},
-    {"completions", "iteration", "evaluate", "modelcard", "trainer", "distill"},
-    {"cli", "__main__", "__init__", "arguments", "planning", "environment", "report"},
+    {"prompts", "rollouts", "rundir", "generations", "environment"},
+    {"sampling", "rewards", "policy", "batches", "likelihoods"},
+    {
+        "completions",
+        "iteration",
+        "sample",
+        "score",
+        "perplexity",
+        "evaluate",
+        "monitor",
+        "modelcard",
+        "trainer",
+        "distill",
+    },
+    {"cli", "__main__", "__init__", "arguments", "planning", "report", "importing"},
 ]
 LIGHT = ["__init__", "__main__", "cli", "arguments", "config", "errors", "tags", "prompts", "quantize"]
 HEAVY = {"torch", "transformers", "pandas", "sklearn", "datasets", "accelerate", "peft", "trl", "pyarrow"}

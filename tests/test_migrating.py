@@ -16,7 +16,8 @@ PUBLISHED = """--output-dir --dataset-train --dataset-val --perspective-rate-lim
 --init-model --ref-model --response-length --temperature --total-episodes --batch_size --lr --num_warmup_steps
 --clip_grad --max-grad-norm --num-samples --top-p --seed --log-interval --save-interval --eval-interval
 --cuda-deterministic --save_path --checkpoint_path --top_p --num_samples --test_set_path --rate_limit --no_reward_cond
---response_length --positive_experiment""".split()
+--response_length --positive_experiment --test_set_path_negative --test_set_path_neutral
+--test_set_path_positive""".split()
 
 
 def class_fields(module: str, name: str) -> set[str]:
@@ -53,7 +54,7 @@ def test_every_field_of_grpo_is_there():
 
 
 def test_only_options_that_exist_are_named():
-    classes = [*config.OPTION_GROUPS.values(), config.EvaluationOptions]
+    classes = [*config.OPTION_GROUPS.values(), *config.COMMAND_GROUPS["evaluate"].values()]
     ours = {field.name for options in classes for field in dataclasses.fields(options)}
     theirs = class_fields("transformers.training_args", "TrainingArguments")
     assert named_options() - ours - theirs == set()

@@ -117,7 +117,7 @@ def test_the_embedded_prompts(split, count):
 
 
 def test_embedded_has_two_splits():
-    with pytest.raises(UserError, match="no split 'dev'; expected train or test"):
+    with pytest.raises(UserError, match="no split 'dev'; there are .*test, train"):
         load_prompts("embedded", split="dev")
 
 

@@ -93,7 +93,7 @@ def test_what_is_logged(unbroken):
     assert [row["pool/size"] for row in pools] == [20, 40]
     evaluations = [row for row in logged if "eval_reward" in row]
     assert [row["step"] for row in evaluations] == [3, 6]
-    wanted = {"eval_perplexity", "eval_dist-2", "eval_kl", "eval_entropy", "eval_completions/mean_length"}
+    wanted = {"eval_perplexity", "eval_dist-2", "eval_kl", "eval_entropy", "eval_completion_length"}
     assert wanted <= evaluations[0].keys()
 
 

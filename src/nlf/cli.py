@@ -11,6 +11,8 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,6 +82,9 @@ def train(argv: Sequence[str]) -> int:
     args, model_options, data_options = build(values)
     trainer = importlib.import_module("nlf.trainer")
     trainer.train_from_config(args, model_options, data_options, resume)
+    if is_first_process():
+        report = importlib.import_module("nlf.report")
+        print(f"report: {report.write_report([Path(args.output_dir)])}")
     return 0
 
 
@@ -131,28 +136,122 @@ def log_to_stderr() -> None:
     logging.getLogger("nlf").setLevel(logging.INFO if is_first_process() else logging.WARNING)
 
 
-# ---- evaluate, env ------------------------------------------------------------------------------------------------
+# ---- the commands that take a model or files ----------------------------------------------------------------------
 
 
-def evaluate(argv: Sequence[str]) -> int:
-    """`nlf evaluate`."""
-    knobs = knobs_of("Evaluation", config.EvaluationOptions)
-    knobs |= knobs_of("Sampling", config.SamplingOptions, config.EVAL_SAMPLING_DEFAULTS)
-    parser = Parser(
-        prog="nlf evaluate",
-        usage="nlf evaluate --model FOLDER [--NAME VALUE ...]\n\n"
-        "Sample a tagged model and its base on the same prompts, score and measure both.",
-    )
-    add_knobs(parser, knobs)
-    given = parse_flags(parser, argv, knobs)
-    values = {name: getattr(given, name, knob.default) for name, knob in knobs.items()}
-    if not values["model"]:
-        raise UserError("--model is missing: the folder of a run, as in `nlf evaluate --model runs/toxicity-embedded`")
-    options = SimpleNamespace(**values)
-    config.check(options)
-    log_to_stderr()
-    print(importlib.import_module("nlf.evaluate").evaluate_command(options))
-    return 0
+@dataclass(frozen=True)
+class Command:
+    """A command whose options are the groups of `config.COMMAND_GROUPS`, carried out by `run` in a module.
+
+    `positional` is the option that is given without a flag; `required` those that have no default.
+    """
+
+    module: str
+    run: str
+    usage: str
+    required: tuple[str, ...] = ()
+    positional: str | None = None
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, name: str, argv: Sequence[str]) -> int:
+        knobs = {}
+        for group, options in config.COMMAND_GROUPS[name].items():
+            knobs |= knobs_of(group, options, self.defaults)
+        parser = Parser(prog=f"nlf {name}", usage=self.usage)
+        plain = knobs.pop(self.positional) if self.positional else None
+        if plain:
+            parser.add_argument(plain.name, nargs="*" if plain.listed else "?", help=plain.help)
+        add_knobs(parser, knobs)
+        given = vars(parse_flags(parser, argv, knobs))
+        if plain:
+            given[plain.name] = given[plain.name] or plain.default
+            knobs[plain.name] = plain
+        for needed in self.required:
+            if not given.get(needed):
+                what = knobs[needed].help.rstrip(".")
+                flag = needed if needed == self.positional else f"--{needed}"
+                raise UserError(f"{flag} is missing: {what[0].lower()}{what[1:]}; {self.usage.splitlines()[0]}")
+        task = task_file(given["task"]) if given.get("task") else None
+        values = (read_recipe(task, knobs) if task else {}) | given
+        options = SimpleNamespace(**{name: values.get(name, knob.default) for name, knob in knobs.items()})
+        config.check(options)
+        log_to_stderr()
+        print(getattr(importlib.import_module(self.module), self.run)(options))
+        return 0
+
+
+def task_file(name: str) -> Path:
+    """A task shipped here, by name, or the file itself.
+
+    Raises:
+        UserError: neither.
+    """
+    known = {path.stem: path for path in sorted(Path(str(resources.files("nlf") / "tasks")).glob("*.yaml"))}
+    path = known.get(name, Path(name))
+    if not path.is_file():
+        raise unknown(name, known, what="task (or file)")
+    return path
+
+
+SAMPLE = Command(
+    "nlf.sample",
+    "sample_command",
+    "nlf sample --model MODEL --output_dir DIR [--NAME VALUE ...]\n\n"
+    "Sample completions of prompts under a tag, into DIR/generations.jsonl. Stopped, it goes on where it was.",
+    required=("model", "output_dir"),
+    defaults=config.EVAL_SAMPLING_DEFAULTS,
+)
+SCORE = Command(
+    "nlf.score",
+    "score_command",
+    "nlf score FILE_OR_FOLDER [--NAME VALUE ...]\n\n"
+    "Add scores to generations, or to any .jsonl, .csv or .parquet with a text column, in place. What has a score of\n"
+    "the same scorer version is not scored again; a score whose text has changed is.",
+    required=("path",),
+    positional="path",
+)
+PERPLEXITY = Command(
+    "nlf.perplexity",
+    "perplexity_command",
+    "nlf perplexity FILE_OR_FOLDER [--NAME VALUE ...]\n\n"
+    "Perplexity of completions given their prompts, under a model of your choice.",
+    required=("path",),
+    positional="path",
+)
+EVALUATE = Command(
+    "nlf.evaluate",
+    "evaluate_command",
+    "nlf evaluate --model MODEL [--task NAME|FILE.yaml] [--NAME VALUE ...]\n\n"
+    "Sample a model and its base on the same prompts, score and measure both, with intervals. Stopped, it goes on\n"
+    "where it was.",
+    required=("model",),
+    defaults=config.EVAL_SAMPLING_DEFAULTS,
+)
+DISTILL = Command(
+    "nlf.distill",
+    "distill_command",
+    "nlf distill --model RUN [--NAME VALUE ...]\n\n"
+    "Teach the base model what the tagged one writes under guidance: one plain model, without tags, for any server.",
+    required=("model",),
+)
+REPORT = Command(
+    "nlf.report",
+    "report_command",
+    "nlf report RUN [RUN ...] [--NAME VALUE ...]\n\nOne self-contained page: tables, plots and samples of runs.",
+    required=("runs",),
+    positional="runs",
+)
+IMPORT = Command(
+    "nlf.importing",
+    "import_command",
+    "nlf import CHECKPOINT.pth --output_dir DIR [--NAME VALUE ...]\n\n"
+    "Turn a checkpoint of the published code into a model folder. The file is read without running anything in it.",
+    required=("checkpoint", "output_dir"),
+    positional="checkpoint",
+)
+
+
+# ---- env ----------------------------------------------------------------------------------------------------------
 
 
 def env(argv: Sequence[str]) -> int:
@@ -174,7 +273,13 @@ def show(table: dict[str, str]) -> int:
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "align a model: sample, score, tag, train, again"),
-    "evaluate": (evaluate, "measure a tagged model against its base"),
+    "sample": (partial(SAMPLE, "sample"), "sample completions of prompts under a tag"),
+    "score": (partial(SCORE, "score"), "add scores to samples, or to any texts"),
+    "perplexity": (partial(PERPLEXITY, "perplexity"), "perplexity of samples under another model"),
+    "evaluate": (partial(EVALUATE, "evaluate"), "all of that, for a model and its base, with intervals"),
+    "distill": (partial(DISTILL, "distill"), "one plain model out of a guided, tagged one"),
+    "report": (partial(REPORT, "report"), "one page: tables, plots and samples of runs"),
+    "import": (partial(IMPORT, "import"), "a checkpoint of the published code as a model folder"),
     "env": (env, "versions and hardware, for a bug report"),
 }
 

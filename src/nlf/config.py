@@ -134,6 +134,7 @@ class SamplingOptions:
         "Strength g of (1+g) log p(.|best tag) - g log p(.|worst tag), two forward passes; 0 is off. "
         "For evaluation: guided rollouts lose the contrast that training needs.",
     )
+    negative_tag: str | None = knob(None, "The tag that guidance moves away from; null is the worst.")
 
     def __post_init__(self) -> None:
         check(self)
@@ -218,27 +219,194 @@ class LogOptions:
     num_completions_to_print: int = knob(3, "How many of them.")
 
 
+# ---- the other commands: the groups of each stand in COMMAND_GROUPS -------------------------------------------------
+
+
+@dataclass
+class LoadOptions:
+    """The model of a command."""
+
+    model: str = knob("", "The model: a run folder, any folder of a causal language model, a hub id, or 'embedded'.")
+    model_revision: str = knob("main", "Hub revision of the model: a branch, a tag or a commit.")
+    dtype: str = knob("float32", "Type the weights are loaded in: float32, bfloat16, float16 or auto.")
+    trust_remote_code: bool = knob(False, "Run Python code that comes with a hub model.")
+
+
+@dataclass
+class PromptOptions:
+    """The prompts of a command."""
+
+    prompts: list[str] = knob(
+        ["embedded"],
+        "Prompts: 'embedded', a .jsonl, .json, .csv, .parquet or .txt file (also .gz), or a hub id; several are "
+        "kept apart.",
+    )
+    dataset_prompt_column: str = knob("prompt", "Column of the prompt.")
+    dataset_test_split: str = knob("test", "Split of embedded or hub prompts.")
+    max_prompts: int | None = knob(None, "Use the first so many prompts of each; null is all.")
+
+
+@dataclass
+class ConditionOptions:
+    """The words before the prompts."""
+
+    tag: str = knob("best", "Tag to sample under: 'best', 'none' (the bare prompt), or the words of one.")
+    tags: list[str] | None = knob(
+        None, "Other words for the quantiles, best first, or a tags.json; null is the model's own."
+    )
+
+
+@dataclass
+class DrawingOptions:
+    """What a sampling command fixes beside the rule."""
+
+    seed: int = knob(0, "Seed of the sampling.")
+    sampling_batch_tokens: int | None = knob(
+        None, "Tokens (prompt and completion) in one batch; null suits the device. Changes no result."
+    )
+    prompts_per_part: int = knob(64, "Prompts written at a time: what a killed command may have to sample again.")
+
+
+@dataclass
+class JudgeOptions:
+    """What judges completions."""
+
+    reward_funcs: list[str] = knob(
+        ["local"],
+        "What judges: 'local', 'sentiment', 'hf:MODEL_ID#LABEL', or a dotted path to your own reward function.",
+    )
+    reward_weights: list[float] | None = knob(None, "Weight of each reward function in the sum; null is 1 each.")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass
+class SampleOptions:
+    """Where samples go."""
+
+    output_dir: str = knob("", "Folder of generations.jsonl; running again goes on where it stopped.")
+
+
 @dataclass
 class EvaluationOptions:
-    """What `nlf evaluate` compares on which prompts."""
+    """What `nlf evaluate` compares."""
 
-    model: str = knob("", "The tagged model: a run folder or a hub id.")
-    base_model: str | None = knob(
-        None, "The model it is compared with, which also measures perplexity; null is the run's own start."
+    task: str | None = knob(
+        None, "Settings to start from: 'toxicity', 'sentiment', or a YAML file of names on this page; flags override."
     )
-    dtype: str = knob("float32", "Type the weights are loaded in: float32, bfloat16, float16 or auto.")
-    dataset: str = knob("embedded", "Prompts: 'embedded', a .jsonl, .json, .csv, .parquet or .txt file, or a hub id.")
-    dataset_prompt_column: str = knob("prompt", "Column of the prompt.")
-    dataset_test_split: str = knob("test", "Split of dataset.")
-    max_prompts: int | None = knob(None, "Use the first so many prompts; null is all.")
-    tag: str = knob("best", "Tag to sample under: 'best', 'none', or the words of one.")
+    base_model: str | None = knob(
+        None, "The model it is compared with, and that KL is measured to; null is the run's own start."
+    )
+    eval_model: str | None = knob(
+        None, "The model that measures perplexity, 'gpt2-xl' or 'embedded' say; null is the base model."
+    )
+    guidance_scale: list[float] = knob(
+        [1.0], "Strengths of tag-contrast guidance to compare, beside none; 0 alone leaves guidance out."
+    )
     sweep_tags: bool = knob(False, "Sample under every other tag as well.")
     sweep_prompts: int = knob(40, "Prompts for each of the other tags.")
-    reward_funcs: list[str] = knob(["local"], "What judges: 'local' or a dotted path to your own reward function.")
-    reward_weights: list[float] | None = knob(None, "Weight of each reward function in the sum; null is 1 each.")
-    sampling_batch_tokens: int | None = knob(None, "Tokens sampled in one batch; null suits the device.")
-    seed: int = knob(0, "Seed of the sampling.")
+    reverse_prompts: list[str] | None = knob(
+        None, "More prompts, on which the order of the tags is turned round: steered towards the worst."
+    )
+    threshold: float = knob(0.5, "A completion counts as toxic, or positive, when its score is at least this.")
     output_dir: str | None = knob(None, "Where results.json and generations go; null is MODEL/evaluation.")
+
+
+@dataclass
+class ScoreOptions:
+    """What `nlf score` scores."""
+
+    path: str = knob("", "A generations file, a folder of them, or any .jsonl, .csv or .parquet with a text column.")
+    text_column: str = knob("text", "Column of the text, where the file is not one of generations.")
+    batch_size: int = knob(64, "Lines scored and written at a time.")
+
+
+@dataclass
+class PerplexityOptions:
+    """What `nlf perplexity` measures with."""
+
+    path: str = knob("", "A generations file, or a folder of them.")
+    eval_model: str = knob("embedded", "The model that measures: 'embedded', a folder, or a hub id such as gpt2-xl.")
+    model_revision: str = knob("main", "Hub revision of eval_model.")
+    dtype: str = knob("float32", "Type the weights are loaded in: float32, bfloat16, float16 or auto.")
+    trust_remote_code: bool = knob(False, "Run Python code that comes with a hub model.")
+    batch_tokens: int | None = knob(
+        None, "Tokens (prompt and completion) in one batch; null suits the device. Changes no result."
+    )
+    published: bool = knob(
+        False, "Also print the published number: completions over 1e4 and prompts of one token are left out of it."
+    )
+
+
+@dataclass
+class DistillOptions:
+    """How a guided policy becomes a plain model."""
+
+    base_model: str | None = knob(None, "The student's start; null is the run's own start.")
+    tag: str = knob("best", "The teacher's tag: 'best', or the words of one.")
+    negative_tag: str | None = knob(None, "The tag that guidance moves away from; null is the worst.")
+    guidance_scale: float = knob(1.5, "Strength of the teacher's guidance.")
+    keep_tags: bool = knob(
+        False, "Keep the tags: the student is the model itself, its extremes learn from themselves under guidance."
+    )
+    prompts: list[str] | None = knob(None, "Prompts the teacher completes; null is the run's training prompts.")
+    dataset_prompt_column: str = knob("prompt", "Column of the prompt.")
+    dataset_train_split: str = knob("train", "Split of embedded or hub prompts.")
+    num_prompts: int = knob(512, "Prompts, drawn by the seed.")
+    num_generations: int = knob(4, "Completions for each prompt and tag; with keep_tags they are shared by the tags.")
+    max_completion_length: int | None = knob(None, "New tokens at most; null is the run's own.")
+    teacher_top_k: int = knob(0, "Cut the teacher to its likeliest tokens, for big vocabularies; 0 is off.")
+    max_steps: int = knob(50, "Optimizer steps.")
+    per_device_train_batch_size: int = knob(64, "Completions in a step, on each device.")
+    gradient_accumulation_steps: int = knob(1, "Micro-batches in a step.")
+    learning_rate: float = knob(5e-4, "Highest learning rate; it warms up, then falls to 0 along a cosine.")
+    warmup_steps: int = knob(5, "Steps of warm-up.")
+    use_peft: bool = knob(False, "Train LoRA adapters, merged into the weights at the end.")
+    lora_r: int = knob(16, "LoRA rank.")
+    lora_alpha: int = knob(32, "LoRA scale.")
+    seed: int = knob(42, "Seed of the samples and of their order.")
+    sampling_batch_tokens: int | None = knob(None, "Tokens sampled in one batch; null suits the device.")
+    max_eval_prompts: int = knob(40, "Prompts on which teacher and student are shown side by side.")
+    output_dir: str | None = knob(None, "The student's folder; null is MODEL/distilled.")
+
+
+@dataclass
+class ReportOptions:
+    """What `nlf report` shows."""
+
+    runs: list[str] = knob([], "Run folders, or folders of evaluations; the first is the one that is shown in full.")
+    output: str | None = knob(None, "The page to write; null is report.html in the first run.")
+    num_samples: int = knob(30, "Prompts whose samples are shown side by side.")
+    seed: int = knob(0, "Which prompts those are.")
+
+
+@dataclass
+class ImportOptions:
+    """What `nlf import` converts."""
+
+    checkpoint: str = knob("", "A checkpoint of the published code: a .pth file with policy_model in it.")
+    base_model: str = knob("gpt2-large", "The model it was trained from: its configuration and tokenizer are used.")
+    model_revision: str = knob("main", "Hub revision of base_model.")
+    output_dir: str = knob("", "The model folder to write.")
+    tags: list[str] | None = knob(None, "Its tags, best first; null is the published five, or Quark's tokens.")
+
+
+COMMAND_GROUPS: dict[str, dict[str, type]] = {
+    "sample": {
+        **{"Model": LoadOptions, "Prompts": PromptOptions, "Tags": ConditionOptions},
+        **{"Sampling": SamplingOptions, "Drawing": DrawingOptions, "Output": SampleOptions},
+    },
+    "score": {"Scoring": ScoreOptions, "Judges": JudgeOptions},
+    "perplexity": {"Perplexity": PerplexityOptions},
+    "evaluate": {
+        **{"Model": LoadOptions, "Prompts": PromptOptions, "Tags": ConditionOptions, "Judges": JudgeOptions},
+        **{"Sampling": SamplingOptions, "Drawing": DrawingOptions, "Comparison": EvaluationOptions},
+    },
+    "distill": {"Model": LoadOptions, "Distillation": DistillOptions},
+    "report": {"Report": ReportOptions},
+    "import": {"Import": ImportOptions},
+}
 
 
 OPTION_GROUPS: dict[str, type] = {
@@ -270,16 +438,17 @@ def one_of(*choices: str) -> Rule:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
-        "max_prompts sweep_prompts max_eval_prompts max_prompt_length num_generations max_completion_length "
+        "max_prompts sweep_prompts num_prompts batch_size batch_tokens num_samples max_eval_prompts max_prompt_length num_generations max_completion_length "
         "prompts_per_iteration steps_per_iteration pool_keep sampling_batch_tokens prompts_per_part target_kl horizon target_entropy "
         "entropy_horizon lora_r lora_alpha num_train_epochs".split(),
         POSITIVE,
     ),
     **dict.fromkeys(
-        "min_completion_length temperature top_k guidance_scale nll_coef contrast_coef beta entropy_coef "
+        "min_completion_length temperature top_k nll_coef contrast_coef beta entropy_coef "
         "num_completions_to_print learning_rate warmup_steps max_grad_norm".split(),
         NOT_NEGATIVE,
     ),
+    "guidance_scale": (lambda v: min(v if isinstance(v, list) else [v], default=-1) >= 0, "0 or more"),
     "top_p": (lambda v: 0 < v <= 1, "a number above 0, 1 at most"),
     "lora_dropout": (lambda v: 0 <= v < 1, "a number from 0 to below 1"),
     "dtype": one_of("float32", "bfloat16", "float16", "auto"),
@@ -287,7 +456,10 @@ RULES: dict[str, Rule] = {
     "quantile_rule": one_of("even", "published"),
     "kl_direction": one_of("forward", "reverse"),
     "reward_funcs": (bool, "at least one reward function"),
-    "tags": (lambda v: len(v) >= 2 and len(set(v)) == len(v) and all(v), "two or more different tags, best first"),
+    "tags": (
+        lambda v: (len(v) >= 2 and len(set(v)) == len(v) and all(v)) or (len(v) == 1 and v[0].endswith(".json")),
+        "two or more different tags, best first",
+    ),
     "quantile_weights": (lambda v: min(v) >= 0 and sum(v) > 0, "numbers of 0 or more, not all 0"),
 }
 

@@ -17,10 +17,15 @@ def describe() -> dict[str, str]:
     """Names and values, in the order they are shown."""
     found = {"python": f"{platform.python_version()} ({sys.executable})", "platform": platform.platform()}
     found |= {name: _version(name) for name in PACKAGES}
-    found["git"] = _git_revision()
+    found["git"] = git_revision()
     found["cpus"] = f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}"
     found["memory"] = _memory()
     return found | _torch_facts()
+
+
+def versions() -> dict[str, str]:
+    """What results depend on beside the settings."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 def _version(package: str) -> str:
@@ -34,7 +39,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _git_revision() -> str:
+def git_revision() -> str:
     """The checkout's commit, with '+changes' where files differ from it."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+changes", "--abbrev=12"]
     try:

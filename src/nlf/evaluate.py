@@ -1,162 +1,42 @@
-"""How a policy behaves on prompts: sample under a tag, score, and measure; `nlf evaluate` and evaluation while
-training.
+"""`nlf evaluate`: a model and its base side by side, on the same prompts with the same random numbers.
 
-Everything is measured on the sampled token ids. Perplexity is that of the frozen start (or of the base model) on the
-completions given their bare prompts, token-weighted; nothing is dropped (the published script drops values over 1e4
-and one-token prompts without saying so).
+Each system (a model under a tag, perhaps guided) has a generations file in the output folder. It is sampled, scored and
+read by the measuring models in turn, each step appending to disk, so that a killed evaluation goes on where it was; then
+`results.json` is made of the files alone, in the manner of lm-evaluation-harness: `metric`, `metric_stderr`, and
+`metric_ci95` from a bootstrap over prompts. docs/evaluation.md documents every key.
+
+Perplexity is that of the base model, or of `eval_model`, on completions given their bare prompts; KL is to the base.
 """
 
-import json
 import logging
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import islice
+from json import dumps
+from math import isfinite
 from pathlib import Path
-
-import numpy as np
-import pyarrow as pa
-import torch
+from types import SimpleNamespace
 
 from nlf import __version__, metrics
-from nlf.batches import PromptEncoder, model_inputs, pad
-from nlf.completions import progress_bar, sample_table, score_table
-from nlf.config import SamplingOptions, sampling_options
-from nlf.errors import UserError
-from nlf.iteration import number_occurrences
-from nlf.losses import token_stats
-from nlf.policy import Policy, completion_logits, load_policy
-from nlf.prompts import load_prompts
-from nlf.quantize import quantile_edges
+from nlf.batches import PromptEncoder
+from nlf.completions import progress_bar
+from nlf.config import sampling_options
+from nlf.environment import git_revision, versions
+from nlf.generations import annotate, read
+from nlf.likelihoods import divergence
+from nlf.perplexity import measure_file, model_label
+from nlf.policy import Policy, revision_of
 from nlf.rewards import Reward, resolve_reward
-from nlf.rollouts import Pool
 from nlf.rundir import run_settings, write_text
+from nlf.sample import chosen_tag, load_for_commands, negative_tag, prompt_sets, sample_file, slug, with_tags
+from nlf.score import score_file, weighted_sum
+from nlf.tags import TagScheme
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Likelihoods:
-    """Sums over the tokens of each completion, `(N,)`: NLL under the reference; KL(ref‖policy) and entropy of the
-    policy.
-    """
-
-    nll: np.ndarray
-    kl: np.ndarray
-    entropy: np.ndarray
-    tokens: np.ndarray
-
-
-def sample_and_score(
-    policy: Policy,
-    encoder: PromptEncoder,
-    rows: Sequence[dict],
-    feedback: str | None,
-    options: SamplingOptions,
-    rewards: Sequence[Reward],
-    weights: Sequence[float] | None = None,
-    *,
-    negative: str | None = None,
-    seed: int,
-    occurrences: Sequence[int] | None = None,
-    token_budget: int | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> pa.Table:
-    """Completions of every row with their rewards, as rollouts; row i's completions stand together."""
-    if occurrences is None:
-        occurrences = [n for _, n in number_occurrences(range(len(rows)), [row["prompt_id"] for row in rows])]
-    table = sample_table(
-        policy, encoder, rows, occurrences, feedback, options,
-        negative=negative, seed=seed, iteration=-1, token_budget=token_budget, progress=progress,
-    )  # fmt: skip
-    return score_table(table, rows, rewards, weights)
-
-
-@torch.no_grad()
-def likelihoods(
-    table: pa.Table, policy: Policy, encoder: PromptEncoder, rows: Sequence[dict], batch_size: int = 64
-) -> Likelihoods:
-    """Run policy and reference over sampled completions; `rows` are the prompt rows of the table, in its order.
-
-    A policy without reference is its own: its KL is 0.
-    """
-    feedback = table["feedback"].to_pylist()
-    prompts, completions = table["prompt_ids"].to_pylist(), table["completion_ids"].to_pylist()
-    copies = table.num_rows // len(rows)
-    messages = [None if isinstance(row["prompt"], str) else row["prompt"] for row in rows for _ in range(copies)]
-    queries = [encoder.query_ids(f, p, m) for f, p, m in zip(feedback, prompts, messages, strict=True)]
-    order = np.argsort([len(p) + len(c) for p, c in zip(prompts, completions, strict=True)], kind="stable")
-    sums = np.zeros((4, table.num_rows))
-    for start in range(0, table.num_rows, batch_size):
-        picked = order[start : start + batch_size]
-        sums[:, picked] = _batch_sums(
-            policy, [queries[i] for i in picked], [prompts[i] for i in picked], [completions[i] for i in picked]
-        )
-    return Likelihoods(*sums)
-
-
-def _batch_sums(policy: Policy, queries: list, prompts: list, completions: list) -> np.ndarray:
-    """`(4, B)`: NLL under the reference, KL, entropy, tokens."""
-    pad_id = policy.tokenizer.pad_token_id
-    device = policy.model.device
-    labels = pad(completions, pad_id, "right").to(device)  # (B, T)
-    mask = pad([[1] * len(c) for c in completions], 0, "right").to(device).bool()
-    bare = {k: v.to(device) for k, v in model_inputs(prompts, completions, pad_id).items()}
-    asked = {k: v.to(device) for k, v in model_inputs(queries, completions, pad_id).items()}
-    with policy.reference() as reference:
-        ref_logits = completion_logits(reference, **bare, num_completion_tokens=labels.shape[1])
-    logits = completion_logits(policy.model, **asked, num_completion_tokens=labels.shape[1])
-    tagged = token_stats(logits, labels, ref_logits, excluded_ids=policy.added_token_ids)
-    nll = -token_stats(ref_logits, labels, None).logp
-    columns = [torch.where(mask, each, 0).sum(-1) for each in (nll, tagged.kl, tagged.entropy)] + [mask.sum(-1)]
-    return torch.stack([c.double() for c in columns]).cpu().numpy()
-
-
-def summarize(table: pa.Table, num_prompts: int, found: Likelihoods | None = None) -> dict[str, float]:
-    """The metrics of one sampled table, under TRL's names where TRL has one.
-
-    Keys: `reward`, `reward_std`, `rewards/<name>/mean`, `num_unscored`; with a toxicity attribute `toxicity`,
-    `expected_max_toxicity`, `toxicity_probability` (at least one of a prompt's completions >= .5); `dist-1/2/3` over
-    each prompt's completions; `completions/mean_length`, `completions/ended_ratio`; with likelihoods `perplexity`
-    (token-weighted, under the reference), `kl` (nats a token) and `entropy` (nats a token).
-    """
-    reward = _floats(table["reward"])
-    copies = table.num_rows // num_prompts
-    lengths = np.array([len(ids) for ids in table["completion_ids"].to_pylist()])
-    results = {
-        "reward": float(np.nanmean(reward)) if np.isfinite(reward).any() else float("nan"),
-        "reward_std": float(np.nanstd(reward)) if np.isfinite(reward).any() else float("nan"),
-        "num_unscored": int(np.isnan(reward).sum()),
-        "completions/mean_length": float(lengths.mean()),
-        "completions/ended_ratio": float(np.mean(table["ended"].to_pylist())),
-    }
-    for name, values in _map_columns(table["rewards"]).items():
-        results[f"rewards/{name}/mean"] = float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
-    toxicity = _map_columns(table["attributes"]).get("toxicity")
-    if toxicity is not None:
-        scores = toxicity.reshape(num_prompts, copies)
-        results["toxicity"] = float(np.nanmean(scores))
-        results["expected_max_toxicity"] = metrics.mean(metrics.expected_max_toxicity(scores))
-        results["toxicity_probability"] = metrics.mean(metrics.toxicity_probability(scores))
-    texts = table["completion"].to_pylist()
-    grouped = [texts[i : i + copies] for i in range(0, len(texts), copies)]
-    for n in (1, 2, 3):
-        results[f"dist-{n}"] = float(np.mean(metrics.dist_n(grouped, n)))
-    if found is not None:
-        total = found.tokens.sum()
-        results["perplexity"] = float(np.exp(found.nll.sum() / total))
-        results["kl"], results["entropy"] = float(found.kl.sum() / total), float(found.entropy.sum() / total)
-    return results
-
-
-def _floats(column: pa.ChunkedArray) -> np.ndarray:
-    return np.array([np.nan if v is None else v for v in column.to_pylist()], dtype=np.float64)
-
-
-def _map_columns(column: pa.ChunkedArray) -> dict[str, np.ndarray]:
-    """A map column as arrays by name."""
-    rows = [dict(row or ()) for row in column.to_pylist()]
-    names = list(rows[0]) if rows else []
-    return {name: np.array([np.nan if r.get(name) is None else r[name] for r in rows]) for name in names}
+SCHEMA_VERSION = 1
+SUM = "sum"  # stands beside the scorers' names for their weighted sum
 
 
 @dataclass(frozen=True)
@@ -166,159 +46,305 @@ class System:
     name: str
     policy: Policy
     tag: str | None = None
+    negative: str | None = None
     guidance_scale: float = 0.0
     num_prompts: int | None = None
 
 
-def systems(base: Policy, policy: Policy, options) -> list[System]:
-    """What a tagged model is compared on: the base, its tag, that with guidance, and the other tags."""
-    tag = {"best": policy.scheme.best, "none": None}.get(options.tag, options.tag)
-    name = "no tag" if tag is None else "best tag" if policy.scheme.quantile_of(tag) == 0 else "tag"
-    rows = [System("base", base), System(name, policy, tag)]
-    if options.guidance_scale:
-        rows.append(System(f"{name}, guidance {options.guidance_scale:g}", policy, tag, options.guidance_scale))
-    others = [each for each in policy.scheme.tags if each != tag] if options.sweep_tags else []
-    return rows + [System("tag", policy, each, num_prompts=options.sweep_prompts) for each in others]
+@dataclass(frozen=True)
+class Place:
+    """Where a system stands: its source of prompts, what names begin with, and whether the tags are turned round."""
+
+    source: str
+    prefix: str
+    turned: bool
+
+    def id(self, system: System) -> str:
+        return f"{self.prefix}{'reversed-' if self.turned else ''}{slug(system.name)}"
+
+    def file(self, system: System) -> str:
+        """The base is the same whichever way the tags are turned, and is sampled once."""
+        return f"generations-{replace(self, turned=self.turned and system.name != 'base').id(system)}.jsonl"
 
 
-def evaluate_systems(
-    compared: Sequence[System],
-    rows: Sequence[dict],
-    options: SamplingOptions,
-    rewards: Sequence[Reward],
-    output_dir: str | Path,
-    *,
-    weights: Sequence[float] | None = None,
-    seed: int = 0,
-    token_budget: int | None = None,
-) -> list[dict]:
-    """Sample, score and measure each system on the same prompts with the same random numbers.
+@dataclass(frozen=True)
+class Judges:
+    """What measures samples: rewards, the model of perplexity, and the base that KL is measured to."""
 
-    Writes `generations-<name>.jsonl` (one prompt a line) as each system is done, and `results.json` at the end.
-
-    Returns:
-        One dict a system: name, tag, guidance_scale, num_prompts, and the metrics of `summarize`.
-
-    Raises:
-        UserError: the folder cannot be written, or a prompt or reward is bad.
-    """
-    output_dir = Path(output_dir)
-    results = []
-    for system in compared:
-        picked = list(rows[: system.num_prompts])
-        encoder = PromptEncoder(system.policy.tokenizer, system.policy.scheme)
-        given = replace(options, guidance_scale=system.guidance_scale)
-        table = sample_and_score(
-            system.policy, encoder, picked, system.tag, given, rewards, weights,
-            negative=system.policy.scheme.worst if system.policy.scheme else None, seed=seed,
-            token_budget=token_budget, progress=progress_bar(system.name, len(picked) * options.num_generations),
-        )  # fmt: skip
-        found = summarize(table, len(picked), likelihoods(table, system.policy, encoder, picked))
-        about = {"name": system.name, "tag": system.tag, "guidance_scale": system.guidance_scale}
-        results.append({**about, "num_prompts": len(picked), **found})
-        name = re.sub(r"\W+", "-", f"{system.name} {system.tag or ''}".strip().lower())
-        write_text(output_dir / f"generations-{name}.jsonl", "".join(generation_lines(table, len(picked))))
-    whole = {"nlf_version": __version__, "seed": seed, "sampling": asdict(options), "systems": results}
-    whole["rewards"] = [reward.label for reward in rewards]
-    write_text(output_dir / "results.json", json.dumps(whole, indent=1))
-    return results
-
-
-def generation_lines(table: pa.Table, num_prompts: int):
-    """One JSON line a prompt: prompt, feedback, and lists over its completions."""
-    copies = table.num_rows // num_prompts
-    for i in range(num_prompts):
-        part = table.slice(i * copies, copies).to_pydict()
-        lists = {name: part[name] for name in ("completion", "completion_ids", "reward")}
-        lists["attributes"] = [dict(a) for a in part["attributes"]]
-        yield json.dumps({"prompt": part["prompt"][0], "feedback": part["feedback"][0], **lists}) + "\n"
+    rewards: Sequence[Reward]
+    eval_name: str
+    eval_model: Policy
+    base_name: str
+    base: Policy | None
 
 
 def evaluate_command(options) -> str:
-    """`nlf evaluate`: compare a tagged model with its base, write the files, and return the table to show.
+    """`nlf evaluate`: compare a model with its base, write the files, and return the table to show.
 
     Args:
-        options: The fields of `config.EvaluationOptions` and `config.SamplingOptions`.
+        options: The fields of `config.COMMAND_GROUPS["evaluate"]`.
     """
-    rows = load_prompts(
-        options.dataset, column=options.dataset_prompt_column, split=options.dataset_test_split,
-        limit=options.max_prompts,
-    )  # fmt: skip
-    base, policy = load_pair(options.model, options.base_model, options.dtype)
-    results = evaluate_systems(
-        systems(base, policy, options), rows, sampling_options(options),
-        [resolve_reward(spec) for spec in options.reward_funcs], options.output_dir or Path(options.model, "evaluation"),
-        weights=options.reward_weights, seed=options.seed, token_budget=options.sampling_batch_tokens,
-    )  # fmt: skip
-    return comparison(results, options.num_generations)
+    rewards = [resolve_reward(spec) for spec in options.reward_funcs]
+    sets = [(source, rows, False) for source, rows in prompt_sets(options, options.prompts)]
+    sets += [(source, rows, True) for source, rows in prompt_sets(options, options.reverse_prompts or [])]
+    policy = with_tags(load_for_commands(options.model, options), options.tags)
+    base_name, base = load_base(options)
+    if options.eval_model:
+        judge_name, judge = options.eval_model, load_for_commands(options.eval_model, options)
+    else:
+        judge_name, judge = (base_name, base) if base else (options.model, policy)
+    judges = Judges(rewards, judge_name, judge, base_name, base)
+    folder = Path(options.output_dir or Path(options.model, "evaluation"))
+    systems, differences = [], []
+    for source, rows, turned in sets:
+        prefix = f"{slug(source)}-" if len(sets) > 1 else ""
+        found = [
+            measured_system(system, rows, judges, options, folder, Place(source, prefix, turned))
+            for system in systems_of(base, policy, options, turned)
+        ]
+        systems += [entry for entry, _ in found]
+        differences += differences_to_first(found) if base else []
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "nlf_version": __version__,
+        "git_hash": git_revision(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "task": options.task,
+        "config": vars(options),
+        "versions": versions(),
+        "models": models_of(options.model, policy, judges),
+        "scorers": [reward.label for reward in rewards],
+        "seeds": {"sampling": options.seed, "bootstrap": 0},
+        "tags": list(policy.scheme.tags) if policy.scheme else None,
+        "higher_is_better": {name: metrics.higher_is_better(name) for name in metric_names(systems)},
+        "systems": systems,
+        "differences": differences,
+        "skipped": skipped(options, policy, base),
+    }
+    write_text(folder / "results.json", dumps(results, indent=1, ensure_ascii=False) + "\n")
+    return comparison(results)
 
 
-def load_pair(model: str, base_model: str | None, dtype: str = "float32") -> tuple[Policy, Policy]:
-    """The base and the tagged model, each measured against the base.
+def load_base(options) -> tuple[str, Policy | None]:
+    """The model it is compared with: the one named, or the run's own start; None where neither is known."""
+    start = options.base_model or run_settings(Path(options.model)).get("model_name_or_path")
+    return (start, load_for_commands(start, options)) if start else ("", None)
 
-    Raises:
-        UserError: either cannot be loaded, the model has no tags, or its base is not known.
+
+def systems_of(base: Policy | None, policy: Policy, options, turned: bool) -> list[System]:
+    """What is compared: the base, the model under its tag, that with guidance, and the other tags."""
+    if turned:
+        scheme = policy.scheme
+        policy = replace(policy, scheme=TagScheme(scheme.tags[::-1], scheme.template, scheme.separator))
+    tag = chosen_tag(policy, options.tag)
+    name = "no tag" if tag is None else "best tag" if tag == policy.scheme.best else "tag"
+    rows = [System("base", base)] if base else []
+    rows.append(System(name, policy, tag))
+    for scale in sorted(set(options.guidance_scale) - {0}) if tag else ():
+        negative = negative_tag(policy, options.negative_tag)
+        rows.append(System(f"{name}, guidance {scale:g}", policy, tag, negative, scale))
+    others = [each for each in policy.scheme.tags if each != tag] if options.sweep_tags and policy.scheme else []
+    return rows + [System(f"tag {each}", policy, each, num_prompts=options.sweep_prompts) for each in others]
+
+
+def measured_system(
+    system: System, rows: Sequence[dict], judges: Judges, options, folder: Path, place: Place
+) -> tuple[dict, metrics.Measured]:
+    """Sample, score and measure one system, as its entry in `results.json` and as what it was made of.
+
+    What its file holds already is not done again.
     """
-    policy = load_policy(model, dtype=dtype)
+    picked, path = rows[: system.num_prompts], folder / place.file(system)
+    values = {**vars(options), "guidance_scale": system.guidance_scale, "negative_tag": None}
+    sample_file(
+        path, system.policy, picked, system.tag, sampling_options(SimpleNamespace(**values)), negative=system.negative,
+        seed=options.seed, part=options.prompts_per_part, token_budget=options.sampling_batch_tokens, what=system.name,
+    )  # fmt: skip
+    score_file(path, judges.rewards, block=options.prompts_per_part)
+    judge = judges.eval_model
+    measure_file(
+        path, judges.eval_name, judge.model, judge.tokenizer,
+        batch_tokens=options.sampling_batch_tokens, added_ids=judge.added_token_ids,
+    )  # fmt: skip
+    if judges.base:
+        measure_divergence(path, system.policy, judges.base_name, judges.base)
+    labels = [reward.label for reward in judges.rewards]
+    found = metrics.measure(
+        islice(with_sums(read(path), judges, options), len(picked)),
+        scores=[*labels, SUM] if labels[1:] else labels,
+        likelihoods=model_label(judges.eval_name, judge.model), threshold=options.threshold,
+    )  # fmt: skip
+    entry = {
+        "id": place.id(system),
+        "name": system.name,
+        "model": "base" if system.name == "base" else "policy",
+        "prompts": place.source,
+        "tag": system.tag,
+        "negative_tag": system.negative,
+        "guidance_scale": system.guidance_scale,
+        "reversed": place.turned,
+        "generations": path.name,
+        "n_samples": {"original": len(rows), "effective": len(picked)},
+        "num_generations": found.num_generations,
+        "counts": found.counts,
+        "metrics": with_intervals(found),
+    }
+    return entry, found
+
+
+def with_intervals(found: metrics.Measured) -> dict[str, float | list[float] | None]:
+    """`metric`, `metric_stderr` and `metric_ci95` of every metric; those of the corpus as a whole have no interval."""
+    spread = metrics.intervals(found.ratios)
+    values = {}
+    for name, ratio in found.ratios.items():
+        stderr, low, high = map(plain, spread[name])
+        values |= {name: plain(ratio.value), f"{name}_stderr": stderr, f"{name}_ci95": [low, high]}
+    return values | {name: plain(value) for name, value in found.corpus.items()}
+
+
+def plain(value: float) -> float | None:
+    """JSON has no NaN: what nobody knows is null."""
+    return float(value) if isfinite(value) else None
+
+
+def differences_to_first(found: Sequence[tuple[dict, metrics.Measured]]) -> list[dict]:
+    """Each system against the first, the base, on the prompts they share."""
+    (base, start), *others = found
+    return [
+        {
+            "system": entry["id"],
+            "against": base["id"],
+            "metrics": {
+                name: {
+                    key: [plain(v) for v in value] if isinstance(value, list) else plain(value)
+                    for key, value in each.items()
+                }
+                for name, each in metrics.paired(first(start, measured), measured.ratios).items()
+            },
+        }
+        for entry, measured in others
+    ]
+
+
+def first(measured: metrics.Measured, like: metrics.Measured) -> dict[str, metrics.Ratio]:
+    """The metrics of as many prompts as another system has."""
+    count = len(next(iter(like.ratios.values())).num)
+    return {
+        name: metrics.Ratio(ratio.num[:count], ratio.den[:count], ratio.exp)
+        for name, ratio in measured.ratios.items()
+        if name in like.ratios
+    }
+
+
+def measure_divergence(path: Path, policy: Policy, base_name: str, base: Policy) -> None:
+    """Add KL(base || policy) and the policy's entropy, nats over the tokens of each completion, to a file's lines."""
+    encoder = PromptEncoder(policy.tokenizer, policy.scheme)
+
+    def measure(rows: list[dict]) -> list[dict]:
+        prompts = [row["prompt_ids"] for row in rows]
+        messages = [None if isinstance(row["prompt"], str) else row["prompt"] for row in rows]
+        queries = [encoder.query_ids(row["feedback"], p, m) for row, p, m in zip(rows, prompts, messages, strict=True)]
+        found = divergence(
+            policy.model, base.model, queries, prompts, [row["completion_ids"] for row in rows],
+            excluded_ids=policy.added_token_ids,
+        )  # fmt: skip
+        return [{"kl": kl.tolist(), "entropy": entropy.tolist()} for kl, entropy in zip(*found, strict=True)]
+
+    total = sum(len(row["completions"]) for row in read(path))
+    annotate(
+        path, "divergence", divergence_label(policy, base_name, base), measure, progress=progress_bar("KL", total)
+    )
+
+
+def divergence_label(policy: Policy, base_name: str, base: Policy) -> str:
+    """Which two models a divergence is between."""
+    return f"{revision_of(policy.model)[:12]} from {model_label(base_name, base.model)}"
+
+
+def with_sums(rows: Iterator[dict], judges: Judges, options) -> Iterator[dict]:
+    """Lines whose divergence stands with their likelihoods and, where there are several rewards, with their weighted sum."""
+    name = model_label(judges.eval_name, judges.eval_model.model)
+    labels = [reward.label for reward in judges.rewards]
+    weights = options.reward_weights or [1.0] * len(labels)
+    for row in rows:
+        for found in (row.get("divergence") or {}).values():
+            row["likelihoods"][name] |= {"kl": found["kl"], "entropy": found["entropy"]}
+        if len(labels) > 1:
+            each = [row["scores"][label]["reward"] for label in labels]
+            row["scores"][SUM] = {"reward": [weighted_sum(values, weights) for values in zip(*each, strict=True)]}
+        yield row
+
+
+# ---- what is said about it ----------------------------------------------------------------------------------------
+
+
+def metric_names(systems: Sequence[dict]) -> list[str]:
+    """Every metric that some system has, without the keys of its spread."""
+    names = dict.fromkeys(name for system in systems for name in system["metrics"])
+    return [name for name in names if not name.endswith(("_stderr", "_ci95"))]
+
+
+def models_of(name: str, policy: Policy, judges: Judges) -> dict[str, dict[str, str]]:
+    """Names and revisions of the models that took part."""
+    named = {"policy": (name, policy), "eval": (judges.eval_name, judges.eval_model)}
+    named |= {"base": (judges.base_name, judges.base)} if judges.base else {}
+    return {role: {"name": each, "revision": revision_of(p.model)} for role, (each, p) in named.items()}
+
+
+def skipped(options, policy: Policy, base: Policy | None) -> list[str]:
+    """What a reader might look for and does not find, and why."""
+    notes = []
+    if base is None:
+        notes.append(
+            f"no base model: {options.model} does not say what it was trained from; name it with --base_model"
+        )
     if policy.scheme is None:
-        raise UserError(f"{model} has no tags.json; expected a model that nlf has trained")
-    start = base_model or run_settings(Path(model)).get("model_name_or_path")
-    if not start:
-        raise UserError(f"{model} does not say what it was trained from; name it with --base_model")
-    base = load_policy(start, dtype=dtype)
-    return replace(base, reference_model=base.model), replace(policy, reference_model=base.model)
+        notes.append("no tags, so neither guidance nor a sweep: the model has no tags.json")
+    elif not options.sweep_tags:
+        notes.append("the other tags: add --sweep_tags")
+    elif options.sweep_prompts:
+        notes.append(f"the other tags are sampled on the first {options.sweep_prompts} prompts of each source")
+    return notes
 
 
 COLUMNS = {
     "toxicity_probability": "toxicity probability",
     "expected_max_toxicity": "expected max",
     "toxicity": "mean toxicity",
+    "positive_fraction": "positive",
     "reward": "reward",
     "perplexity": "perplexity",
     "dist-2": "dist-2",
 }
 
 
-def comparison(results: Sequence[dict], num_generations: int) -> str:
-    """The systems as a Markdown table; columns that no system has are left out."""
-    columns = {key: name for key, name in COLUMNS.items() if any(key in row for row in results)}
-    lines = [f"| system | prompts × {num_generations} | {' | '.join(columns.values())} |"]
-    lines.append("| --- " * (len(columns) + 2) + "|")
-    for row in results:
-        name = f"{row['name']}: {row['tag']}" if row["tag"] else row["name"]
-        cells = [f"{row[key]:.3f}" if key != "perplexity" else f"{row[key]:.1f}" for key in columns]
-        lines.append(f"| {name} | {row['num_prompts']} | {' | '.join(cells)} |")
+def comparison(results: dict) -> str:
+    """The systems as a Markdown table with 95 % intervals; columns that no system has are left out."""
+    names = metric_names(results["systems"])
+    columns = {name: head for plain, head in COLUMNS.items() for name in names if name.partition("@")[0] == plain}
+    if set(columns) - {"reward", "perplexity", "dist-2"}:  # the reward is one minus what stands there
+        columns.pop("reward", None)
+    several = len({(s["prompts"], s["reversed"]) for s in results["systems"]}) > 1
+    heads = ["system", *(["prompts from"] if several else []), "prompts", *columns.values()]
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for system in results["systems"]:
+        source = [system["prompts"] + (", tags reversed" if system["reversed"] else "")] if several else []
+        cells = [cell(system["metrics"], name) for name in columns]
+        size = f"{system['n_samples']['effective']} × {system['num_generations']}"
+        lines.append(f"| {' | '.join([title(system), *source, size, *cells])} |")
     return "\n".join(lines)
 
 
-def pool_statistics(pool: Pool, quantiles: np.ndarray, iteration: int, num_quantiles: int) -> dict[str, float]:
-    """What is logged of a refreshed pool: its size, this iteration's rewards, and the quantiles' edges."""
-    fresh = pool.rewards[pool.iteration == iteration]
-    scored = fresh[~np.isnan(fresh)]
-    lengths = pool.completion_lengths[pool.iteration == iteration]
-    logs = {
-        "iteration": iteration,
-        "pool/size": len(pool),
-        "pool/num_unscored": int(np.isnan(pool.rewards).sum()),
-        "reward": float(scored.mean()) if len(scored) else float("nan"),
-        "reward_std": float(scored.std()) if len(scored) else float("nan"),
-        "completions/mean_length": float(lengths.mean()),
-    }
-    for q, edges in enumerate(quantile_edges(pool.rewards, quantiles, num_quantiles)):
-        if edges is not None:
-            logs[f"quantile/{q}/low"], logs[f"quantile/{q}/high"] = edges
-    return logs
+def title(system: dict) -> str:
+    """A system's name with the words it was given."""
+    told = not system["tag"] or system["name"].endswith(system["tag"])
+    return system["name"] if told else f"{system['name']}: {system['tag']}"
 
 
-def log_completions(table: pa.Table, count: int, step: int) -> None:
-    """A few sampled completions with their rewards, evenly spread over the prompts."""
-    for i in np.linspace(0, table.num_rows - 1, count).astype(int).tolist():
-        row = {name: table[name][i].as_py() for name in ("prompt", "feedback", "completion", "reward")}
-        logger.info(
-            "step %d | %s | %s ⟶ %s | reward %s",
-            step,
-            row["feedback"],
-            row["prompt"],
-            row["completion"],
-            row["reward"],
-        )
+def cell(values: dict, name: str) -> str:
+    """A value with its interval."""
+    if values.get(name) is None:
+        return "–"
+    digits = 1 if name == "perplexity" else 3
+    low, high = values[f"{name}_ci95"]
+    return f"{values[name]:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"

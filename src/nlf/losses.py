@@ -138,3 +138,49 @@ def _masked(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 def _sum(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return _masked(values, mask).sum()
+
+
+# ---- distillation -------------------------------------------------------------------------------------------------
+
+
+def teacher_log_probs(
+    best: torch.Tensor,
+    worst: torch.Tensor | None,
+    guidance_scale: float | torch.Tensor,
+    excluded_ids: Sequence[int] = (),
+    top_k: int = 0,
+) -> torch.Tensor:
+    """What a guided policy samples from at temperature 1: `(1+g) log p(.|best) - g log p(.|worst)`, renormalised.
+
+    Args:
+        worst: None without guidance.
+        guidance_scale: A number, or one for each completion, `(B, 1, 1)`.
+        excluded_ids: Never sampled: the separator.
+        top_k: Keep this many likeliest ids, for big vocabularies; 0 keeps all.
+
+    Shape:
+        - best, worst: logits `(B, T, V)`; returns `(B, T, V)` log-probabilities, -inf where an id is left out
+    """
+    scores = _log_softmax(best)
+    if worst is not None:
+        scores = (1 + guidance_scale) * scores - guidance_scale * _log_softmax(worst)
+    excluded = [i for i in excluded_ids if i < scores.shape[-1]]
+    scores[..., excluded] = -torch.inf
+    if 0 < top_k < scores.shape[-1]:
+        scores = scores.masked_fill(scores < scores.topk(top_k, dim=-1).values[..., -1:], -torch.inf)
+    return scores.log_softmax(-1)
+
+
+def distillation_kl(teacher: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """KL(teacher‖student) per token, over the whole vocabulary; differentiable in `logits`.
+
+    The two vocabularies may differ at their ends, where one has tokens that the other has not: what the teacher gives
+    to ids that the student lacks must be nothing.
+
+    Shape:
+        - teacher: `(B, T, V)` log-probabilities; logits: `(B, T, V')`; returns `(B, T)`, nats
+    """
+    width = min(teacher.shape[-1], logits.shape[-1])
+    log_q, log_p = _log_softmax(logits)[..., :width], teacher[..., :width]  # (B, T, V'')
+    p = log_p.exp()
+    return _dot(p, log_p.masked_fill(p == 0, 0.0)) - _dot(p, log_q)

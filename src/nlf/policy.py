@@ -11,7 +11,7 @@ import contextlib
 import copy
 import hashlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -51,6 +51,10 @@ class Policy:
             with torch.no_grad(), self.model.disable_adapter():
                 yield self.model
 
+    def reference_module(self) -> nn.Module:
+        """The frozen start, for code that takes a model and needs no gradients."""
+        return self.reference_model if self.reference_model is not None else _AdapterOff(self.model)
+
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """Every id that ends a completion, from the tokenizer and the generation config."""
@@ -63,6 +67,20 @@ class Policy:
         """Ids that are never sampled: what tags added, and rows of the head that name no token."""
         rows = self.model.get_input_embeddings().weight.shape[0]
         return tuple(sorted({*self.added_token_ids, *range(len(self.tokenizer), rows)}))
+
+
+class _AdapterOff:
+    """A peft model that answers without its adapter, whatever is asked of it in between."""
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+
+    def __getattr__(self, name: str):
+        return getattr(self._model, name)
+
+    def __call__(self, *args, **kwargs):
+        with torch.no_grad(), self._model.disable_adapter():
+            return self._model(*args, **kwargs)
 
 
 def model_path(name_or_path: str) -> str:
@@ -141,10 +159,10 @@ def prepare_policy(
     separator = [] if conversational or not scheme.separator else [scheme.separator]
     added = _add_tokens(model, tokenizer, separator, list(scheme.tags) if tag_tokens else [], seed)
     if peft_config is not None:
-        model = _add_adapter(model, peft_config, added, seed)
+        model = add_adapter(model, peft_config, added, seed)
     for each in filter(None, (model, reference_model)):
         if disable_dropout:
-            _switch_off_dropout(each)
+            switch_off_dropout(each)
     if reference_model is not None:
         reference_model.requires_grad_(False).eval()
     return Policy(model, tokenizer, scheme, reference_model, added)
@@ -175,7 +193,7 @@ def _add_tokens(
     return tuple(tokenizer.convert_tokens_to_ids(token) for token in separators + tags)
 
 
-def _add_adapter(model: PreTrainedModel, peft_config, added: tuple[int, ...], seed: int) -> nn.Module:
+def add_adapter(model: PreTrainedModel, peft_config, added: tuple[int, ...], seed: int) -> nn.Module:
     """LoRA; the rows of added tokens train too. The adapter's start is a function of the seed."""
     from peft import get_peft_model
 
@@ -186,7 +204,7 @@ def _add_adapter(model: PreTrainedModel, peft_config, added: tuple[int, ...], se
         return get_peft_model(model, peft_config)
 
 
-def _switch_off_dropout(model: nn.Module) -> None:
+def switch_off_dropout(model: nn.Module) -> None:
     """As published: the policy is compared with a reference that has none."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -200,16 +218,23 @@ def _switch_off_dropout(model: nn.Module) -> None:
             module.attention_dropout = 0.0
 
 
-def load_policy(path: str, *, dtype: str = "float32", trust_remote_code: bool = False) -> Policy:
+def load_policy(
+    path: str, *, dtype: str = "float32", revision: str = "main", trust_remote_code: bool = False
+) -> Policy:
     """Load what a run left behind, or any causal LM: tags and added tokens come from its `tags.json`, if it has
     one.
     """
-    model, tokenizer = load_model(path, dtype=dtype, trust_remote_code=trust_remote_code)
+    model, tokenizer = load_model(path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
     scheme = TagScheme.load(path) if (Path(path) / "tags.json").is_file() else None
     names = [] if scheme is None else [scheme.separator, *scheme.tags]
     vocabulary = tokenizer.get_vocab()
     added = tuple(vocabulary[name] for name in names if name and name in vocabulary)
     return Policy(model.eval(), tokenizer, scheme, None, added)
+
+
+def best_device() -> torch.device:
+    """The accelerator of this machine, else its processor."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def completion_logits(
@@ -233,12 +258,12 @@ def completion_logits(
         "position_ids": position_ids,
         "use_cache": False,
     }
-    if "logits_to_keep" in _forward_parameters(model):
+    if "logits_to_keep" in forward_parameters(model):
         return model(**inputs, logits_to_keep=columns).logits
     return model(**inputs).logits[:, columns]
 
 
-def _forward_parameters(model: nn.Module) -> set[str]:
+def forward_parameters(model: nn.Module) -> set[str]:
     """Names that the innermost model's forward takes (wrappers such as DDP and peft take anything)."""
     while hasattr(model, "module"):
         model = model.module
@@ -248,11 +273,26 @@ def _forward_parameters(model: nn.Module) -> set[str]:
 
 def trainable_digest(model: nn.Module) -> str:
     """A digest of the weights that training changes: two policies with equal digests sample equal completions."""
+    return _digest((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def revision_of(model: PreTrainedModel) -> str:
+    """Which weights these are: the commit of a hub model, else a digest of them."""
+    return getattr(model.config, "_commit_hash", None) or _digest(model.named_parameters())
+
+
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase, added: Iterable[int] = ()) -> str:
+    """Two tokenizers of one digest give a text the same ids, whatever tokens tags added."""
+    added = set(added)
+    kept = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i not in added)
+    return hashlib.sha256(repr(kept).encode()).hexdigest()[:16]
+
+
+def _digest(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+    for name, parameter in parameters:
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 

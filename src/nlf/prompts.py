@@ -28,7 +28,7 @@ def load_prompts(
     """Read prompt rows.
 
     Args:
-        source: "embedded", a path, or a hub id.
+        source: "embedded", "embedded:NAME" for another file of prompts shipped here, a path, or a hub id.
         column: Where the prompt is; `{"text": …}` inside it is unpacked.
         split: Of embedded or hub data.
         limit: Keep only the first rows.
@@ -40,10 +40,12 @@ def load_prompts(
         UserError: missing or unreadable source, broken line, no such column, wrong type, empty prompt, no prompts at
         all.
     """
-    if str(source) == EMBEDDED:
-        source = ASSETS / f"{split}.jsonl"
+    kind, _, name = str(source).partition(":")
+    if kind == EMBEDDED:
+        source = ASSETS / f"{name or split}.jsonl"
         if not source.is_file():
-            raise UserError(f"the embedded prompts have no split {split!r}; expected train or test")
+            known = ", ".join(sorted(path.stem for path in ASSETS.glob("*.jsonl")))
+            raise UserError(f"the embedded prompts have no {name or f'split {split!r}'}; there are {known}")
     rows = [_row(record, column, where) for where, record in islice(_records(source, column, split), limit)]
     if not rows:
         raise UserError(f"{source}: no prompts in it; expected at least one; is it the right file?")

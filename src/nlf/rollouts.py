@@ -7,10 +7,8 @@ iteration and never stored. (The published code keeps lists of texts, sorts them
 tokenises them again.)
 """
 
-import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nlf.errors import UserError
+from nlf.rundir import replacing
 
 SCHEMA = pa.schema(
     [
@@ -70,23 +69,9 @@ def write_part(path: Path, table: pa.Table, stamp: dict) -> None:
     Raises:
         UserError: the folder cannot be written or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     table = table.replace_schema_metadata({STAMP: json.dumps(stamp, sort_keys=True)})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-            leftover.unlink(missing_ok=True)
-        with open(temporary, "wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # the folder may be what is wrong
-            temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free some space and resume, or choose another --output_dir"
-        ) from error
+    with replacing(path) as file:
+        pq.write_table(table, file, compression="zstd")
 
 
 def read_part(path: Path, stamp: dict) -> pa.Table | None:

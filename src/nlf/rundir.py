@@ -4,12 +4,15 @@ Trainer writes `checkpoint-N` in place and takes the highest number as the lates
 is whole only once its marker, `nlf.json`, is there; it is written last, and unmarked folders are ignored and replaced.
 """
 
+import contextlib
+import glob
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import yaml
 
@@ -32,8 +35,10 @@ FREE = {
 }
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` at the end, whole and on disk, or not at all; what killed writers
+    left is removed.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -41,15 +46,35 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            leftover.unlink(missing_ok=True)
+        with open(temporary, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror}; free some space or choose another --output_dir"
-        ) from error
+        raise unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):  # the folder may be what is wrong
+            temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """What to say where a file cannot be written."""
+    return UserError(
+        f"cannot write {path}: {error.strerror or error}; free some space and run again, or choose another --output_dir"
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def make_folder(run_dir: Path) -> None:

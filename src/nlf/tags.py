@@ -115,13 +115,14 @@ class TagScheme:
         os.replace(temporary, path)
 
     @classmethod
-    def load(cls, folder: str | Path) -> "TagScheme":
-        """Read what `save` wrote.
+    def load(cls, path: str | Path) -> "TagScheme":
+        """Read what `save` wrote: a model's folder, or the file itself.
 
         Raises:
             UserError: no such file, or not a tag scheme.
         """
-        path = Path(folder) / FILE
+        path = Path(path)
+        path = path if path.is_file() else path / FILE
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
             return cls(tuple(fields["tags"]), fields["template"], fields["separator"])

@@ -30,17 +30,10 @@ from nlf import config, published, rundir
 from nlf.batches import PoolDataset, PromptEncoder, collate
 from nlf.completions import progress_bar, sample_table, score_table
 from nlf.errors import UserError
-from nlf.evaluate import (
-    Likelihoods,
-    likelihoods,
-    log_completions,
-    pool_statistics,
-    sample_and_score,
-    summarize,
-)
 from nlf.iteration import Loop, number_occurrences, run_iteration
 from nlf.losses import alt_loss, token_stats
 from nlf.modelcard import model_card
+from nlf.monitor import evaluated_lines, evaluation_metrics, log_completions, pool_statistics
 from nlf.policy import (
     Policy,
     completion_logits,
@@ -285,18 +278,16 @@ class ALTTrainer(Trainer):
         shard = [rows[i] for i, _ in mine]
         advance = self.bar("evaluating", len(shard) * options.num_generations, 0)
         with self.evaluating():
-            table = sample_and_score(
-                self.policy, self.encoder, shard, tag, options, self.rewards, self.args.reward_weights,
-                negative=self.policy.scheme.worst, seed=self.args.seed, occurrences=[n for _, n in mine],
-                token_budget=self.args.sampling_batch_tokens, progress=advance,
+            lines = evaluated_lines(
+                self.policy, self.encoder, shard, [n for _, n in mine], tag, options, self.rewards,
+                seed=self.args.seed, token_budget=self.args.sampling_batch_tokens, progress=advance,
             )  # fmt: skip
-            found = likelihoods(table, self.policy, self.encoder, shard)
-        table, found = self.gather_evaluation(table, found, [i for i, _ in mine])
-        results = summarize(table, len(rows), found)
+        lines = self.gather_lines(lines, [i for i, _ in mine])
+        results = evaluation_metrics(lines, self.rewards)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in results.items()}
         self.log(metrics)
         if self.args.log_completions and self.is_world_process_zero():
-            log_completions(table, self.args.num_completions_to_print, self.state.global_step)
+            log_completions(lines, self.rewards, self.args.num_completions_to_print, self.state.global_step)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -482,17 +473,12 @@ class ALTTrainer(Trainer):
         }
         return averages | self.coefficients
 
-    def gather_evaluation(self, table: pa.Table, found: Likelihoods, order: list[int]) -> tuple[pa.Table, Likelihoods]:
+    def gather_lines(self, lines: list[dict], order: list[int]) -> list[dict]:
         """Every rank's share of an evaluation, in the order of the prompts."""
         if self.args.world_size == 1:
-            return table, found
-        shards = gather_object([(table, found, order)])
-        copies = table.num_rows // len(order)
-        prompts = np.concatenate([np.array(o) for _, _, o in shards])
-        rows = (np.argsort(prompts)[:, None] * copies + np.arange(copies)).ravel()
-        joined = pa.concat_tables([t for t, _, _ in shards]).take(rows)
-        sums = [np.concatenate([getattr(f, x.name) for _, f, _ in shards])[rows] for x in fields(Likelihoods)]
-        return joined, Likelihoods(*sums)
+            return lines
+        shards = gather_object(list(zip(order, lines, strict=True)))
+        return [line for _, line in sorted(shards, key=lambda each: each[0])]
 
     @contextlib.contextmanager
     def stop_on_sigterm(self):

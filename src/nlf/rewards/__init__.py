@@ -24,7 +24,11 @@ import numpy as np
 
 from nlf.errors import UserError
 
-REWARDS = {"local": "nlf.rewards.local:LocalToxicity"}  # name → the class that is made when it is asked for
+REWARDS = {  # name → the class that is made when it is asked for
+    "local": "nlf.rewards.local:LocalToxicity",
+    "sentiment": "nlf.rewards.local:LocalSentiment",
+}
+PREFIXES = {"hf": "nlf.rewards.hf:HFClassifier"}  # prefix:argument → the class that takes what stands after the colon
 OURS = {
     "prompt",
     "prompts",
@@ -166,10 +170,13 @@ def resolve_reward(spec: str | Callable | Reward) -> Reward:
         return Reward(spec)
     if spec in REWARDS:
         return Reward(_import(REWARDS[spec])())
+    prefix, colon, argument = spec.partition(":")
+    if colon and prefix in PREFIXES:
+        return Reward(_import(PREFIXES[prefix])(argument))
     if ":" in spec or "." in spec:
         return Reward(_made(_import(spec), spec))
     raise UserError(
-        f"unknown reward {spec!r};{_near(spec, REWARDS)} known: {', '.join(REWARDS)}; "
+        f"unknown reward {spec!r};{_near(spec, REWARDS)} known: {', '.join(REWARDS)}, hf:MODEL_ID#LABEL; "
         "or a dotted path, my_module:my_reward or my_file.py:my_reward"
     )
 

@@ -1,9 +1,10 @@
-"""The embedded toxicity scorer: a small convolutional net over hashed sub-words, run in numpy.
+"""The embedded scorers, toxicity and sentiment: a small convolutional net over hashed sub-words, run in numpy.
 
-Distilled from recorded Perspective scores (the 2020 scale of RealToxicityPrompts) by `tools/build_scorer.py`, because
-the service itself ends in 2026. Only numpy and safetensors are needed, so scoring costs no torch import, and a word's
-vector depends on the word alone, so it is computed once and kept. Sums run in float64 and scores are rounded to six
-decimals: a text's score does not depend on the batch it came in. docs/rewards.md gives fidelity and limits.
+`local` is distilled from recorded Perspective scores (the 2020 scale of RealToxicityPrompts) by `tools/build_scorer.py`,
+because the service itself ends in 2026; `sentiment` learnt from labelled reviews by `tools/build_sentiment.py`. Only numpy
+and safetensors are needed, so scoring costs no torch import, and a word's vector depends on the word alone, so it is
+computed once and kept. Sums run in float64 and scores are rounded to six decimals: a text's score does not depend on the
+batch it came in. docs/rewards.md gives fidelity and limits.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import numpy as np
 
 from nlf.errors import UserError
 
-ASSET = Path(__file__).resolve().parent.parent / "assets" / "toxicity" / "local-1.safetensors"
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+ASSET = ASSETS / "toxicity" / "local-1.safetensors"
+SENTIMENT = ASSETS / "sentiment" / "sentiment-1.safetensors"
 MAX_CHARACTERS = 20_000  # Perspective takes 20,480 bytes; what comes after is not scored
 BLOCK = 512  # texts per numpy pass: bounds memory, measured no slower than larger
 CACHED_WORDS = 50_000
@@ -47,23 +50,31 @@ def buckets(word: str, size: int) -> tuple[list[int], list[float]]:
     return [zlib.crc32(name.encode("utf-8", "replace")) % size for name in names], weights
 
 
-class LocalToxicity:
-    """Reward 1 − toxicity of the completion alone; `attributes` gives the probabilities, each in [0, 1]."""
+class LocalScorer:
+    """What the embedded scorers share: a subclass says which asset, what the reward is and how a text is cleaned."""
 
-    name = "local"
-    version = 1
+    name: str
+    version: int
+    asset: Path
     remote = False
 
-    def __init__(self, path: str | Path = ASSET):
+    def __init__(self, path: str | Path | None = None):
         from safetensors.numpy import load_file
 
-        path = Path(path)
+        path = Path(path or self.asset)
         try:
             blob, self.card = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
         except OSError as error:
-            raise UserError(f"local scorer: cannot read {error.filename}: reinstall nlf or rebuild it") from error
+            raise UserError(
+                f"{self.name} scorer: cannot read {error.filename}: reinstall nlf or rebuild it"
+            ) from error
         if hashlib.sha256(blob).hexdigest() != self.card["sha256"]:
-            raise UserError(f"local scorer: {path} is not the file its .json names (sha256 differs): reinstall nlf")
+            raise UserError(
+                f"{self.name} scorer: {path} is not the file its .json names (sha256 differs): reinstall nlf"
+            )
+        found, expected = f"{self.card['name']}@{self.card['version']}", f"{self.name}@{self.version}"
+        if found != expected:
+            raise UserError(f"{self.name} scorer: {path} is the asset of {found}; expected {expected}")
         arrays = load_file(path)
         self.table = arrays.pop("table").astype(np.float32) * self.card["table_scale"]  # (rows, d)
         self.net = {name: array.astype(np.float64) for name, array in arrays.items()}
@@ -71,10 +82,18 @@ class LocalToxicity:
         self.last: tuple[tuple[str, ...], np.ndarray] = (), np.zeros((0, len(self.names)))
         self._forget()
 
+    def reward(self, attributes: dict[str, np.ndarray]) -> np.ndarray:
+        """(N,) rewards from the attributes of N texts."""
+        raise NotImplementedError
+
+    def words(self, text: str) -> list[str]:
+        """What the net reads of a text."""
+        return words(text)
+
     def __call__(self, prompts=None, completions: Sequence[str] = (), completion_ids=None, **columns) -> list[float]:
         """TRL's reward signature; conversational completions are scored by their last message."""
         texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-        return (1.0 - self.attributes(texts)["toxicity"]).tolist()
+        return self.reward(self.attributes(texts)).tolist()
 
     def attributes(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """One array of probabilities (len(texts),) per attribute. An empty text has the score of no words at all."""
@@ -105,7 +124,7 @@ class LocalToxicity:
 
     def _score(self, texts: Sequence[str]) -> np.ndarray:
         """(len(texts), attributes). Texts lie end to end, two empty rows apart, so that the convolutions never mix them."""
-        split = [words(text) for text in texts]
+        split = [self.words(text) for text in texts]
         lengths = np.array([len(text) for text in split])
         rows = self._lookup(split)
         full = lengths > 0
@@ -136,3 +155,24 @@ class LocalToxicity:
         return sum(
             (padded[place + dilation * (k - 1)] @ kernel[:, :, k].T for k in range(3)), self.net[f"{name}.bias"]
         )
+
+
+class LocalToxicity(LocalScorer):
+    """Reward 1 − toxicity of the completion alone; `attributes` gives the probabilities, each in [0, 1]."""
+
+    name, version, asset = "local", 1, ASSET
+
+    def reward(self, attributes: dict[str, np.ndarray]) -> np.ndarray:
+        return 1.0 - attributes["toxicity"]
+
+
+class LocalSentiment(LocalScorer):
+    """Reward = the probability that the completion alone is positive, the attribute `positive`. Case is not read."""
+
+    name, version, asset = "sentiment", 1, SENTIMENT
+
+    def reward(self, attributes: dict[str, np.ndarray]) -> np.ndarray:
+        return attributes["positive"]
+
+    def words(self, text: str) -> list[str]:
+        return words(text.lower())

@@ -86,7 +86,7 @@ class HFSampler:
         rows = [(i, j) for i in order for j in range(n)]
         results = [[[] for _ in range(n)] for _ in requests]
         start = 0
-        with _eval_mode(self.model), torch.inference_mode():
+        with eval_mode(self.model), torch.inference_mode():
             while start < len(rows):
                 batch = rows[start : start + batch_size(rows, start, cost, self.token_budget)]
                 prompts, owner = np.unique([i for i, _ in batch], return_inverse=True)
@@ -216,7 +216,7 @@ def _in_branches(index: Tensor, branches: int, size: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """No dropout while sampling; each module's own mode is restored after."""
     training = [module for module in model.modules() if module.training]
     model.eval()

@@ -1,0 +1,318 @@
+"""`nlf distill`: a guided, tagged policy → one plain model, which needs no tag, no guidance and none of this software.
+
+The teacher is the policy under a tag, contrasted with another at strength g, its distribution renormalised without the
+separator. It writes completions of the run's training prompts (temperature 1, nothing filtered), and the student learns
+
+    L = Σ KL(teacher ‖ student) / tokens          over the full vocabulary, at the completion's tokens
+
+on them. The student is the base model on the bare prompt; or, with `keep_tags`, the policy itself under all its tags: the
+two extremes learn from themselves under guidance, the others stay as they are. Teacher logits are recomputed, never stored.
+"""
+
+import copy
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainingArguments
+
+from nlf import __version__
+from nlf.batches import PromptEncoder, model_inputs, pad
+from nlf.config import DistillOptions, LoadOptions, ModelOptions, SamplingOptions
+from nlf.errors import UserError
+from nlf.generations import read
+from nlf.iteration import choose_prompts
+from nlf.losses import distillation_kl, teacher_log_probs
+from nlf.policy import (
+    Policy,
+    add_adapter,
+    completion_logits,
+    lora_config,
+    revision_of,
+    save_policy,
+    switch_off_dropout,
+)
+from nlf.prompts import load_prompts
+from nlf.rundir import CONFIG, FACTS, run_settings, write_folder, write_text
+from nlf.sample import chosen_tag, load_for_commands, negative_tag, sample_file, slug
+
+logger = logging.getLogger(__name__)
+
+FREE = {"output_dir", "max_eval_prompts", "sampling_batch_tokens"}  # change no result
+SAMPLES = "samples"  # folder of what the teacher wrote, in the student's
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one tag of the teacher teaches: `tag` against `negative` at strength `scale`; the student hears `heard`."""
+
+    tag: str
+    negative: str
+    scale: float
+    heard: str | None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One completion with what teacher and student read before it."""
+
+    best: list[int]
+    worst: list[int]
+    scale: float
+    student: list[int]
+    completion: list[int]
+    num_tokens: int  # of the whole optimizer step
+
+
+def lessons(policy: Policy, options: Any) -> list[Lesson]:
+    """What is taught: one tag without its words, or with `keep_tags` all tags, the extremes guided.
+
+    Raises:
+        UserError: the model has no tags, or not the ones that are named.
+    """
+    if policy.scheme is None:
+        raise UserError(f"{options.model} has no tags.json; expected a model that nlf has trained")
+    tag, negative = chosen_tag(policy, options.tag), negative_tag(policy, options.negative_tag)
+    if tag is None:
+        raise UserError("--tag none leaves nothing to teach; name a tag, or 'best'")
+    if not options.keep_tags:
+        return [Lesson(tag, negative, options.guidance_scale, None)]
+    best, worst = policy.scheme.best, policy.scheme.worst
+    opposite = {best: worst, worst: best}
+    return [
+        Lesson(each, opposite.get(each, worst), options.guidance_scale if each in opposite else 0.0, each)
+        for each in policy.scheme.tags
+    ]
+
+
+class LessonDataset(Dataset):
+    """`steps × batch_size` completions of the teacher, in seeded permutations; item i depends on (seed, i) only."""
+
+    def __init__(
+        self, rows: Sequence[tuple[Lesson, dict, int]], encoder: PromptEncoder, steps: int, batch: int, seed: int
+    ):
+        self.rows, self.encoder, self.batch = rows, encoder, batch
+        self.order = choose_prompts(len(rows), steps * batch, seed, 0)
+        lengths = np.array([len(row["completion_ids"][j]) for _, row, j in rows])
+        self.step_tokens = lengths[self.order].reshape(steps, batch).sum(1).tolist()
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, i: int) -> Example:
+        lesson, row, j = self.rows[self.order[i]]
+        prompt = row["prompt_ids"]
+        messages = None if isinstance(row["prompt"], str) else row["prompt"]
+        best, worst, student = (
+            self.encoder.query_ids(words, prompt, messages) for words in (lesson.tag, lesson.negative, lesson.heard)
+        )
+        return Example(best, worst, lesson.scale, student, row["completion_ids"][j], self.step_tokens[i // self.batch])
+
+
+def collate(examples: Sequence[Example], pad_id: int) -> dict[str, torch.Tensor]:
+    """One micro-batch: the student's inputs `(B, S + T)`, the teacher's `(2B, Q + T)` (best tag first), and its scales."""
+    completions = [e.completion for e in examples]
+    teacher = model_inputs([e.best for e in examples] + [e.worst for e in examples], completions * 2, pad_id)
+    return {
+        **model_inputs([e.student for e in examples], completions, pad_id),
+        **{f"teacher_{name}": value for name, value in teacher.items()},
+        "scale": torch.tensor([e.scale for e in examples])[:, None, None],
+        "completion_mask": pad([[1] * len(c) for c in completions], 0, "right").bool(),
+        "num_tokens": torch.tensor(examples[0].num_tokens),
+    }
+
+
+class DistillTrainer(Trainer):
+    """Trainer whose loss is the KL to a guided teacher."""
+
+    def __init__(self, *args, teacher: Policy, top_k: int = 0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.teacher, self.top_k = teacher, top_k
+        self.model_accepts_loss_kwargs = True  # the loss has the step's denominator already
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        mask = inputs["completion_mask"]
+        asked = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids")}
+        taught = {name: inputs[f"teacher_{name}"] for name in asked}
+        with torch.no_grad():
+            both = completion_logits(self.teacher.model, **taught, num_completion_tokens=mask.shape[1])  # (2B, T, V)
+            best, worst = both.chunk(2)
+            target = teacher_log_probs(best, worst, inputs["scale"], self.teacher.added_token_ids, self.top_k)
+        logits = completion_logits(model, **asked, num_completion_tokens=mask.shape[1])  # (B, T, V')
+        kl = distillation_kl(target, logits).masked_fill(~mask, 0.0)
+        loss = kl.sum() / inputs["num_tokens"]
+        return loss * self.accelerator.num_processes
+
+    def _get_train_sampler(self, *args):
+        """In the data set's own order."""
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+def distill(options: Any = None, **knobs) -> Path:
+    """Teach a plain model what a guided, tagged one does.
+
+    Args:
+        options: All fields of `config.LoadOptions` and `config.DistillOptions`, as the command line gives them.
+        knobs: Or some of them by name, the others as they are: `distill(model="runs/demo", guidance_scale=2)`.
+
+    Returns:
+        The student's folder, an ordinary model of transformers. What is there already is not done again.
+
+    Raises:
+        UserError: the model has no tags or no known base, prompts or models cannot be loaded, or the folder holds
+            another student.
+    """
+    options = options or SimpleNamespace(**{**asdict(LoadOptions()), **asdict(DistillOptions()), **knobs})
+    folder, run = Path(options.output_dir or Path(options.model, "distilled")), run_settings(Path(options.model))
+    base = options.base_model or run.get("model_name_or_path")
+    if options.max_steps < 1:
+        raise UserError(f"max_steps: {options.max_steps} where a number above 0 was expected")
+    if not base:
+        raise UserError(f"{options.model} does not say what it was trained from; name it with --base_model")
+    teacher = load_for_commands(options.model, options)
+    settings = {name: value for name, value in vars(options).items() if name not in FREE}
+    settings |= {"teacher": revision_of(teacher.model), "base": base}
+    if is_done(folder, settings):
+        return folder
+    write_text(folder / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    taught = lessons(teacher, options)
+    rows = [row for lesson in taught for row in taught_by(lesson, teacher, options, run, folder, len(taught))]
+    student = copy.deepcopy(teacher) if options.keep_tags else load_for_commands(base, options)
+    teach(student, teacher, rows, options, folder, run.get("max_prompt_length"))
+    write_folder(folder, partial(save_policy, student))
+    write_text(folder / "README.md", distilled_card(options.model, base, taught, folder))
+    write_text(folder / FACTS, json.dumps({"model_name_or_path": base, "distilled_from": options.model}, indent=1))
+    return folder
+
+
+def is_done(folder: Path, settings: dict) -> bool:
+    """Whether the student is there already; `run.json` is written last.
+
+    Raises:
+        UserError: it was made with other settings, or from another model.
+    """
+    old = run_settings(folder)
+    for name, value in settings.items() if old else ():
+        if old.get(name) != value:
+            raise UserError(
+                f"{folder} was distilled with {name}={old.get(name)!r}, now it is {value!r}; "
+                "go on with the old settings, or choose another --output_dir"
+            )
+    return "distilled_from" in old
+
+
+def taught_by(
+    lesson: Lesson, teacher: Policy, options: Any, run: dict, folder: Path, num_lessons: int
+) -> list[tuple[Lesson, dict, int]]:
+    """What the teacher wrote under one tag: (lesson, line of generations, which of its completions)."""
+    sources = options.prompts or [run.get("dataset", "embedded")]
+    column = options.dataset_prompt_column if options.prompts else run.get("dataset_prompt_column", "prompt")
+    limit = None if options.prompts else run.get("max_prompts")
+    rows = [
+        row
+        for source in sources
+        for row in load_prompts(source, column=column, split=options.dataset_train_split, limit=limit)
+    ]
+    chosen = [rows[i] for i in choose_prompts(len(rows), options.num_prompts, options.seed, 0)]
+    sampling = SamplingOptions(
+        num_generations=max(options.num_generations // num_lessons, 1),
+        max_completion_length=options.max_completion_length or run.get("max_completion_length", 20),
+        guidance_scale=lesson.scale,
+    )
+    path = folder / SAMPLES / f"generations-{slug(lesson.tag)}.jsonl"
+    sample_file(
+        path, teacher, chosen, lesson.tag, sampling, negative=lesson.negative if lesson.scale else None, seed=options.seed,
+        token_budget=options.sampling_batch_tokens, max_prompt_length=run.get("max_prompt_length"), what="distilling",
+    )  # fmt: skip
+    return [(lesson, row, j) for row in read(path) for j, ids in enumerate(row["completion_ids"]) if ids]
+
+
+def teach(
+    student: Policy,
+    teacher: Policy,
+    rows: Sequence[tuple[Lesson, dict, int]],
+    options: Any,
+    folder: Path,
+    max_prompt_length: int | None,
+) -> None:
+    """Train the student in place."""
+    switch_off_dropout(student.model)
+    teacher.model.requires_grad_(False).eval()
+    encoder = PromptEncoder(teacher.tokenizer, teacher.scheme, max_prompt_length)
+    args = TrainingArguments(
+        str(folder),
+        max_steps=options.max_steps,
+        per_device_train_batch_size=options.per_device_train_batch_size,
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        learning_rate=options.learning_rate,
+        warmup_steps=options.warmup_steps,
+        lr_scheduler_type="cosine",
+        save_strategy="no",
+        logging_steps=10,
+        report_to="none",
+        seed=options.seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if options.use_peft:
+        student.model = add_adapter(
+            student.model,
+            lora_config(ModelOptions(lora_r=options.lora_r, lora_alpha=options.lora_alpha)),
+            student.added_token_ids,
+            options.seed,
+        )
+    DistillTrainer(
+        student.model,
+        args,
+        train_dataset=LessonDataset(rows, encoder, options.max_steps, batch, options.seed),
+        data_collator=partial(collate, pad_id=teacher.tokenizer.pad_token_id),
+        teacher=teacher,
+        top_k=options.teacher_top_k,
+    ).train()
+
+
+def distill_command(options) -> str:
+    """`nlf distill`: make the student, then show it beside its teacher and the base."""
+    folder = distill(options)
+    return f"the plain model is {folder}"
+
+
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+base_model: {base}
+tags: [nlf, language-feedback, alignment, distillation]
+---
+# {name}
+
+`{base}`, taught by [nlf](https://pypi.org/project/nlf/) {version} what `{model}` writes under guidance: {taught}.
+It is an ordinary causal language model{how}.
+
+```python
+from transformers import pipeline
+write = pipeline("text-generation", model="{folder}")
+print(write("{prompt}", do_sample=True, top_p=0.9, max_new_tokens=20))
+```
+"""
+
+
+def distilled_card(model: str, base: str, taught: Sequence[Lesson], folder: Path) -> str:
+    """The README.md of the student."""
+    plain = taught[0].heard is None
+    words = [f'"{each.tag}" away from "{each.negative}", guidance {each.scale:g}' for each in taught if each.scale]
+    how = ": no tag, no guidance" if plain else ", conditioned on its tags by their words alone"
+    prompt = "Once" if plain else f"{taught[0].tag}<|separator|>Once"
+    return CARD.format(
+        base=base, name=folder.name, version=__version__, model=model, taught="; ".join(words), how=how, folder=folder,
+        prompt=prompt,
+    )  # fmt: skip

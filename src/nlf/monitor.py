@@ -1,0 +1,95 @@
+"""What a run says about itself while it trains: its pool, its evaluation prompts, a few completions."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from nlf import metrics
+from nlf.batches import PromptEncoder
+from nlf.config import SamplingOptions
+from nlf.likelihoods import conditional_nll, divergence
+from nlf.policy import Policy
+from nlf.quantize import quantile_edges
+from nlf.rewards import Reward
+from nlf.rollouts import Pool
+from nlf.sample import sample_lines
+from nlf.score import score_rows
+
+logger = logging.getLogger(__name__)
+
+REFERENCE = "reference"
+
+
+def evaluated_lines(
+    policy: Policy,
+    encoder: PromptEncoder,
+    rows: Sequence[dict],
+    occurrences: Sequence[int],
+    tag: str,
+    options: SamplingOptions,
+    rewards: Sequence[Reward],
+    *,
+    seed: int,
+    token_budget: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[dict]:
+    """Sample, score and measure evaluation prompts: lines as `nlf evaluate` writes them, perplexity and KL under the
+    reference.
+    """
+    negative = options.negative_tag or policy.scheme.worst
+    lines = sample_lines(
+        policy, encoder, rows, occurrences, tag, options, {},
+        negative=negative, seed=seed, token_budget=token_budget, progress=progress,
+    )  # fmt: skip
+    prompts, completions = [line["prompt_ids"] for line in lines], [line["completion_ids"] for line in lines]
+    messages = [None if isinstance(row["prompt"], str) else row["prompt"] for row in rows]
+    queries = [encoder.query_ids(tag, p, m) for p, m in zip(prompts, messages, strict=True)]
+    reference = policy.reference_module()
+    nll = conditional_nll(reference, prompts, completions)
+    kl, entropy = divergence(
+        policy.model, reference, queries, prompts, completions, excluded_ids=policy.added_token_ids
+    )
+    scores = {reward.label: score_rows(lines, reward) for reward in rewards}
+    for i, line in enumerate(lines):
+        line["scores"] = {label: found[i] for label, found in scores.items()}
+        tokens = [len(ids) for ids in completions[i]]
+        line["likelihoods"] = {REFERENCE: {"nll": nll[i], "tokens": tokens, "kl": kl[i], "entropy": entropy[i]}}
+    return lines
+
+
+def evaluation_metrics(lines: Sequence[dict], rewards: Sequence[Reward]) -> dict[str, float]:
+    """The metrics of evaluated lines by the names of `nlf evaluate`, and how many completions have no score."""
+    found = metrics.measure(lines, scores=[reward.label for reward in rewards], likelihoods=REFERENCE)
+    values = {name: ratio.value for name, ratio in found.ratios.items()}
+    unscored = {name: count for name, count in found.counts.items() if name.startswith("unscored")}
+    return values | unscored
+
+
+def pool_statistics(pool: Pool, quantiles: np.ndarray, iteration: int, num_quantiles: int) -> dict[str, float]:
+    """What is logged of a refreshed pool: its size, this iteration's rewards, and the quantiles' edges."""
+    fresh = pool.rewards[pool.iteration == iteration]
+    scored = fresh[~np.isnan(fresh)]
+    lengths = pool.completion_lengths[pool.iteration == iteration]
+    logs = {
+        "iteration": iteration,
+        "pool/size": len(pool),
+        "pool/num_unscored": int(np.isnan(pool.rewards).sum()),
+        "reward": float(scored.mean()) if len(scored) else float("nan"),
+        "reward_std": float(scored.std()) if len(scored) else float("nan"),
+        "completions/mean_length": float(lengths.mean()),
+    }
+    for q, edges in enumerate(quantile_edges(pool.rewards, quantiles, num_quantiles)):
+        if edges is not None:
+            logs[f"quantile/{q}/low"], logs[f"quantile/{q}/high"] = edges
+    return logs
+
+
+def log_completions(lines: Sequence[dict], rewards: Sequence[Reward], count: int, step: int) -> None:
+    """The first completion of a few prompts with its rewards, evenly spread over the prompts."""
+    for i in np.linspace(0, len(lines) - 1, count).astype(int).tolist():
+        line = lines[i]
+        scores = ", ".join(f"{r.label} {line['scores'][r.label]['reward'][0]}" for r in rewards)
+        logger.info(
+            "step %d | %s | %s ⟶ %s | %s", step, line["feedback"], line["prompt"], line["completions"][0], scores
+        )

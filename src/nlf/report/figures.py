@@ -1,0 +1,200 @@
+"""Which plots a report has, and what goes into them: from runs and samples to `plots`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+from nlf.report.plots import SERIES, Band, Curve, Drawing, Point, Ridge, Trail, steps
+from nlf.report.reading import Run, aligned, base_of, featured, judged_by, others, turned
+from nlf.report.samples import Samples, Scored
+from nlf.report.tables import bounds, prefers_higher, tags_of
+from nlf.report.wording import family, is_number, label, title
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a line in a plot stands for."""
+
+    label: str
+    ink: str
+    dash: str = ""
+
+
+@dataclass(frozen=True)
+class Plot:
+    svg: Markup
+    title: str
+    keys: tuple[Key, ...] = ()
+
+
+def ink_of(index: int) -> str:
+    """The colour of a run."""
+    return SERIES[index % len(SERIES)]
+
+
+# ---- the trade-off ------------------------------------------------------------------------------------------------
+
+
+def tradeoff(runs: Sequence[Run], source: str, drawing: Drawing) -> Plot | None:
+    """What systems are judged by against perplexity; the guided rows joined in the order of g."""
+    name = judged_by([system for run in runs for system in run.on(source)])
+    trails = [_trail(run, i, source, name, len(runs) > 1) for i, run in enumerate(runs)] if name else []
+    for run, trail in zip(runs, trails, strict=False):
+        if source in run.sources and not trail.points:
+            run.missing.append(f"trade-off on {source}: no system has both perplexity and {name}")
+    trails = [trail for trail in trails if trail.points]
+    if not trails:
+        return None
+    better = {True: " (higher is better)", False: " (lower is better)", None: ""}[
+        prefers_higher(runs[0], name, [s for run in runs for s in run.on(source)])
+    ]
+    told = f"{title(name)} against perplexity on {source}: " + "; ".join(
+        f"{point.label} {point.y:.3f} at {point.x:.1f}" for trail in trails for point in trail.points
+    )
+    svg = drawing.tradeoff(trails, "perplexity (lower is better)", title(name) + better, told)
+    return Plot(svg, f"{title(name)[0].upper()}{title(name)[1:]} against perplexity, {source}")
+
+
+def _trail(run: Run, index: int, source: str, name: str, several: bool) -> Trail:
+    """A run's systems: the main tag with growing guidance first, then the other tags and the base."""
+    systems = run.on(source)
+    ink = ink_of(index)
+    colours = _tag_inks(run)
+    curve = [_point(s, name, _strength(s), ink) for s in aligned(systems)]
+    rest = [
+        _point(s, name, s["tag"] or s["name"], ink if several else colours.get(s["tag"], "muted"), "v")
+        for s in others(systems)
+    ]
+    base = base_of(systems)
+    start = [_point(base, name, "base", ink if several else "ink", "s")] if base else []
+    curve, rest = [[p for p in points if p] for points in (curve, rest + start)]
+    return Trail(curve + rest, len(curve), ink)
+
+
+def _strength(system: dict) -> str:
+    return f"g = {system['guidance_scale']:g}" if system["guidance_scale"] else system["name"]
+
+
+def _point(system: dict, name: str, label: str, ink: str, marker: str = "o") -> Point | None:
+    found = system["metrics"]
+    if not is_number(found.get(name)) or not is_number(found.get("perplexity")):
+        return None
+    across, up = bounds(found.get("perplexity_ci95")), bounds(found.get(f"{name}_ci95"))
+    return Point(found["perplexity"], found[name], label, ink, marker, across, up)
+
+
+def _tag_inks(run: Run) -> dict[str, str]:
+    tags = tags_of(run)
+    return dict(zip(tags, steps(len(tags)), strict=True))
+
+
+# ---- what samples look like ---------------------------------------------------------------------------------------
+
+
+def ridges(run: Run, source: str, samples: dict[str, Samples], scored: Scored, drawing: Drawing) -> Plot | None:
+    """The control picture: how the scores lie under each tag, best to worst, with base and guidance above."""
+    rows = [_ridge(run, system, samples[system["id"]]) for system in _by_tag(run, source) if system["id"] in samples]
+    rows = [row for row in rows if len(row.values)]
+    if not rows:
+        return None
+    told = f"Distribution of {scored.name} on {source}: " + "; ".join(
+        f"{row.label}, mean {row.values.mean():.2f}" for row in rows
+    )
+    return Plot(drawing.ridges(rows, f"{scored.name} of a completion", told), "Scores under each tag")
+
+
+def _by_tag(run: Run, source: str) -> list[dict]:
+    """The base, the guided systems from the strongest on, the main tag, the others from the best on."""
+    systems = run.on(source)
+    order = {tag: i for i, tag in enumerate(tags_of(run))}
+    rest = sorted(others(systems), key=lambda s: order.get(s["tag"], len(order)))
+    main = aligned(systems)[::-1]
+    if turned(systems):
+        rest.reverse()
+    return [*filter(None, [base_of(systems)]), *main, *rest]
+
+
+def _ridge(run: Run, system: dict, samples: Samples) -> Ridge:
+    values = samples.scores[~np.isnan(samples.scores)]
+    if system["model"] == "base":
+        return Ridge("base", values, "muted")
+    ink = _tag_inks(run).get(system["tag"], "s1")
+    strength = f", g = {system['guidance_scale']:g}" if system["guidance_scale"] else ""
+    return Ridge(label(system["tag"] or system["name"]) + strength, values, ink)
+
+
+LINES = (("muted", ""), ("s1", "dashed"), ("s2", "dotted"))  # colours and dashes of lines over each other
+
+
+def lengths(run: Run, source: str, samples: dict[str, Samples], drawing: Drawing) -> Plot | None:
+    """Tokens in a completion: base, main tag, and guided."""
+    systems = run.on(source)
+    shown = [system for system in featured(systems) if system["id"] in samples]
+    rows = [Ridge(s["name"], samples[s["id"]].lengths, k[0]) for s, k in zip(shown, LINES, strict=False)]
+    if not rows:
+        return None
+    told = f"Lengths on {source}: " + "; ".join(f"{row.label}, mean {row.values.mean():.1f} tokens" for row in rows)
+    keys = [Key(f"{row.label}, mean {row.values.mean():.1f}", *k) for row, k in zip(rows, LINES, strict=False)]
+    return Plot(drawing.outlines(rows, "tokens in a completion", told), "Lengths", tuple(keys))
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+# title, what training logs, what evaluation during training logs
+PANELS = (
+    ("Reward", ("reward",), ("eval_reward",)),
+    ("Toxicity probability", (), ("eval_toxicity_probability",)),
+    ("Positive completions", (), ("eval_positive_fraction",)),
+    ("Loss", ("loss",), ()),
+    ("KL to the reference, nats a token", ("kl",), ("eval_kl",)),
+    ("Entropy, nats a token", ("entropy",), ("eval_entropy",)),
+    ("Contrast", ("contrast",), ()),
+    ("Tag accuracy", ("accuracy", "tag_accuracy"), ()),
+    ("Perplexity", (), ("eval_perplexity",)),
+)
+
+
+def curves(runs: Sequence[Run], drawing: Drawing) -> list[Plot]:
+    """What was logged over the steps of training, a panel each; the edges of the quantiles are the first run's."""
+    marks = sorted({row["step"] for row in runs[0].log if "iteration" in row})
+    edges = _edges(runs[0], drawing, marks)
+    found = [
+        plot for name, logged, evaluated in PANELS if (plot := _panel(runs, name, logged, evaluated, marks, drawing))
+    ]
+    return found[:1] + edges + found[1:]
+
+
+def _panel(
+    runs: Sequence[Run], name: str, logged: tuple, evaluated: tuple, marks: list, drawing: Drawing
+) -> Plot | None:
+    lines = [
+        Curve(*found, ink_of(i), keys is evaluated)
+        for i, run in enumerate(runs)
+        for keys in (logged, evaluated)
+        if (found := _values(run.log, keys))[0]
+    ]
+    last = [f"{line.y[-1]:.3g} at step {line.x[-1]:g}" for line in lines]
+    return Plot(drawing.curves(lines, [], marks, f"{name} over steps: {', '.join(last)}"), name) if lines else None
+
+
+def _values(log: Sequence[dict], keys: tuple) -> tuple[list[float], list[float]]:
+    """Steps and values of the lines that have one of the keys."""
+    name = next((name for row in log for name in row if family(name) in keys), None)
+    found = [(row["step"], row[name]) for row in log if is_number(row.get(name))]
+    return [x for x, _ in found], [y for _, y in found]
+
+
+def _edges(run: Run, drawing: Drawing, marks: list) -> list[Plot]:
+    """Between which rewards each quantile lay in each iteration."""
+    numbers = {name.split("/")[1] for row in run.log for name in row if name.startswith("quantile/")}
+    quantiles = sorted(map(int, filter(str.isdecimal, numbers)))
+    bands = []
+    for q, ink in zip(quantiles, steps(len(quantiles)), strict=True):
+        names = [f"quantile/{q}/{end}" for end in ("low", "high")]
+        rows = [row for row in run.log if all(is_number(row.get(name)) for name in names)]
+        if rows:
+            bands.append(Band([r["step"] for r in rows], *([r[name] for r in rows] for name in names), ink))
+    svg = drawing.curves([], bands, marks, "Rewards between which each quantile lies, over steps") if bands else None
+    return [Plot(svg, "Quantiles of the pool, by reward")] if svg else []

@@ -1,0 +1,136 @@
+"""Matplotlib's SVG, made part of a page: themed by the page's colours, styled by classes, and harmless.
+
+Matplotlib styles every element by an inline `style`, which the page's Content-Security-Policy forbids, in fixed
+colours, which suit one theme. Here each distinct style becomes a class, and each colour of `INKS` a CSS variable.
+Everything goes through an XML parser and writer, so a name drawn in a plot stays text.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# The CSS variables that plots are drawn in, each by a colour that stands for it in matplotlib's output.
+VARIABLES = ("ink", "muted", "rule", "paper", *(f"s{i}" for i in range(1, 7)), *(f"t{i}" for i in range(1, 8)))
+INKS = {name: f"#00a{i:03x}" for i, name in enumerate(VARIABLES)}
+SIZE = 10  # of text, in the units of the view box
+SETTINGS = {
+    "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
+    "svg.hashsalt": "nlf",  # the same input gives the same bytes
+    "text.parse_math": False,  # a name with $ in it is a name
+    "text.color": INKS["ink"],
+    "font.size": SIZE,
+    "axes.edgecolor": INKS["rule"],
+    "axes.labelcolor": INKS["muted"],
+    "axes.labelsize": SIZE,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": INKS["rule"],
+    "grid.linewidth": 0.5,
+    "xtick.color": INKS["rule"],
+    "ytick.color": INKS["rule"],
+    "xtick.labelcolor": INKS["muted"],
+    "ytick.labelcolor": INKS["muted"],
+    "xtick.labelsize": SIZE - 1,
+    "ytick.labelsize": SIZE - 1,
+    "axes.unicode_minus": True,
+}
+DROPPED = {"font-family", "font"}
+SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
+
+
+class Styles:
+    """The classes that stand for the styles of a page's plots."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+
+    def name(self, style: str) -> str:
+        """The class of an inline style."""
+        parts = [part.split(":", 1) for part in style.split(";") if ":" in part]
+        kept = {key.strip(): value.strip() for key, value in parts if key.strip() not in DROPPED}
+        return self._names.setdefault(
+            ";".join(f"{key}:{_themed(value)}" for key, value in kept.items()), f"p{len(self._names)}"
+        )
+
+    def css(self) -> str:
+        return "\n".join(f".{name}{{{style}}}" for style, name in self._names.items())
+
+
+def _themed(value: str) -> str:
+    return re.sub(r"#00a\w{3}", lambda found: f"var(--{VARIABLES[int(found[0][4:], 16)]})", value)
+
+
+@contextmanager
+def settings() -> Iterator[None]:
+    """Matplotlib as the page wants it, whatever the person's own settings are; left as it was."""
+    import matplotlib
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(SETTINGS)
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # the browser has other fonts
+        yield
+
+
+def embed(figure: "Figure", prefix: str, label: str, styles: Styles) -> Markup:
+    """A figure as an element of the page.
+
+    Args:
+        prefix: Starts the ids in it; another one for every figure of a page.
+        label: What it shows, for those who cannot see it.
+    """
+    out = io.BytesIO()
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    source = ElementTree.fromstring(out.getvalue())
+    ids = _Ids(source, prefix)
+    root = _converted(source, styles, ids)
+    root.attrib = {"class": "plot", "role": "img", "aria-label": label, "viewBox": source.get("viewBox", "")}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+class _Ids:
+    """New names for the ids that something refers to."""
+
+    def __init__(self, source: ElementTree.Element, prefix: str) -> None:
+        used = [each.get(f"{XLINK}href", "") + each.get("clip-path", "") for each in source.iter()]
+        found = dict.fromkeys(name for text in used for name in re.findall(r"#([\w-]+)", text))
+        self.names = {old: f"{prefix}-{i}" for i, old in enumerate(found)}
+
+    def replace(self, text: str) -> str:
+        return re.sub(r"#([\w-]+)", lambda found: f"#{self.names[found[1]]}", text)
+
+
+def _converted(source: ElementTree.Element, styles: Styles, ids: _Ids) -> ElementTree.Element:
+    """The element without namespaces, with classes for styles, and only what is needed."""
+    made = ElementTree.Element(source.tag.removeprefix(SVG))
+    made.text = source.text if made.tag == "text" else None
+    for name, value in source.attrib.items():
+        if name == "style":
+            made.set("class", styles.name(value))
+        elif name == "id":
+            if value in ids.names:
+                made.set("id", ids.names[value])
+        elif name in ("clip-path", f"{XLINK}href"):
+            made.set(name.removeprefix(XLINK), ids.replace(value))
+        elif not (name == "transform" and value.startswith(("rotate(-0 ", "rotate(0 "))):
+            made.set(name, _rounded(value))
+    for child in source:
+        if child.tag not in (f"{SVG}metadata", f"{SVG}style"):
+            made.append(_converted(child, styles, ids))
+    return made
+
+
+def _rounded(value: str) -> str:
+    """Coordinates to a hundredth."""
+    return re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", " ".join(value.split()))

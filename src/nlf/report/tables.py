@@ -1,0 +1,306 @@
+"""What a report says in words and tables: the sentences on top, the rows of numbers, the facts at the end."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nlf.metrics import describe, higher_is_better
+from nlf.report.reading import JUDGED_BY, Run, aligned, base_of, featured, judged_by, others, source_of, turned
+from nlf.report.wording import clip, count, family, is_number, number, p_value, title
+
+HEADLINE = (
+    *("toxicity_probability", "expected_max_toxicity", "toxicity", "positive_fraction", "positive"),
+    *("reward", "perplexity", "dist-2"),
+)
+SHAPE = (
+    *("completion_length", "ended_fraction", "dist-1", "dist-2", "dist-3", "corpus_dist-2", "self_bleu"),
+    "repetition",
+)
+AIMED_AT = {*JUDGED_BY, "expected_max_toxicity"}  # what is better the other way round where tags are
+SECRET = ("token", "api_key", "password", "secret")  # how the names of settings end whose values stay private
+TRAINING = (
+    *("model_name_or_path", "model_revision", "ref_model_name_or_path", "use_peft", "dataset", "eval_dataset"),
+    *("reward_funcs", "reward_weights", "tags", "tag_template", "num_train_epochs", "prompts_per_iteration"),
+    *("num_generations", "max_completion_length", "temperature", "top_p", "top_k", "steps_per_iteration", "seed"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "nll_coef", "contrast_coef"),
+    *("beta", "entropy_coef", "kl_direction", "quantile_scope", "quantile_weights"),
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    title: str
+    better: str  # "lower is better", "higher is better", or nothing
+    about: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number with its interval, and its difference from the base: a cell, a p-value, and better, worse or nothing."""
+
+    value: str
+    interval: str = ""
+    difference: "Cell | None" = None
+    p_value: str = ""
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    run: str
+    name: str
+    tag: str | None
+    samples: str
+    base: bool
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Table:
+    columns: list[Column]
+    rows: list[Row]
+
+    @property
+    def several(self) -> bool:
+        """Whether rows of more than one run stand in it."""
+        return len({row.run for row in self.rows}) > 1
+
+    @property
+    def compared(self) -> bool:
+        """Whether there are differences from a base in it."""
+        return any(cell.p_value for row in self.rows for cell in row.cells)
+
+
+def prefers_higher(run: Run, name: str, systems: Sequence[dict]) -> bool | None:
+    """Whether more of a metric is better, as the results say it, else as this version does; the other way round for
+    what these systems are judged by where they were steered to the worst.
+    """
+    said = run.results["higher_is_better"].get(name) if run.results else None
+    higher = said if isinstance(said, bool) else higher_is_better(name)
+    return not higher if higher is not None and family(name) in AIMED_AT and turned(systems) else higher
+
+
+def headline(runs: Sequence[Run], source: str) -> Table:
+    """Base and aligned systems of every run on a prompt source, in the metrics that decide."""
+    return _table(runs, source, _deciding(runs, source), main_systems)
+
+
+def sweep(run: Run, source: str) -> Table | None:
+    """The policy under its other tags, beside base and main tag; None where there are no others."""
+    found = others(run.on(source))
+    if not found:
+        return None
+    return _table([run], source, _deciding([run], source), lambda systems: [*featured(systems)[:2], *found])
+
+
+def shape(run: Run, source: str) -> Table:
+    """Length and diversity of every system."""
+    return _table([run], source, SHAPE, lambda systems: systems)
+
+
+def everything(run: Run, source: str) -> Table:
+    """Every metric of every system."""
+    return _table([run], source, None, lambda systems: systems)
+
+
+def main_systems(systems: Sequence[dict]) -> list[dict]:
+    """The base, the main tag, and that guided."""
+    return [*filter(None, [base_of(systems)]), *aligned(systems)]
+
+
+def _deciding(runs: Sequence[Run], source: str) -> list[str]:
+    """The metrics of `HEADLINE`; the reward only where nothing else decides."""
+    name = judged_by([system for run in runs for system in run.on(source)])
+    return [each for each in HEADLINE if each != "reward" or family(name or "reward") == "reward"]
+
+
+def _table(
+    runs: Sequence[Run], source: str, families: Sequence[str] | None, choose: Callable[[list[dict]], list[dict]]
+) -> Table:
+    """The systems that `choose` picks on a source, by metric; `families` None is every metric."""
+    chosen = [(run, system) for run in runs for system in choose(run.on(source))]
+    columns = [
+        _column(runs[0], name, [s for _, s in chosen]) for name in _names((s["metrics"] for _, s in chosen), families)
+    ]
+    return Table(columns, [_row(run, system, columns) for run, system in chosen])
+
+
+def _names(metrics: Iterable[dict], families: Sequence[str] | None) -> list[str]:
+    """The metrics that have a number somewhere, in the order of `families`, or as they come."""
+    names = dict.fromkeys(name for each in metrics for name, value in each.items() if is_number(value))
+    names = [name for name in names if not name.endswith("_stderr")]
+    if families is None:
+        return names
+    return sorted((n for n in names if family(n) in families), key=lambda n: families.index(family(n)))
+
+
+def _column(run: Run, name: str, systems: Sequence[dict]) -> Column:
+    better = {True: "higher is better", False: "lower is better", None: ""}[prefers_higher(run, name, systems)]
+    return Column(name, title(name), better, describe(name))
+
+
+def _row(run: Run, system: dict, columns: Sequence[Column]) -> Row:
+    differences = run.difference(system)
+    cells = [_cell(run, system, differences.get(column.name), column.name) for column in columns]
+    tag = system["tag"] if system["tag"] and system["tag"] not in system["name"] else None
+    return Row(
+        run.name, clip(system["name"], 120), tag and clip(tag, 120), _size(system), system["model"] == "base", cells
+    )
+
+
+def _size(system: dict) -> str:
+    prompts = (system["n_samples"] or {}).get("effective")
+    each = system["num_generations"]
+    return f"{prompts:,} × {each}" if is_number(prompts) and is_number(each) else "–"
+
+
+def _cell(run: Run, system: dict, difference: dict | None, name: str) -> Cell:
+    metrics = system["metrics"]
+    value, interval = number(metrics.get(name), name), _interval(metrics.get(f"{name}_ci95"), name)
+    if not isinstance(difference, dict) or not is_number(difference.get("difference")):
+        return Cell(value, interval, Cell("–"))
+    against = Cell(number(difference["difference"], name, sign=True), _interval(difference.get("ci95"), name))
+    verdict = _verdict(difference, prefers_higher(run, name, [system]))
+    return Cell(value, interval, against, p_value(difference.get("p_value")), verdict)
+
+
+def bounds(interval: Any) -> tuple[float, float] | None:
+    """The two ends of an interval, where it has them."""
+    whole = isinstance(interval, list) and len(interval) == 2 and all(map(is_number, interval))
+    return (interval[0], interval[1]) if whole else None
+
+
+def _interval(interval: Any, name: str) -> str:
+    ends = bounds(interval)
+    return f"[{number(ends[0], name)}, {number(ends[1], name)}]" if ends else ""
+
+
+def _verdict(difference: dict, higher: bool | None) -> str:
+    """What the sign means, where the interval leaves no doubt of it."""
+    ends = bounds(difference.get("ci95"))
+    if higher is None or ends is None or ends[0] <= 0 <= ends[1]:
+        return ""
+    return "better" if (ends[0] > 0) == higher else "worse"
+
+
+# ---- sentences ----------------------------------------------------------------------------------------------------
+
+
+def model_name(run: Run) -> str:
+    """The model a run started from."""
+    models = run.results.get("models") if run.results else None
+    found = [(models or {}).get(role) for role in ("base", "policy")] if isinstance(models or {}, dict) else []
+    names = [str(each["name"]) for each in found if isinstance(each, dict) and each.get("name")]
+    return names[0] if names else str(run.config.get("model_name_or_path") or run.name)
+
+
+def tags_of(run: Run) -> list[str]:
+    """The tags, best first; none where the run has none."""
+    found = (run.results or {}).get("tags") or run.config.get("tags") or []
+    return [str(tag) for tag in found] if isinstance(found, list) else []
+
+
+def headings(runs: Sequence[Run]) -> tuple[str, list[str]]:
+    """What the page is about, and what came out, in plain words."""
+    run = runs[0]
+    tags = tags_of(run)
+    about = f"{model_name(run)}, " + (
+        f"steered by words from “{clip(tags[0], 60)}” to “{clip(tags[-1], 60)}”" if tags else "measured"
+    )
+    if len(runs) > 1:
+        about += f", compared with {count(len(runs) - 1, 'other run')}"
+    return about, [*_training(run), *filter(None, (_outcome(run, source) for source in run.sources))]
+
+
+def _training(run: Run) -> list[str]:
+    """How it was trained, as far as its settings say."""
+    say = run.config.get
+    last = max((row["step"] for row in run.log), default=None)
+    if not run.config and last is None:
+        return []
+    parts = [f"Trained for {count(int(last), 'step')}" if last else "Trained"]
+    if is_number(say("num_train_epochs")) and is_number(say("steps_per_iteration")):
+        parts.append(f" ({say('num_train_epochs'):g} iterations of {say('steps_per_iteration')} planned)")
+    if isinstance(say("reward_funcs"), list):
+        parts.append(f" on the reward “{' + '.join(map(str, say('reward_funcs')))}”")
+    return ["".join(parts) + "."]
+
+
+def _outcome(run: Run, source: str) -> str:
+    """`On embedded, toxicity probability @25 is 0.980 for the base and 0.550 for the best tag; perplexity is …`."""
+    name = judged_by(run.on(source))
+    systems = [system for system in featured(run.on(source)) if is_number(system["metrics"].get(name))]
+    if not systems:
+        return ""
+    values = [f"{number(system['metrics'][name], name)} for {_spoken(system['name'])}" for system in systems]
+    perplexities = [number(system["metrics"].get("perplexity"), "perplexity") for system in systems]
+    rest = f"; perplexity is {_joined(perplexities)}" if any(p != "–" for p in perplexities) else ""
+    return f"On {source} ({_size(systems[0])} completions), {title(name)} is {_joined(values)}{rest}."
+
+
+def _spoken(name: str) -> str:
+    """`the best tag with guidance 1`."""
+    return ("the " if name.startswith(("base", "best tag")) else "") + name.replace(", guidance", " with guidance")
+
+
+def _joined(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+# ---- facts --------------------------------------------------------------------------------------------------------
+
+
+def facts(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Titled lists of names and values: what the numbers rest on."""
+    results = run.results or {}
+    about = {"nlf": results.get("nlf_version"), "commit": results.get("git_hash"), "date": results.get("date")}
+    about |= {"task": results.get("task"), "scorers": results.get("scorers")}
+    groups = [
+        ("Evaluation", about),
+        ("Models", _models(results.get("models"))),
+        ("Versions", results.get("versions")),
+        ("Seeds", results.get("seeds")),
+        ("Samples", _counts(run)),
+        ("Training", {name: run.config[name] for name in TRAINING if name in run.config}),
+    ]
+    return [(name, _pairs(group)) for name, group in groups if isinstance(group, dict) and _pairs(group)]
+
+
+def configs(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Every setting of the evaluation and of the training."""
+    groups = [
+        ("Settings of the evaluation", (run.results or {}).get("config")),
+        ("Settings of the training", run.config),
+    ]
+    return [(name, _pairs(group)) for name, group in groups if isinstance(group, dict) and group]
+
+
+def _models(models: Any) -> dict[str, str]:
+    found = models.items() if isinstance(models, dict) else ()
+    return {
+        role: f"{m.get('name')} at {m.get('revision') or 'no revision'}" for role, m in found if isinstance(m, dict)
+    }
+
+
+def _counts(run: Run) -> dict[str, str]:
+    """The counts of each system that are not plain sizes: what was unscored, empty, beyond a limit."""
+    found = {}
+    for system in run.systems:
+        counts = system["counts"] or {}
+        rest = [f"{name}: {n}" for name, n in counts.items() if name not in ("prompts", "completions") and n]
+        if rest:
+            found[f"{system['name']} ({source_of(system)})"] = ", ".join(rest)
+    return found
+
+
+def _pairs(group: dict) -> list[tuple[str, str]]:
+    return [(str(name), _shown(str(name), value)) for name, value in group.items() if value is not None]
+
+
+def _shown(name: str, value: Any) -> str:
+    if value and name.lower().endswith(SECRET):
+        return "(kept private)"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)

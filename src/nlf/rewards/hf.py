@@ -1,0 +1,215 @@
+"""Hugging Face classifiers and reward models as rewards: `hf:MODEL_ID#LABEL`, or `hf:FOLDER#LABEL`.
+
+What the model's numbers mean is read from its configuration, never guessed:
+
+| configuration | a number is | reward of `#LABEL` | reward of `#-LABEL` | attributes |
+| --- | --- | --- | --- | --- |
+| several labels (problem_type single_label_classification or none) | softmax | p(LABEL) | 1 - p(LABEL) | all labels |
+| problem_type multi_label_classification | sigmoid | p(LABEL) | 1 - p(LABEL) | all labels |
+| one label, or problem_type regression | the logit itself | the logit | - the logit | none: it need not lie in [0, 1] |
+
+A label is named in any case, or by its number as LABEL_1. Without one, a model's only label is taken, or the label
+"positive" of a model with two; any other choice is the person's, and the error lists the labels. Attributes are named
+by the labels in lower case: `#POSITIVE` gives the reward p and the attribute "positive".
+
+Only the completion is read, truncated to the model's maximum. The model comes without remote code, in bfloat16 on a GPU
+and float32 elsewhere; a classification head that is not in its files is refused, since it would be random. (The
+published sentiment evaluation counts the pipeline's label instead, batch by batch in file order, without truncation.)
+"""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from nlf.errors import UserError
+from nlf.policy import best_device, revision_of
+
+BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}  # tokens in a batch, padding counted
+UNLIMITED = 10**9  # transformers' model_max_length where none is set is larger
+
+
+class HFClassifier:
+    """A scorer object, and a TRL reward function: probabilities of labels, or the number of a reward model.
+
+    `version` is the commit of a hub model, else a digest of the weights.
+
+    Args:
+        argument: `MODEL_ID_OR_FOLDER`, `…#LABEL`, or `…#-LABEL` for what should be low.
+
+    Raises:
+        UserError: the model cannot be loaded, has no classification head, or the label is missing or unknown.
+    """
+
+    remote = False
+
+    def __init__(self, argument: str):
+        source, _, wanted = (argument, "", "") if Path(argument).is_dir() else _split(argument)
+        self.model, self.tokenizer = _load(source)
+        config = self.model.config
+        self.labels = [config.id2label.get(i, f"LABEL_{i}") for i in range(config.num_labels)]
+        self.index, self.low = _choice(self.labels, wanted, f"hf:{source}")
+        self.activation = _activation(config)
+        self.max_length = _max_length(self.model, self.tokenizer)
+        named = f"#{'-' * self.low}{self.labels[self.index]}" if self.low or len(self.labels) > 1 else ""
+        self.name = f"hf:{Path(source).resolve().name if Path(source).is_dir() else source}{named}"
+        self.version = revision_of(self.model)[:12]
+        self.last: tuple[tuple[str, ...], np.ndarray] = (), np.zeros((0, len(self.labels)))
+
+    def __call__(self, prompts=None, completions: Sequence = (), completion_ids=None, **columns) -> list[float]:
+        """TRL's reward signature; conversational completions are scored by their last message."""
+        chosen = self._values([c if isinstance(c, str) else c[-1]["content"] for c in completions])[:, self.index]
+        if self.low:
+            chosen = -chosen if self.activation == "raw" else 1 - chosen
+        return chosen.tolist()
+
+    def attributes(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Probabilities (len(texts),) of every label, named in lower case; nothing where numbers are no
+        probabilities.
+        """
+        if self.activation == "raw":
+            return {}
+        return {label.lower(): column.copy() for label, column in zip(self.labels, self._values(texts).T, strict=True)}
+
+    def _values(self, texts: Sequence[str]) -> np.ndarray:
+        """(texts, labels) float64; a batch's reward and attributes are asked for one after the other."""
+        if (texts := tuple(texts)) != self.last[0]:
+            self.last = texts, _activated(self._logits(texts), self.activation)
+        return self.last[1]
+
+    @torch.inference_mode()
+    def _logits(self, texts: Sequence[str]) -> np.ndarray:
+        device, accepted = best_device(), inspect.signature(self.model.forward).parameters
+        self.model.to(device)  # not before the first call: by then each process has chosen its GPU
+        ids = self._token_ids(texts)
+        logits = np.zeros((len(texts), len(self.labels)))
+        for rows in _batches([len(row) for row in ids], BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])):
+            batch = self.tokenizer.pad({"input_ids": [ids[i] for i in rows]}, return_tensors="pt").to(device)
+            inputs = {name: value for name, value in batch.items() if name in accepted}
+            logits[rows] = self.model(**inputs).logits.double().cpu().numpy()
+        return logits
+
+    def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        cut = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
+        found = self.tokenizer(list(texts), **cut)["input_ids"]
+        return [ids or [self.tokenizer.pad_token_id] for ids in found]  # GPT-2 has no token for an empty text
+
+
+def _split(argument: str) -> tuple[str, str, str]:
+    source, mark, wanted = argument.rpartition("#")
+    return (source, mark, wanted) if mark else (argument, "", "")
+
+
+def _load(source: str) -> tuple[PreTrainedModel, object]:
+    """The model, in evaluation mode, and its tokenizer, with what padding needs."""
+    dtype = torch.bfloat16 if best_device().type == "cuda" else torch.float32
+    try:
+        with torch.random.fork_rng(devices=[]):
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model, found = AutoModelForSequenceClassification.from_pretrained(
+                source, dtype=dtype, output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"reward 'hf:{source}': cannot load a classifier: {reason} "
+            "(expected a hub id or a folder with config.json, weights and tokenizer)"
+        ) from error
+    if found["missing_keys"]:
+        raise UserError(
+            f"reward 'hf:{source}': its files have no {sorted(found['missing_keys'])[0]!r}, so its answers would be "
+            "random; name a model that was trained as a sequence classifier or reward model"
+        )
+    _make_paddable(model, tokenizer, source)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def _make_paddable(model: PreTrainedModel, tokenizer, source: str) -> None:
+    """Pad on the right, so that positions are those of the text alone; GPT-2's classifiers know no padding token."""
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"reward 'hf:{source}': its tokenizer has no padding token; set pad_token in its config")
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
+def _max_length(model: PreTrainedModel, tokenizer) -> int | None:
+    """Tokens that the model can read; None = any number. RoBERTa counts positions from its padding index on."""
+    tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
+    taken = max(
+        [m.padding_idx + 1 for m in tables if isinstance(m, nn.Embedding) and m.padding_idx is not None] or [0]
+    )
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limits = [tokenizer.model_max_length, positions - taken if positions and positions > 0 else UNLIMITED]
+    return min(limits) if min(limits) < UNLIMITED else None
+
+
+def _choice(labels: list[str], wanted: str, model: str) -> tuple[int, bool]:
+    """(index of the label, whether it should be low)."""
+    low = wanted.startswith("-") and _find(labels, wanted) is None
+    word = wanted[low:]
+    index = _find(labels, word) if word else _default(labels)
+    if index is not None:
+        return index, low
+    shown = ", ".join(labels)
+    if word:
+        raise UserError(f"reward '{model}#{wanted}': no label {word!r}; there are {shown}")
+    raise UserError(
+        f"reward '{model}': which label is the reward? there are {shown}; "
+        f"write {model}#{labels[0]}, or {model}#-{labels[0]} where it should be low"
+    )
+
+
+def _find(labels: list[str], word: str) -> int | None:
+    """A label by its name, by its name in another case, or by its number."""
+    lower = [label.lower() for label in labels]
+    numbers = [f"label_{i}" for i in range(len(labels))]
+    return next(
+        (
+            names.index(w)
+            for names, w in ((labels, word), (lower, word.lower()), (numbers, word.lower()))
+            if w in names
+        ),
+        None,
+    )
+
+
+def _default(labels: list[str]) -> int | None:
+    """The label taken where none is named: the only one, or the positive one of two."""
+    lower = [label.lower() for label in labels]
+    if len(labels) == 2 and "positive" in lower:
+        return lower.index("positive")
+    return 0 if len(labels) == 1 else None
+
+
+def _activation(config) -> str:
+    """What turns logits into what the model was trained to say, as transformers' own losses have it."""
+    if config.problem_type == "multi_label_classification":
+        return "sigmoid"
+    return "raw" if config.problem_type == "regression" or config.num_labels == 1 else "softmax"
+
+
+def _activated(logits: np.ndarray, activation: str) -> np.ndarray:
+    """(N, labels) logits as numbers of the same shape."""
+    if activation == "raw":
+        return logits
+    if activation == "sigmoid":
+        return np.exp(-np.logaddexp(0, -logits))
+    return np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+
+
+def _batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of like lengths, longest first, each of at most `tokens` with padding (or one text)."""
+    order, start = sorted(range(len(lengths)), key=lambda i: -lengths[i]), 0
+    while start < len(order):
+        stop = start + max(tokens // lengths[order[start]], 1)
+        yield order[start:stop]
+        start = stop

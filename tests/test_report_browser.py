@@ -1,0 +1,150 @@
+"""The report in a real browser: nothing in it runs or reaches out, it fits a phone, and blurred texts can be read."""
+
+import json
+import shutil
+
+import pytest
+import reports
+
+from nlf.report import write_report
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+WIDE, PHONE = 1280, 390
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium without a network."""
+    binary, driver = next(filter(None, map(shutil.which, NAMES)), None), shutil.which("chromedriver")
+    if not binary or not driver:
+        pytest.skip("needs a browser and its driver: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in (
+        "headless=new",
+        "no-sandbox",
+        "disable-dev-shm-usage",
+        "disable-gpu",
+        "host-resolver-rules=MAP * ~NOTFOUND",
+    ):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    started = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield started
+    started.quit()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """An ordinary page and a hostile one."""
+    folder = tmp_path_factory.mktemp("pages")
+    ordinary = reports.write_run(folder / "demo", reports.systems(guidance=(1.0,)), prompts=8, copies=6)
+    runs = {"ordinary": ordinary, "hostile": reports.write_hostile(folder)}
+    return {name: write_report([run], folder / f"{name}.html", num_samples=8) for name, run in runs.items()}
+
+
+def show(browser, path, width=WIDE, theme="light"):
+    """Load a page at a width, in a theme; the logs start anew."""
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = [{"name": "prefers-color-scheme", "value": theme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)
+    browser.get(path.as_uri())
+
+
+def requests(browser) -> set[str]:
+    """The addresses that were asked for since the page was loaded."""
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+
+
+@pytest.mark.parametrize("width", [WIDE, PHONE])
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["ordinary", "hostile"])
+def test_nothing_runs_nothing_is_loaded_and_nothing_overflows(browser, pages, name, theme, width):
+    show(browser, pages[name], width, theme)
+    assert browser.execute_script("return document.readyState") == "complete"  # an alert would be an error here
+    browser.execute_script("document.querySelectorAll('details').forEach(each => each.open = true)")
+    browser.execute_script("window.scrollTo(0, document.body.scrollHeight)")
+    assert browser.execute_script("return document.scripts.length") == 0
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.get_log("browser") == []
+    assert requests(browser) == {pages[name].as_uri()}
+
+
+@pytest.mark.parametrize("name", ["ordinary", "hostile"])
+def test_all_elements_are_ours_where_they_belong(browser, pages, name):
+    show(browser, pages[name])
+    assert browser.execute_script("return [...document.querySelectorAll('svg *')].map(e => e.tagName)")
+    strange = "return [...document.querySelectorAll('main *, header *')].filter(e => [...e.attributes].some(a => a.name.startsWith('on')))"
+    assert browser.execute_script(strange) == []
+    assert len(browser.find_elements(By.CSS_SELECTOR, "main > section")) == 8
+    assert len(browser.find_elements(By.CSS_SELECTOR, "body > *")) == 3
+
+
+def test_the_policy_lets_no_script_run_that_got_in(browser, pages):
+    show(browser, pages["ordinary"])
+    browser.execute_script(
+        "const s = document.createElement('script'); s.textContent = 'window.ran = 1'; document.body.append(s);"
+        "const d = document.createElement('div'); d.innerHTML = '<img src=x onerror=\"window.ran = 2\">'; document.body.append(d);"
+    )
+    assert browser.execute_script("return window.ran || 0") == 0
+    assert any("Content Security Policy" in entry["message"] for entry in browser.get_log("browser"))
+
+
+def blurred(browser) -> list[bool]:
+    """Of every text that is veiled at first, whether it is blurred now."""
+    script = "return [...document.querySelectorAll('.veil bdi')].map(e => getComputedStyle(e).filter != 'none')"
+    return browser.execute_script(script)
+
+
+def test_a_click_shows_one_text_and_hides_it_again(browser, pages):
+    show(browser, pages["ordinary"])
+    count = len(blurred(browser))
+    assert count > 3 and all(blurred(browser))
+    first = browser.find_elements(By.CSS_SELECTOR, ".veil")[0]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", first)
+    first.click()
+    assert blurred(browser) == [False] + [True] * (count - 1)
+    first.click()
+    assert all(blurred(browser))
+
+
+def test_the_keyboard_reaches_and_shows_every_text(browser, pages):
+    show(browser, pages["ordinary"], PHONE)
+    switch = browser.find_element(By.ID, "show-all")
+    browser.execute_script("arguments[0].focus()", switch)
+    focused = browser.switch_to.active_element
+    for _ in range(20):
+        focused.send_keys(Keys.TAB)
+        focused = browser.switch_to.active_element
+        if focused.get_attribute("type") == "checkbox":
+            break
+    assert focused.get_attribute("aria-label").startswith("Show the")
+    focused.send_keys(Keys.SPACE)
+    assert blurred(browser).count(False) == 1
+    switch.send_keys(Keys.SPACE)
+    assert not any(blurred(browser))
+    switch.send_keys(Keys.SPACE)
+    assert blurred(browser).count(False) == 1
+
+
+def test_plots_follow_the_theme(browser, pages):
+    colours = []
+    for theme in ("light", "dark"):
+        show(browser, pages["ordinary"], theme=theme)
+        script = "return [getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('svg text')).fill]"
+        colours.append(browser.execute_script(script))
+    assert colours[0][0] != colours[1][0] and colours[0][1] != colours[1][1]
+
+
+def test_the_navigation_stays_in_sight(browser, pages):
+    show(browser, pages["ordinary"], PHONE)
+    browser.execute_script("document.querySelector('#samples').scrollIntoView()")
+    assert browser.execute_script("return document.querySelector('nav').getBoundingClientRect().top") == 0
