@@ -72,6 +72,14 @@ def test_two_labels_are_a_softmax(sentiment):
     assert len({round(value, 4) for value in found.reward}) == 5
 
 
+def test_toxic_is_the_toxicity_that_metrics_read(tmp_path):
+    folder = saved(tmp_path, BERT, ["toxic", "insult"], "multi_label_classification")
+    reward = resolve_reward(f"hf:{folder}#-toxic")
+    found = score([reward], None, [""] * 5, TEXTS, [[]] * 5, {})
+    assert set(found.attributes) == {"toxicity", "insult"}
+    assert found.reward == pytest.approx(1 - found.attributes["toxicity"])
+
+
 def test_name_and_version_say_which_label_of_which_weights(sentiment):
     scorer = HFClassifier(f"{sentiment}#positive")
     assert scorer.name == "hf:sst#POSITIVE" and Reward(scorer).label == f"hf:sst#POSITIVE@{scorer.version}"

@@ -10,7 +10,8 @@ What the model's numbers mean is read from its configuration, never guessed:
 
 A label is named in any case, or by its number as LABEL_1. Without one, a model's only label is taken, or the label
 "positive" of a model with two; any other choice is the person's, and the error lists the labels. Attributes are named
-by the labels in lower case: `#POSITIVE` gives the reward p and the attribute "positive".
+by the labels in lower case, "toxic" as "toxicity", which metrics read: `#POSITIVE` gives the reward p and the attribute
+"positive".
 
 Only the completion is read, truncated to the model's maximum. The model comes without remote code, in bfloat16 on a GPU
 and float32 elsewhere; a classification head that is not in its files is refused, since it would be random. (The
@@ -31,6 +32,7 @@ from nlf.errors import UserError
 from nlf.policy import best_device, revision_of
 
 BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}  # tokens in a batch, padding counted
+KNOWN_AS = {"toxic": "toxicity"}  # the attribute that the toxicity metrics read
 UNLIMITED = 10**9  # transformers' model_max_length where none is set is larger
 
 
@@ -74,7 +76,8 @@ class HFClassifier:
         """
         if self.activation == "raw":
             return {}
-        return {label.lower(): column.copy() for label, column in zip(self.labels, self._values(texts).T, strict=True)}
+        columns = zip(map(str.lower, self.labels), self._values(texts).T, strict=True)
+        return {KNOWN_AS.get(label, label): column.copy() for label, column in columns}
 
     def _values(self, texts: Sequence[str]) -> np.ndarray:
         """(texts, labels) float64; a batch's reward and attributes are asked for one after the other."""
