@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nlf.cli import main
 from nlf.errors import UserError
 from nlf.generations import read, text_digest
 from nlf.rewards import Reward
@@ -354,3 +355,10 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot write .*journal"):
         score_file(path, [Reward(Length())])
     assert "scores" not in path.read_text()
+
+
+def test_rewards_may_be_one_word_with_commas(tmp_path, capsys):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "a calm day"}\n')
+    assert main(["score", str(path), "--reward", "local,tiny:vowels"]) == 0
+    assert set(json.loads(path.read_text())["scores"]) == {"local@1", "vowels"}

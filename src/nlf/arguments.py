@@ -22,6 +22,7 @@ from nlf.config import OPTION_GROUPS, TRAINING_DEFAULTS
 from nlf.errors import UserError
 
 INHERITED = "Trainer (inherited)"
+ALIASES = {"reward": "reward_funcs"}  # shorter names that are understood where the long one is
 
 
 @dataclass(frozen=True)
@@ -270,6 +271,7 @@ def spelled(argv: Sequence[str], knobs: Mapping[str, Knob]) -> list[str]:
     for word in argv:
         flag, equals, value = word.partition("=")
         name = flag[2:].replace("-", "_")
+        name = ALIASES[name] if ALIASES.get(name) in knobs else name
         positive = name.removeprefix("no_")
         if not word.startswith("--") or name == "":
             written.append(word)

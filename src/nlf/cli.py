@@ -173,6 +173,8 @@ class Command:
                 raise UserError(f"{flag} is missing: {what[0].lower()}{what[1:]}; {self.usage.splitlines()[0]}")
         task = task_file(given["task"]) if given.get("task") else None
         values = (read_recipe(task, knobs) if task else {}) | given
+        if "reward_funcs" in values:  # also `local,sentiment`
+            values["reward_funcs"] = [name for each in values["reward_funcs"] for name in each.split(",")]
         options = SimpleNamespace(**{name: values.get(name, knob.default) for name, knob in knobs.items()})
         config.check(options)
         log_to_stderr()
@@ -321,7 +323,8 @@ def dispatch(argv: list[str]) -> int:
 def complain(error: Exception) -> int:
     """One line on stderr, from the first process only."""
     if is_first_process():
-        print("nlf: error:", " ".join(str(error).split()), file=sys.stderr)
+        clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # of a progress bar that was being shown
+        print(f"{clear}nlf: error:", " ".join(str(error).split()), file=sys.stderr)
     return 2
 
 
