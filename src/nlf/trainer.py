@@ -86,8 +86,9 @@ class ALTConfig(
             raise UserError(f"num_train_epochs {self.num_train_epochs}: expected a whole number of iterations")
         if self.guidance_scale:
             raise UserError("guidance_scale: guided rollouts lose the contrast to train on; set eval_guidance_scale")
-        if self.eval_tag is not None and self.eval_tag not in self.tags:
-            raise UserError(f"eval_tag {self.eval_tag!r}: expected one of {', '.join(map(repr, self.tags))}")
+        for name in ("eval_tag", "eval_negative_tag"):
+            if getattr(self, name) not in (None, *self.tags):
+                raise UserError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(map(repr, self.tags))}")
         if self.quantile_rule == "published" and self.quantile_scope == "prompt":
             raise UserError("quantile_rule published cuts over the whole pool: set quantile_scope pool")
 
