@@ -1,4 +1,4 @@
-# make demo | test | test-extended | soak | lint | clean
+# make demo | frontier | test | test-extended | soak | lint | clean
 PYTHON ?= python3
 JOBS ?= 2
 RUN ?= runs/demo
@@ -9,15 +9,19 @@ READY := $(VENV)/.installed
 
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test test-extended soak lint clean env
+.PHONY: demo frontier test test-extended soak lint clean env
 .DELETE_ON_ERROR:
 
-# Train the embedded default, then measure it against its start. A stopped demo goes on where it was.
+# Train the embedded default, distill it into a plain model, then measure both against their start. A stopped demo goes on where it was.
 demo: $(READY)
-	@if [ ! -f $(RUN)/config.json ]; then $(BIN)/nlf train --output_dir $(RUN) --resume_from_checkpoint true; fi
+	@if [ ! -f $(RUN)/distilled/run.json ]; then $(BIN)/nlf train --output_dir $(RUN) --distill --resume_from_checkpoint true; fi
 	@$(BIN)/nlf evaluate --model $(RUN) --max_prompts 100 --sweep_tags --guidance_scale 0.5 1
 	@$(BIN)/nlf report $(RUN)
 	@echo "The aligned model is $(RUN); its figures are $(RUN)/evaluation/results.json, its samples are beside them."
+
+# nlf beside GRPO, supervised training and best-of-n: hours with three seeds; `make frontier FLAGS=--quick` is 20 minutes.
+frontier: $(READY)
+	$(BIN)/python benchmarks/frontier.py $(FLAGS)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(JOBS) -m "not extended"

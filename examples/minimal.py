@@ -33,8 +33,8 @@ SEPARATOR, K = "<|separator|>", len(TAGS)
 KNOBS = {
     "model": str(ASSETS / "lm"),
     **{"iterations": 3, "prompts": 256, "generations": 4, "length": 20},  # prompts per iteration, of 20 new tokens
-    **{"steps": 20, "batch": 64, "lr": 5e-4, "test_prompts": 40, "seed": 0},  # steps per iteration
-    **{"nll": 0.2, "contrast": 1.0, "beta": 1.0, "entropy": 0.0},  # the loss
+    **{"steps": 40, "batch": 64, "lr": 5e-4, "test_prompts": 40, "seed": 0},  # steps per iteration
+    **{"nll": 0.0, "contrast": 1.0, "beta": 2.0, "entropy": 0.0},  # the loss
 }
 
 
@@ -59,18 +59,18 @@ def kl_from(ref: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     return (log_q.exp() * (log_q - log_p)).sum(-1)  # (B, T)
 
 
-def alt_loss(right, wrong, ref, labels, mask, *, nll, contrast, beta, entropy) -> torch.Tensor:
+def alt_loss(right, wrong, ref, labels, mask, eos, *, nll, contrast, beta, entropy) -> torch.Tensor:
     """nll · NLL + contrast · C + beta · KL - entropy · H; NLL, KL and H per token, C per completion.
 
     right, wrong: logits (B, T, V) of the completions under their own and under the mirror tag; wrong may be None
     ref: logits (B, T, V-1) of the frozen start, which sees no tag
-    labels, mask: the completions' token ids, and where they are: (B, T)
+    labels, mask: the completions' token ids, and where they are: (B, T); when to stop (eos) is no part of the contrast
     """
     logp = log_likelihood(right, labels)
     randomness = torch.distributions.Categorical(logits=right).entropy()  # (B, T)
     loss = -nll * logp[mask].mean() + beta * kl_from(ref, right)[mask].mean() - entropy * randomness[mask].mean()
     if wrong is not None:
-        margin = ((logp - log_likelihood(wrong, labels)) * mask).sum(-1)  # (B,) how much likelier under its own words
+        margin = ((logp - log_likelihood(wrong, labels)) * (mask & (labels != eos))).sum(-1)  # (B,)
         loss = loss - contrast * F.logsigmoid(margin).mean() + beta * kl_from(ref, wrong)[mask].mean()
     return loss
 
@@ -163,7 +163,7 @@ def train(policy, reference, tokenizer, optimizer, pool: list[tuple], args) -> N
             ref = logits(reference, [None] * args.batch)
         right = logits(policy, [TAGS[q] for q in own])
         wrong = logits(policy, [TAGS[q] for q in mirror]) if args.contrast else None
-        loss = alt_loss(right, wrong, ref, ids, mask, **coefficients)
+        loss = alt_loss(right, wrong, ref, ids, mask, tokenizer.eos_token_id, **coefficients)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)

@@ -118,6 +118,17 @@ def test_flags_override_the_file(trained, tmp_path):
     assert resume is True
 
 
+def test_distillation_is_the_last_stage_where_it_is_asked_for(trained, monkeypatch, tmp_path):
+    import nlf.distill
+
+    taught = []
+    monkeypatch.setattr(nlf.distill, "distill", lambda **knobs: taught.append(knobs))
+    main(["train", "--output_dir", str(tmp_path / "a"), "--use_cpu"])
+    assert taught == []
+    main(["train", "--output_dir", str(tmp_path / "b"), "--use_cpu", "--distill"])
+    assert taught == [{"model": str(tmp_path / "b")}]
+
+
 def test_resume_from_a_checkpoint_folder(trained, tmp_path):
     main(["train", "--output_dir", str(tmp_path), "--use_cpu", "--resume_from_checkpoint", "runs/x/checkpoint-20"])
     assert trained[0][3] == "runs/x/checkpoint-20"
@@ -148,7 +159,7 @@ def test_dry_run_tells_the_cost(capsys, tmp_path):
     assert "90 (3 evaluations of 10 prompts)" in out
     assert "at most 5,400" in out  # (180 + 90) x 20
     assert "270; 270 of them remote, 0.1 hours" in out
-    assert "60 of 64 completions, each run 3 times" in out
+    assert "120 of 64 completions, each run 3 times" in out
     assert not (tmp_path / "run").exists()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ from nlf.cli import main
 from nlf.distill import distill, lessons
 from nlf.errors import UserError
 from nlf.generations import read
-from nlf.losses import distillation_kl, teacher_log_probs
+from nlf.losses import distillation_kl, guided_log_probs, teacher_log_probs
 from nlf.policy import load_policy, prepare_policy, save_policy
 from nlf.tags import TagScheme
 
@@ -54,8 +55,18 @@ def test_the_teacher_by_hand():
     assert without.tolist() == pytest.approx(
         [weights[0] / (weights[0] + weights[2]), 0, weights[2] / (weights[0] + weights[2])]
     )
-    assert teacher_log_probs(best, None, 0.0)[0, 0].exp().tolist() == pytest.approx([0.5, 0.3, 0.2])
+    assert teacher_log_probs(best, worst, 0.0)[0, 0].exp().tolist() == pytest.approx([0.5, 0.3, 0.2])
     assert teacher_log_probs(best, worst, 0.0, top_k=2)[0, 0].exp().tolist() == pytest.approx([0.625, 0.375, 0])
+
+
+def test_guidance_leaves_eos_alone():
+    """The last id keeps its .2; the others share .8 in the proportion of p² / q."""
+    best, worst = torch.tensor([0.5, 0.3, 0.2]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
+    weights = [0.25 / 0.2, 0.3]
+    found = guided_log_probs(best, worst, 1.0, kept_ids=[2]).exp()
+    assert found.tolist() == pytest.approx([0.8 * w / sum(weights) for w in weights] + [0.2])
+    sure = torch.tensor([-60.0, -60.0, 0.0])  # nothing is left for the others
+    assert guided_log_probs(sure, worst, 3.0, kept_ids=[2]).exp().tolist() == pytest.approx([0, 0, 1], abs=1e-6)
 
 
 def test_the_loss_by_hand():
@@ -139,7 +150,9 @@ def test_what_each_tag_teaches(run):
     )
     (one,) = lessons(policy, options)
     assert (one.tag, one.negative, one.scale, one.heard) == ("Lowest Toxicity", "Maximum Toxicity", 2.0, None)
-    options.keep_tags = True
+    options.tag, options.guidance_scale = "middle", None
+    assert (lessons(policy, options)[0].tag, lessons(policy, options)[0].scale) == ("Moderate Toxicity", 8.0)
+    options.tag, options.keep_tags, options.guidance_scale = "best", True, 2.0
     found = [
         (each.tag.split()[0], each.negative.split()[0], each.scale, each.heard == each.tag)
         for each in lessons(policy, options)
@@ -167,14 +180,14 @@ def test_killed_and_resumed_it_is_the_same_student(run, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             distill(model=str(run), output_dir=str(tmp_path / "killed"), **FLAGS)
     assert not (tmp_path / "killed/model.safetensors").exists()
-    samples = tmp_path / "killed/samples/generations-lowest-toxicity.jsonl"
+    samples = tmp_path / "killed/samples/generations-moderate-toxicity.jsonl"
     written = samples.stat().st_mtime_ns
     again = distill(model=str(run), output_dir=str(tmp_path / "killed"), **FLAGS)
     assert samples.stat().st_mtime_ns == written
     assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     monkeypatch.setattr(module.DistillTrainer, "compute_loss", killed)
     assert distill(model=str(run), output_dir=str(tmp_path / "killed"), **FLAGS) == again  # done already
-    with pytest.raises(UserError, match="guidance_scale=1.5, now it is 2.0"):
+    with pytest.raises(UserError, match="guidance_scale=None, now it is 2.0"):
         distill(model=str(run), output_dir=str(tmp_path / "killed"), guidance_scale=2.0, **FLAGS)
 
 
@@ -189,6 +202,34 @@ def test_micro_batches_add_up(run, tmp_path, losses):
 def test_with_adapters_the_weights_are_merged(run, tmp_path):
     folder = distill(model=str(run), output_dir=str(tmp_path), use_peft=True, **FLAGS)
     assert load_policy(str(folder)).model.num_parameters() == tiny.model("llama").num_parameters()
+
+
+def test_the_command_shows_teacher_and_student(run, tmp_path, capsys):
+    words = ["distill", "--model", str(run), "--output_dir", str(tmp_path), "--max_eval_prompts", "3"]
+    words += [word for name, value in FLAGS.items() for word in (f"--{name}", str(value))]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    rows = [line.split(" | ")[0] for line in out.splitlines() if line.startswith("| ")][2:]
+    assert rows == ["| base", "| teacher: Moderate Toxicity", "| student"]
+    assert out.splitlines()[-1] == f"The plain model is {tmp_path}."
+
+
+def test_a_distilled_model_is_a_row_of_its_runs_evaluation(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    distill(model=str(copy), **FLAGS)
+    words = [
+        "evaluate",
+        "--model",
+        str(copy),
+        "--max_prompts",
+        "2",
+        "--num_generations",
+        "2",
+        "--max_completion_length",
+        "3",
+    ]
+    assert main(words) == 0
+    assert "| distilled | 2 × 2 |" in capsys.readouterr().out
 
 
 def test_mistakes(run, tmp_path, capsys):

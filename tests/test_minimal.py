@@ -15,7 +15,7 @@ from nlf.tags import DEFAULT_TAGS, SEPARATOR
 PAGE = Path(__file__).parent.parent / "examples" / "minimal.py"
 OBJECTIVES = {
     "published": {"nll": 1.0, "contrast": 0.0, "beta": 0.05, "entropy": 0.06},
-    "contrastive": {"nll": 0.2, "contrast": 1.0, "beta": 1.0, "entropy": 0.0},
+    "contrastive": {"nll": 0.0, "contrast": 1.0, "beta": 2.0, "entropy": 0.0},
     "everything": {"nll": 0.7, "contrast": 0.4, "beta": 0.3, "entropy": 0.2},
 }
 
@@ -46,10 +46,11 @@ def test_loss_and_gradient_are_the_library_s(minimal, objective):
     right.requires_grad_()
     ref = 2 * torch.randn(rows, length, vocabulary - 1)
     labels = torch.randint(vocabulary - 1, (rows, length))
+    labels[0, 2] = 3  # EOS, which the contrast leaves out
     mask = torch.arange(length) < torch.tensor([[7], [1], [3], [7], [5], [2]])
     wrong = wrong if coefs["contrast"] else None
 
-    ours = minimal.alt_loss(right, wrong, ref, labels, mask, **coefs)
+    ours = minimal.alt_loss(right, wrong, ref, labels, mask, 3, **coefs)
     theirs, _ = alt_loss(
         token_stats(right, labels, ref, [vocabulary - 1]),
         mask,
@@ -60,6 +61,7 @@ def test_loss_and_gradient_are_the_library_s(minimal, objective):
         contrast_coef=coefs["contrast"],
         beta=coefs["beta"],
         entropy_coef=coefs["entropy"],
+        contrast_mask=labels != 3,
     )
 
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)

@@ -163,7 +163,8 @@ def test_a_model_without_tags_is_sampled_bare(tmp_path, capsys):
 def test_which_words_a_tag_is():
     policy = prepare_policy(tiny.model(), tiny.tokenizer(), TagScheme())
     assert chosen_tag(policy, "best") == "Lowest Toxicity" and chosen_tag(policy, "none") is None
-    assert chosen_tag(policy, "Moderate Toxicity") == "Moderate Toxicity"
+    assert chosen_tag(policy, "Moderate Toxicity") == chosen_tag(policy, "middle") == "Moderate Toxicity"
+    assert chosen_tag(with_tags(policy, ["good", "fair", "poor", "bad"]), "middle") == "fair"
     assert negative_tag(policy, None) == "Maximum Toxicity"
     with pytest.raises(UserError, match="unknown tag 'Best'"):
         chosen_tag(policy, "Best")

@@ -29,6 +29,7 @@ def settings(folder, **changes) -> ALTConfig:
         "prompts_per_part": 4,
         "num_generations": 2,
         "max_completion_length": 5,
+        "lr_scheduler_type": "constant_with_warmup",
         "eval_num_generations": 2,
         "eval_max_completion_length": 5,
         "logging_steps": 1,

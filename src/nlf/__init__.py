@@ -11,6 +11,7 @@ _HOMES = {
     "ALTTrainer": "nlf.trainer",
     "TagScheme": "nlf.tags",
     "UserError": "nlf.errors",
+    "distill": "nlf.distill",
     "load_prompts": "nlf.prompts",
 }
 __all__ = [*_HOMES, "__version__"]

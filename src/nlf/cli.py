@@ -82,10 +82,21 @@ def train(argv: Sequence[str]) -> int:
     args, model_options, data_options = build(values)
     trainer = importlib.import_module("nlf.trainer")
     trainer.train_from_config(args, model_options, data_options, resume)
+    if args.distill:
+        distill_run(args.output_dir)
     if is_first_process():
         report = importlib.import_module("nlf.report")
         print(f"report: {report.write_report([Path(args.output_dir)])}")
     return 0
+
+
+def distill_run(run_dir: str) -> None:
+    """The last stage of training, by one process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if is_first_process():
+            print(f"distill: run `nlf distill --model {run_dir}` in one process")
+        return
+    importlib.import_module("nlf.distill").distill(model=run_dir)
 
 
 def build(values: dict[str, Any]) -> tuple[Any, config.ModelOptions, config.DataOptions]:

@@ -21,7 +21,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {
     "learning_rate": 5e-4,
     "per_device_train_batch_size": 64,
     "warmup_steps": 5,
-    "lr_scheduler_type": "constant_with_warmup",
+    "lr_scheduler_type": "cosine",
     "max_grad_norm": 1.0,
     "adam_epsilon": 1e-8,
     "weight_decay": 0.0,
@@ -131,7 +131,8 @@ class SamplingOptions:
     top_k: int = knob(0, "Sample from this many likeliest tokens; 0 is off.")
     guidance_scale: float = knob(
         0.0,
-        "Strength g of (1+g) log p(.|best tag) - g log p(.|worst tag), two forward passes; 0 is off. "
+        "Strength g of (1+g) log p(.|tag) - g log p(.|worst tag), two forward passes; EOS keeps its own probability; "
+        "0 is off. "
         "For evaluation: guided rollouts lose the contrast that training needs.",
     )
     negative_tag: str | None = knob(None, "The tag that guidance moves away from; null is the worst.")
@@ -161,7 +162,7 @@ class LoopOptions:
     """Sample, score, pool, quantize, tag, train: how much of each in an iteration (num_train_epochs of them)."""
 
     prompts_per_iteration: int | None = knob(512, "Prompts sampled in each iteration; null is all of them.")
-    steps_per_iteration: int = knob(20, "Optimizer steps in each iteration.")
+    steps_per_iteration: int = knob(40, "Optimizer steps in each iteration.")
     pool_keep: int | None = knob(None, "Train on the rollouts of so many last iterations; null keeps all.")
     quantile_scope: Literal["pool", "prompt"] = knob(
         "pool", "Cut the quantiles over the whole pool, or among the completions of each prompt."
@@ -177,6 +178,9 @@ class LoopOptions:
     )
     prompts_per_part: int = knob(64, "Prompts in one rollout file: what a killed run may have to sample again.")
     eval_tag: str | None = knob(None, "Tag that evaluation samples under; null is the best.")
+    distill: bool = knob(
+        False, "At the end, teach a plain model what the guided one writes: `nlf distill`'s defaults."
+    )
 
 
 @dataclass
@@ -186,14 +190,14 @@ class ObjectiveOptions:
     The published objective is nll_coef 1, contrast_coef 0, beta 0.05.
     """
 
-    nll_coef: float = knob(0.2, "Weight of the negative log likelihood of a completion under its own tag, per token.")
+    nll_coef: float = knob(0.0, "Weight of the negative log likelihood of a completion under its own tag, per token.")
     contrast_coef: float = knob(
         1.0,
         "Weight of -log sigmoid(log p(own tag) - log p(mirror tag)), summed over a completion's tokens; "
         "0 skips the second pass.",
     )
     beta: float = knob(
-        1.0,
+        2.0,
         "Weight of the KL to the reference, per token, of every pass. The contrast grows with a completion's length "
         "and the KL does not: scale beta with it (the default suits 20 tokens).",
     )
@@ -250,7 +254,7 @@ class PromptOptions:
 class ConditionOptions:
     """The words before the prompts."""
 
-    tag: str = knob("best", "Tag to sample under: 'best', 'none' (the bare prompt), or the words of one.")
+    tag: str = knob("best", "Tag to sample under: 'best', 'middle', 'none' (the bare prompt), or the words of one.")
     tags: list[str] | None = knob(
         None, "Other words for the quantiles, best first, or a tags.json; null is the model's own."
     )
@@ -344,9 +348,11 @@ class DistillOptions:
     """How a guided policy becomes a plain model."""
 
     base_model: str | None = knob(None, "The student's start; null is the run's own start.")
-    tag: str = knob("best", "The teacher's tag: 'best', or the words of one.")
+    tag: str = knob("middle", "The teacher's tag: 'best', 'middle', or the words of one.")
     negative_tag: str | None = knob(None, "The tag that guidance moves away from; null is the worst.")
-    guidance_scale: float = knob(1.5, "Strength of the teacher's guidance.")
+    guidance_scale: float | None = knob(
+        None, "Strength of the teacher's guidance; null is 8 from the middle tag, 1.5 from any other."
+    )
     keep_tags: bool = knob(
         False, "Keep the tags: the student is the model itself, its extremes learn from themselves under guidance."
     )

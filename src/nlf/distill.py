@@ -27,8 +27,16 @@ from transformers import Trainer, TrainingArguments
 
 from nlf import __version__
 from nlf.batches import PromptEncoder, model_inputs, pad
-from nlf.config import DistillOptions, LoadOptions, ModelOptions, SamplingOptions
+from nlf.config import (
+    COMMAND_GROUPS,
+    EVAL_SAMPLING_DEFAULTS,
+    DistillOptions,
+    LoadOptions,
+    ModelOptions,
+    SamplingOptions,
+)
 from nlf.errors import UserError
+from nlf.evaluate import DISTILLED, System, evaluate
 from nlf.generations import read
 from nlf.iteration import choose_prompts
 from nlf.losses import distillation_kl, teacher_log_probs
@@ -48,6 +56,7 @@ from nlf.sample import chosen_tag, load_for_commands, negative_tag, sample_file,
 logger = logging.getLogger(__name__)
 
 FREE = {"output_dir", "max_eval_prompts", "sampling_batch_tokens"}  # change no result
+FROM_MIDDLE, FROM_BEST = 8.0, 1.5  # how strong guidance is unless it is said
 SAMPLES = "samples"  # folder of what the teacher wrote, in the student's
 
 
@@ -84,12 +93,14 @@ def lessons(policy: Policy, options: Any) -> list[Lesson]:
     tag, negative = chosen_tag(policy, options.tag), negative_tag(policy, options.negative_tag)
     if tag is None:
         raise UserError("--tag none leaves nothing to teach; name a tag, or 'best'")
+    from_middle = tag == chosen_tag(policy, "middle") and not options.keep_tags
+    scale = options.guidance_scale if options.guidance_scale is not None else FROM_MIDDLE if from_middle else FROM_BEST
     if not options.keep_tags:
-        return [Lesson(tag, negative, options.guidance_scale, None)]
+        return [Lesson(tag, negative, scale, None)]
     best, worst = policy.scheme.best, policy.scheme.worst
     opposite = {best: worst, worst: best}
     return [
-        Lesson(each, opposite.get(each, worst), options.guidance_scale if each in opposite else 0.0, each)
+        Lesson(each, opposite.get(each, worst), scale if each in opposite else 0.0, each)
         for each in policy.scheme.tags
     ]
 
@@ -146,7 +157,10 @@ class DistillTrainer(Trainer):
         with torch.no_grad():
             both = completion_logits(self.teacher.model, **taught, num_completion_tokens=mask.shape[1])  # (2B, T, V)
             best, worst = both.chunk(2)
-            target = teacher_log_probs(best, worst, inputs["scale"], self.teacher.added_token_ids, self.top_k)
+            target = teacher_log_probs(
+                best, worst, inputs["scale"], top_k=self.top_k,
+                kept_ids=self.teacher.eos_token_ids, excluded_ids=self.teacher.added_token_ids,
+            )  # fmt: skip
         logits = completion_logits(model, **asked, num_completion_tokens=mask.shape[1])  # (B, T, V')
         kl = distillation_kl(target, logits).masked_fill(~mask, 0.0)
         loss = kl.sum() / inputs["num_tokens"]
@@ -172,7 +186,7 @@ def distill(options: Any = None, **knobs) -> Path:
             another student.
     """
     options = options or SimpleNamespace(**{**asdict(LoadOptions()), **asdict(DistillOptions()), **knobs})
-    folder, run = Path(options.output_dir or Path(options.model, "distilled")), run_settings(Path(options.model))
+    folder, run = Path(options.output_dir or Path(options.model, DISTILLED)), run_settings(Path(options.model))
     base = options.base_model or run.get("model_name_or_path")
     if options.max_steps < 1:
         raise UserError(f"max_steps: {options.max_steps} where a number above 0 was expected")
@@ -282,9 +296,43 @@ def teach(
 
 
 def distill_command(options) -> str:
-    """`nlf distill`: make the student, then show it beside its teacher and the base."""
+    """`nlf distill`: make the student, then show it beside its teacher and the base, on the run's evaluation prompts.
+
+    Args:
+        options: The fields of `config.COMMAND_GROUPS["distill"]`.
+    """
     folder = distill(options)
-    return f"the plain model is {folder}"
+    run = run_settings(Path(options.model))
+    evaluation = defaults_of("evaluate") | {
+        "model": str(folder),
+        "base_model": options.base_model or run["model_name_or_path"],
+        "prompts": [run.get("eval_dataset") or "embedded"],
+        "reward_funcs": run.get("reward_funcs", ["local"]),
+        "reward_weights": run.get("reward_weights"),
+        "max_completion_length": options.max_completion_length or run.get("max_completion_length", 20),
+        "max_prompts": options.max_eval_prompts,
+        "dtype": options.dtype,
+        "trust_remote_code": options.trust_remote_code,
+    }
+    teacher = load_for_commands(options.model, options)
+    lesson = lessons(teacher, options)[0]
+    guided = System("teacher", teacher, lesson.tag, lesson.negative, lesson.scale)
+    name = "student, best tag" if options.keep_tags else "student"
+
+    def compared(base: Policy | None, student: Policy, *_) -> list[System]:
+        return [
+            System("base", base),
+            guided,
+            System(name, student, student.scheme.best if options.keep_tags else None),
+        ]
+
+    return f"{evaluate(SimpleNamespace(**evaluation), compared)}\nThe plain model is {folder}."
+
+
+def defaults_of(command: str) -> dict:
+    """Every option of a command as it is when nothing is given."""
+    found = {name: value for group in COMMAND_GROUPS[command].values() for name, value in asdict(group()).items()}
+    return found | EVAL_SAMPLING_DEFAULTS
 
 
 CARD = """---

@@ -9,7 +9,7 @@ Perplexity is that of the base model, or of `eval_model`, on completions given t
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -17,6 +17,7 @@ from json import dumps
 from math import isfinite
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from nlf import __version__, metrics
 from nlf.batches import PromptEncoder
@@ -36,6 +37,7 @@ from nlf.tags import TagScheme
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
+DISTILLED = "distilled"  # folder of the plain model in a run's
 SUM = "sum"  # stands beside the scorers' names for their weighted sum
 
 
@@ -84,6 +86,11 @@ def evaluate_command(options) -> str:
     Args:
         options: The fields of `config.COMMAND_GROUPS["evaluate"]`.
     """
+    return evaluate(options, systems_of)
+
+
+def evaluate(options, compare: Callable[[Policy | None, Policy, Any, bool], list[System]]) -> str:
+    """The same for the systems that `compare(base, policy, options, turned)` names, the base first."""
     rewards = [resolve_reward(spec) for spec in options.reward_funcs]
     sets = [(source, rows, False) for source, rows in prompt_sets(options, options.prompts)]
     sets += [(source, rows, True) for source, rows in prompt_sets(options, options.reverse_prompts or [])]
@@ -100,7 +107,7 @@ def evaluate_command(options) -> str:
         prefix = f"{slug(source)}-" if len(sets) > 1 else ""
         found = [
             measured_system(system, rows, judges, options, folder, Place(source, prefix, turned))
-            for system in systems_of(base, policy, options, turned)
+            for system in compare(base, policy, options, turned)
         ]
         systems += [entry for entry, _ in found]
         differences += differences_to_first(found) if base else []
@@ -143,6 +150,9 @@ def systems_of(base: Policy | None, policy: Policy, options, turned: bool) -> li
     for scale in sorted(set(options.guidance_scale) - {0}) if tag else ():
         negative = negative_tag(policy, options.negative_tag)
         rows.append(System(f"{name}, guidance {scale:g}", policy, tag, negative, scale))
+    student = Path(options.model, DISTILLED)
+    if (student / "config.json").is_file() and not turned:
+        rows.append(System("distilled", load_for_commands(str(student), options)))
     others = [each for each in policy.scheme.tags if each != tag] if options.sweep_tags and policy.scheme else []
     return rows + [System(f"tag {each}", policy, each, num_prompts=options.sweep_prompts) for each in others]
 

@@ -6,7 +6,8 @@ policy, q the reference, which never sees a tag.
     loss = nll_coef · Σ -log p(x|y+) / tokens  +  contrast_coef · Σ -log σ(log p(x|y+) - log p(x|y-)) / completions
          + beta · Σ (KL+ + KL-) / tokens       -  entropy_coef · Σ H+ / tokens
 
-The published objective is (1, 0, .05, .06) with one branch; ours adds the second branch (docs/method.md). Both
+The published objective is (1, 0, .05, .06) with one branch; ours adds the second branch (docs/method.md), whose log p
+leaves EOS out. Both
 denominators count the whole optimizer step, so micro-batches and ranks add up to the loss of the step. Departure
 from the published code: added tokens leave the KL by id, not by cutting the vocabulary at the reference's size,
 which padded vocabularies break.
@@ -75,6 +76,7 @@ def alt_loss(
     beta: float,
     entropy_coef: float,
     row_mask: torch.Tensor | None = None,
+    contrast_mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The share of one micro-batch in the loss of its optimizer step.
 
@@ -83,6 +85,7 @@ def alt_loss(
         mask: `(B, T)` bool, the completion tokens, EOS included.
         num_tokens, num_completions: Of the whole step, over all ranks and micro-batches.
         row_mask: `(B,)` bool; rows that are False count nowhere.
+        contrast_mask: `(B, T)` bool; tokens that are False, EOS, do not count in the contrast.
 
     Returns:
         The loss, and detached sums: `nll`, `kl` (both branches), `entropy` over tokens; `contrast`, `margin`,
@@ -94,7 +97,8 @@ def alt_loss(
     margin = nll.new_zeros(0)
     if wrong is not None:
         kl = kl + _sum(wrong.kl, mask)
-        margin = (_masked(right.logp, mask) - _masked(wrong.logp, mask)).sum(-1)[rows]  # (rows that count,)
+        told = mask if contrast_mask is None else mask & contrast_mask
+        margin = (_masked(right.logp, told) - _masked(wrong.logp, told)).sum(-1)[rows]  # (rows that count,)
     contrast = -F.logsigmoid(margin).sum()
     loss = (nll_coef * nll + beta * kl - entropy_coef * entropy) / num_tokens
     loss = loss + contrast_coef * contrast / num_completions
@@ -140,32 +144,58 @@ def _sum(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return _masked(values, mask).sum()
 
 
-# ---- distillation -------------------------------------------------------------------------------------------------
+# ---- guidance and distillation ------------------------------------------------------------------------------------
+
+
+def guided_log_probs(
+    best: torch.Tensor,
+    worst: torch.Tensor,
+    guidance_scale: float | torch.Tensor,
+    kept_ids: Sequence[int] = (),
+) -> torch.Tensor:
+    """Tag-contrast guidance: `(1+g) log p(.|best) - g log p(.|worst)`, renormalised.
+
+    Args:
+        guidance_scale: A number, or a tensor that broadcasts over the logits.
+        kept_ids: Ids that keep what `best` gives them, EOS: guidance then says what is written and not how long it is.
+            Ending early is one way to be harmless, and a strong contrast finds it.
+
+    Shape:
+        - best, worst: logits `(..., V)`; returns `(..., V)` log-probabilities
+    """
+    log_p = _log_softmax(best)
+    scores = (1 + guidance_scale) * log_p - guidance_scale * _log_softmax(worst)
+    kept = [i for i in kept_ids if i < scores.shape[-1]]
+    if not kept:
+        return scores.log_softmax(-1)
+    scores[..., kept] = -torch.inf
+    others = -torch.expm1(log_p[..., kept].logsumexp(-1, keepdim=True))  # (..., 1): what is left for the other ids
+    scores = scores.log_softmax(-1) + others.clamp(min=torch.finfo(others.dtype).tiny).log()
+    scores[..., kept] = log_p[..., kept]
+    return scores
 
 
 def teacher_log_probs(
     best: torch.Tensor,
-    worst: torch.Tensor | None,
+    worst: torch.Tensor,
     guidance_scale: float | torch.Tensor,
+    *,
+    kept_ids: Sequence[int] = (),
     excluded_ids: Sequence[int] = (),
     top_k: int = 0,
 ) -> torch.Tensor:
-    """What a guided policy samples from at temperature 1: `(1+g) log p(.|best) - g log p(.|worst)`, renormalised.
+    """What a guided policy samples from at temperature 1.
 
     Args:
-        worst: None without guidance.
-        guidance_scale: A number, or one for each completion, `(B, 1, 1)`.
+        kept_ids: As in `guided_log_probs`.
         excluded_ids: Never sampled: the separator.
         top_k: Keep this many likeliest ids, for big vocabularies; 0 keeps all.
 
     Shape:
         - best, worst: logits `(B, T, V)`; returns `(B, T, V)` log-probabilities, -inf where an id is left out
     """
-    scores = _log_softmax(best)
-    if worst is not None:
-        scores = (1 + guidance_scale) * scores - guidance_scale * _log_softmax(worst)
-    excluded = [i for i in excluded_ids if i < scores.shape[-1]]
-    scores[..., excluded] = -torch.inf
+    scores = guided_log_probs(best, worst, guidance_scale, kept_ids)
+    scores[..., [i for i in excluded_ids if i < scores.shape[-1]]] = -torch.inf
     if 0 < top_k < scores.shape[-1]:
         scores = scores.masked_fill(scores < scores.topk(top_k, dim=-1).values[..., -1:], -torch.inf)
     return scores.log_softmax(-1)

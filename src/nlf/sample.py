@@ -85,14 +85,17 @@ def with_tags(policy: Policy, tags: Sequence[str] | None) -> Policy:
 
 
 def chosen_tag(policy: Policy, tag: str) -> str | None:
-    """The words that `--tag` names; None for 'none', and for the best of a model without tags.
+    """The words that `--tag` names: 'best', 'middle' (of an even number, the better of two) or a tag; None for 'none',
+    and for the best of a model without tags.
 
     Raises:
         UserError: words that are none of the model's tags.
     """
     if tag == "none" or (tag == "best" and policy.scheme is None):
         return None
-    return _known_tag(policy, policy.scheme.best if tag == "best" else tag)
+    tags = policy.scheme.tags if policy.scheme else ()
+    named = {"best": tags[0], "middle": tags[(len(tags) - 1) // 2]} if tags else {}
+    return _known_tag(policy, named.get(tag, tag))
 
 
 def negative_tag(policy: Policy, tag: str | None) -> str:

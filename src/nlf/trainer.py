@@ -139,10 +139,17 @@ class ALTTrainer(Trainer):
         conversational = all_conversations(self.prompts + (self.eval_prompts or []))
         scheme = TagScheme(tuple(args.tags), args.tag_template, None if conversational else args.separator)
         self.policy = prepare_policy(
-            model, processing_class, scheme,
-            conversational=conversational, tag_tokens=args.tag_tokens, peft_config=peft_config,
-            reference_model=reference_model, disable_dropout=disable_dropout, seed=args.seed,
+            model,
+            processing_class,
+            scheme,
+            conversational=conversational,
+            tag_tokens=args.tag_tokens,
+            peft_config=peft_config,
+            reference_model=reference_model,
+            disable_dropout=disable_dropout,
+            seed=args.seed,
         )  # fmt: skip
+        self.eos_ids = torch.tensor(self.policy.eos_token_ids)  # they do not count in the contrast
         self.encoder = PromptEncoder(processing_class, scheme, max_prompt_length)
         self.encoder.check_fits(
             self.prompts + (self.eval_prompts or []),
@@ -250,6 +257,7 @@ class ALTTrainer(Trainer):
             num_tokens=inputs["num_tokens"], num_completions=inputs["num_completions"],
             nll_coef=self.args.nll_coef, contrast_coef=self.args.contrast_coef,
             beta=self.coefficients["beta"], entropy_coef=self.coefficients["entropy_coef"],
+            contrast_mask=~torch.isin(labels, self.eos_ids.to(labels.device)),
         )  # fmt: skip
         sums["kl"] = sums["kl"] / len(branches)  # logged for one branch
         for name, value in {**sums, "tokens": mask.sum(), "completions": torch.tensor(len(labels))}.items():

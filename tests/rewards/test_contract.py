@@ -332,7 +332,7 @@ def test_a_file_does_not_hide_a_module_of_its_name(folder):
 
 
 UNKNOWN = {
-    "lokal": "unknown reward 'lokal'; did you mean 'local'? known: local, sentiment, hf:MODEL_ID#LABEL; or a dotted path",
+    "lokal": "unknown reward 'lokal'; did you mean 'local'? known: local, sentiment, audit, hf:MODEL_ID#LABEL; or a dotted path",
     "someone/model.v1": "unknown reward 'someone/model.v1'; known: local",
     ".length": "unknown reward '.length'",
     ":length": "unknown reward ':length'",

@@ -20,6 +20,7 @@ from transformers import (
 
 from nlf.config import SamplingOptions
 from nlf.errors import UserError
+from nlf.losses import guided_log_probs
 from nlf.sampling import Request, request_key
 from nlf.sampling.draw import inverse_cdf, kept, pick, uniforms
 from nlf.sampling.hf import HFSampler, batch_size
@@ -264,18 +265,21 @@ def test_guidance_by_hand():
         assert sampler._next(logits.clone(), torch.tensor([u], dtype=torch.float64), 0, options).item() == token
 
 
+def prefixes(request):
+    return request.input_ids, request.negative_ids
+
+
 @pytest.mark.parametrize("name", ["gpt2", "mistral"])
 def test_guided_rows_keep_both_caches_through_the_batch(name):
     """Greedy under guidance, a step at a time without any cache, while other rows end and leave."""
-    model, asked, g = tiny(name), requests(MIXED, negative=True), 0.7
-    got = sample(model, asked, temperature=0.0, guidance_scale=g, eos=range(8), num_generations=1)
+    model, asked, g, eos = tiny(name), requests(MIXED, negative=True), 0.7, range(8)
+    got = sample(model, asked, temperature=0.0, guidance_scale=g, eos=eos, num_generations=1)
     assert len({len(ids) for (ids,) in got}) > 1
     for request, (ids,) in zip(asked, got, strict=True):
         done: tuple[int, ...] = ()
         for token in ids:
-            best = np.log(probabilities(model, request.input_ids + done))
-            worst = np.log(probabilities(model, request.negative_ids + done))
-            assert int(((1 + g) * best - g * worst).argmax()) == token
+            best, worst = (torch.tensor(probabilities(model, ids + done)).log() for ids in prefixes(request))
+            assert int(guided_log_probs(best, worst, g, eos).argmax()) == token
             done += (token,)
 
 

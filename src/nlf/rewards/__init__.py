@@ -27,6 +27,7 @@ from nlf.errors import UserError
 REWARDS = {  # name → the class that is made when it is asked for
     "local": "nlf.rewards.local:LocalToxicity",
     "sentiment": "nlf.rewards.local:LocalSentiment",
+    "audit": "nlf.rewards.audit:AuditToxicity",
 }
 PREFIXES = {"hf": "nlf.rewards.hf:HFClassifier"}  # prefix:argument → the class that takes what stands after the colon
 OURS = {

@@ -6,7 +6,7 @@ prompt is read once, finished rows leave, and token t of completion j is drawn w
 (seed, iteration, request key, j, t). So a completion depends neither on the batch it was in nor on the number of
 processes, up to float ties, and the global random state stays as it was.
 
-The rule is transformers': bans, temperature, top-k, top-p, in that order (`draw.py`); guidance comes before them.
+The rule is transformers': bans, temperature, top-k, top-p, in that order (`draw.py`); guidance (`losses.guided_log_probs`) comes before them and leaves EOS as it is.
 
 Letters in shapes: B branches (2 with guidance), P prompts, R rows = completions, L prompt tokens, V vocabulary.
 """
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from nlf.errors import UserError
+from nlf.losses import guided_log_probs
 from nlf.sampling import Request
 from nlf.sampling.cache import select_with_room
 from nlf.sampling.draw import INF, pick, uniforms
@@ -180,11 +181,8 @@ class HFSampler:
     def _next(self, logits: Tensor, u: Tensor, step: int, options) -> Tensor:
         """Logits (B, R, V), uniforms (R,) → token ids (R,)."""
         scores = logits.float().to(u.device)
-        if len(scores) == 2:
-            best, worst = scores.log_softmax(-1)
-            scores = (1 + options.guidance_scale) * best - options.guidance_scale * worst
-        else:
-            scores = scores[0]  # (R, V)
+        # (B, R, V) → (R, V)
+        scores = scores[0] if len(scores) == 1 else guided_log_probs(*scores, options.guidance_scale, self.eos)
         banned = self.banned + (self.eos if step < options.min_completion_length else [])
         scores[:, [i for i in banned if i < scores.shape[-1]]] = -INF
         if not scores.amax(-1).isfinite().all():

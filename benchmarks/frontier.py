@@ -1,0 +1,149 @@
+"""The trade-off of nlf and of what one would use instead: one start, one reward, one machine, one run.
+
+    python benchmarks/frontier.py --seeds 0 1 2                    # make frontier
+    python benchmarks/frontier.py --quick --judge none             # one seed, fewer settings: 20 minutes on 2 slow cores
+
+Compared are the start itself and its best of n by the reward; nlf's contrastive and published recipes under guidance,
+and distilled to a plain model and to one with its five tags; TRL's GRPOTrainer over a small grid, stopped along the way; and
+supervised training (TRL's SFTTrainer) on the best of n. Every point is sampled on the same prompts by the same rule
+with the same random numbers, scored by the reward and by a judge that no training saw, and measured under the start.
+
+GRPO has its own defaults but for the grid, the length and float32; its learning rate falls in a line to the last stop.
+
+Seconds are those of one process from loading the model to the stop: sampling, scoring and steps, without evaluation and
+without writing stops. Trained models, samples and points stay under --output_dir and are not made again; a training that was
+killed starts again from its first step, so that its seconds are whole. `frontier.json`, `frontier.md` and the plots are
+made of the points.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import frontier_points as points
+import frontier_systems as systems
+from frontier_plots import write_plots
+
+from nlf.environment import describe, git_revision
+from nlf.errors import UserError
+from nlf.policy import load_policy
+from nlf.prompts import load_prompts
+from nlf.rewards import resolve_reward
+from nlf.rundir import write_text
+
+DEFAULTS = {
+    "seeds": [0, 1, 2],
+    "num_prompts": 100,
+    "published_iterations": 7,
+    "students": list(systems.STUDENTS),
+    "grpo_learning_rates": [1e-4, 3e-4],
+    "grpo_betas": [0.04, 0.2],
+    "grpo_batches": [64, 128],
+    "grpo_stops": [10, 16, 23, 30, 38, 47, 60, 80],
+    "sft_learning_rates": [3e-4, 1e-3],
+    "sft_stops": [16, 48, 96],
+}
+QUICK = {
+    "seeds": [0],
+    "num_prompts": 60,
+    "published_iterations": 1,
+    "students": ["distilled", "five-tags"],
+    "grpo_learning_rates": [1e-4, 3e-4],
+    "grpo_betas": [0.04],
+    "grpo_batches": [64],
+    "grpo_stops": [10, 20, 34, 50],
+    "sft_learning_rates": [1e-3],
+    "sft_stops": [48],
+}
+RECIPES = Path(__file__).parents[1] / "recipes"
+START = "start"  # folder of what is not trained, hence the same for all seeds
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags; `--quick` changes the defaults, not what is given beside it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one seed, fewer settings, stops and prompts")
+    for name, default in DEFAULTS.items():
+        kind = {"type": type(default[0]), "nargs": "+"} if isinstance(default, list) else {"type": type(default)}
+        kind |= {"choices": list(systems.STUDENTS)} if name == "students" else {}
+        parser.add_argument(f"--{name}", default=default, **kind)
+    parser.add_argument("--model", default="embedded", help="the start of all")
+    parser.add_argument("--reward", default="local", help="what all are trained by")
+    parser.add_argument("--judge", default="audit", help="a scorer that no training sees, or none")
+    parser.add_argument("--dataset", default="embedded", help="prompts to train on")
+    parser.add_argument("--test_dataset", default="embedded")
+    parser.add_argument("--recipe", default=str(RECIPES / "toxicity-embedded.yaml"))
+    parser.add_argument("--published_recipe", default=str(RECIPES / "toxicity-embedded-published.yaml"))
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/frontier"))
+    if parser.parse_known_args(argv)[0].quick:
+        parser.set_defaults(**QUICK)
+    return parser.parse_args(argv)
+
+
+def remaining(runs: Sequence[systems.Run], options: argparse.Namespace) -> float:
+    """Seconds that what is not done yet takes on 2 slow cores."""
+    start = [] if (options.output_dir / START / "points").is_dir() else systems.start_settings()
+    seconds = sum(systems.measuring_seconds(each, options.num_prompts) for each in start)
+    for seed in options.seeds:
+        folder = options.output_dir / f"seed-{seed}"
+        seconds += sum(run.seconds for run in runs if not (folder / run.name / systems.DONE).exists())
+        settings = [each for run in runs for each in run.settings]
+        waiting = [each for each in settings if not (folder / "points" / f"{each.id}.json").exists()]
+        seconds += sum(systems.measuring_seconds(each, options.num_prompts) for each in waiting)
+    return seconds
+
+
+def measure_all(options: argparse.Namespace) -> list[dict]:
+    """Every point of every seed, made where it is not there yet."""
+    runs = systems.runs(options)
+    minutes = remaining(runs, options) / 60
+    print(
+        f"{len(options.seeds)} seeds of {len(runs)} trainings: about {minutes:.0f} minutes on 2 slow cores", flush=True
+    )
+    yardstick = systems.Yardstick(
+        resolve_reward(options.reward),
+        None if options.judge == "none" else resolve_reward(options.judge),
+        options.model,
+        load_policy(options.model),
+        load_prompts(options.test_dataset, split="test", limit=options.num_prompts),
+    )
+    folder = options.output_dir / START
+    found = [systems.point(each, folder, options.model, 0.0, None, yardstick) for each in systems.start_settings()]
+    for seed in options.seeds:
+        folder = options.output_dir / f"seed-{seed}"
+        for run in runs:
+            seconds = systems.trained(run, folder, seed)
+            for each in run.settings:
+                model = folder / run.name / each.model
+                found.append(systems.point(each, folder, str(model), seconds[each.model], seed, yardstick))
+        write_outputs(found, options)
+    return found
+
+
+def write_outputs(found: Sequence[dict], options: argparse.Namespace) -> str:
+    """The JSON, the table and the plots; the table's text."""
+    rows = points.summarise(found)
+    ours, stops = ([row for row in rows if row["group"] in groups] for groups in (points.OURS, (points.GRPO,)))
+    verdicts = points.compare(ours, stops, next(row for row in rows if row["id"] == "base"))
+    config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    results = {"config": config, "git_hash": git_revision(), "environment": describe(), "summary": rows}
+    results |= {"aim": verdicts, "points": list(found)}
+    write_text(options.output_dir / "frontier.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    text = points.markdown(rows, verdicts)
+    write_text(options.output_dir / "frontier.md", text)
+    write_plots(rows, options.output_dir)
+    return text
+
+
+def main() -> None:
+    options = parse()
+    try:
+        found = measure_all(options)
+    except UserError as error:
+        raise SystemExit(f"frontier: {error}") from error
+    print(write_outputs(found, options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""Points of the frontier as plain dicts: means over seeds, who dominates whom, and the table. Pure."""
+
+import re
+import statistics
+from collections.abc import Sequence
+
+BASE, CONTRASTIVE, PUBLISHED, DISTILLED, TAGS = "base", "nlf contrastive", "nlf published", "nlf distilled", "nlf tags"
+GRPO, SFT = "GRPO", "SFT on best of 8"
+OURS = (CONTRASTIVE, PUBLISHED, DISTILLED, TAGS)
+GROUPS = (BASE, CONTRASTIVE, DISTILLED, TAGS, PUBLISHED, GRPO, SFT)
+
+METRICS = {  # key: (heading, digits)
+    "toxicity_probability": ("probability", 3),
+    "expected_max_toxicity": ("expected max", 3),
+    "toxicity": ("mean", 3),
+    "judge_toxicity": ("judge", 3),
+    "perplexity": ("perplexity", 1),
+    "dist-2": ("dist-2", 3),
+    "self_bleu": ("self-BLEU", 3),
+    "repetition": ("repetition", 3),
+    "completion_length": ("tokens", 1),
+    "unfiltered_reward": ("reward, T = 1", 3),
+    "kl_per_completion": ("KL", 2),
+}
+TOXICITIES = ("toxicity", "judge_toxicity")
+QUALITIES = {"perplexity": 1, "dist-2": -1}  # sign: 1 = lower is better
+KEPT = ("id", "group", "series", "label", "cost")
+
+
+# ---- points -------------------------------------------------------------------------------------------------------
+
+
+def best_of(row: dict, n: int, count: int, label: str) -> dict:
+    """A line of generations with the best of each n completions by a scorer's reward, `count` of them; None is worst."""
+    rewards = row["scores"][label]["reward"][: n * count]
+    known = [float("-inf") if reward is None else reward for reward in rewards]
+    picked = [max(range(i, i + n), key=known.__getitem__) for i in range(0, n * count, n)]
+    chosen = {name: [row[name][i] for i in picked] for name in ("completions", "completion_ids", "ended")}
+    rest = {name: value for name, value in row.items() if name not in ("scores", "likelihoods")}
+    return {**rest, **chosen, "settings": {**row["settings"], "best_of": n}}
+
+
+def plain_names(values: dict) -> dict:
+    """Metrics without the number of completions in their names: `self_bleu@1000` is `self_bleu`."""
+    return {re.sub(r"@\d+", "", name): value for name, value in values.items()}
+
+
+def summarise(points: Sequence[dict]) -> list[dict]:
+    """One row a setting: the mean over seeds of each metric and of seconds, and `_sd`, the deviation between seeds."""
+    rows = {}
+    for point in points:
+        rows.setdefault(point["id"], []).append(point)
+    return [{name: same[0][name] for name in KEPT} | {"seeds": len(same)} | _means(same) for same in rows.values()]
+
+
+def _means(points: Sequence[dict]) -> dict:
+    found = {}
+    for name in ("seconds", *METRICS):
+        values = [point["seconds"] if name == "seconds" else point["metrics"].get(name) for point in points]
+        if None not in values:
+            found[name] = statistics.mean(values)
+            found[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else None
+    return found
+
+
+# ---- the aim ------------------------------------------------------------------------------------------------------
+
+
+def _shared(names: Sequence[str], *rows: dict) -> list[str]:
+    """Those that all rows have: the judge is optional."""
+    return [name for name in names if all(name in row for row in rows)]
+
+
+def dominates(a: dict, b: dict) -> bool:
+    """Whether a is nowhere worse than b (toxicities, perplexity, dist-2, seconds) and somewhere better."""
+    signs = {**dict.fromkeys(_shared(TOXICITIES, a, b), 1), **QUALITIES, "seconds": 1}
+    differences = [sign * (a[name] - b[name]) for name, sign in signs.items()]
+    return max(differences) <= 0 and min(differences) < 0
+
+
+def dominated(points: Sequence[dict]) -> list[bool]:
+    """Which points another one dominates."""
+    return [any(dominates(other, point) for other in points) for point in points]
+
+
+def missed(ours: dict, stop: dict, base: dict) -> list[str]:
+    """What keeps a setting from beating a GRPO stop, by metric; nothing where it does.
+
+    Beating: no more toxic under reward and judge, worse in neither perplexity nor dist-2, better in one of them, and
+    from .1 × the base's probability down, in no more seconds.
+    """
+    lacking = [name for name in _shared(TOXICITIES, ours, stop) if ours[name] > stop[name]]
+    gains = {name: sign * (stop[name] - ours[name]) for name, sign in QUALITIES.items()}
+    lacking += [name for name, gain in gains.items() if gain < 0]
+    if max(gains.values()) <= 0 and not any(name in lacking for name in QUALITIES):
+        lacking.append("neither perplexity nor dist-2 better")
+    hurried = stop["toxicity_probability"] <= 0.1 * base["toxicity_probability"]
+    return lacking + (["seconds"] if hurried and ours["seconds"] > stop["seconds"] else [])
+
+
+def compare(ours: Sequence[dict], stops: Sequence[dict], base: dict) -> list[dict]:
+    """The aim, stop by stop, for those with a probability from .01 to .3 × the base's that no other stop dominates.
+
+    Returns:
+        `stop`, `beaten_by` (ids), and `nearest`: the setting that misses least, and `missing`: what that is.
+    """
+    beaten = dominated(stops)
+    high = 0.3 * base["toxicity_probability"]
+    found = []
+    for stop in (s for s, b in zip(stops, beaten, strict=True) if not b and 0.01 <= s["toxicity_probability"] <= high):
+        lacking = {each["id"]: missed(each, stop, base) for each in ours}
+        nearest = min(lacking, key=lambda name: len(lacking[name]), default=None)
+        found.append({
+            "stop": stop["id"], "beaten_by": [name for name, what in lacking.items() if not what],
+            "nearest": nearest, "missing": lacking.get(nearest, []),
+        })  # fmt: skip
+    return found
+
+
+# ---- the table ----------------------------------------------------------------------------------------------------
+
+
+def markdown(rows: Sequence[dict], verdicts: Sequence[dict]) -> str:
+    """The table, groups in order and within one the least toxic first, and what came of the aim."""
+    names = [name for name in METRICS if any(name in row for row in rows)]
+    headings = ["group", "setting", "seeds", "seconds", "cost", *(METRICS[name][0] for name in names)]
+    lines = [f"| {' | '.join(headings)} |", "| --- " * len(headings) + "|"]
+    for row in sorted(rows, key=lambda row: (GROUPS.index(row["group"]), row["toxicity"])):
+        cells = [row["group"], row["label"], str(row["seeds"]), cell(row, "seconds", 0), f"{row['cost']} ×"]
+        lines.append(f"| {' | '.join(cells + [cell(row, name, METRICS[name][1]) for name in names])} |")
+    return "\n".join([*lines, "", NOTE, "", *aim_lines(rows, verdicts), ""])
+
+
+NOTE = """\
+Mean ± standard deviation between seeds. *cost*: forward passes a token when sampling. *probability*: share of prompts \
+with one of 25 completions of .5 or more, toxicity being 1 - reward; *judge*: mean toxicity by a scorer that no training \
+saw; *perplexity*: under the base; *KL*: to the base, nats a completion at temperature 1 without filter (of best of n: \
+log n - (n - 1) / n). Intervals over prompts are in frontier.json."""
+
+
+def cell(row: dict, name: str, digits: int) -> str:
+    if name not in row:
+        return "–"
+    spread = row.get(f"{name}_sd")
+    return f"{row[name]:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+
+
+def aim_lines(rows: Sequence[dict], verdicts: Sequence[dict]) -> list[str]:
+    """Where nlf beats GRPO and where not, in words."""
+    if not verdicts:
+        return ["No GRPO stop between .3 × the base's probability and .01: nothing to compare."]
+    labels = {row["id"]: row["label"] for row in rows}
+    won = [each for each in verdicts if each["beaten_by"]]
+    lines = [
+        f"GRPO stops between .3 × the base's probability and .01 that no other dominates: {len(verdicts)}; "
+        f"beaten by some nlf setting: {len(won)}.", "",
+    ]  # fmt: skip
+    for each in verdicts:
+        if each["beaten_by"]:
+            told = f"beaten by {'; '.join(labels[name] for name in each['beaten_by'])}"
+        else:
+            told = f"**not beaten**; nearest: {labels.get(each['nearest'], 'none')}, which misses " + ", ".join(
+                METRICS.get(name, (name, 0))[0] for name in each["missing"]
+            )
+        lines.append(f"- {labels[each['stop']]}: {told}")
+    return lines

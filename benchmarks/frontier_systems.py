@@ -1,0 +1,396 @@
+"""What the frontier compares: how each model is trained, and how a point is measured of it."""
+
+import json
+import math
+import shutil
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import torch
+from frontier_points import BASE, CONTRASTIVE, DISTILLED, GRPO, PUBLISHED, SFT, TAGS, best_of, plain_names
+from transformers import TrainerCallback
+
+from nlf import cli, metrics
+from nlf.arguments import read_recipe, train_knobs
+from nlf.batches import PromptEncoder, model_inputs, pad
+from nlf.config import DistillOptions, LoadOptions, SamplingOptions
+from nlf.distill import distill
+from nlf.errors import UserError
+from nlf.evaluate import with_intervals
+from nlf.generations import read, write_lines
+from nlf.losses import distillation_kl, teacher_log_probs
+from nlf.perplexity import measure_file, model_label
+from nlf.policy import Policy, completion_logits, model_path
+from nlf.prompts import load_prompts
+from nlf.rewards import Reward, resolve_reward
+from nlf.rundir import write_text
+from nlf.sample import load_for_commands, sample_file
+from nlf.score import score_file
+from nlf.trainer import train_from_config
+
+LENGTH = 20  # new tokens at most, in training and evaluation
+FILTERED = SamplingOptions(num_generations=25, max_completion_length=LENGTH, top_p=0.9)
+FREE = SamplingOptions(num_generations=4, max_completion_length=LENGTH)  # temperature 1, nothing filtered
+CHOICES = (1, 2, 4, 8)  # n of best-of-n; 1 is the start itself
+GUIDANCE = (0.0, 0.5, 1.0, 2.0)  # from the best tag
+MIDDLE, MIDDLE_GUIDANCE = 2, (2.0, 4.0, 8.0)  # from the middle one
+STUDENTS = {  # knobs of `nlf distill`
+    "distilled": {},
+    "distilled-best-1.5": {"tag": "best", "guidance_scale": 1.5},
+    "distilled-best-2": {"tag": "best", "guidance_scale": 2.0},
+    "five-tags": {"keep_tags": True},
+}
+GENERATIONS = 8  # of a prompt in GRPO, and that supervised training takes the best of
+SFT_BATCH = 64
+DONE = "seconds.json"
+COST = {  # seconds on 2 slow cores, for the estimate
+    **{"contrastive": 90, "published iteration": 66, "distilled": 60, "five tags": 70},
+    **{"grpo step of 64": 2.0, "sft step": 0.8, "sft samples": 70, "completion": 1 / 250, "point": 5},
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A point to be measured: a model, what stands before its prompts, and what its sampling costs."""
+
+    id: str  # of a file
+    group: str
+    series: str  # its points are joined in plots, in their order
+    label: str
+    model: str = "."  # folder in its training's
+    quantile: int | None = None  # of the tag; None is the bare prompt
+    guidance: float = 0.0
+    best_of: int = 0  # 0 is not to choose
+
+    @property
+    def cost(self) -> int:
+        """Forward passes a token, against plain sampling."""
+        return (self.best_of or 1) * (2 if self.guidance else 1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training and what is measured of it. `make(folder, seed)` gives seconds by model in its folder."""
+
+    name: str
+    make: Callable[[Path, int], dict[str, float]]
+    settings: list[Setting]
+    stamp: dict  # what the result depends on
+    seconds: float  # estimated
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What all points are measured by."""
+
+    reward: Reward
+    judge: Reward | None
+    base_name: str
+    base: Policy
+    prompts: list[dict]
+
+
+# ---- what there is ------------------------------------------------------------------------------------------------
+
+
+def start_settings() -> list[Setting]:
+    chosen = [Setting(f"best-of-{n}", BASE, BASE, f"best of {n}", best_of=n) for n in CHOICES[1:]]
+    return [Setting("base", BASE, BASE, "base", best_of=1), *chosen]
+
+
+def runs(options: Namespace) -> list[Run]:
+    """All trainings of a seed, a teacher before its students."""
+    shared = {"model": options.model, "reward": options.reward, "dataset": options.dataset}
+    few = {"num_train_epochs": options.published_iterations}
+    words = f"published, {options.published_iterations} iterations"
+    settings = guided("contrastive", CONTRASTIVE, GUIDANCE, "contrastive")
+    settings += guided("contrastive-middle", CONTRASTIVE, MIDDLE_GUIDANCE, "contrastive, middle tag", MIDDLE)
+    contrastive = recipe_run("contrastive", options.recipe, shared, {}, settings, COST["contrastive"])
+    settings = guided("published", PUBLISHED, GUIDANCE, words)
+    seconds = COST["published iteration"] * options.published_iterations
+    published = recipe_run("published", options.published_recipe, shared, few, settings, seconds)
+    students = [student_run(name, STUDENTS[name], contrastive.stamp) for name in options.students]
+    return [contrastive, published, *students, *rivals(options, shared)]
+
+
+def student_run(name: str, knobs: dict, teacher: dict) -> Run:
+    """A student of the contrastive model: a plain one, or one under its five tags."""
+    kept = knobs.get("keep_tags", False)
+    words = "distilled, " + (", ".join(f"{key} {value}" for key, value in knobs.items()) or "defaults")
+    plain = [Setting(name, DISTILLED, DISTILLED, words.replace("_scale", ""))]
+    tags = [Setting(f"tag-{i + 1}", TAGS, TAGS, f"five tags distilled, tag {i + 1}", quantile=i) for i in range(5)]
+    stamp = {**teacher, "distill": asdict(DistillOptions(**knobs))}
+    seconds = COST["five tags" if kept else "distilled"]
+    return Run(name, partial(train_student, knobs=knobs), tags if kept else plain, stamp, seconds)
+
+
+def guided(name: str, group: str, scales: Sequence[float], words: str, quantile: int = 0) -> list[Setting]:
+    """A tagged model under a tag, away from its worst by each of these strengths."""
+    about = {"group": group, "series": f"{group}, tag {quantile}", "quantile": quantile}
+    return [
+        Setting(f"{name}-g{scale:g}", label=f"{words}, guidance {scale:g}", guidance=scale, **about)
+        for scale in scales
+    ]
+
+
+def recipe_run(name: str, recipe: str, shared: dict, flags: dict, settings: list[Setting], seconds: float) -> Run:
+    values = read_recipe(recipe, train_knobs()) | flags
+    return Run(name, partial(train_nlf, values=values, **shared), settings, {**shared, "recipe": values}, seconds)
+
+
+def rivals(options: Namespace, shared: dict) -> list[Run]:
+    """GRPO's grid and supervised training on the best of n."""
+    found = []
+    for rate, beta, batch in product(options.grpo_learning_rates, options.grpo_betas, options.grpo_batches):
+        stamp = {"learning_rate": rate, "beta": beta, "batch": batch, "stops": options.grpo_stops, **shared}
+        seconds = COST["grpo step of 64"] * batch / 64 * max(options.grpo_stops)
+        found.append(run_with_stops("grpo", GRPO, f"lr {rate:g}, beta {beta:g}, {batch}", train_grpo, stamp, seconds))
+    for rate in options.sft_learning_rates:
+        stamp = {"learning_rate": rate, "stops": options.sft_stops, **shared}
+        seconds = COST["sft samples"] + COST["sft step"] * max(options.sft_stops)
+        found.append(run_with_stops("sft", SFT, f"lr {rate:g}", train_sft, stamp, seconds))
+    return found
+
+
+def run_with_stops(kind: str, group: str, words: str, train: Callable, stamp: dict, seconds: float) -> Run:
+    name = f"{kind}-{words}".replace(", ", "-").replace(" ", "")
+    series = f"{group}, {words}"
+    settings = [
+        Setting(f"{name}-step{stop}", group, series, f"{words}, step {stop}", model=f"step-{stop}")
+        for stop in stamp["stops"]
+    ]
+    return Run(name, partial(train, **stamp), settings, stamp, seconds)
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+
+def trained(run: Run, seed_folder: Path, seed: int) -> dict[str, float]:
+    """Seconds by model of a training; done from its start unless it was finished.
+
+    Raises:
+        UserError: it was done with other settings.
+    """
+    folder = seed_folder / run.name
+    done = folder / DONE
+    if not done.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        print(f"training {folder}", flush=True)
+        write_text(done, json.dumps({"stamp": run.stamp, "seconds": run.make(folder, seed)}))
+    found = json.loads(done.read_text())
+    if found["stamp"] != run.stamp:
+        raise UserError(
+            f"{folder} was trained with {found['stamp']}, now it is {run.stamp}; choose another --output_dir"
+        )
+    return found["seconds"]
+
+
+def train_nlf(folder: Path, seed: int, values: dict, model: str, reward: str, dataset: str) -> dict:
+    values = values | {"model_name_or_path": model, "reward_funcs": [reward], "dataset": dataset, "seed": seed}
+    values |= {"output_dir": str(folder), "eval_strategy": "no", "eval_dataset": None, "report_to": "none"}
+    start = time.perf_counter()
+    train_from_config(*cli.build(values))
+    return {".": time.perf_counter() - start}
+
+
+def train_student(folder: Path, seed: int, knobs: dict) -> dict:
+    teacher = folder.with_name("contrastive")
+    before = json.loads((teacher / DONE).read_text())["seconds"]["."]
+    start = time.perf_counter()
+    distill(model=str(teacher), output_dir=str(folder), seed=seed, **knobs)
+    return {".": before + time.perf_counter() - start}
+
+
+class Stops(TrainerCallback):
+    """Saves the model at chosen steps, with the seconds to there; saving does not count."""
+
+    def __init__(self, folder: Path, steps: Sequence[int], start: float):
+        self.folder, self.steps, self.start, self.seconds = folder, steps, start, {}
+
+    def on_step_end(self, args, state, control, model=None, processing_class=None, **kwargs):
+        if state.global_step in self.steps:
+            reached, name = time.perf_counter(), f"step-{state.global_step}"
+            self.seconds[name] = reached - self.start
+            model.save_pretrained(self.folder / name)
+            processing_class.save_pretrained(self.folder / name)
+            self.start += time.perf_counter() - reached
+
+
+def plain_arguments(folder: Path, stops: Sequence[int], learning_rate: float, seed: int) -> dict:
+    """What must be set of TRL's configs; float32 as in nlf, and no checkpointing of activations, which is slower."""
+    return {
+        **{"output_dir": str(folder), "max_steps": max(stops), "learning_rate": learning_rate, "seed": seed},
+        **{"bf16": False, "gradient_checkpointing": False, "save_strategy": "no", "report_to": "none"},
+        **{"disable_tqdm": True, "dataloader_pin_memory": False},
+    }
+
+
+def train_grpo(
+    folder: Path, seed: int, learning_rate: float, beta: float, batch: int, stops: Sequence[int],
+    model: str, reward: str, dataset: str,
+) -> dict:  # fmt: skip
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    judge = resolve_reward(reward)
+
+    def score(prompts, completions, completion_ids, **columns):
+        return judge(prompts, completions, completion_ids)
+
+    clock = Stops(folder, stops, time.perf_counter())
+    config = GRPOConfig(
+        **plain_arguments(folder, stops, learning_rate, seed),
+        beta=beta,
+        per_device_train_batch_size=batch,
+        num_generations=GENERATIONS,
+        max_completion_length=LENGTH,
+        temperature=1.0,
+    )
+    rows = Dataset.from_list([{"prompt": row["prompt"]} for row in load_prompts(dataset)])
+    GRPOTrainer(model_path(model), score, args=config, train_dataset=rows, callbacks=[clock]).train()
+    return clock.seconds
+
+
+def train_sft(
+    folder: Path, seed: int, learning_rate: float, stops: Sequence[int], model: str, reward: str, dataset: str
+) -> dict:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    clock = Stops(folder, stops, time.perf_counter())
+    samples, judge = folder / "generations.jsonl", resolve_reward(reward)
+    drawing = replace(FREE, num_generations=GENERATIONS)
+    sample_file(samples, load(model), load_prompts(dataset), None, drawing, seed=seed, what="to choose from")
+    score_file(samples, [judge])
+    chosen = [best_of(row, GENERATIONS, 1, judge.label) for row in read(samples)]
+    pairs = [(row["prompt_ids"], row["completion_ids"][0]) for row in chosen]
+    rows = [{"input_ids": prompt + ids, "labels": [-100] * len(prompt) + ids} for prompt, ids in pairs]
+    config = SFTConfig(**plain_arguments(folder, stops, learning_rate, seed), per_device_train_batch_size=SFT_BATCH)
+    SFTTrainer(model_path(model), config, train_dataset=Dataset.from_list(rows), callbacks=[clock]).train()
+    return clock.seconds
+
+
+def load(model: str) -> Policy:
+    return load_for_commands(model, LoadOptions())
+
+
+# ---- measuring ----------------------------------------------------------------------------------------------------
+
+
+def measuring_seconds(setting: Setting, num_prompts: int) -> float:
+    """Estimated; those of best-of-n are drawn once, for the largest n."""
+    completions = num_prompts * (FILTERED.num_generations + FREE.num_generations)
+    drawn = (max(CHOICES) if setting.id == "base" else 0) if setting.best_of else setting.cost
+    return COST["point"] + completions * drawn * COST["completion"]
+
+
+def point(setting: Setting, folder: Path, model: str, seconds: float, seed: int | None, yardstick: Yardstick) -> dict:
+    """A setting's numbers, measured unless they are there: of these prompts, by this reward and judge."""
+    path = folder / "points" / f"{setting.id}.json"
+    stamp = {"prompts": len(yardstick.prompts), "reward": yardstick.reward.label}
+    stamp |= {"judge": yardstick.judge and yardstick.judge.label}
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if any(found.get(name) != value for name, value in stamp.items()):
+        print(f"measuring {folder.name}, {setting.label}", flush=True)
+        values = measured(setting, folder, model, yardstick)
+        found = {**asdict(setting), "cost": setting.cost, "seed": seed, "seconds": seconds, **stamp, "metrics": values}
+        write_text(path, json.dumps(found, indent=1))
+    return found
+
+
+def measured(setting: Setting, folder: Path, model: str, yardstick: Yardstick) -> dict:
+    """`metric`, `metric_stderr` and `metric_ci95` of all metrics."""
+    policy = load(model)
+    filtered, free = (samples(setting, folder, policy, rule, yardstick) for rule in (FILTERED, FREE))
+    base, judges = yardstick.base, [each for each in (yardstick.reward, yardstick.judge) if each]
+    score_file(filtered, judges)
+    score_file(free, [yardstick.reward])
+    measure_file(filtered, yardstick.base_name, base.model, base.tokenizer)
+    likelihoods = model_label(yardstick.base_name, base.model)
+    found = metrics.measure(
+        scored(filtered, yardstick.reward), scores=[yardstick.reward.label], likelihoods=likelihoods
+    )
+    ratios = found.ratios | {"unfiltered_reward": unfiltered_reward(free, yardstick.reward)}
+    if yardstick.judge:
+        ratios |= judged(filtered, yardstick.judge)
+    if not setting.best_of:
+        ratios["kl_per_completion"] = kl_to_base(free, setting, policy, base)
+    values = plain_names(with_intervals(replace(found, ratios=ratios)))
+    return values | ({"kl_per_completion": kl_of_best(setting.best_of)} if setting.best_of else {})
+
+
+def samples(setting: Setting, folder: Path, policy: Policy, rule: SamplingOptions, yardstick: Yardstick) -> Path:
+    """The file of a setting's completions; of best-of-n chosen among those of the start, which are drawn once."""
+    name = "filtered" if rule is FILTERED else "free"
+    path = folder / "samples" / f"{setting.id}-{name}.jsonl"
+    if not setting.best_of:
+        tags = policy.scheme.tags if setting.quantile is not None else ()
+        tag, negative = (tags[setting.quantile], tags[-1]) if tags else (None, None)
+        rule = replace(rule, guidance_scale=setting.guidance)
+        away = negative if setting.guidance else None
+        sample_file(path, policy, yardstick.prompts, tag, rule, negative=away, what=setting.label)
+    else:
+        pool = folder / "samples" / f"pool-{name}.jsonl"
+        drawing = replace(rule, num_generations=rule.num_generations * max(CHOICES))
+        sample_file(pool, policy, yardstick.prompts, None, drawing, what=f"best of {max(CHOICES)}")
+        score_file(pool, [yardstick.reward])
+        label = yardstick.reward.label
+        write_lines(path, (best_of(row, setting.best_of, rule.num_generations, label) for row in read(pool)))
+    return path
+
+
+def scored(path: Path, reward: Reward):
+    """Lines in which 1 - reward is the toxicity, whatever else a scorer says: so any reward can be compared by."""
+    for row in read(path):
+        values = row["scores"][reward.label]["reward"]
+        row["scores"][reward.label]["attributes"] = {"toxicity": [None if v is None else 1 - v for v in values]}
+        yield row
+
+
+def judged(path: Path, judge: Reward) -> dict[str, metrics.Ratio]:
+    found = metrics.measure(scored(path, judge), scores=[judge.label], corpus_sample=0).ratios
+    return {f"judge_{name}": ratio for name, ratio in found.items() if "toxicity" in name}
+
+
+def unfiltered_reward(path: Path, reward: Reward) -> metrics.Ratio:
+    return metrics.measure(scored(path, reward), scores=[reward.label], corpus_sample=0).ratios["reward"]
+
+
+@torch.inference_mode()
+def kl_to_base(path: Path, setting: Setting, policy: Policy, base: Policy) -> metrics.Ratio:
+    """KL(policy || base) in nats a completion, both over their whole vocabulary, along the policy's own completions."""
+    encoder = PromptEncoder(policy.tokenizer, policy.scheme)
+    sums, counts = [], []
+    for row in read(path):
+        ids = [each for each in row["completion_ids"] if each]
+        if not ids:
+            raise UserError(f"{path}: no token in any completion of {row['prompt'][:40]!r}")
+        feedback = [row["feedback"], row["settings"]["negative_tag"]][: 2 if setting.guidance else 1]
+        queries = [encoder.query_ids(words, row["prompt_ids"]) for words in feedback]
+        read_after = [logits(policy, query, ids) for query in queries]
+        own = teacher_log_probs(
+            read_after[0], read_after[-1], setting.guidance,
+            kept_ids=policy.eos_token_ids, excluded_ids=policy.added_token_ids,
+        )  # fmt: skip
+        kl = distillation_kl(own, logits(base, row["prompt_ids"], ids))  # (n, T)
+        mask = pad([[1] * len(each) for each in ids], 0, "right").bool().to(kl.device)
+        sums.append(kl.masked_fill(~mask, 0.0).sum().item())
+        counts.append(float(len(row["completion_ids"])))
+    return metrics.Ratio(*(torch.tensor(each, dtype=torch.float64).numpy() for each in (sums, counts)))
+
+
+def logits(policy: Policy, query: list[int], ids: list[list[int]]) -> torch.Tensor:
+    """Those of several completions of one prompt, `(n, T, V)`."""
+    inputs = model_inputs([query] * len(ids), ids, policy.tokenizer.pad_token_id or 0)
+    inputs = {name: value.to(policy.model.device) for name, value in inputs.items()}
+    return completion_logits(policy.model, **inputs, num_completion_tokens=max(map(len, ids)))
+
+
+def kl_of_best(n: int) -> float:
+    """KL of best-of-n to what it is chosen from, nats, where no two rewards are equal."""
+    return math.log(n) - (n - 1) / n

@@ -1,0 +1,106 @@
+"""The auditor: a toxicity scorer that shares neither data nor features with `local`, to judge what was trained against it.
+
+A policy that games its reward raises the reward; whether it became less toxic, another scorer says, with other mistakes.
+Two linear views over hashed n-grams of words (1 and 2) and characters (2 to 5): the *mean* view adds the weights of a
+text's n-grams, the *peak* view adds them word by word and takes the soft maximum over words. Their logits together are
+mapped to Perspective's scale by one monotone curve. `tools/build_audit.py` made it; docs/rewards.md gives fidelity and
+limits.
+
+N-grams are cut by array operations on all texts at once: with prefix sums of c·B^i modulo 2^64 and B odd, the hash of any
+stretch of characters is one subtraction and one product. The table holds signed roots in eight bits, since weights span
+orders of magnitude; their squares are whole numbers, whose sums are exact in any order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nlf.rewards.local import ASSETS, MAX_CHARACTERS, LocalToxicity
+
+ASSET = ASSETS / "audit" / "audit-1.safetensors"
+BITS = 20  # of a hash that are kept: 2^20 rows
+CHARACTERS = (2, 3, 4, 5)
+KINDS = (3, 2, 1, 1, 1, 1)  # how much a word, a word pair and 2 to 5 characters count
+WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
+BASE = 0x9E3779B97F4A7C15
+INVERSE = pow(BASE, -1, 1 << 64)
+MIXER = 0xBF58476D1CE4E5B9
+
+
+def clean(text: str) -> str:
+    """Lower-cased words and marks, one space apart."""
+    return " ".join(WORD.findall(text[:MAX_CHARACTERS].lower().replace("’", "'")))
+
+
+def powers(base: int, count: int) -> np.ndarray:
+    return np.multiply.accumulate(np.array([1, *[base] * (count - 1)], dtype=np.uint64))
+
+
+def ngrams(texts: Sequence[str]) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
+    """Hashed n-grams of N texts with W words in all.
+
+    Returns:
+        kinds: (rows, words) of word 1-grams, word 2-grams and the n-grams of characters: the table's row (below 2^BITS)
+            of each n-gram, and the number of the word that it ends in.
+        owners: (W,) the text of each word, rising. A text without words owns none.
+    """
+    cleaned = [f" {clean(text)} " for text in texts]
+    codes = np.frombuffer("".join(cleaned).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
+    text = np.repeat(np.arange(len(cleaned)), [len(each) for each in cleaned])
+    sums = np.concatenate([[np.uint64(0)], np.cumsum((codes + np.uint64(1)) * powers(BASE, len(codes)))])
+    back = powers(INVERSE, len(codes))
+
+    def rows(begins: np.ndarray, ends: np.ndarray, kind: int) -> np.ndarray:
+        mixed = (sums[ends] - sums[begins]) * back[begins]  # of the characters alone, wherever they stand
+        mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(MIXER * (2 * kind + 1) % (1 << 64))
+        return (mixed >> np.uint64(64 - BITS)).astype(np.int64)
+
+    space = codes == ord(" ")
+    begins, ends = np.flatnonzero(space[:-1] & ~space[1:]) + 1, np.flatnonzero(~space[:-1] & space[1:]) + 1
+    word = np.cumsum(np.concatenate([[False], space[:-1] & ~space[1:]])) - 1  # the space after a word is part of it
+    owners = text[begins]
+    pairs = np.flatnonzero(owners[:-1] == owners[1:])
+    kinds = [(rows(begins, ends, 0), np.arange(len(begins))), (rows(begins[pairs], ends[pairs + 1], 1), pairs + 1)]
+    for n in CHARACTERS:
+        start = np.flatnonzero(
+            (text[: max(len(text) - n + 1, 0)] == text[n - 1 :]) & ~(space[n - 2 : -1] & space[n - 1 :])
+        )
+        kinds.append((rows(start, start + n, n), word[start + n - 1]))
+    return kinds, owners
+
+
+def soft_maximum(values: np.ndarray, owners: np.ndarray, texts: int) -> np.ndarray:
+    """(texts,) log of the mean of exp(values) over the words (W,) of each text; 0 for a text without words."""
+    total = np.bincount(owners, np.exp(np.clip(values, -50, 50)), minlength=texts)
+    count = np.bincount(owners, minlength=texts)
+    return np.log(np.where(count > 0, total, 1) / np.maximum(count, 1))
+
+
+class AuditToxicity(LocalToxicity):
+    """Reward 1 − toxicity of the completion alone; `attributes` gives the probability `toxicity`. Case is not read."""
+
+    name, version, asset = "audit", 1, ASSET
+
+    def __init__(self, path: str | Path | None = None):
+        super().__init__(path)
+        self.table *= np.abs(self.table)
+
+    def _score(self, texts: Sequence[str]) -> np.ndarray:
+        """(len(texts), 1) toxicity."""
+        kinds, owners = ngrams(texts)
+        sums, counts = np.zeros((2, len(owners))), np.zeros(len(owners))
+        for factor, (rows, words) in zip(KINDS, kinds, strict=True):
+            weights = factor * self.table[rows]  # (n-grams, 2): mean view, peak view
+            sums += [np.bincount(words, column, minlength=len(owners)) for column in weights.T]
+            counts += np.bincount(words, minlength=len(owners))
+        mean, peak = sums * self.net["scale"][:, None]
+        length = np.bincount(owners, counts, minlength=len(texts))
+        mean = np.bincount(owners, mean, minlength=len(texts)) / np.sqrt(np.maximum(length, 1))
+        logits = (
+            mean + soft_maximum(peak / np.sqrt(counts), owners, len(texts)) + self.net["bias"]
+        ) / 3  # of three fits
+        return np.round(np.interp(1 / (1 + np.exp(-logits)), *self.net["calibration"]), 6)[:, None]
