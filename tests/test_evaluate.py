@@ -273,6 +273,16 @@ def test_the_table_leaves_out_what_nobody_has():
     assert cell({}, "reward") == "–"
 
 
+def test_the_table_tells_scorers_apart():
+    values = {}
+    for name in ("toxicity/local@1", "toxicity/hf:a/b@2", "toxicity_probability@25/local@1", "reward/sum"):
+        values |= {name: 0.5, f"{name}_ci95": [0.4, 0.6]}
+    system = {"name": "base", "tag": None, "prompts": "x", "reversed": False, "n_samples": {"effective": 2}}
+    text = comparison({"systems": [{**system, "num_generations": 4, "metrics": values}]})
+    heads = "toxicity probability, local@1 | mean toxicity, local@1 | mean toxicity, hf:a/b@2"
+    assert text.splitlines()[0] == f"| system | prompts | {heads} |"
+
+
 def test_higher_is_better_is_known_for_what_is_shown():
     for name in evaluate.COLUMNS:
         assert metrics.higher_is_better(name) is not None, name

@@ -342,7 +342,7 @@ def complain(error: Exception) -> int:
 def interrupted(argv: list[str]) -> str:
     """What to say after Ctrl-C: for a training run, how it goes on."""
     if argv[:1] != ["train"]:
-        return "nlf: interrupted"
+        return "nlf: interrupted; what is finished is kept. Run the same command again to go on"
     resume = [] if any("resume" in word for word in argv) else ["--resume_from_checkpoint", "true"]
     return f"nlf: interrupted; what is finished is kept. Go on with: {shlex.join(['nlf', *argv, *resume])}"
 

@@ -100,7 +100,9 @@ class RewardOptions:
     """What judges a completion: one number each, higher is better."""
 
     reward_funcs: list[str] = knob(
-        ["local"], "Reward functions: 'local' (the toxicity scorer shipped here) or a dotted path to your own."
+        ["local"],
+        "Reward functions: 'local' (the toxicity scorer shipped here), 'sentiment', 'hf:MODEL_ID#LABEL', or a dotted path "
+        "to your own. Keep 'audit' for judging what was trained.",
     )
     reward_weights: list[float] | None = knob(None, "Weight of each reward function in the sum; null is 1 each.")
 
@@ -277,7 +279,7 @@ class JudgeOptions:
 
     reward_funcs: list[str] = knob(
         ["local"],
-        "What judges: 'local', 'sentiment', 'hf:MODEL_ID#LABEL', or a dotted path to your own reward function.",
+        "What judges: 'local', 'audit', 'sentiment', 'hf:MODEL_ID#LABEL', or a dotted path to your own reward function.",
     )
     reward_weights: list[float] | None = knob(None, "Weight of each reward function in the sum; null is 1 each.")
 

@@ -9,6 +9,7 @@ Perplexity is that of the base model, or of `eval_model`, on completions given t
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -331,9 +332,13 @@ COLUMNS = {
 def comparison(results: dict) -> str:
     """The systems as a Markdown table with 95 % intervals; columns that no system has are left out."""
     names = metric_names(results["systems"])
-    columns = {name: head for plain, head in COLUMNS.items() for name in names if name.partition("@")[0] == plain}
-    if set(columns) - {"reward", "perplexity", "dist-2"}:  # the reward is one minus what stands there
-        columns.pop("reward", None)
+    columns = {name: headed(name) for plain in COLUMNS for name in names if bare(name) == plain}
+    if {bare(name) for name in columns} - {
+        "reward",
+        "perplexity",
+        "dist-2",
+    }:  # rewards are one minus what stands there
+        columns = {name: head for name, head in columns.items() if bare(name) != "reward"}
     several = len({(s["prompts"], s["reversed"]) for s in results["systems"]}) > 1
     heads = ["system", *(["prompts from"] if several else []), "prompts", *columns.values()]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
@@ -343,6 +348,17 @@ def comparison(results: dict) -> str:
         size = f"{system['n_samples']['effective']} × {system['num_generations']}"
         lines.append(f"| {' | '.join([title(system), *source, size, *cells])} |")
     return "\n".join(lines)
+
+
+def bare(name: str) -> str:
+    """A metric's name without the number of completions, the threshold and the scorer."""
+    return re.split("[@>/]", name)[0]
+
+
+def headed(name: str) -> str:
+    """The head of a metric's column, with its scorer where there are several."""
+    scorer = name.partition("/")[2]
+    return COLUMNS[bare(name)] + (f", {scorer}" if scorer else "")
 
 
 def title(system: dict) -> str:
@@ -355,6 +371,6 @@ def cell(values: dict, name: str) -> str:
     """A value with its interval."""
     if values.get(name) is None:
         return "–"
-    digits = 1 if name == "perplexity" else 3
+    digits = 1 if bare(name) == "perplexity" else 3
     low, high = values[f"{name}_ci95"]
     return f"{values[name]:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
