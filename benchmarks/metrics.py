@@ -11,14 +11,13 @@ one metric of those that have intervals. Memory is the highest of the process, l
 
 import argparse
 import math
-import multiprocessing
 import random
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from processes import in_fresh_process, peak_megabytes
 
 from nlf import metrics
 
@@ -147,20 +146,9 @@ def plain_swaps(differences: list[float], times: int) -> float:
 
 def measured(side: str, prompts: int, n: int, results) -> None:
     rows, seconds = made(prompts, n), {}
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_megabytes()
     values = {"ours": ours, "plain": plain}[side](rows, seconds)
-    results.put((seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, values))
-
-
-def run(side: str, *options) -> tuple[Seconds, float, dict[str, float]]:
-    context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    process = context.Process(target=measured, args=(side, *options, results))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit(f"{side}: stopped with {process.exitcode} (out of memory?)")
-    return results.get()
+    results.put((seconds, peak_megabytes() - before, values))
 
 
 def main() -> None:
@@ -168,8 +156,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=10_000)
     parser.add_argument("--num_generations", type=int, default=25)
     options = parser.parse_args()
-    mine, my_memory, my_values = run("ours", options.prompts, options.num_generations)
-    other, other_memory, other_values = run("plain", options.prompts, options.num_generations)
+    mine, my_memory, my_values = in_fresh_process(measured, "ours", options.prompts, options.num_generations)
+    other, other_memory, other_values = in_fresh_process(measured, "plain", options.prompts, options.num_generations)
     assert my_values.keys() == other_values.keys()
     furthest = max(abs(my_values[name] / other_values[name] - 1) for name in my_values)
     rows = [(name, mine[name], other[name], "s") for name in mine]

@@ -9,8 +9,6 @@ steps of 32). The plain side is handed its dicts ready made, so its `add` is a l
 
 import argparse
 import copy
-import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from processes import in_fresh_process, peak_megabytes
 
 from nlf.quantize import Draws, quantize
 from nlf.rollouts import SCHEMA, Pool, part_path, write_part
@@ -106,24 +105,13 @@ class Clock:
 def measured(side: str, rollouts: int, iterations: int, folder: Path, results) -> None:
     """Run one side in this (fresh) process; making its input is not timed. Memory: the highest, less what was there."""
     clock = Clock()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_megabytes()
     if side == "load":
         load(folder, clock)
     else:
         {"ours": ours, "plain": plain}[side](tables(rollouts, iterations), clock)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    grown = peak_megabytes() - before
     results.put((clock.seconds, grown))
-
-
-def run(side: str, *options) -> tuple[dict[str, float], float]:
-    context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    process = context.Process(target=measured, args=(side, *options, results))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit(f"{side}: stopped with {process.exitcode} (out of memory?)")
-    return results.get()
 
 
 def main() -> None:
@@ -136,7 +124,10 @@ def main() -> None:
         for iteration, table in enumerate(tables(options.rollouts, options.iterations)):
             for part, start in enumerate(range(0, len(table), PART)):
                 write_part(part_path(folder, iteration, part), table.slice(start, PART), {})
-        sides = {side: run(side, options.rollouts, options.iterations, folder) for side in ("ours", "plain", "load")}
+        sides = {
+            side: in_fresh_process(measured, side, options.rollouts, options.iterations, folder)
+            for side in ("ours", "plain", "load")
+        }
     (mine, my_memory), (other, other_memory), (loaded, load_memory) = sides.values()
     rows = [(name, mine[name], other[name], "s") for name in mine]
     rows.append(("all three", sum(mine.values()), sum(other.values()), "s"))
