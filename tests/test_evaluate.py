@@ -176,6 +176,23 @@ def test_a_second_scorer_is_added_and_the_first_not_asked_again(words, tmp_path,
     assert values["reward/sum"] == pytest.approx(values["reward/local@1"] + 2 * values["reward/vowels"])
 
 
+def test_divergence_is_to_the_base_of_this_comparison(words, folder, tmp_path):
+    """An earlier base's stays in the file and must not be read for another, or for none."""
+    other = tiny.save(tmp_path / "other", "llama", seed=7)
+    asked = [*words, "--max_prompts", "3", "--guidance_scale", "0", "--eval_model", str(folder / "base")]
+    assert main(asked) == 0
+    first = results(tmp_path / "out")["systems"][1]["metrics"]["kl"]
+    for path in (tmp_path / "out").glob("generations-base*"):
+        path.unlink()  # the base's own samples are of its weights
+    assert main([*asked, "--base_model", other]) == 0
+    second = results(tmp_path / "out")["systems"][1]["metrics"]["kl"]
+    assert abs(first - second) > 1e-9
+    for path in (tmp_path / "out").glob("generations-base*"):
+        path.unlink()
+    assert main(asked) == 0
+    assert results(tmp_path / "out")["systems"][1]["metrics"]["kl"] == first
+
+
 def test_more_prompts_later(words, tmp_path):
     assert main([*words, "--max_prompts", "5"]) == 0
     few = results(tmp_path / "out")

@@ -202,6 +202,16 @@ def test_more_iterations_may_follow(tmp_path, unbroken):
     assert same(weights(tmp_path), weights(unbroken))
 
 
+def test_the_evaluated_reward_of_several_is_their_weighted_sum(tmp_path):
+    def ones(completions, **kwargs):
+        return [1.0] * len(completions)
+
+    names = ["tiny:vowels", "ones"]
+    trainer = make(tmp_path, reward=[tiny.vowels, ones], reward_funcs=names, reward_weights=[2.0, 0.5])
+    found = trainer.evaluate()
+    assert found["eval_reward"] == pytest.approx(2 * found["eval_reward/vowels"] + 0.5 * found["eval_reward/ones"])
+
+
 def test_a_folder_with_a_run_is_refused(unbroken):
     with pytest.raises(UserError, match="already holds a run; add --resume_from_checkpoint true"):
         make(unbroken).train()

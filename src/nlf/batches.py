@@ -46,14 +46,12 @@ class PromptEncoder:
         ids = self._chat(prompt)
         return ids[-self.max_prompt_length :] if self.max_prompt_length else ids
 
-    def query_ids(
-        self, feedback: str | None, prompt_ids: Sequence[int], messages: list[dict] | None = None
-    ) -> list[int]:
-        """What the policy reads. `messages` is the conversation that `prompt_ids` came from, if it was one."""
+    def query_ids(self, feedback: str | None, prompt_ids: Sequence[int], prompt: Prompt | None = None) -> list[int]:
+        """What the policy reads. `prompt` is what `prompt_ids` came from; only a conversation need be given."""
         if feedback is None:
             return list(prompt_ids)
-        if messages is not None:
-            return self._chat(with_feedback(messages, feedback))
+        if isinstance(prompt, list):
+            return self._chat(with_feedback(prompt, feedback))
         before, after = self.pieces(feedback)
         return self.bos + before + list(prompt_ids)[len(self.bos) :] + after
 
@@ -71,9 +69,10 @@ class PromptEncoder:
             UserError: naming the prompt, its length and the room there is.
         """
         for i, row in enumerate(rows if context else ()):
-            messages = None if isinstance(row["prompt"], str) else row["prompt"]
             ids = self.prompt_ids(row["prompt"])
-            needed = max(len(self.query_ids(tag, ids, messages)) for tag in self.scheme.tags) + max_completion_length
+            needed = (
+                max(len(self.query_ids(tag, ids, row["prompt"])) for tag in self.scheme.tags) + max_completion_length
+            )
             if needed > context:
                 raise UserError(
                     f"prompt {i + 1} ({str(row['prompt'])[:40]!r}…) needs {needed} tokens with its tag and "

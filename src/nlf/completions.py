@@ -10,7 +10,7 @@ from nlf.batches import PromptEncoder
 from nlf.config import SamplingOptions
 from nlf.errors import UserError
 from nlf.policy import Policy
-from nlf.rewards import Reward, score
+from nlf.rewards import Reward, Scores, score
 from nlf.rollouts import SCHEMA
 from nlf.sampling import Request, request_key
 from nlf.sampling.hf import HFSampler
@@ -41,8 +41,7 @@ def sample_table(
     texts = [row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"]) for row in rows]
 
     def query(i: int, words: str | None) -> tuple[int, ...]:
-        messages = None if isinstance(rows[i]["prompt"], str) else rows[i]["prompt"]
-        return tuple(encoder.query_ids(words, prompts[i], messages))
+        return tuple(encoder.query_ids(words, prompts[i], rows[i]["prompt"]))
 
     guided = options.guidance_scale != 0 and negative is not None
     requests = [
@@ -89,19 +88,10 @@ def score_table(
             f"{table.num_rows} completions do not belong to {len(rows)} prompts; remove this part and resume"
         )
     each = [row for row in rows for _ in range(copies)]
-    names = {name for row in rows for name in row} - {"prompt", "prompt_id"}
-    completions = table["completion"].to_pylist()
-    scores = score(
-        rewards,
-        weights,
-        [row["prompt"] for row in each],
-        [
-            text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
-            for row, text in zip(each, completions, strict=True)
-        ],
-        table["completion_ids"].to_pylist(),
-        {name: [row.get(name) for row in each] for name in sorted(names)},
-    )
+    scores = score_completions(
+        rewards, weights, [row["prompt"] for row in each], table["completion"].to_pylist(),
+        table["completion_ids"].to_pylist(), [other_columns(row) for row in each],
+    )  # fmt: skip
     filled = {
         "reward": [None if value != value else value for value in scores.reward.tolist()],
         "rewards": _by_name(scores.per_function, table.num_rows),
@@ -113,6 +103,36 @@ def score_table(
             SCHEMA.get_field_index(name), SCHEMA.field(name), pa.array(values, SCHEMA.field(name).type)
         )
     return table
+
+
+def score_completions(
+    rewards: Sequence[Reward],
+    weights: Sequence[float] | None,
+    prompts: Sequence,
+    texts: Sequence[str],
+    completion_ids: Sequence[Sequence[int]],
+    columns: Sequence[dict],
+) -> Scores:
+    """Call rewards as training does: completions of conversations as messages, the other columns by name.
+
+    Args:
+        columns: The other columns of each completion's prompt row; one that a row lacks is None.
+
+    Raises:
+        UserError: as `rewards.score`.
+    """
+    completions = [
+        text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+        for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    names = sorted({name for row in columns for name in row})
+    by_name = {name: [row.get(name) for row in columns] for name in names}
+    return score(rewards, weights, prompts, completions, completion_ids, by_name)
+
+
+def other_columns(row: dict) -> dict:
+    """What a prompt row holds beside the prompt."""
+    return {name: value for name, value in row.items() if name not in ("prompt", "prompt_id")}
 
 
 def _by_name(columns: dict, length: int) -> list[list[tuple[str, float | None]]]:

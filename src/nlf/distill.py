@@ -52,6 +52,7 @@ from nlf.policy import (
 from nlf.prompts import load_prompts
 from nlf.rundir import CONFIG, FACTS, run_settings, write_folder, write_text
 from nlf.sample import chosen_tag, load_for_commands, negative_tag, sample_file, slug
+from nlf.tags import TagScheme
 
 logger = logging.getLogger(__name__)
 
@@ -121,10 +122,9 @@ class LessonDataset(Dataset):
 
     def __getitem__(self, i: int) -> Example:
         lesson, row, j = self.rows[self.order[i]]
-        prompt = row["prompt_ids"]
-        messages = None if isinstance(row["prompt"], str) else row["prompt"]
         best, worst, student = (
-            self.encoder.query_ids(words, prompt, messages) for words in (lesson.tag, lesson.negative, lesson.heard)
+            self.encoder.query_ids(words, row["prompt_ids"], row["prompt"])
+            for words in (lesson.tag, lesson.negative, lesson.heard)
         )
         return Example(best, worst, lesson.scale, student, row["completion_ids"][j], self.step_tokens[i // self.batch])
 
@@ -203,7 +203,7 @@ def distill(options: Any = None, **knobs) -> Path:
     student = copy.deepcopy(teacher) if options.keep_tags else load_for_commands(base, options)
     teach(student, teacher, rows, options, folder, run.get("max_prompt_length"))
     write_folder(folder, partial(save_policy, student))
-    write_text(folder / "README.md", distilled_card(options.model, base, taught, folder))
+    write_text(folder / "README.md", distilled_card(options.model, base, taught, teacher.scheme, folder))
     write_text(folder / FACTS, json.dumps({"model_name_or_path": base, "distilled_from": options.model}, indent=1))
     return folder
 
@@ -354,12 +354,12 @@ print(write("{prompt}", do_sample=True, top_p=0.9, max_new_tokens=20))
 """
 
 
-def distilled_card(model: str, base: str, taught: Sequence[Lesson], folder: Path) -> str:
+def distilled_card(model: str, base: str, taught: Sequence[Lesson], scheme: TagScheme, folder: Path) -> str:
     """The README.md of the student."""
     plain = taught[0].heard is None
     words = [f'"{each.tag}" away from "{each.negative}", guidance {each.scale:g}' for each in taught if each.scale]
     how = ": no tag, no guidance" if plain else ", conditioned on its tags by their words alone"
-    prompt = "Once" if plain else f"{taught[0].tag}<|separator|>Once"
+    prompt = scheme.render(taught[0].heard, "Once")
     return CARD.format(
         base=base, name=folder.name, version=__version__, model=model, taught="; ".join(words), how=how, folder=folder,
         prompt=prompt,

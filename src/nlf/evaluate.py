@@ -32,14 +32,13 @@ from nlf.policy import Policy, revision_of
 from nlf.rewards import Reward, resolve_reward
 from nlf.rundir import run_settings, write_text
 from nlf.sample import chosen_tag, load_for_commands, negative_tag, prompt_sets, sample_file, slug, with_tags
-from nlf.score import score_file, weighted_sum
+from nlf.score import SUM, add_sum, score_file
 from nlf.tags import TagScheme
 
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 DISTILLED = "distilled"  # folder of the plain model in a run's
-SUM = "sum"  # stands beside the scorers' names for their weighted sum
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ def measured_system(
         measure_divergence(path, system.policy, judges.base_name, judges.base)
     labels = [reward.label for reward in judges.rewards]
     found = metrics.measure(
-        islice(with_sums(read(path), judges, options), len(picked)),
+        as_measured(islice(read(path), len(picked)), system, judges, options),
         scores=[*labels, SUM] if labels[1:] else labels,
         likelihoods=model_label(judges.eval_name, judge.model), threshold=options.threshold,
     )  # fmt: skip
@@ -253,8 +252,7 @@ def measure_divergence(path: Path, policy: Policy, base_name: str, base: Policy)
 
     def measure(rows: list[dict]) -> list[dict]:
         prompts = [row["prompt_ids"] for row in rows]
-        messages = [None if isinstance(row["prompt"], str) else row["prompt"] for row in rows]
-        queries = [encoder.query_ids(row["feedback"], p, m) for row, p, m in zip(rows, prompts, messages, strict=True)]
+        queries = [encoder.query_ids(row["feedback"], row["prompt_ids"], row["prompt"]) for row in rows]
         found = divergence(
             policy.model, base.model, queries, prompts, [row["completion_ids"] for row in rows],
             excluded_ids=policy.added_token_ids,
@@ -272,18 +270,18 @@ def divergence_label(policy: Policy, base_name: str, base: Policy) -> str:
     return f"{revision_of(policy.model)[:12]} from {model_label(base_name, base.model)}"
 
 
-def with_sums(rows: Iterator[dict], judges: Judges, options) -> Iterator[dict]:
-    """Lines whose divergence stands with their likelihoods and, where there are several rewards, with their weighted sum."""
+def as_measured(rows: Iterator[dict], system: System, judges: Judges, options) -> Iterator[dict]:
+    """Lines as `metrics.measure` takes them: the KL to this comparison's base stands with the likelihoods and, where
+    there are several rewards, their weighted sum with the scores.
+    """
     name = model_label(judges.eval_name, judges.eval_model.model)
+    label = divergence_label(system.policy, judges.base_name, judges.base) if judges.base else None
     labels = [reward.label for reward in judges.rewards]
-    weights = options.reward_weights or [1.0] * len(labels)
     for row in rows:
-        for found in (row.get("divergence") or {}).values():
+        if label:
+            found = row["divergence"][label]
             row["likelihoods"][name] |= {"kl": found["kl"], "entropy": found["entropy"]}
-        if len(labels) > 1:
-            each = [row["scores"][label]["reward"] for label in labels]
-            row["scores"][SUM] = {"reward": [weighted_sum(values, weights) for values in zip(*each, strict=True)]}
-        yield row
+        yield add_sum(row, labels, options.reward_weights) if labels[1:] else row
 
 
 # ---- what is said about it ----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from nlf.quantize import quantile_edges
 from nlf.rewards import Reward
 from nlf.rollouts import Pool
 from nlf.sample import sample_lines
-from nlf.score import score_rows
+from nlf.score import SUM, add_sum, score_rows
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,7 @@ def evaluated_lines(
         negative=negative, seed=seed, token_budget=token_budget, progress=progress,
     )  # fmt: skip
     prompts, completions = [line["prompt_ids"] for line in lines], [line["completion_ids"] for line in lines]
-    messages = [None if isinstance(row["prompt"], str) else row["prompt"] for row in rows]
-    queries = [encoder.query_ids(tag, p, m) for p, m in zip(prompts, messages, strict=True)]
+    queries = [encoder.query_ids(tag, line["prompt_ids"], line["prompt"]) for line in lines]
     reference = policy.reference_module()
     nll = conditional_nll(reference, prompts, completions)
     kl, entropy = divergence(
@@ -58,10 +57,19 @@ def evaluated_lines(
     return lines
 
 
-def evaluation_metrics(lines: Sequence[dict], rewards: Sequence[Reward]) -> dict[str, float]:
-    """The metrics of evaluated lines by the names of `nlf evaluate`, and how many completions have no score."""
-    found = metrics.measure(lines, scores=[reward.label for reward in rewards], likelihoods=REFERENCE)
+def evaluation_metrics(
+    lines: Sequence[dict], rewards: Sequence[Reward], weights: Sequence[float] | None = None
+) -> dict[str, float]:
+    """The metrics of evaluated lines by the names of `nlf evaluate`, and how many completions have no score; `reward` is
+    the weighted sum where there are several.
+    """
+    labels = [reward.label for reward in rewards]
+    if labels[1:]:
+        lines, labels = [add_sum(line, labels, weights) for line in lines], [*labels, SUM]
+    found = metrics.measure(lines, scores=labels, likelihoods=REFERENCE)
     values = {name: ratio.value for name, ratio in found.ratios.items()}
+    if labels[1:]:
+        values["reward"] = values.pop(f"reward/{SUM}")
     unscored = {name: count for name, count in found.counts.items() if name.startswith("unscored")}
     return values | unscored
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from nlf import __version__
 from nlf.batches import PromptEncoder
-from nlf.completions import progress_bar, sample_table
+from nlf.completions import other_columns, progress_bar, sample_table
 from nlf.config import SamplingOptions, sampling_options
 from nlf.errors import UserError
 from nlf.generations import FILE, append, keep_lines, mend, read
@@ -252,7 +252,6 @@ def sample_lines(
 
 
 def _line(row: dict, occurrence: int, samples: pa.Table, settings: dict) -> dict:
-    columns = {name: value for name, value in row.items() if name not in ("prompt", "prompt_id")}
     return {
         "prompt": row["prompt"],
         "prompt_id": row["prompt_id"],
@@ -262,6 +261,6 @@ def _line(row: dict, occurrence: int, samples: pa.Table, settings: dict) -> dict
         "completions": samples["completion"].to_pylist(),
         "completion_ids": samples["completion_ids"].to_pylist(),
         "ended": samples["ended"].to_pylist(),
-        "columns": columns,
+        "columns": other_columns(row),
         "settings": settings,
     }

@@ -23,14 +23,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nlf import generations
-from nlf.completions import progress_bar
+from nlf.completions import progress_bar, score_completions
 from nlf.errors import UserError
 from nlf.generations import Reader, Row, Writer, annotate, read_lines, write_lines
 from nlf.prompts import READERS
-from nlf.rewards import Reward, resolve_reward, score
+from nlf.rewards import Reward, resolve_reward
 from nlf.rundir import replacing
 
 SCORES = "scores"
+SUM = "sum"  # stands beside the scorers' names for their weighted sum
 Located = Iterator[tuple[str, Row]]  # where it stands, and the row
 
 
@@ -166,6 +167,14 @@ def weighted_sum(values: Sequence[float | None], weights: Sequence[float]) -> fl
     return sum(known) if known else None
 
 
+def add_sum(row: Row, labels: Sequence[str], weights: Sequence[float] | None) -> Row:
+    """The line with the weighted sum of several scorers' rewards as one more scorer, SUM."""
+    each = [row[SCORES][label]["reward"] for label in labels]
+    weights = weights or [1.0] * len(labels)
+    total = [weighted_sum(values, weights) for values in zip(*each, strict=True)]
+    return {**row, SCORES: {**row[SCORES], SUM: {"reward": total}}}
+
+
 def table(tallies: Sequence[Tally]) -> str:
     """Tallies in columns; the sum is of what is there, so that nothing of it is scored now or before."""
     lines = [("scorer", "texts", "scored now", "already had", "unscored", "mean")]
@@ -193,18 +202,10 @@ def score_rows(rows: Sequence[Row], reward: Reward) -> list[dict]:
     counts = [len(row["completions"]) for row in rows]
     each = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
     texts = [text for row in rows for text in row["completions"]]
-    names = sorted({name for row in rows for name in row.get("columns") or {}})
-    found = score(
-        [reward],
-        None,
-        [row["prompt"] for row in each],
-        [
-            text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
-            for row, text in zip(each, texts, strict=True)
-        ],
-        [ids for row in rows for ids in row["completion_ids"]],
-        {name: [(row.get("columns") or {}).get(name) for row in each] for name in names},
-    )
+    found = score_completions(
+        [reward], None, [row["prompt"] for row in each], texts,
+        [ids for row in rows for ids in row["completion_ids"]], [row.get("columns") or {} for row in each],
+    )  # fmt: skip
     parts = np.cumsum(counts)[:-1]
     rewards = [_known(part) for part in np.split(found.reward, parts)]
     attributes = {

@@ -292,7 +292,7 @@ class ALTTrainer(Trainer):
                 seed=self.args.seed, token_budget=self.args.sampling_batch_tokens, progress=advance,
             )  # fmt: skip
         lines = self.gather_lines(lines, [i for i, _ in mine])
-        results = evaluation_metrics(lines, self.rewards)
+        results = evaluation_metrics(lines, self.rewards, self.args.reward_weights)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in results.items()}
         self.log(metrics)
         if self.args.log_completions and self.is_world_process_zero():
