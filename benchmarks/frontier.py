@@ -4,8 +4,8 @@
     python benchmarks/frontier.py --quick --judge none             # one seed, fewer settings: 20 minutes on 2 slow cores
 
 Compared are the start itself and its best of n by the reward; nlf's contrastive and published recipes under guidance,
-and distilled to a plain model and to one with its five tags; TRL's GRPOTrainer over a small grid, stopped along the way; and
-supervised training (TRL's SFTTrainer) on the best of n. Every point is sampled on the same prompts by the same rule
+and distilled to a plain model and to one with its five tags; the contrastive one over fewer and more iterations; TRL's
+GRPOTrainer over a small grid, stopped along the way; and supervised training (TRL's SFTTrainer) on the best of n. Every point is sampled on the same prompts by the same rule
 with the same random numbers, scored by the reward and by a judge that no training saw, and measured under the start.
 
 GRPO has its own defaults but for the grid, the length and float32; its learning rate falls in a line to the last stop.
@@ -37,6 +37,7 @@ DEFAULTS = {
     "num_prompts": 100,
     "published_iterations": 7,
     "students": list(systems.STUDENTS),
+    "iterations": [1, 12],
     "grpo_learning_rates": [1e-4, 3e-4],
     "grpo_betas": [0.04, 0.2],
     "grpo_batches": [64, 128],
@@ -49,6 +50,7 @@ QUICK = {
     "num_prompts": 60,
     "published_iterations": 1,
     "students": ["distilled", "five-tags"],
+    "iterations": [1],
     "grpo_learning_rates": [1e-4, 3e-4],
     "grpo_betas": [0.04],
     "grpo_batches": [64],

@@ -49,8 +49,8 @@ GENERATIONS = 8  # of a prompt in GRPO, and that supervised training takes the b
 SFT_BATCH = 64
 DONE = "seconds.json"
 COST = {  # seconds on 2 slow cores, for the estimate
-    **{"contrastive": 90, "published iteration": 66, "distilled": 60, "five tags": 70},
-    **{"grpo step of 64": 2.0, "sft step": 0.8, "sft samples": 70, "completion": 1 / 250, "point": 5},
+    **{"contrastive": 105, "published iteration": 26, "distilled": 30, "five tags": 34},
+    **{"grpo step of 64": 0.9, "sft step": 0.4, "sft samples": 15, "completion": 1 / 250, "point": 5},
 }
 
 
@@ -106,32 +106,44 @@ def start_settings() -> list[Setting]:
 def runs(options: Namespace) -> list[Run]:
     """All trainings of a seed, a teacher before its students."""
     shared = {"model": options.model, "reward": options.reward, "dataset": options.dataset}
-    few = {"num_train_epochs": options.published_iterations}
-    words = f"published, {options.published_iterations} iterations"
     settings = guided("contrastive", CONTRASTIVE, GUIDANCE, "contrastive")
     settings += guided("contrastive-middle", CONTRASTIVE, MIDDLE_GUIDANCE, "contrastive, middle tag", MIDDLE)
     contrastive = recipe_run("contrastive", options.recipe, shared, {}, settings, COST["contrastive"])
-    settings = guided("published", PUBLISHED, GUIDANCE, words)
+    students = [student_run(name, STUDENTS[name], contrastive) for name in options.students]
+    lengths = [each for n in options.iterations for each in of_length(n, options.recipe, shared)]
+    few = {"num_train_epochs": options.published_iterations}
+    settings = guided("published", PUBLISHED, GUIDANCE, f"published, {iterations(options.published_iterations)}")
     seconds = COST["published iteration"] * options.published_iterations
     published = recipe_run("published", options.published_recipe, shared, few, settings, seconds)
-    students = [student_run(name, STUDENTS[name], contrastive.stamp) for name in options.students]
-    return [contrastive, published, *students, *rivals(options, shared)]
+    return [contrastive, *students, *lengths, published, *rivals(options, shared)]
 
 
-def student_run(name: str, knobs: dict, teacher: dict) -> Run:
-    """A student of the contrastive model: a plain one, or one under its five tags."""
+def of_length(n: int, recipe: str, shared: dict) -> list[Run]:
+    """The contrastive recipe over another number of iterations, and its plain student."""
+    name, words = f"contrastive-{n}", f"contrastive, {iterations(n)}, middle tag"
+    settings = guided(f"{name}-middle", CONTRASTIVE, MIDDLE_GUIDANCE, words, MIDDLE)
+    teacher = recipe_run(name, recipe, shared, {"num_train_epochs": n}, settings, COST["contrastive"] * n / 3)
+    return [teacher, student_run(f"distilled-{n}", {}, teacher, f"distilled, {iterations(n)}")]
+
+
+def iterations(n: int) -> str:
+    return f"{n} iteration{'s' * (n != 1)}"
+
+
+def student_run(name: str, knobs: dict, teacher: Run, words: str | None = None) -> Run:
+    """A student of a tagged model: a plain one, or one under its five tags."""
     kept = knobs.get("keep_tags", False)
-    words = "distilled, " + (", ".join(f"{key} {value}" for key, value in knobs.items()) or "defaults")
+    words = words or "distilled, " + (", ".join(f"{key} {value}" for key, value in knobs.items()) or "defaults")
     plain = [Setting(name, DISTILLED, DISTILLED, words.replace("_scale", ""))]
     tags = [Setting(f"tag-{i + 1}", TAGS, TAGS, f"five tags distilled, tag {i + 1}", quantile=i) for i in range(5)]
-    stamp = {**teacher, "distill": asdict(DistillOptions(**knobs))}
-    seconds = COST["five tags" if kept else "distilled"]
-    return Run(name, partial(train_student, knobs=knobs), tags if kept else plain, stamp, seconds)
+    stamp = {**teacher.stamp, "distill": asdict(DistillOptions(**knobs))}
+    make = partial(train_student, teacher=teacher.name, knobs=knobs)
+    return Run(name, make, tags if kept else plain, stamp, COST["five tags" if kept else "distilled"])
 
 
 def guided(name: str, group: str, scales: Sequence[float], words: str, quantile: int = 0) -> list[Setting]:
     """A tagged model under a tag, away from its worst by each of these strengths."""
-    about = {"group": group, "series": f"{group}, tag {quantile}", "quantile": quantile}
+    about = {"group": group, "series": words, "quantile": quantile}
     return [
         Setting(f"{name}-g{scale:g}", label=f"{words}, guidance {scale:g}", guidance=scale, **about)
         for scale in scales
@@ -198,11 +210,11 @@ def train_nlf(folder: Path, seed: int, values: dict, model: str, reward: str, da
     return {".": time.perf_counter() - start}
 
 
-def train_student(folder: Path, seed: int, knobs: dict) -> dict:
-    teacher = folder.with_name("contrastive")
-    before = json.loads((teacher / DONE).read_text())["seconds"]["."]
+def train_student(folder: Path, seed: int, teacher: str, knobs: dict) -> dict:
+    tagged = folder.with_name(teacher)
+    before = json.loads((tagged / DONE).read_text())["seconds"]["."]
     start = time.perf_counter()
-    distill(model=str(teacher), output_dir=str(folder), seed=seed, **knobs)
+    distill(model=str(tagged), output_dir=str(folder), seed=seed, **knobs)
     return {".": before + time.perf_counter() - start}
 
 
