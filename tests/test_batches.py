@@ -8,6 +8,7 @@ import torch
 
 from nlf.batches import Example, PoolDataset, PromptEncoder, collate, with_feedback
 from nlf.errors import UserError
+from nlf.feedback import make_feedback
 from nlf.rollouts import SCHEMA, Pool
 from nlf.tags import TagScheme
 
@@ -16,6 +17,10 @@ def encoder(**changes) -> PromptEncoder:
     tokenizer = tiny.tokenizer()
     tokenizer.add_tokens(["<|separator|>"], special_tokens=True)
     return PromptEncoder(tokenizer, TagScheme(**changes))
+
+
+def feedback_of(made: PromptEncoder, seed: int = 1):
+    return make_feedback(made.scheme, ["reward"], seed=seed)
 
 
 def table(completions: list[list[int]], rewards: list[float | None]) -> pa.Table:
@@ -86,7 +91,8 @@ def test_a_step_knows_its_tokens_and_an_item_depends_on_its_number_only():
     pool.add(table([[1] * (1 + i % 4) for i in range(12)], [i / 12 for i in range(12)]), 0)
     quantiles = np.array([4, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0, 0], dtype=np.int8)
     data = PoolDataset(2, 6, seed=1, contrast=True, weights=[2, 1, 1, 1, 1])
-    data.refresh(pool, quantiles, encoder(), 0)
+    made = encoder()
+    data.refresh(pool, quantiles, feedback_of(made).words(pool, quantiles, 0), made, 0)
     items = [data[i] for i in range(len(data))]
     for step in (0, 1):
         chosen = items[step * 6 : step * 6 + 6]
@@ -100,7 +106,8 @@ def test_a_middle_quantile_is_contrasted_with_either_extreme():
     pool.add(table([[1]] * 8, [0.5] * 8), 0)
     data = PoolDataset(4, 8, seed=0, contrast=True, weights=[0, 0, 1, 0, 0])
     made = encoder()
-    data.refresh(pool, np.full(8, 2, np.int8), made, 0)
+    quantiles = np.full(8, 2, np.int8)
+    data.refresh(pool, quantiles, feedback_of(made, seed=0).words(pool, quantiles, 0), made, 0)
     wrong = {made.tokenizer.decode(data[i].wrong).split("<")[0] for i in range(32)}
     assert wrong == {"Lowest Toxicity", "Maximum Toxicity"}
 

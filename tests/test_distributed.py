@@ -63,6 +63,43 @@ def test_two_processes_match_one(tmp_path, inputs):
     assert world == 2
 
 
+def distant(prompts, completions, completion_ids, **columns):
+    """As `tiny.vowels`, and keeps which rank asked."""
+    with open(os.environ["ASKED"], "a", encoding="utf-8") as file:
+        file.write(f"{os.environ.get('RANK', '0')} {len(completions)}\n")
+    return tiny.vowels(prompts, completions, completion_ids)
+
+
+distant.remote = True
+
+
+def length(completions, **columns):
+    with open(f"{os.environ['ASKED']}-local", "a", encoding="utf-8") as file:
+        file.write(f"{os.environ.get('RANK', '0')}\n")
+    return [len(text) / 100 for text in completions]
+
+
+def test_the_first_rank_asks_the_remote_rewards_for_all(tmp_path, inputs, monkeypatch):
+    """The local ones stay with the rank that sampled, and the rollouts are those of one process."""
+    rewards = ["--reward_funcs", "test_distributed:distant", "test_distributed:length"]
+    asked = {}
+    for name, processes in (("one", 1), ("two", 2)):
+        monkeypatch.setenv("ASKED", str(tmp_path / f"asked-{name}"))
+        nlf_train(tmp_path / name, *inputs, processes, *rewards)
+        asked[name] = [line.split() for line in (tmp_path / f"asked-{name}").read_text().splitlines()]
+    assert {rank for rank, _ in asked["two"]} == {"0"}
+    assert {*(tmp_path / "asked-two-local").read_text().split()} == {"0", "1"}
+    assert sum(int(n) for _, n in asked["two"]) == sum(int(n) for _, n in asked["one"]) == 2 * 20 + 2 * 10
+    for path in (tmp_path / "one").glob("rollouts/*/part-*"):
+        one, two = (pq.read_table(tmp_path / run / path.relative_to(tmp_path / "one")) for run in ("one", "two"))
+        assert one.equals(two)
+    assert not list((tmp_path / "two").glob("rollouts/*/samples-*")) and not list((tmp_path / "two").glob(".remote*"))
+    evaluated = [[row for row in metrics(tmp_path / name) if "eval_reward" in row] for name in asked]
+    for left, right in zip(*evaluated, strict=True):
+        for name in ("eval_reward", "eval_reward/distant", "eval_reward/length"):
+            assert right[name] == pytest.approx(left[name], rel=1e-3)
+
+
 @pytest.mark.extended
 def test_four_processes_match_one(tmp_path, inputs):
     nlf_train(tmp_path / "one", *inputs, 1)

@@ -1,6 +1,8 @@
 """The loop page: parts are done once, by one rank, and belong to what they were made from."""
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -8,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nlf import iteration
 from nlf.iteration import Loop, choose_prompts, number_occurrences, run_iteration
 from nlf.quantize import quantize
-from nlf.rollouts import SCHEMA, part_path, samples_path
+from nlf.rollouts import SCHEMA, Pool, part_path, samples_path
 
 
 class Recorder:
@@ -90,6 +93,53 @@ def test_ranks_share_the_parts(tmp_path):
     pools = [run_iteration(0, made.loop, {})[0] for made in ranks]
     assert [made.sampled for made in ranks] == [[[2, 3]], [[0, 1], [4, 5]]]
     assert pools[1].rewards.tolist() == run_iteration(0, Recorder(tmp_path / "one").loop, {})[0].rewards.tolist()
+
+
+def together(folder, stamp, **changes) -> list[Recorder]:
+    """Two ranks at once, of which the first scores."""
+    barrier = threading.Barrier(2, timeout=60)
+    made = [
+        Recorder(folder, rank=r, world_size=2, first_scores=True, wait=lambda: barrier.wait() and None) for r in (0, 1)
+    ]
+    with ThreadPoolExecutor(2) as both:
+        pools = list(both.map(lambda each: run_iteration(0, each.loop, stamp)[0], made))
+    assert pools[0].rewards.tolist() == pools[1].rewards.tolist()
+    return made
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(iteration, "POLL", 0.01)
+
+
+def test_the_first_rank_scores_for_all(tmp_path, quick):
+    first, second = together(tmp_path, {})
+    assert (first.sampled, second.sampled) == ([[0, 1], [4, 5]], [[2, 3]])
+    assert (first.scored, second.scored) == ([[0, 1], [2, 3], [4, 5]], [])
+    assert not list(tmp_path.glob("rollouts/*/samples-*"))
+    alone = run_iteration(0, Recorder(tmp_path / "one").loop, {})[0]
+    assert Pool.load(tmp_path, 0).rewards.tolist() == alone.rewards.tolist()
+
+
+def test_what_another_rank_has_sampled_is_not_sampled_again(tmp_path, quick):
+    """Sampled before the run was killed, scored by the first rank before the second looks for it."""
+    killed = Recorder(tmp_path)
+    killed.fail_at = ("score", 1)
+    with pytest.raises(KeyboardInterrupt):
+        run_iteration(0, killed.loop, {"step": 0})
+    first, second = together(tmp_path, {"step": 0})
+    assert first.sampled == second.sampled == [] and first.scored == [[2, 3], [4, 5]]
+    assert not list(tmp_path.glob("rollouts/*/samples-*"))
+    first, second = together(tmp_path, {"step": 1})  # other weights
+    assert first.scored == [[0, 1], [2, 3], [4, 5]] and second.sampled == [[2, 3]]
+
+
+def test_a_rank_that_waits_can_be_stopped(tmp_path, quick):
+    def stop():
+        raise SystemExit(143)
+
+    with pytest.raises(SystemExit):
+        run_iteration(0, Recorder(tmp_path, rank=1, world_size=2, first_scores=True, check=stop).loop, {})
 
 
 @given(st.integers(1, 30), st.integers(1, 70), st.integers(0, 5))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlf.errors import UserError
-from nlf.quantize import Draws, quantile_edges, quantize, step_counts
+from nlf.quantize import Draws, levels, normalize, quantile_edges, quantize, step_counts, total
 
 NAN = float("nan")
 REWARDS = st.lists(st.floats(-1e6, 1e6) | st.just(NAN) | st.sampled_from([0.0, 0.5, 1.0]), max_size=60)
@@ -77,6 +77,36 @@ def test_a_group_is_cut_as_if_it_were_alone(rewards, groups):
 def test_edges():
     rewards = np.array([0.1, 0.9, NAN, 0.5, 0.7])
     assert quantile_edges(rewards, quantize(rewards, 2), 3) == [(0.7, 0.9), (0.1, 0.5), None]
+
+
+def test_levels_name_their_quantile():
+    assert levels(np.array([3.0, 0.0, NAN, 1.0]), 4).tolist() == [0, 3, -1, 2]
+    assert levels(np.array([NAN]), 2).tolist() == [-1] and levels(np.array([]), 2).dtype == np.int8
+    for wrong in (4.0, -1.0, 1.5):
+        with pytest.raises(UserError, match=f"reward 'judge' is {wrong:g} where .* from 0 .* to 3"):
+            levels(np.array([0.0, wrong]), 4, "judge")
+
+
+def test_the_total_of_several():
+    one, other = np.array([1.0, NAN, NAN, 2.0]), np.array([10.0, 20.0, NAN, 30.0])
+    np.testing.assert_equal(total([one, other]), [11, 20, NAN, 32])
+    np.testing.assert_equal(total([one, other], [2, -0.5]), [-3, -10, NAN, -11])
+
+
+def test_scales_that_rewards_share():
+    rewards = np.array([2.0, 4.0, NAN, 6.0, 4.0])  # mean 4, deviation sqrt 2
+    np.testing.assert_allclose(normalize(rewards, "zscore"), [-(2**0.5), 0, NAN, 2**0.5, 0])
+    np.testing.assert_allclose(normalize(rewards, "rank"), [-3 / 8, 0, NAN, 3 / 8, 0])  # ties share their middle
+    np.testing.assert_equal(normalize(rewards, "none"), rewards)
+    for how in ("zscore", "rank"):
+        assert normalize(np.full(3, 0.1), how).tolist() == [0, 0, 0]
+        np.testing.assert_equal(normalize(np.array([NAN, NAN]), how), [NAN, NAN])
+
+
+@given(REWARDS, st.sampled_from(["zscore", "rank"]))
+def test_one_reward_has_the_same_ranks_on_any_scale(rewards, how):
+    rewards = np.array([float(np.round(each, 3)) for each in rewards])  # far enough apart for floats
+    assert (quantize(normalize(rewards, how), 5) == quantize(rewards, 5)).all()
 
 
 def test_step_counts_by_largest_remainder():

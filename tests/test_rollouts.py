@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlf.errors import UserError
-from nlf.rollouts import SCHEMA, Pool, digest, part_path, read_part, samples_path, write_part
+from nlf.rollouts import SCHEMA, Pool, by_name, digest, is_written, part_path, read_part, samples_path, write_part
 
 STAMP = {"iteration": 3, "policy": "abc", "settings": ["x", 1.5, None]}
 
@@ -91,6 +91,40 @@ def test_a_part_the_system_does_not_give_is_kept(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot read .*part-00000.parquet: Permission denied"):
         read_part(path, STAMP)
     assert path.exists()
+
+
+def test_looking_at_a_part_leaves_it_alone(tmp_path):
+    path = part_path(tmp_path, 0, 0)
+    assert not is_written(path, STAMP)
+    write_part(path, table([row()]), STAMP)
+    assert is_written(path, STAMP) and not is_written(path, {**STAMP, "policy": "abd"}) and path.exists()
+    path.write_bytes(path.read_bytes()[:100])
+    assert not is_written(path, STAMP) and path.exists()
+
+
+def test_columns_that_an_earlier_version_did_not_write(tmp_path):
+    path = part_path(tmp_path, 0, 0)
+    pq.write_table(table([row(0), row(1)]).drop_columns(["judged"]), path.parent.mkdir(parents=True) or path)
+    write_part(part_path(tmp_path, 1, 0), table([row(2, judged="Well said.")]), STAMP)
+    pool = Pool.load(tmp_path, 1)
+    assert [pool.judged(i) for i in range(3)] == [None, None, "Well said."]
+    assert pool.has_sentence.tolist() == [False, False, True]
+    write_part(path, table([row(0)]).drop_columns(["judged"]), STAMP)
+    assert read_part(path, STAMP).schema.equals(SCHEMA)
+
+
+def test_what_each_function_gave():
+    maps = [[("a", 1.0)], None, [], [("b", None), ("a", 2.0)], [("b", 3.0)]]
+    column = pa.array(maps, SCHEMA.field("rewards").type)
+    np.testing.assert_equal(by_name(column), {"a": [1, np.nan, np.nan, 2, np.nan], "b": [np.nan] * 4 + [3]})
+    np.testing.assert_equal(by_name(column[3:]), {"a": [2, np.nan], "b": [np.nan, 3]})
+    assert by_name(column[1:2]) == by_name(column[:0]) == {}
+    pool = Pool()
+    pool.add(table([row(1), row(2)]), 0)
+    pool.add(table([row(3, rewards=[("new", 7.0)])]), 1)
+    np.testing.assert_equal(
+        pool.by_function, {"vowels": [0.1, 0.2, np.nan], "other": [np.nan] * 3, "new": [np.nan, np.nan, 7]}
+    )
 
 
 def test_what_a_killed_writer_left_is_ignored_and_removed(tmp_path):

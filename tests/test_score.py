@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nlf.cli import main
 from nlf.errors import UserError
 from nlf.generations import read, text_digest
-from nlf.rewards import Reward
+from nlf.rewards import Judgement, Reward
 from nlf.score import form_of, score_command, score_file, score_rows, table
 
 TEXTS = ["one", "three", "a text, with commas", 'and "quotes"\nand lines', "", "ünïcode ☃", " 12", "last"]
@@ -184,6 +184,27 @@ def test_any_file_with_a_text_column(tmp_path, kind):
     assert (tally.texts, tally.now, tally.unscored) == (8, 8, 1)
     score_file(path, [Reward(scorer)], text_column="comment", progress=lambda n: None)
     assert scorer.seen == TEXTS
+
+
+class Writes(Length):
+    """Says something of some texts."""
+
+    def judge(self, prompts, completions, completion_ids, **columns):
+        return [Judgement(float(len(text)), feedback=f"{len(text)}!" if text else None) for text in completions]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_what_a_judge_wrote_stands_beside_its_score(tmp_path, kind):
+    path = write_rows(tmp_path / f"t.{kind}", [{"text": "abc"}, {"text": ""}])
+    for _ in range(2):
+        score_file(path, [Reward(Writes())], progress=lambda n: None)
+        first, second = (row["scores"]["length@1"] for row in rows_of(path))
+        assert (first["reward"], first["feedback"], first["attributes"]) == (3.0, "3!", {})
+        assert second["reward"] == 0.0 and "feedback" not in second
+    path = write_rows(tmp_path / "generations.jsonl", [generation(0, ["a", ""]), generation(1, ["", ""])])
+    score_file(path, [Reward(Writes())], progress=lambda n: None)
+    first, second = (row["scores"]["length@1"] for row in read(path))
+    assert first["feedback"] == ["1!", None] and "feedback" not in second
 
 
 def test_columns_of_flat_files(tmp_path):

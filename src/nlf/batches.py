@@ -5,20 +5,28 @@ with and without feedback, because the template is tokenised in pieces around it
 responses, which changes ids, and stripped EOS, so that stopping was never learned.)
 """
 
-import hashlib
+import bisect
+import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from nlf.errors import UserError
+from nlf.feedback import Words
 from nlf.quantize import Draws
 from nlf.rollouts import Pool
 from nlf.tags import TagScheme
 
+logger = logging.getLogger(__name__)
+
 Prompt = str | list[dict]  # text, or messages with role and content
+SLACK = 8  # tokens; where pieces meet they may be cut otherwise than alone
+KEPT_PIECES = 4096  # a judge's sentences are many
 
 
 class PromptEncoder:
@@ -26,15 +34,25 @@ class PromptEncoder:
 
     Text: `BOS? + before + prompt + after`, where before and after are the template's pieces. Conversations: the
     feedback is appended to the system message and the chat template renders the whole.
+
+    Longer prompts lose their first tokens, a judge's longer sentences (`sentence`) their last words.
     """
 
-    def __init__(self, tokenizer, scheme: TagScheme | None, max_prompt_length: int | None = None):
+    def __init__(
+        self,
+        tokenizer,
+        scheme: TagScheme | None,
+        max_prompt_length: int | None = None,
+        max_feedback_length: int | None = None,
+    ):
         self.tokenizer = tokenizer
         self.scheme = scheme
         self.max_prompt_length = max_prompt_length
+        self.max_feedback_length = max_feedback_length
         empty = tokenizer("")["input_ids"]
         self.bos = [i for i in empty if i == tokenizer.bos_token_id][:1]
-        self._pieces: dict[str, tuple[list[int], list[int]]] = {}
+        self.told_of_cut = False
+        self.pieces = lru_cache(KEPT_PIECES)(self._pieces)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """What the reference model reads: BOS where the tokenizer has one, and the prompt (its last tokens, if
@@ -55,30 +73,71 @@ class PromptEncoder:
         before, after = self.pieces(feedback)
         return self.bos + before + list(prompt_ids)[len(self.bos) :] + after
 
-    def pieces(self, feedback: str) -> tuple[list[int], list[int]]:
-        """Token ids of the template before and after the prompt."""
-        if feedback not in self._pieces:
-            before, after = self.scheme.pieces(feedback)
-            self._pieces[feedback] = (self._tokens(before), self._tokens(after))
-        return self._pieces[feedback]
+    def _pieces(self, feedback: str) -> tuple[list[int], list[int]]:
+        """Token ids of the template before and after the prompt; `pieces` keeps the last ones."""
+        before, after = self.scheme.pieces(feedback)
+        return self._tokens(before), self._tokens(after)
 
-    def check_fits(self, rows: Sequence[dict], context: int | None, max_completion_length: int) -> None:
-        """Refuse a prompt that cannot stand in the context with its longest tag and its completion.
+    def length(self, text: str) -> int:
+        """Tokens of a text alone."""
+        return len(self._tokens(text))
+
+    def sentence(self, text: str) -> str | None:
+        """A judge's sentence as it is put before a prompt: on one line, without the text of special tokens (the
+        separator, say, or what ends a turn), and cut at a word to `max_feedback_length` tokens. None where nothing is left.
+        """
+        text = " ".join(self._special.sub(" ", text).split())
+        limit = self.max_feedback_length
+        if limit is None or self.length(text) <= limit:
+            return text or None
+        kept = bisect.bisect_right(range(len(text)), limit, key=lambda end: self.length(text[:end])) - 1
+        short = text[: max(kept, 0)]
+        short = short.rpartition(" ")[0] or short  # at a character where there are no words
+        self._tell_of_cut(limit, text)
+        return short or None
+
+    @cached_property
+    def _special(self) -> re.Pattern:
+        known = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        known += [self.scheme.separator] if self.scheme and self.scheme.separator else []
+        return re.compile("|".join(map(re.escape, sorted(known, key=len, reverse=True))) or r"(?!)")
+
+    def _tell_of_cut(self, limit: int, text: str) -> None:
+        """Once: sentences may be many."""
+        if not self.told_of_cut:
+            logger.warning(
+                "a judge's sentence (%r…) is cut to %d tokens, and others will be: that is max_feedback_length, or what the "
+                "longest prompt leaves of the context",
+                text[:40],
+                limit,
+            )
+        self.told_of_cut = True
+
+    def check_fits(
+        self, rows: Sequence[dict], context: int | None, max_completion_length: int, words: Sequence[str] = ()
+    ) -> int | None:
+        """Refuse a prompt that cannot stand in the context with its longest tag (or these words) and its completion.
+
+        Returns:
+            Tokens that a judge's sentence may have before any of the prompts; None = no limit.
 
         Raises:
             UserError: naming the prompt, its length and the room there is.
         """
+        room = None
         for i, row in enumerate(rows if context else ()):
             ids = self.prompt_ids(row["prompt"])
-            needed = (
-                max(len(self.query_ids(tag, ids, row["prompt"])) for tag in self.scheme.tags) + max_completion_length
-            )
+            lengths = [len(self.query_ids(tag, ids, row["prompt"])) for tag in (*self.scheme.tags, *words)]
+            needed = max(lengths) + max_completion_length
             if needed > context:
                 raise UserError(
                     f"prompt {i + 1} ({str(row['prompt'])[:40]!r}…) needs {needed} tokens with its tag and "
                     f"{max_completion_length} for the completion, the model has {context}; "
                     "shorten it, or set --max_prompt_length to keep its last tokens"
                 )
+            bare = lengths[0] - self.length(self.scheme.best) + max_completion_length
+            room = min(context - bare - SLACK, context if room is None else room)
+        return room
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
@@ -98,7 +157,7 @@ def with_feedback(messages: list[dict], feedback: str) -> list[dict]:
 
 @dataclass(frozen=True)
 class Example:
-    """One drawn rollout, ready to be batched. `wrong` is the query under the mirror tag, or None without contrast.
+    """One drawn rollout, ready to be batched. `wrong` is the query under the mirror words, or None without contrast.
 
     `num_tokens` and `num_completions` are those of the whole optimizer step: the loss's two denominators.
     """
@@ -129,12 +188,12 @@ class PoolDataset(Dataset):
         self,
         pool: Pool,
         quantiles: np.ndarray,
+        words: Words,
         encoder: PromptEncoder,
         iteration: int,
         conversations: dict[str, list[dict]] | None = None,
     ) -> None:
-        """Point the dataset at this iteration's pool."""
-        scheme = encoder.scheme
+        """Point the dataset at this iteration's pool, and at the words of its rollouts."""
         draws = Draws(quantiles, batch_size=self.batch_size, weights=self.weights, seed=self.seed, iteration=iteration)
 
         def query(row: int, feedback: str) -> list[int]:
@@ -143,11 +202,10 @@ class PoolDataset(Dataset):
 
         def make(i: int, num_tokens: int) -> Example:
             row = draws[i]
-            quantile = int(quantiles[row])
-            mirror = scheme.mirror(quantile, coin(self.seed, iteration, i))
+            right, wrong = words(row, i)
             return Example(
-                right=query(row, scheme.tags[quantile]),
-                wrong=query(row, scheme.tags[mirror]) if self.contrast else None,
+                right=query(row, right),
+                wrong=query(row, wrong) if self.contrast else None,
                 prompt=pool.prompt_ids(row).tolist(),
                 completion=pool.completion_ids(row).tolist(),
                 num_tokens=num_tokens,
@@ -164,11 +222,6 @@ class PoolDataset(Dataset):
 
     def __getitem__(self, i: int) -> Example:
         return self.make_example(i, self._step_tokens[i // self.batch_size])
-
-
-def coin(seed: int, iteration: int, i: int) -> int:
-    """0 or 1, a function of its arguments: which extreme a middle quantile is contrasted with."""
-    return hashlib.blake2b(f"{seed}/{iteration}/{i}".encode(), digest_size=1).digest()[0] & 1
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:

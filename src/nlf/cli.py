@@ -70,6 +70,7 @@ def train(argv: Sequence[str]) -> int:
     special = {name: given.pop(name) for name in ("config", "dry_run", "accelerate_config")}
     values = (read_recipe(special["config"], knobs) if special["config"] else {}) | given
     settings = SimpleNamespace(**{name: values.get(name, knob.default) for name, knob in knobs.items()})
+    config.join_attributes(settings)
     config.check(settings)
     if special["dry_run"]:
         from nlf.planning import plan
@@ -154,7 +155,8 @@ def log_to_stderr() -> None:
 class Command:
     """A command whose options are the groups of `config.COMMAND_GROUPS`, carried out by `run` in a module.
 
-    `positional` is the option that is given without a flag; `required` those that have no default.
+    `positional` is the option that is given without a flag; `required` those that have no default; `instead` those that
+    ask for something else, which needs none of these: (module, function) by option.
     """
 
     module: str
@@ -163,6 +165,7 @@ class Command:
     required: tuple[str, ...] = ()
     positional: str | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
+    instead: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def __call__(self, name: str, argv: Sequence[str]) -> int:
         knobs = {}
@@ -177,7 +180,8 @@ class Command:
         if plain:
             given[plain.name] = given[plain.name] or plain.default
             knobs[plain.name] = plain
-        for needed in self.required:
+        other = next((self.instead[name] for name in self.instead if given.get(name)), None)
+        for needed in self.required if other is None else ():
             if not given.get(needed):
                 what = knobs[needed].help.rstrip(".")
                 flag = needed if needed == self.positional else f"--{needed}"
@@ -189,7 +193,8 @@ class Command:
         options = SimpleNamespace(**{name: values.get(name, knob.default) for name, knob in knobs.items()})
         config.check(options)
         log_to_stderr()
-        print(getattr(importlib.import_module(self.module), self.run)(options))
+        module, run = other or (self.module, self.run)
+        print(getattr(importlib.import_module(module), run)(options))
         return 0
 
 
@@ -222,6 +227,11 @@ SCORE = Command(
     "the same scorer version is not scored again; a score whose text has changed is.",
     required=("path",),
     positional="path",
+    instead={
+        "list": ("nlf.rewards", "listing"),
+        "export_cache": ("nlf.score", "export_command"),
+        "import_cache": ("nlf.score", "import_command"),
+    },
 )
 PERPLEXITY = Command(
     "nlf.perplexity",

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pyarrow as pa
 from tqdm.auto import tqdm
 
@@ -10,8 +11,9 @@ from nlf.batches import PromptEncoder
 from nlf.config import SamplingOptions
 from nlf.errors import UserError
 from nlf.policy import Policy
-from nlf.rewards import Reward, Scores, score
-from nlf.rollouts import SCHEMA
+from nlf.quantize import total
+from nlf.rewards import Reward, Scores, check_weights, reward_names, score
+from nlf.rollouts import SCHEMA, by_name
 from nlf.sampling import Request, request_key
 from nlf.sampling.hf import HFSampler
 
@@ -21,7 +23,7 @@ def sample_table(
     encoder: PromptEncoder,
     rows: Sequence[dict],
     occurrences: Sequence[int],
-    feedback: str | None,
+    feedback: str | Sequence[str | None] | None,
     options: SamplingOptions,
     *,
     negative: str | None = None,
@@ -34,9 +36,10 @@ def sample_table(
 
     Args:
         occurrences: How often each row's prompt has come before; with (seed, iteration) it fixes the random numbers.
-        feedback: What is put before the prompt; None = the bare prompt.
+        feedback: What is put before the prompt, the same for all or one for each row; None = the bare prompt.
         negative: The other feedback of tag-contrast guidance, used where `options.guidance_scale` is not 0.
     """
+    words = [feedback] * len(rows) if feedback is None or isinstance(feedback, str) else feedback
     prompts = [encoder.prompt_ids(row["prompt"]) for row in rows]
     texts = [row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"]) for row in rows]
 
@@ -46,7 +49,7 @@ def sample_table(
     guided = options.guidance_scale != 0 and negative is not None
     requests = [
         Request(
-            query(i, feedback),
+            query(i, words[i]),
             request_key(rows[i]["prompt_id"], occurrences[i]),
             query(i, negative) if guided else None,
         )
@@ -69,34 +72,60 @@ def sample_table(
         "completion_ids": [ids for _, _, ids in flat],
         "generation": [n for _, n, _ in flat],
         "ended": [bool(ids) and ids[-1] in stop for _, _, ids in flat],
-        "feedback": [feedback] * len(flat),
+        "feedback": [words[i] for i, _, _ in flat],
     }
     return pa.table({f.name: pa.array(columns.get(f.name, [None] * len(flat)), f.type) for f in SCHEMA}, schema=SCHEMA)
 
 
 def score_table(
-    table: pa.Table, rows: Sequence[dict], rewards: Sequence[Reward], weights: Sequence[float] | None
+    table: pa.Table,
+    rows: Sequence[dict],
+    rewards: Sequence[Reward],
+    weights: Sequence[float] | None,
+    *,
+    allowed: Sequence[Reward] | None = None,
+    sentence: Callable[[str], str | None] = str,
 ) -> pa.Table:
     """The table with its rewards; `rows` are the prompt rows it was sampled from, whose other columns the rewards see.
+
+    Args:
+        allowed: Those of `rewards` that may be called now; None = all. One whose values are in the table is not called
+            again, and the weighted sum is there once all are.
+        sentence: How a judge's sentence is kept, None = not at all.
 
     Raises:
         UserError: a reward function returned the wrong number of values, or one that is no finite number.
     """
+    check_weights(rewards, weights)
+    names = reward_names(rewards)
+    each = by_name(table["rewards"].combine_chunks())  # where others were called before
+    todo = {
+        name: reward
+        for name, reward in zip(names, rewards, strict=True)
+        if name not in each and (allowed is None or reward in allowed)
+    }
+    if not todo:
+        return table
     copies, rest = divmod(table.num_rows, len(rows))
     if rest:
         raise UserError(
             f"{table.num_rows} completions do not belong to {len(rows)} prompts; remove this part and resume"
         )
-    each = [row for row in rows for _ in range(copies)]
+    repeated = [row for row in rows for _ in range(copies)]
     scores = score_completions(
-        rewards, weights, [row["prompt"] for row in each], table["completion"].to_pylist(),
-        table["completion_ids"].to_pylist(), [other_columns(row) for row in each],
+        list(todo.values()), None, [row["prompt"] for row in repeated], table["completion"].to_pylist(),
+        table["completion_ids"].to_pylist(), [other_columns(row) for row in repeated],
     )  # fmt: skip
+    each |= dict(zip(todo, scores.per_function.values(), strict=True))
+    each = {name: each[name] for name in names if name in each}
+    attributes = by_name(table["attributes"].combine_chunks()) | scores.attributes
+    judged = zip(table["judged"].to_pylist(), scores.feedback, strict=True)
     filled = {
-        "reward": [None if value != value else value for value in scores.reward.tolist()],
-        "rewards": _by_name(scores.per_function, table.num_rows),
-        "attributes": _by_name(scores.attributes, table.num_rows),
-        "scorer": [scores.scorer] * table.num_rows,
+        "reward": _nulls(total(list(each.values()), weights)) if len(each) == len(names) else [None] * len(table),
+        "rewards": _pairs(each, len(table)),
+        "attributes": _pairs(attributes, len(table)),
+        "scorer": [",".join(reward.label for reward in rewards)] * len(table),
+        "judged": [old or (new and sentence(new)) or None for old, new in judged],
     }
     for name, values in filled.items():
         table = table.set_column(
@@ -126,8 +155,8 @@ def score_completions(
         for prompt, text in zip(prompts, texts, strict=True)
     ]
     names = sorted({name for row in columns for name in row})
-    by_name = {name: [row.get(name) for row in columns] for name in names}
-    return score(rewards, weights, prompts, completions, completion_ids, by_name)
+    others = {name: [row.get(name) for row in columns] for name in names}
+    return score(rewards, weights, prompts, completions, completion_ids, others)
 
 
 def other_columns(row: dict) -> dict:
@@ -135,10 +164,14 @@ def other_columns(row: dict) -> dict:
     return {name: value for name, value in row.items() if name not in ("prompt", "prompt_id")}
 
 
-def _by_name(columns: dict, length: int) -> list[list[tuple[str, float | None]]]:
+def _pairs(columns: dict, length: int) -> list[list[tuple[str, float | None]]]:
     """Arrays by name as one list of (name, value) pairs a row, which is how Arrow takes maps."""
-    values = {name: [None if v != v else v for v in array.tolist()] for name, array in columns.items()}
+    values = {name: _nulls(array) for name, array in columns.items()}
     return [[(name, column[i]) for name, column in values.items()] for i in range(length)]
+
+
+def _nulls(values: np.ndarray) -> list[float | None]:
+    return [None if value != value else value for value in values.tolist()]
 
 
 def progress_bar(what: str, total: int, done: int = 0, hidden: bool = False) -> Callable[[int], None]:

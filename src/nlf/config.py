@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, Literal
 
 from nlf.errors import UserError
-from nlf.tags import DEFAULT_TAGS
+from nlf.tags import DEFAULT_TAGS, diagonal
 
 TRAINING_DEFAULTS: dict[str, Any] = {
     "output_dir": "runs/toxicity-embedded",
@@ -105,11 +105,36 @@ class RewardOptions:
         "to your own. Keep 'audit' for judging what was trained.",
     )
     reward_weights: list[float] | None = knob(None, "Weight of each reward function in the sum; null is 1 each.")
+    reward_normalization: Literal["none", "zscore", "rank"] = knob(
+        "none",
+        "What is done to each of several rewards before the sum, over the whole pool: nothing, zscore (less the mean, by "
+        "the standard deviation) or rank (from -1/2 to 1/2). Evaluation shows them as they are.",
+    )
+
+
+@dataclass
+class RemoteOptions:
+    """How scorers behind a network are asked; the same for all of them."""
+
+    cache_dir: str | None = knob(
+        None, "Folder of the answers' cache, scores.sqlite; null is $NLF_CACHE, or nlf in the user's cache folder."
+    )
+    replay: bool = knob(False, "Ask nobody: every answer comes from the cache, and one that is missing is an error.")
+    rate_limit: float | None = knob(
+        None, "Requests a second at most, over all processes on this machine; null is the scorer's own default."
+    )
+    max_concurrency: int = knob(16, "Requests under way at a time.")
+    max_tries: int = knob(8, "Tries of one request before its text has no score: transport, 408, 429, 5xx.")
+    max_failures_in_a_row: int = knob(5, "So many texts in a row out of tries stop the run; what is done is kept.")
+    request_timeout: float = knob(60.0, "Seconds that one request may take.")
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass
 class TagOptions:
-    """The words that name the quantiles, best first."""
+    """The words that name the quantiles, best first; of one reward, or of several attributes joined."""
 
     tags: list[str] = knob(
         list(DEFAULT_TAGS), "One tag for each quantile, best first; their number is the quantiles'."
@@ -119,6 +144,18 @@ class TagOptions:
         "<|separator|>", "Token added to the vocabulary, started from EOS, never sampled; null adds none."
     )
     tag_tokens: bool = knob(False, "Make every tag one new token, as Quark does, instead of words.")
+    attributes: list[dict] | None = knob(
+        None,
+        "Several rewards, each with its own quantiles and words: a list of {name, reward, tags, quantile_rule}, the last may "
+        "be left out. They take the place of reward_funcs and tags.",
+    )
+    attribute_template: str = knob(", and ", "What joins the tags of several attributes.")
+    feedback_sampling: Literal["best", "all"] = knob(
+        "best", "Sample prompts under the best of each attribute, or under all combinations in turn."
+    )
+    max_feedback_length: int = knob(
+        64, "Keep the first so many tokens of a sentence that a judge writes, fewer where prompts leave less room."
+    )
 
 
 @dataclass
@@ -169,8 +206,10 @@ class LoopOptions:
     quantile_scope: Literal["pool", "prompt"] = knob(
         "pool", "Cut the quantiles over the whole pool, or among the completions of each prompt."
     )
-    quantile_rule: Literal["even", "published"] = knob(
-        "even", "'published' gives the remainder of N / K to the worst quantile and splits ties by their order."
+    quantile_rule: Literal["even", "published", "levels"] = knob(
+        "even",
+        "'published' gives the remainder of N / K to the worst quantile and splits ties by their order; 'levels': the reward "
+        "of a judge names the quantile, K-1 the best.",
     )
     quantile_weights: list[float] | None = knob(
         [2.5, 1.0, 1.0, 1.0, 2.5], "Share of each quantile in a step, best first; null draws without regard to them."
@@ -324,6 +363,11 @@ class ScoreOptions:
     """What `nlf score` scores."""
 
     path: str = knob("", "A generations file, a folder of them, or any .jsonl, .csv or .parquet with a text column.")
+    list: bool = knob(False, "Show every scorer, its attributes, licence and what it needs, and stop.")
+    export_cache: str | None = knob(
+        None, "Write the answers of remote scorers that are kept to this .jsonl, and stop."
+    )
+    import_cache: str | None = knob(None, "Take answers of remote scorers from such a .jsonl, and stop.")
     text_column: str = knob("text", "Column of the text, where the file is not one of generations.")
     batch_size: int = knob(64, "Lines scored and written at a time.")
 
@@ -405,11 +449,12 @@ COMMAND_GROUPS: dict[str, dict[str, type]] = {
         **{"Model": LoadOptions, "Prompts": PromptOptions, "Tags": ConditionOptions},
         **{"Sampling": SamplingOptions, "Drawing": DrawingOptions, "Output": SampleOptions},
     },
-    "score": {"Scoring": ScoreOptions, "Judges": JudgeOptions},
+    "score": {"Scoring": ScoreOptions, "Judges": JudgeOptions, "Remote rewards": RemoteOptions},
     "perplexity": {"Perplexity": PerplexityOptions},
     "evaluate": {
         **{"Model": LoadOptions, "Prompts": PromptOptions, "Tags": ConditionOptions, "Judges": JudgeOptions},
         **{"Sampling": SamplingOptions, "Drawing": DrawingOptions, "Comparison": EvaluationOptions},
+        "Remote rewards": RemoteOptions,
     },
     "distill": {"Model": LoadOptions, "Distillation": DistillOptions},
     "report": {"Report": ReportOptions},
@@ -421,6 +466,7 @@ OPTION_GROUPS: dict[str, type] = {
     "Model": ModelOptions,
     "Data": DataOptions,
     "Rewards": RewardOptions,
+    "Remote rewards": RemoteOptions,
     "Tags": TagOptions,
     "Sampling": SamplingOptions,
     "Evaluation sampling": EvalSamplingOptions,
@@ -435,6 +481,11 @@ def sampling_options(options: Any, prefix: str = "") -> SamplingOptions:
     return SamplingOptions(**{f.name: getattr(options, prefix + f.name) for f in fields(SamplingOptions)})
 
 
+def remote_options(options: Any) -> RemoteOptions:
+    """The options of remote rewards among a larger object's fields; the default of one that it has not."""
+    return RemoteOptions(**{f.name: getattr(options, f.name, f.default) for f in fields(RemoteOptions)})
+
+
 Rule = tuple[Callable[[Any], bool], str]
 POSITIVE: Rule = (lambda v: v > 0, "a number above 0")
 NOT_NEGATIVE: Rule = (lambda v: v >= 0, "0 or more")
@@ -446,9 +497,10 @@ def one_of(*choices: str) -> Rule:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
-        "max_prompts sweep_prompts num_prompts batch_size batch_tokens num_samples max_eval_prompts max_prompt_length num_generations max_completion_length "
+        "max_prompts sweep_prompts num_prompts batch_size batch_tokens num_samples max_eval_prompts max_prompt_length max_feedback_length num_generations max_completion_length "
         "prompts_per_iteration steps_per_iteration pool_keep sampling_batch_tokens prompts_per_part target_kl horizon target_entropy "
-        "entropy_horizon lora_r lora_alpha num_train_epochs".split(),
+        "entropy_horizon lora_r lora_alpha num_train_epochs "
+        "rate_limit max_concurrency max_tries max_failures_in_a_row request_timeout".split(),
         POSITIVE,
     ),
     **dict.fromkeys(
@@ -461,7 +513,9 @@ RULES: dict[str, Rule] = {
     "lora_dropout": (lambda v: 0 <= v < 1, "a number from 0 to below 1"),
     "dtype": one_of("float32", "bfloat16", "float16", "auto"),
     "quantile_scope": one_of("pool", "prompt"),
-    "quantile_rule": one_of("even", "published"),
+    "quantile_rule": one_of("even", "published", "levels"),
+    "reward_normalization": one_of("none", "zscore", "rank"),
+    "feedback_sampling": one_of("best", "all"),
     "kl_direction": one_of("forward", "reverse"),
     "reward_funcs": (bool, "at least one reward function"),
     "tags": (
@@ -489,3 +543,68 @@ def check(options: Any) -> None:
                 f"{name} has {len(values[name])} numbers for {len(values[counted])} {counted}: "
                 "give one for each, or null"
             )
+    attributes = values.get("attributes") or []
+    rules = [values.get("quantile_rule"), *(each.get("quantile_rule") for each in attributes)]
+    for rule in {"published", "levels"} & set(rules):
+        if values.get("quantile_scope") == "prompt":
+            raise UserError(f"quantile_rule {rule} cuts over the whole pool: set quantile_scope pool")
+    if (
+        values.get("quantile_rule") == "levels"
+        and not attributes
+        and values.get("reward_normalization", "none") != "none"
+    ):
+        raise UserError("quantile_rule levels takes the reward as it is: set reward_normalization none")
+    if attributes and values.get("tag_tokens"):
+        raise UserError(
+            "tag_tokens: the words of several attributes are joined, so they are no single tokens; leave it out"
+        )
+    if values.get("feedback_sampling") == "all" and not attributes:
+        raise UserError("feedback_sampling all: there is one list of tags; give attributes, or leave it out")
+
+
+def join_attributes(options: Any) -> None:
+    """Where there are attributes, their rewards are the run's, and its tags the joined ones: best of each … worst of each.
+
+    Raises:
+        UserError: an attribute is not whole, or reward_funcs or tags say otherwise.
+    """
+    if options.attributes is None:
+        return
+    _check_attributes(options.attributes)
+    joined = {
+        "reward_funcs": [each["reward"] for each in options.attributes],
+        "tags": diagonal([each["tags"] for each in options.attributes], options.attribute_template),
+    }
+    plain = {"reward_funcs": RewardOptions().reward_funcs, "tags": TagOptions().tags}
+    for name, value in joined.items():
+        if getattr(options, name) not in (plain[name], value):
+            raise UserError(f"{name} {getattr(options, name)}: attributes have their own; leave it out")
+        setattr(options, name, value)
+
+
+ATTRIBUTE = ("name", "reward", "tags", "quantile_rule")
+
+
+def _check_attributes(attributes: list[dict]) -> None:
+    if not attributes:
+        raise UserError("attributes: an empty list; give one or more, or null")
+    for n, each in enumerate(attributes, 1):
+        where = f"attribute {each.get('name', n)!r}"
+        missing = [key for key in ATTRIBUTE[:3] if not each.get(key)]
+        unknown = [key for key in each if key not in ATTRIBUTE]
+        if missing or unknown:
+            what = f"no {missing[0]}" if missing else f"unknown key {unknown[0]!r}"
+            raise UserError(
+                f"{where}: {what}; expected {', '.join(ATTRIBUTE[:3])} and, where it differs, {ATTRIBUTE[3]}"
+            )
+        tags = each["tags"]
+        if not isinstance(tags, list) or not all(isinstance(tag, str) and tag.strip() for tag in tags):
+            raise UserError(f"{where}: tags {tags!r} where a list of texts was expected, best first")
+        if len(set(tags)) < max(len(tags), 2):
+            raise UserError(f"{where}: tags {tags!r} where two or more different ones were expected, best first")
+        holds, expected = RULES["quantile_rule"]
+        if not holds(each.get("quantile_rule", "even")):
+            raise UserError(f"{where}: quantile_rule {each['quantile_rule']!r} where {expected} was expected")
+    names = [each["name"] for each in attributes]
+    if len(set(names)) < len(names):
+        raise UserError(f"attributes {', '.join(map(str, names))}: two of one name; rename one")

@@ -1,13 +1,15 @@
 """The loop: sample → score → pool → quantize → tag. One call per iteration; training on the result is the Trainer's.
 
     iteration 0    x ~ reference(· | prompt)                  no feedback yet
-    iteration k    x ~ policy(· | best tag, prompt)
-                   pool ← pool ∪ (prompt, x, reward(x));  quantile ← rank in the whole pool;  tag ← its words
+    iteration k    x ~ policy(· | best words, prompt)
+                   pool ← pool ∪ (prompt, x, reward(x));  quantile ← rank in the whole pool;  words ← `feedback.py`
 
 Work is cut into parts of a fixed list of prompts before it starts. A part is sampled, then scored, by one rank; once
-written it is never done again, unless its stamp (weights, settings) is not this iteration's.
+written it is never done again, unless its stamp (weights, settings) is not this iteration's. With a remote reward the
+first rank scores every part. The others look for its files: a collective would time out while it waits for a service.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from nlf.rollouts import Pool, part_path, read_part, samples_path, write_part
+from nlf.rollouts import Pool, is_written, part_path, read_part, samples_path, write_part
 
+POLL = 0.5  # seconds between two looks for another rank's file
 Progress = Callable[[str, int, int], Callable[[int], None]]  # (what, total, already done) → advance(n)
 
 
@@ -42,6 +45,7 @@ class Loop:
     wait: Callable[[], None] = lambda: None
     check: Callable[[], None] = lambda: None  # called between parts; raises when the run is asked to stop
     pool_keep: int | None = None
+    first_scores: bool = False  # the first rank scores the parts of all
 
 
 def run_iteration(iteration: int, loop: Loop, stamp: dict) -> tuple[Pool, np.ndarray]:
@@ -50,30 +54,43 @@ def run_iteration(iteration: int, loop: Loop, stamp: dict) -> tuple[Pool, np.nda
     prompts = number_occurrences(rows, loop.prompt_ids)
     parts = [prompts[i : i + loop.prompts_per_part] for i in range(0, len(prompts), loop.prompts_per_part)]
     mine = [(n, rows) for n, rows in enumerate(parts) if n % loop.world_size == loop.rank]
-    scored = {n for n, _ in mine if read_part(part_path(loop.run_dir, iteration, n), stamp) is not None}
-
-    todo = [(n, rows) for n, rows in mine if n not in scored]
-    total = sum(len(rows) for _, rows in mine) * loop.num_generations
-    done = total - sum(len(rows) for _, rows in todo) * loop.num_generations
-    sampled, score = loop.progress("sampling", total, done), loop.progress("scoring", total, done)
-    for n, rows in todo:
+    todo = [(n, rows) for n, rows in mine if read_part(part_path(loop.run_dir, iteration, n), stamp) is None]
+    unsampled = [(n, rows) for n, rows in todo if read_part(samples_path(loop.run_dir, iteration, n), stamp) is None]
+    loop.wait()  # nobody writes or removes what another has yet to look at
+    sampled = bar(loop, "sampling", mine, unsampled)
+    for n, rows in unsampled:
         loop.check()
-        path = samples_path(loop.run_dir, iteration, n)
-        table = read_part(path, stamp)
-        if table is None:
-            write_part(path, loop.sample(rows, iteration, sampled), stamp)
-        else:
-            sampled(table.num_rows)
+        write_part(samples_path(loop.run_dir, iteration, n), loop.sample(rows, iteration, sampled), stamp)
+    if loop.first_scores:
+        mine = list(enumerate(parts)) if loop.rank == 0 else []
+        todo = [(n, rows) for n, rows in mine if not is_written(part_path(loop.run_dir, iteration, n), stamp)]
+    scored = bar(loop, "scoring", mine, todo)
     for n, rows in todo:
-        loop.check()
         path = samples_path(loop.run_dir, iteration, n)
+        wait_for(lambda path=path: is_written(path, stamp), loop.check)
         table = loop.score(read_part(path, stamp), rows)
         write_part(part_path(loop.run_dir, iteration, n), table, stamp)
         path.unlink()
-        score(table.num_rows)
+        scored(table.num_rows)
+    for n in range(len(parts) if loop.first_scores else 0):
+        wait_for(lambda n=n: is_written(part_path(loop.run_dir, iteration, n), stamp), loop.check)
     loop.wait()
     pool = Pool.load(loop.run_dir, iteration, keep=loop.pool_keep)
     return pool, loop.quantize(pool)
+
+
+def bar(loop: Loop, what: str, mine: list, todo: list) -> Callable[[int], None]:
+    """The progress of this rank's parts, of which some are done."""
+    total, left = (sum(len(rows) for _, rows in parts) * loop.num_generations for parts in (mine, todo))
+    return loop.progress(what, total, total - left)
+
+
+def wait_for(done: Callable[[], bool], check: Callable[[], None]) -> None:
+    """Until another rank has done it; `check` raises when the run is asked to stop."""
+    check()
+    while not done():
+        time.sleep(POLL)
+        check()
 
 
 def choose_prompts(num_prompts: int, count: int | None, seed: int, iteration: int) -> list[int]:

@@ -8,6 +8,7 @@ import numpy as np
 from nlf import metrics
 from nlf.batches import PromptEncoder
 from nlf.config import SamplingOptions
+from nlf.feedback import Feedback
 from nlf.likelihoods import conditional_nll, divergence
 from nlf.policy import Policy
 from nlf.quantize import quantile_edges
@@ -49,12 +50,22 @@ def evaluated_lines(
     kl, entropy = divergence(
         policy.model, reference, queries, prompts, completions, excluded_ids=policy.added_token_ids
     )
-    scores = {reward.label: score_rows(lines, reward) for reward in rewards}
     for i, line in enumerate(lines):
-        line["scores"] = {label: found[i] for label, found in scores.items()}
         tokens = [len(ids) for ids in completions[i]]
         line["likelihoods"] = {REFERENCE: {"nll": nll[i], "tokens": tokens, "kl": kl[i], "entropy": entropy[i]}}
+    add_scores(lines, scores_of(lines, rewards))
     return lines
+
+
+def scores_of(lines: Sequence[dict], rewards: Sequence[Reward]) -> dict[str, list[dict]]:
+    """What each reward says of each line, by its label."""
+    return {reward.label: score_rows(lines, reward) for reward in rewards}
+
+
+def add_scores(lines: Sequence[dict], scores: dict[str, list[dict]]) -> None:
+    """Put scores into the lines, beside those that are there."""
+    for i, line in enumerate(lines):
+        line["scores"] = line.get("scores", {}) | {label: found[i] for label, found in scores.items()}
 
 
 def evaluation_metrics(
@@ -74,11 +85,13 @@ def evaluation_metrics(
     return values | unscored
 
 
-def pool_statistics(pool: Pool, quantiles: np.ndarray, iteration: int, num_quantiles: int) -> dict[str, float]:
-    """What is logged of a refreshed pool: its size, this iteration's rewards, and the quantiles' edges."""
-    fresh = pool.rewards[pool.iteration == iteration]
-    scored = fresh[~np.isnan(fresh)]
-    lengths = pool.completion_lengths[pool.iteration == iteration]
+def pool_statistics(pool: Pool, quantiles: np.ndarray, iteration: int, feedback: Feedback) -> dict[str, float]:
+    """What is logged of a refreshed pool: its size, this iteration's rewards, and the quantiles' edges, in what they were
+    cut from; those of attributes under their names.
+    """
+    new = pool.iteration == iteration
+    scored = pool.rewards[new & ~np.isnan(pool.rewards)]
+    lengths = pool.completion_lengths[new]
     logs = {
         "iteration": iteration,
         "pool/size": len(pool),
@@ -87,9 +100,18 @@ def pool_statistics(pool: Pool, quantiles: np.ndarray, iteration: int, num_quant
         "reward_std": float(scored.std()) if len(scored) else float("nan"),
         "completions/mean_length": float(lengths.mean()),
     }
-    for q, edges in enumerate(quantile_edges(pool.rewards, quantiles, num_quantiles)):
-        if edges is not None:
-            logs[f"quantile/{q}/low"], logs[f"quantile/{q}/high"] = edges
+    if pool.has_sentence.any():
+        logs["pool/num_sentences"] = int(pool.has_sentence.sum())
+    if len(pool.by_function) > 1:
+        for name, values in pool.by_function.items():
+            known = values[new & ~np.isnan(values)]
+            logs[f"reward/{name}"] = float(known.mean()) if len(known) else float("nan")
+    cuts = {"": (feedback.cut, quantiles)}
+    cuts |= {f"attribute/{name}/": (cut, cut(pool)) for name, cut in feedback.attributes.items()}
+    for prefix, (cut, found) in cuts.items():
+        for q, edges in enumerate(quantile_edges(cut.rewards(pool), found, cut.num_quantiles)):
+            if edges is not None:
+                logs[f"{prefix}quantile/{q}/low"], logs[f"{prefix}quantile/{q}/high"] = edges
     return logs
 
 

@@ -45,6 +45,61 @@ def quantize(rewards: np.ndarray, num_quantiles: int, groups: np.ndarray | None 
     return quantiles
 
 
+def levels(rewards: np.ndarray, num_quantiles: int, name: str = "reward") -> np.ndarray:
+    """Rewards that name their quantile themselves, as a judge's categories do: K-1 is the best, quantile 0.
+
+    Shape:
+        - rewards: `(N,)`, each one of 0 … K-1, NaN = unscored
+        - returns: `(N,)` int8, -1 where unscored
+
+    Raises:
+        UserError: a reward that is no level; `name` says whose it is.
+    """
+    rewards = np.asarray(rewards, dtype=np.float64)
+    scored = ~np.isnan(rewards)
+    wrong = rewards[scored & ~np.isin(rewards, np.arange(num_quantiles))]
+    if len(wrong):
+        raise UserError(
+            f"reward {name!r} is {wrong[0]:g} where quantile_rule levels expects a whole number from 0 (the worst) "
+            f"to {num_quantiles - 1}, one for each tag; give as many tags as it has levels, or set quantile_rule even"
+        )
+    return np.where(scored, num_quantiles - 1 - np.nan_to_num(rewards), -1).astype(np.int8)
+
+
+def total(rewards: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
+    """The weighted sum of several rewards: NaN counts as nothing, and is what is left where none is known (TRL's rule).
+
+    Shape:
+        - rewards: F of `(N,)`; weights: F, default 1 each
+        - returns: `(N,)`
+    """
+    stacked = np.stack(list(rewards))  # (F, N)
+    weighted = stacked * np.asarray(weights if weights is not None else [1.0] * len(stacked))[:, None]
+    return np.where(np.isnan(stacked).all(0), np.nan, np.nansum(weighted, 0))
+
+
+def normalize(rewards: np.ndarray, how: str) -> np.ndarray:
+    """One reward on a scale that others share, over all rollouts; 0 is its middle, so that one that is not known (it
+    counts as nothing in `total`) pulls neither way.
+
+    `zscore`: less the mean, by the standard deviation (all equal: 0). `rank`: the share of rewards below it, and half
+    of its equals, less 1/2: from -1/2 to 1/2. `none`: as it is.
+
+    Shape:
+        - rewards: `(N,)`, NaN = unscored, and stays so
+    """
+    rewards = np.asarray(rewards, dtype=np.float64)
+    known = rewards[~np.isnan(rewards)]
+    if how == "none" or not len(known):
+        return rewards
+    if how == "zscore":
+        equal = known.min() == known.max()  # whose deviation need not come out as 0
+        return rewards * 0 if equal else (rewards - known.mean()) / known.std()
+    order = np.sort(known)
+    twice_middle = np.searchsorted(order, rewards, "left") + np.searchsorted(order, rewards, "right")
+    return np.where(np.isnan(rewards), np.nan, twice_middle / (2 * len(order)) - 0.5)
+
+
 def _changes(values: np.ndarray) -> np.ndarray:
     """True where a sorted array takes a new value; `(N,)`, the first is False."""
     return np.concatenate([[False], values[1:] != values[:-1]])

@@ -33,6 +33,7 @@ SCHEMA = pa.schema(
         ("rewards", pa.map_(pa.string(), pa.float64())),
         ("attributes", pa.map_(pa.string(), pa.float64())),
         ("scorer", pa.string()),
+        ("judged", pa.string()),  # a judge's own sentence, as it is put before the prompt; null = none
     ]
 )
 STAMP = b"nlf.stamp"
@@ -84,9 +85,18 @@ def read_part(path: Path, stamp: dict) -> pa.Table | None:
         return None
     table = _parse(_bytes(path))
     if table is not None and _stamp(table) == json.loads(json.dumps(stamp)):
-        return table
+        return _filled(table, SCHEMA.names)
     path.unlink()
     return None
+
+
+def is_written(path: Path, stamp: dict) -> bool:
+    """Whether there is such a part; it is only looked at, since another process may be writing it."""
+    try:
+        found = (pq.read_metadata(path).metadata or {}).get(STAMP)
+    except (pa.ArrowException, OSError):  # not there, or broken: not written
+        return False
+    return found is not None and json.loads(found) == json.loads(json.dumps(stamp))
 
 
 def _bytes(path: Path) -> pa.Buffer:
@@ -104,28 +114,39 @@ def _parse(data: pa.Buffer, columns: Sequence[str] | None = None) -> pa.Table | 
         return None
 
 
+def _filled(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """The table with nulls in the columns that earlier versions did not write."""
+    for name in columns:
+        if name not in table.column_names:
+            table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
+    return table
+
+
 def _stamp(table: pa.Table) -> dict | None:
     found = (table.schema.metadata or {}).get(STAMP)
     return json.loads(found) if found else None
 
 
 class Pool:
-    """All rollouts so far, as flat arrays of N rows: token ids, rewards, prompts and feedback. Texts stay on disk.
+    """All rollouts so far, as flat arrays of N rows: token ids, rewards, prompts and feedback. Texts stay on disk, but
+    for what a judge wrote.
 
     A million rollouts of 12 + 20 tokens take about 170 MB. Rows stand in the order (iteration, part, row), so the
     pool is the same however many processes wrote the parts.
 
     Attributes:
-        rewards: float64 `(N,)`, NaN = not scored.
+        rewards: float64 `(N,)`, NaN = not scored: the weighted sum.
+        by_function: What each reward function gave, float64 `(N,)`, by name.
         iteration: int32 `(N,)`.
     """
 
-    COLUMNS = ("prompt_id", "prompt_ids", "completion_ids", "feedback", "reward")
+    COLUMNS = ("prompt_id", "prompt_ids", "completion_ids", "feedback", "reward", "rewards", "judged")
 
     def __init__(self):
         self._prompts, self._completions = _Ragged(), _Ragged()
-        self._keys, self._feedback = _Words(), _Words()
+        self._keys, self._feedback, self._judged = _Words(), _Words(), _Words()
         self.rewards = np.empty(0)
+        self.by_function: dict[str, np.ndarray] = {}
         self.iteration = np.empty(0, np.int32)
 
     @classmethod
@@ -155,7 +176,12 @@ class Pool:
         self._completions.append(table["completion_ids"])
         self._keys.append(table["prompt_id"])
         self._feedback.append(table["feedback"])
+        self._judged.append(table["judged"])
         rewards = table["reward"].to_numpy().astype(np.float64)  # null → NaN
+        each, before = by_name(table["rewards"].combine_chunks()), len(self.rewards)
+        for name in {**self.by_function, **each}:
+            old = self.by_function.get(name, np.full(before, np.nan))
+            self.by_function[name] = np.concatenate([old, each.get(name, np.full(len(table), np.nan))])
         self.rewards = np.concatenate([self.rewards, rewards])
         self.iteration = np.concatenate([self.iteration, iterations.astype(np.int32)])
 
@@ -185,6 +211,15 @@ class Pool:
         """What row i was sampled under; None = the bare prompt."""
         return self._feedback[i]
 
+    def judged(self, i: int) -> str | None:
+        """What a judge wrote of row i."""
+        return self._judged[i]
+
+    @property
+    def has_sentence(self) -> np.ndarray:
+        """Which rows a judge wrote a sentence of, bool `(N,)`."""
+        return np.array([name is not None for name in self._judged.names], bool)[self._judged.codes]
+
 
 def _read_iteration(run_dir: Path, iteration: int, columns: Sequence[str]) -> pa.Table:
     """All parts of an iteration, in order."""
@@ -196,11 +231,12 @@ def _read_iteration(run_dir: Path, iteration: int, columns: Sequence[str]) -> pa
         )
     tables = []
     for path in paths:
-        tables.append(_parse(_bytes(path), columns))
-        if tables[-1] is None:
+        table = _parse(_bytes(path), columns)
+        if table is None:
             raise UserError(
                 f"{path}: broken; expected the rollouts of iteration {iteration}; restore it or start afresh"
             )
+        tables.append(_filled(table, columns).select(columns))
     return pa.concat_tables(tables)
 
 
@@ -221,8 +257,21 @@ class _Ragged:
         return self.flat[self.offsets[i] : self.offsets[i + 1]]
 
 
+def by_name(column: pa.MapArray) -> dict[str, np.ndarray]:
+    """A column of maps as an array for each key, NaN where a row has it not or holds null."""
+    rows = np.repeat(np.arange(len(column)), np.diff(column.offsets.to_numpy()))
+    first, end = column.offsets[0].as_py(), column.offsets[-1].as_py()
+    keys = column.keys.slice(first, end - first).dictionary_encode()
+    items = column.items.slice(first, end - first).to_numpy(zero_copy_only=False).astype(np.float64)
+    codes, found = keys.indices.to_numpy(), {}
+    for code, name in enumerate(keys.dictionary.to_pylist()):
+        found[name] = np.full(len(column), np.nan)
+        found[name][rows[codes == code]] = items[codes == code]
+    return found
+
+
 class _Words:
-    """A column of few distinct texts: a number a row, and what each number stands for, in order of appearance."""
+    """A column of texts that come again: a number a row, and what each number stands for, in order of appearance."""
 
     def __init__(self):
         self.codes, self.names, self._known = np.empty(0, np.int64), [], {}

@@ -24,13 +24,15 @@ import pyarrow.parquet as pq
 
 from nlf import generations
 from nlf.completions import progress_bar, score_completions
+from nlf.config import remote_options
 from nlf.errors import UserError
 from nlf.generations import Reader, Row, Writer, annotate, read_lines, write_lines
 from nlf.prompts import READERS
-from nlf.rewards import Reward, resolve_reward
+from nlf.rewards import Reward, configure, resolve_reward
 from nlf.rundir import replacing
 
 SCORES = "scores"
+FEEDBACK = "feedback"  # a judge's sentences, beside "reward"
 SUM = "sum"  # stands beside the scorers' names for their weighted sum
 Located = Iterator[tuple[str, Row]]  # where it stands, and the row
 
@@ -43,6 +45,7 @@ def score_command(options) -> str:
     """
     paths = generations.files_of(options.path)
     rewards = [resolve_reward(name) for name in options.reward_funcs]
+    configure(remote_options(options))
     tables = []
     for path in paths:
         tallies = score_file(
@@ -50,6 +53,25 @@ def score_command(options) -> str:
         )
         tables.append(f"{path}\n{table(tallies)}")
     return "\n\n".join(tables)
+
+
+def export_command(options) -> str:
+    """`nlf score --export_cache FILE.jsonl`."""
+    remote = _remote(options)
+    return f"{remote.export_cache(options.export_cache):,} answers written to {options.export_cache}"
+
+
+def import_command(options) -> str:
+    """`nlf score --import_cache FILE.jsonl`."""
+    remote = _remote(options)
+    return f"{remote.import_cache(options.import_cache):,} answers taken from {options.import_cache}"
+
+
+def _remote(options):
+    from nlf.rewards import remote
+
+    remote.configure(remote_options(options))
+    return remote
 
 
 @dataclass
@@ -194,7 +216,8 @@ def table(tallies: Sequence[Tally]) -> str:
 
 def score_rows(rows: Sequence[Row], reward: Reward) -> list[dict]:
     """A reward's scores of lines of generations: `{"reward": [n], "attributes": {name: [n]}}` for each, None where it
-    could not score. It sees prompts, token ids and the data set's other columns, as in training.
+    could not score, and `"feedback": [n]` where a judge wrote sentences. It sees prompts, token ids and the data set's
+    other columns, as in training.
 
     Raises:
         UserError: the reward returned what is no score.
@@ -212,8 +235,10 @@ def score_rows(rows: Sequence[Row], reward: Reward) -> list[dict]:
         name: [_known(part) for part in np.split(_attribute(reward, name, values, len(texts)), parts)]
         for name, values in found.attributes.items()
     }
+    sentences = [found.feedback[end - count : end] for end, count in zip(np.cumsum(counts), counts, strict=True)]
     return [
         {"reward": rewards[i], "attributes": {name: values[i] for name, values in attributes.items()}}
+        | ({FEEDBACK: sentences[i]} if any(sentences[i]) else {})
         for i in range(len(rows))
     ]
 
@@ -245,6 +270,7 @@ def _score_texts(column: str, rows: Sequence[Row], reward: Reward) -> list[dict]
     ]
     return [
         {"reward": found["reward"][0], "attributes": {name: values[0] for name, values in found["attributes"].items()}}
+        | ({FEEDBACK: found[FEEDBACK][0]} if FEEDBACK in found else {})
         for found in score_rows(lines, reward)
     ]
 
@@ -344,7 +370,7 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
     flat = [_flat(row) for row in rows]
     content = pq.ParquetFile(path).read()
     for name in dict.fromkeys(name for row in flat for name in row):
-        kind = pa.string() if name.endswith("/of") else pa.float64()
+        kind = pa.string() if name.endswith(("/of", f"/{FEEDBACK}")) else pa.float64()
         column, place = pa.array([row.get(name) for row in flat], kind), content.schema.get_field_index(name)
         content = content.append_column(name, column) if place < 0 else content.set_column(place, name, column)
     with replacing(path) as file:
@@ -363,7 +389,10 @@ def _flat(row: Row) -> Row:
     return {
         f"{SCORES}/{label}/{name}": value
         for label, found in (row.get(SCORES) or {}).items()
-        for name, value in [("of", found["of"]), ("reward", found["reward"]), *found["attributes"].items()]
+        for name, value in [
+            *((key, found[key]) for key in ("of", "reward", FEEDBACK) if key in found),
+            *found["attributes"].items(),
+        ]
     }
 
 
@@ -381,8 +410,10 @@ def _nested(row: Row, where: str) -> Row:
             plain[column] = value
         elif (label := max(mine, key=len)) in scores:
             name = column.removeprefix(f"{SCORES}/{label}/")
-            found = scores[label] if name in ("of", "reward") else scores[label]["attributes"]
-            found[name] = value if name == "of" else _number(value, f"{where}: column {column!r}")
+            if name == FEEDBACK and not value:
+                continue
+            found = scores[label] if name in ("of", "reward", FEEDBACK) else scores[label]["attributes"]
+            found[name] = value if name in ("of", FEEDBACK) else _number(value, f"{where}: column {column!r}")
     return {**plain, SCORES: scores} if labels else plain
 
 

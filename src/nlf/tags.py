@@ -65,10 +65,7 @@ class TagScheme:
 
     def mirror(self, quantile: int, coin: int) -> int:
         """The quantile to contrast with: K-1-q; for the middle of an odd K the best or the worst, as `coin` falls."""
-        last = self.num_quantiles - 1
-        if 2 * quantile == last:
-            return last * (coin & 1)
-        return last - quantile
+        return mirror(quantile, self.num_quantiles, coin)
 
     def pieces(self, feedback: str) -> tuple[str, str]:
         """The text before and after the prompt, so that the prompt's own token ids never change."""
@@ -138,6 +135,20 @@ class TagScheme:
         head, rest = self.template.split(FEEDBACK)
         middle, tail = rest.split(PROMPT)
         return head, middle, tail
+
+
+def mirror(quantile: int, num_quantiles: int, coin: int) -> int:
+    """K-1-q; for the middle of an odd K the best or the worst, as `coin` falls."""
+    last = num_quantiles - 1
+    if 2 * quantile == last:
+        return last * (coin & 1)
+    return last - quantile
+
+
+def diagonal(tags: Sequence[Sequence[str]], joint: str) -> list[str]:
+    """Several lists of tags as one: the best of each joined … the worst of each joined, as many as the longest has."""
+    last = max(map(len, tags)) - 1
+    return [joint.join(each[(2 * q * (len(each) - 1) + last) // (2 * last)] for each in tags) for q in range(last + 1)]
 
 
 def _check_tags(tags: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ docs/method.md.
 """
 
 import contextlib
+import functools
 import json
 import signal
 import threading
@@ -19,7 +20,6 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import torch
 from accelerate.utils import gather_object
@@ -30,10 +30,18 @@ from nlf import config, published, rundir
 from nlf.batches import PoolDataset, PromptEncoder, collate
 from nlf.completions import progress_bar, sample_table, score_table
 from nlf.errors import UserError
-from nlf.iteration import Loop, number_occurrences, run_iteration
+from nlf.feedback import make_feedback
+from nlf.iteration import Loop, number_occurrences, run_iteration, wait_for
 from nlf.losses import alt_loss, token_stats
 from nlf.modelcard import model_card
-from nlf.monitor import evaluated_lines, evaluation_metrics, log_completions, pool_statistics
+from nlf.monitor import (
+    add_scores,
+    evaluated_lines,
+    evaluation_metrics,
+    log_completions,
+    pool_statistics,
+    scores_of,
+)
 from nlf.policy import (
     Policy,
     completion_logits,
@@ -44,8 +52,7 @@ from nlf.policy import (
     trainable_digest,
 )
 from nlf.prompts import all_conversations, as_prompts, load_prompts
-from nlf.quantize import quantize
-from nlf.rewards import resolve_reward
+from nlf.rewards import Reward, check_weights, configure, resolve_reward, reward_names
 from nlf.rollouts import Pool, digest
 from nlf.tags import TagScheme
 
@@ -64,6 +71,7 @@ def _with_defaults(base: type, defaults: dict) -> type:
 @dataclass
 class ALTConfig(
     config.RewardOptions,
+    config.RemoteOptions,
     config.TagOptions,
     config.SamplingOptions,
     config.EvalSamplingOptions,
@@ -78,6 +86,7 @@ class ALTConfig(
     """
 
     def __post_init__(self):
+        config.join_attributes(self)
         config.check(self)
         TrainingArguments.__post_init__(self)
         self.train_sampling_strategy = "sequential"  # the dataset itself fixes the order
@@ -89,8 +98,6 @@ class ALTConfig(
         for name in ("eval_tag", "eval_negative_tag"):
             if getattr(self, name) not in (None, *self.tags):
                 raise UserError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(map(repr, self.tags))}")
-        if self.quantile_rule == "published" and self.quantile_scope == "prompt":
-            raise UserError("quantile_rule published cuts over the whole pool: set quantile_scope pool")
 
     @property
     def total_batch_size(self) -> int:
@@ -151,11 +158,20 @@ class ALTTrainer(Trainer):
         )  # fmt: skip
         self.eos_ids = torch.tensor(self.policy.eos_token_ids)  # they do not count in the contrast
         self.encoder = PromptEncoder(processing_class, scheme, max_prompt_length)
-        self.encoder.check_fits(
+        self.feedback = make_feedback(
+            scheme, reward_names(self.rewards), seed=args.seed, rule=args.quantile_rule, scope=args.quantile_scope,
+            weights=args.reward_weights, normalization=args.reward_normalization,
+            sentences=any(reward.judges for reward in self.rewards),
+            attributes=args.attributes, joint=args.attribute_template, sampling=args.feedback_sampling,
+        )  # fmt: skip
+        room = self.encoder.check_fits(
             self.prompts + (self.eval_prompts or []),
             getattr(model.config.get_text_config(), "max_position_embeddings", None),
             max(args.max_completion_length, args.eval_max_completion_length),
+            [self.feedback.longest(self.encoder.length)],
         )
+        longest = args.max_feedback_length
+        self.encoder.max_feedback_length = longest if room is None else min(longest, room)
         super().__init__(
             model=self.policy.model,
             args=args,
@@ -203,7 +219,19 @@ class ALTTrainer(Trainer):
         rewards = reward_funcs if reward_funcs is not None else args.reward_funcs
         rewards = rewards if isinstance(rewards, (list, tuple)) else [rewards]
         self.rewards = [resolve_reward(reward) for reward in rewards]
+        configure(config.remote_options(args))
+        check_weights(self.rewards, args.reward_weights)
         args.reward_funcs = [r if isinstance(r, str) else self.rewards[i].name for i, r in enumerate(rewards)]
+        if args.attributes:
+            if len(rewards) != len(args.attributes):
+                raise UserError(
+                    f"{len(rewards)} rewards for {len(args.attributes)} attributes; give one for each, in order"
+                )
+            args.attributes = [
+                {**each, "reward": name} for each, name in zip(args.attributes, args.reward_funcs, strict=True)
+            ]
+        check_judges(self.rewards, args)
+        self.first_scores = args.world_size > 1 and any(reward.remote for reward in self.rewards)
 
     # ---- one call -------------------------------------------------------------------------------------------------
 
@@ -288,10 +316,12 @@ class ALTTrainer(Trainer):
         advance = self.bar("evaluating", len(shard) * options.num_generations, 0)
         with self.evaluating():
             lines = evaluated_lines(
-                self.policy, self.encoder, shard, [n for _, n in mine], tag, options, self.rewards,
+                self.policy, self.encoder, shard, [n for _, n in mine], tag, options, self.rewards_here(),
                 seed=self.args.seed, token_budget=self.args.sampling_batch_tokens, progress=advance,
             )  # fmt: skip
         lines = self.gather_lines(lines, [i for i, _ in mine])
+        if self.first_scores:
+            add_scores(lines, self.scored_by_first(lines))
         results = evaluation_metrics(lines, self.rewards, self.args.reward_weights)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in results.items()}
         self.log(metrics)
@@ -342,36 +372,69 @@ class ALTTrainer(Trainer):
         conversations = None
         if all_conversations(self.prompts):
             conversations = {row["prompt_id"]: row["prompt"] for row in self.prompts}
-        self.train_dataset.refresh(pool, quantiles, self.encoder, iteration, conversations)
+        words = self.feedback.words(pool, quantiles, iteration)
+        self.train_dataset.refresh(pool, quantiles, words, self.encoder, iteration, conversations)
         if offset == 0:
-            self.log(pool_statistics(pool, quantiles, iteration, self.policy.scheme.num_quantiles))
+            self.log(pool_statistics(pool, quantiles, iteration, self.feedback))
 
     def loop(self, iteration: int) -> Loop:
         """What `run_iteration` needs, out of this trainer."""
-        args, scheme = self.args, self.policy.scheme
-        rule = {"even": quantize, "published": published.quantize}[args.quantile_rule]
+        args = self.args
+        past = partial(Pool.load, self.run_dir, iteration - 1, args.pool_keep)
+        scored = partial(
+            score_table, rewards=self.rewards, weights=args.reward_weights, sentence=self.encoder.sentence
+        )
+
+        @functools.cache
+        def words() -> list[str | None]:
+            return self.feedback.to_sample_under(len(self.prompts), iteration, past)
 
         def sample(rows: Sequence[tuple[int, int]], iteration: int, advance: Callable) -> pa.Table:
             with self.start_model(iteration) as policy:
-                return sample_table(
+                table = sample_table(
                     policy, self.encoder, [self.prompts[i] for i, _ in rows], [n for _, n in rows],
-                    None if iteration == 0 else scheme.best, config.sampling_options(args),
+                    [words()[i] for i, _ in rows], config.sampling_options(args),
                     seed=args.seed, iteration=iteration, token_budget=args.sampling_batch_tokens, progress=advance,
                 )  # fmt: skip
+            if self.first_scores:  # the remote ones only
+                table = scored(table, [self.prompts[i] for i, _ in rows], allowed=self.rewards_here())
+            return table
 
         def score(table: pa.Table, rows: Sequence[tuple[int, int]]) -> pa.Table:
-            return score_table(table, [self.prompts[i] for i, _ in rows], self.rewards, args.reward_weights)
-
-        def to_quantiles(pool: Pool) -> np.ndarray:
-            groups = pool.prompt_group if args.quantile_scope == "prompt" else None
-            return rule(pool.rewards, scheme.num_quantiles, groups)
+            table = scored(table, [self.prompts[i] for i, _ in rows])
+            part = Pool()
+            part.add(table, iteration)
+            self.feedback.words(part, self.feedback.quantiles(part), iteration)  # what cannot be cut is not written
+            return table
 
         return Loop(
             self.run_dir, [row["prompt_id"] for row in self.prompts], args.prompts_per_iteration, args.prompts_per_part,
-            args.num_generations, args.seed, sample, score, to_quantiles, self.bar,
+            args.num_generations, args.seed, sample, score, self.feedback.quantiles, self.bar,
             rank=args.process_index, world_size=args.world_size, wait=self.accelerator.wait_for_everyone,
-            check=self.stop_if_asked, pool_keep=args.pool_keep,
+            check=self.stop_if_asked, pool_keep=args.pool_keep, first_scores=self.first_scores,
         )  # fmt: skip
+
+    def rewards_here(self) -> list[Reward]:
+        """Those that this rank calls itself; where there are several ranks, the first calls the remote ones for all."""
+        return [reward for reward in self.rewards if not (self.first_scores and reward.remote)]
+
+    def scored_by_first(self, lines: list[dict]) -> dict[str, list[dict]]:
+        """What the remote rewards say of evaluated lines. The first rank asks; the others look for its file, since a
+        collective would time out while a service takes its time.
+        """
+        path = self.run_dir / ".remote-scores.json"
+        if self.is_world_process_zero():
+            path.unlink(missing_ok=True)  # of a run that was killed
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            remote = [reward for reward in self.rewards if reward.remote]
+            rundir.write_text(path, json.dumps(scores_of(lines, remote)))
+        wait_for(path.is_file, self.stop_if_asked)
+        found = json.loads(path.read_text(encoding="utf-8"))
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            path.unlink()
+        return found
 
     @contextlib.contextmanager
     def start_model(self, iteration: int):
@@ -412,7 +475,13 @@ class ALTTrainer(Trainer):
     def sampling_settings(self) -> dict:
         """What sampled and scored rollouts depend on besides the weights."""
         args = self.args
-        return {
+        words = {}  # only where sampling depends on them, so that runs of earlier versions go on
+        if args.attributes:
+            words["attributes"] = [args.attributes, args.attribute_template, args.feedback_sampling]
+        if any(reward.judges for reward in self.rewards):
+            words["quantiles"] = [args.quantile_rule, args.quantile_scope, args.pool_keep, args.reward_normalization]
+            words["max_feedback_length"] = self.encoder.max_feedback_length
+        return words | {
             "seed": args.seed,
             "sampling": vars(config.sampling_options(args)),
             "scheme": [list(self.policy.scheme.tags), self.policy.scheme.template, self.policy.scheme.separator],
@@ -543,6 +612,26 @@ class IterationCallback(TrainerCallback):
         control.should_save = not (self.trainer.run_dir / f"checkpoint-{state.global_step}" / rundir.MARKER).is_file()
         control.should_evaluate = control.should_evaluate and not self.trainer.stopping
         return control
+
+
+def check_judges(rewards: Sequence[Reward], args: ALTConfig) -> None:
+    """A judge that answers with categories names them by its levels, and they are the tags.
+
+    Raises:
+        UserError: its tags are not the run's, or are not taken by their level.
+    """
+    for i, reward in enumerate(rewards):
+        own = getattr(reward.function, "tags", None)
+        if own is None:
+            continue
+        given = args.attributes[i] if args.attributes else {"tags": args.tags}
+        if list(own) != list(given["tags"]):
+            raise UserError(
+                f"reward {reward.name!r} answers with {list(own)}, the tags are {list(given['tags'])}; "
+                "they must be the same, best first"
+            )
+        if given.get("quantile_rule", args.quantile_rule) != "levels":
+            raise UserError(f"reward {reward.name!r} answers with the tags themselves: set quantile_rule levels")
 
 
 def train_from_config(

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from nlf.errors import UserError
 from nlf.policy import revision_of
 from nlf.rewards import Reward, resolve_reward, score
-from nlf.rewards.hf import BATCH_TOKENS, HFClassifier, _batches
+from nlf.rewards.hf import BATCH_TOKENS, DETOXIFY, Detoxify, HFClassifier, _batches
 
 TEXTS = ["the river is calm", "", "nobody knew", "a quarrel can last the whole winter and the game was lost", "x"]
 BERT = {
@@ -199,3 +199,59 @@ def test_what_is_no_classifier_is_refused(tmp_path):
     (tmp_path / "cut" / "model.safetensors").write_bytes(b"\x00" * 9)
     with pytest.raises(UserError, match="cannot load a classifier"):
         HFClassifier(f"{folder}#a")
+
+
+def test_a_tokenizer_without_vocabulary_is_refused(tmp_path):
+    """transformers makes one that reads every word as unknown where only the model was saved."""
+    folder = saved(tmp_path, BERT, ["a", "b"])
+    for path in tmp_path.glob("*token*"):
+        path.unlink()
+    with pytest.raises(UserError, match="its tokenizer has no vocabulary; copy the tokenizer's files to it"):
+        HFClassifier(f"{folder}#a")
+
+
+# ---- detoxify: ----------------------------------------------------------------------------------------------------
+
+
+def test_detoxify_is_one_minus_toxicity_under_the_librarys_labels(tmp_path, monkeypatch):
+    hub = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]  # as in toxic-bert's config.json
+    folder = saved(tmp_path, BERT, hub, "multi_label_classification")
+    monkeypatch.setitem(DETOXIFY, "original", folder)
+    reward = resolve_reward("detoxify:original")
+    found = score([reward], None, [""] * 5, TEXTS, [[]] * 5, {})
+    names = ["toxicity", "severe_toxicity", "obscene", "threat", "insult", "identity_attack"]
+    wanted = torch.stack([logits_by_hand(folder, text).sigmoid() for text in TEXTS]).numpy()
+    assert list(found.attributes) == names
+    for name, column in zip(names, wanted.T, strict=True):
+        assert found.attributes[name] == pytest.approx(column, abs=1e-6)
+    assert found.reward == pytest.approx(1 - wanted[:, 0], abs=1e-6)
+    assert reward.label == f"detoxify:original@{revision_of(reward.function.model)[:12]}"
+
+
+def test_detoxify_takes_the_sigmoid_whatever_the_configuration_says(tmp_path, monkeypatch):
+    """The multilingual one has a single nameless label, which `hf:` would take for a reward model's number."""
+    folder = saved(tmp_path, {**BERT, "model_type": "xlm-roberta"}, ["LABEL_0"])
+    monkeypatch.setitem(DETOXIFY, "multilingual", folder)
+    scorer = Detoxify("multilingual")
+    wanted = [float(logits_by_hand(folder, text).sigmoid()[0]) for text in TEXTS]
+    assert scorer.attributes(TEXTS)["toxicity"] == pytest.approx(wanted, abs=1e-6)
+    assert scorer(completions=TEXTS) == pytest.approx([1 - p for p in wanted], abs=1e-6)
+
+
+def test_detoxify_reads_no_pickle(tmp_path, monkeypatch):
+    """`hf:` takes PyTorch's format, as plain tensors; `detoxify:` does not."""
+    folder = saved(tmp_path, BERT, ["toxicity"], "multi_label_classification")
+    torch.save(AutoModelForSequenceClassification.from_pretrained(folder).state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    monkeypatch.setitem(DETOXIFY, "unbiased", folder)
+    with pytest.raises(UserError, match="model.safetensors.*detoxify:unbiased reads safetensors alone.*sentencepiece"):
+        Detoxify("unbiased")
+    assert len(HFClassifier(f"{folder}#-LABEL_0")(completions=TEXTS)) == 5
+
+
+def test_detoxify_does_not_guess(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="'detoxify:large': no such model; there are original, unbiased, multilingual"):
+        resolve_reward("detoxify:large")
+    monkeypatch.setitem(DETOXIFY, "original", saved(tmp_path, BERT, ["calm", "toxic"]))
+    with pytest.raises(UserError, match="has the labels calm, toxicity; expected toxicity first"):
+        Detoxify("original")

@@ -2,7 +2,8 @@
 
 A reward function is TRL's: `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or
 async, higher is better, None = could not be scored. A scorer object is callable like one and besides has a `name`, a
-`version` and `attributes(texts) -> {name: array in [0, 1]}`. Either is named by `--reward_funcs`: a known name, or a
+`version` and `attributes(texts) -> {name: array in [0, 1]}`; or instead of the latter `judge`, called like a reward
+function, which says all at once: a `Judgement` a completion. Either is named by `--reward_funcs`: a known name, or a
 dotted path. What a function raises is raised; it is never a reward of 0.
 """
 
@@ -12,24 +13,69 @@ import functools
 import importlib
 import importlib.util
 import inspect
+import itertools
+import os
 import reprlib
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from nlf.config import RemoteOptions
 from nlf.errors import UserError
+from nlf.quantize import total
 
 REWARDS = {  # name → the class that is made when it is asked for
     "local": "nlf.rewards.local:LocalToxicity",
     "sentiment": "nlf.rewards.local:LocalSentiment",
     "audit": "nlf.rewards.audit:AuditToxicity",
+    "perspective": "nlf.rewards.perspective:Perspective",
+    "openai-moderation": "nlf.rewards.moderation:Moderation",
+    "length": "nlf.rewards.rules:Length",
+    "repetition": "nlf.rewards.rules:Repetition",
 }
-PREFIXES = {"hf": "nlf.rewards.hf:HFClassifier"}  # prefix:argument → the class that takes what stands after the colon
+PREFIXES = {  # prefix:argument → the class that takes what stands after the colon
+    "hf": "nlf.rewards.hf:HFClassifier",
+    "detoxify": "nlf.rewards.hf:Detoxify",
+    "perspective": "nlf.rewards.perspective:Perspective",
+    "openai-moderation": "nlf.rewards.moderation:Moderation",
+    "judge": "nlf.rewards.judge:Judge",
+    "length": "nlf.rewards.rules:Length",
+    "repetition": "nlf.rewards.rules:Repetition",
+    "keywords": "nlf.rewards.rules:Keywords",
+    "regex": "nlf.rewards.rules:Regex",
+}
+
+
+@dataclass(frozen=True)
+class About:
+    """A line of `nlf score --list`."""
+
+    attributes: str
+    licence: str
+    needs: str
+
+
+PROVIDER = "the service's terms"
+MODEL = "the model's own"
+ABOUT = {  # how a scorer is named → what there is to know before it is asked for
+    "local": About("toxicity", "Apache-2.0", "nothing"),
+    "sentiment": About("positive, negative", "Apache-2.0", "nothing"),
+    "audit": About("toxicity", "Apache-2.0", "nothing"),
+    "perspective[:ATTRIBUTE]": About("the one asked for: TOXICITY, INSULT, …", PROVIDER, "PERSPECTIVE_API_KEY"),
+    "openai-moderation[:CATEGORY]": About("every category", PROVIDER, "OPENAI_API_KEY"),
+    "hf:MODEL_ID[#LABEL]": About("the model's labels", MODEL, "a download, or a folder"),
+    "detoxify:original|unbiased|multilingual": About("toxicity and the model's others", MODEL, "a download"),
+    "judge:FILE.yaml": About("the template's", MODEL, "a server that speaks OpenAI's chat API"),
+    "length[:WORDS]": About("none", "Apache-2.0", "nothing"),
+    "repetition[:WORDS]": About("repetition", "Apache-2.0", "nothing"),
+    "keywords:FILE": About("none", "Apache-2.0", "a list of words"),
+    "regex:PATTERN": About("none", "Apache-2.0", "nothing"),
+}
 OURS = {
     "prompt",
     "prompts",
@@ -39,10 +85,26 @@ OURS = {
 }  # never filled from the data set, as in TRL
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """What a scorer says of one completion.
+
+    Attributes:
+        reward: Higher is better; None = it could not be scored.
+        attributes: What else it says, by name, in [0, 1]; None = could not be had.
+        feedback: A judge's own sentence, put before the prompt in training.
+    """
+
+    reward: float | None
+    attributes: dict[str, float | None] = field(default_factory=dict)
+    feedback: str | None = None
+
+
 class Reward:
     """A reward function or scorer object with its name and version.
 
-    `remote` scorers are called from one rank only; `label` is what rollouts record, `local@1` say.
+    `remote` scorers are called from one rank only; `label` is what rollouts record, `local@1` say; `judges` = the
+    function has a `judge`, which is called in its place.
 
     Raises:
         UserError: it cannot be called.
@@ -55,13 +117,15 @@ class Reward:
         self.name = name or _name(function)
         self.version = getattr(function, "version", None)
         self.remote = bool(getattr(function, "remote", False))
-        self.is_async = any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
+        self.judges = callable(getattr(function, "judge", None))
+        self.called = function.judge if self.judges else function
+        self.is_async = any(map(inspect.iscoroutinefunction, (self.called, type(self.called).__call__)))
         self.label = self.name if self.version is None else f"{self.name}@{self.version}"
 
     def __call__(self, /, prompts: Sequence, completions: Sequence, completion_ids: Sequence, **columns) -> list:
-        return _call(
-            [self], {"prompts": prompts, "completions": completions, "completion_ids": completion_ids} | columns
-        )[0]
+        keywords = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids} | columns
+        returned = _call([self], keywords)[0]
+        return [judgement.reward for judgement in _judgements(self, returned)] if self.judges else returned
 
     def attributes(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """What a scorer object says beyond its reward; nothing for a plain function."""
@@ -82,7 +146,7 @@ def _call(rewards: Sequence[Reward], keywords: dict) -> list[list]:
     for i in sorted(range(len(rewards)), key=lambda i: rewards[i].is_async):
         _check_signature(rewards[i], keywords)
         with _naming(rewards[i]):
-            returned[i] = rewards[i].function(**keywords)
+            returned[i] = rewards[i].called(**keywords)
     waiting = [i for i, value in enumerate(returned) if inspect.isawaitable(value)]
     for i, value in zip(waiting, _wait([(rewards[i], returned[i]) for i in waiting]), strict=True):
         returned[i] = value
@@ -101,7 +165,7 @@ def _naming(reward: Reward):
 
 def _check_signature(reward: Reward, keywords: dict) -> None:
     try:
-        signature = inspect.signature(reward.function)
+        signature = inspect.signature(reward.called)
     except (TypeError, ValueError):  # some builtins have none to look at
         return
     try:
@@ -125,7 +189,7 @@ def _wait(awaitables: Sequence[tuple[Reward, object]]) -> list:
 
     if not awaitables:
         return []
-    future = asyncio.run_coroutine_threadsafe(together(), _loop())
+    future = asyncio.run_coroutine_threadsafe(together(), _loop(os.getpid()))
     try:
         return future.result()
     finally:
@@ -133,8 +197,10 @@ def _wait(awaitables: Sequence[tuple[Reward, object]]) -> list:
 
 
 @functools.cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """One loop for the whole run: a client that a reward keeps between calls stays usable."""
+def _loop(process: int) -> asyncio.AbstractEventLoop:
+    """One loop for the whole run: a client that a reward keeps between calls stays usable. A forked process has its own,
+    since threads are not forked.
+    """
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
     return loop
@@ -144,19 +210,33 @@ def _as_list(reward: Reward, returned) -> list:
     try:
         return list(returned)
     except TypeError as error:
+        each = "Judgement" if reward.judges else "number (or None)"
         raise UserError(
-            f"reward {reward.name!r} returned {_brief(returned)}; expected a list with one number (or None) per completion"
+            f"reward {reward.name!r} returned {_brief(returned)}; expected a list with one {each} per completion"
         ) from error
+
+
+def _judgements(reward: Reward, returned: list) -> list[Judgement]:
+    for i, judgement in enumerate(returned):
+        if not isinstance(judgement, Judgement):
+            raise UserError(
+                f"reward {reward.name!r} returned {_brief(judgement)} for completion {i}; "
+                "expected nlf.rewards.Judgement(reward, attributes, feedback)"
+            )
+    return returned
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Rewards of N completions: the weighted sum `(N,)` with NaN = not scored, each function's own, and attributes."""
+    """Rewards of N completions: the weighted sum `(N,)` with NaN = not scored, each function's own, attributes, and the
+    sentence of the first judge that wrote one.
+    """
 
     reward: np.ndarray
     per_function: dict[str, np.ndarray]
     attributes: dict[str, np.ndarray]
     scorer: str
+    feedback: list[str | None]
 
 
 def resolve_reward(spec: str | Callable | Reward) -> Reward:
@@ -176,9 +256,37 @@ def resolve_reward(spec: str | Callable | Reward) -> Reward:
         return Reward(_import(PREFIXES[prefix])(argument))
     if ":" in spec or "." in spec:
         return Reward(_made(_import(spec), spec))
+    if spec in PREFIXES:
+        form = next(form for form in ABOUT if form.startswith(f"{spec}:"))
+        raise UserError(f"reward {spec!r} is not whole; expected {form}; `nlf score --list` says what there is")
     raise UserError(
-        f"unknown reward {spec!r};{_near(spec, REWARDS)} known: {', '.join(REWARDS)}, hf:MODEL_ID#LABEL; "
+        f"unknown reward {spec!r};{_near(spec, [*REWARDS, *PREFIXES])} known: {', '.join(ABOUT)}; "
         "or a dotted path, my_module:my_reward or my_file.py:my_reward"
+    )
+
+
+def configure(options: RemoteOptions) -> None:
+    """Let the remote scorers that have been made be asked as the options say; without any, nothing is imported."""
+    if "nlf.rewards.remote" in sys.modules:
+        sys.modules["nlf.rewards.remote"].configure(options)
+
+
+def reward_names(rewards: Sequence[Reward]) -> list[str]:
+    """Under which name each one's values stand: two of one name stay apart."""
+    names: list[str] = []
+    for reward in rewards:
+        free = (reward.name if n == 1 else f"{reward.name}_{n}" for n in itertools.count(1))
+        names.append(next(name for name in free if name not in names))
+    return names
+
+
+def listing(options=None) -> str:
+    """`nlf score --list`: every scorer that comes with this package, in columns."""
+    lines = [("scorer", "attributes", "licence", "needs")]
+    lines += [(form, about.attributes, about.licence, about.needs) for form, about in ABOUT.items()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
 
 
@@ -224,14 +332,14 @@ def _import(path: str) -> Callable:
 
 def _import_module(name: str, path: str):
     if not all(part.isidentifier() for part in name.split(".")):
-        raise UserError(f"unknown reward {path!r}; known: {', '.join(REWARDS)}; or a dotted path, my_module:my_reward")
+        raise UserError(f"unknown reward {path!r}; known: {', '.join(ABOUT)}; or a dotted path, my_module:my_reward")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # the module is there; what it imports is not
         raise UserError(
-            f"reward {path!r}: no module {name!r} here or installed; known names: {', '.join(REWARDS)}"
+            f"reward {path!r}: no module {name!r} here or installed; known names: {', '.join(ABOUT)}"
         ) from error
 
 
@@ -267,37 +375,51 @@ def score(
     Raises:
         UserError: a reward returned too few values, or one that is no finite number; or the weights are not as many.
     """
+    check_weights(rewards, weights)
+    keywords = {name: values for name, values in columns.items() if name not in OURS} | (context or {})
+    keywords |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    names = reward_names(rewards)
+    per_function: dict[str, np.ndarray] = {}
+    attributes: dict[str, np.ndarray] = {}
+    feedback: list[str | None] = [None] * len(texts)
+    for name, reward, returned in zip(names, rewards, _call(rewards, keywords), strict=True):
+        judged = _judgements(reward, returned) if reward.judges else None
+        values = returned if judged is None else [judgement.reward for judgement in judged]
+        per_function[name] = _checked(f"reward {name!r}", values, texts)
+        if judged is None:
+            with _naming(reward):
+                attributes |= reward.attributes(texts)
+        else:
+            attributes |= _judged_attributes(name, judged, texts)
+            feedback = [known or judgement.feedback for known, judgement in zip(feedback, judged, strict=True)]
+    summed = total(list(per_function.values()), weights)
+    return Scores(summed, per_function, attributes, ",".join(r.label for r in rewards), feedback)
+
+
+def check_weights(rewards: Sequence[Reward], weights: Sequence[float] | None) -> None:
+    """Raise UserError where there is no reward, or not a weight for each."""
     if not rewards or (weights is not None and len(weights) != len(rewards)):
         raise UserError(
             f"{len(rewards)} reward functions and weights {weights}; expected at least one, and one weight each"
         )
-    keywords = {name: values for name, values in columns.items() if name not in OURS} | (context or {})
-    keywords |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
-    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-    per_function: dict[str, np.ndarray] = {}
-    for reward, returned in zip(rewards, _call(rewards, keywords), strict=True):
-        per_function[_free(reward.name, per_function)] = _checked(reward.name, returned, texts)
-    stacked = np.stack(list(per_function.values()))  # (functions, N)
-    weighted = stacked * np.asarray(weights if weights is not None else [1.0] * len(rewards))[:, None]
-    total = np.where(np.isnan(stacked).all(0), np.nan, np.nansum(weighted, 0))
-    attributes: dict[str, np.ndarray] = {}
-    for reward in rewards:
-        with _naming(reward):
-            attributes |= reward.attributes(texts)
-    return Scores(total, per_function, attributes, ",".join(r.label for r in rewards))
 
 
-def _free(name: str, taken: dict) -> str:
-    """Two rewards of one name stay apart."""
-    return name if name not in taken else next(f"{name}_{i}" for i in range(2, 99) if f"{name}_{i}" not in taken)
+def _judged_attributes(name: str, judged: Sequence[Judgement], texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Every attribute that some judgement has, NaN where one has it not."""
+    known = dict.fromkeys(attribute for judgement in judged for attribute in judgement.attributes)
+    return {
+        attribute: _checked(
+            f"reward {name!r}, attribute {attribute!r},", [each.attributes.get(attribute) for each in judged], texts
+        )
+        for attribute in known
+    }
 
 
-def _checked(name: str, returned: list, texts: Sequence[str]) -> np.ndarray:
+def _checked(who: str, returned: list, texts: Sequence[str]) -> np.ndarray:
     """The values as floats, None as NaN."""
     if len(returned) != len(texts):
-        raise UserError(
-            f"reward {name!r} returned {len(returned)} values for {len(texts)} completions; expected one for each"
-        )
+        raise UserError(f"{who} returned {len(returned)} values for {len(texts)} completions; expected one for each")
     values = np.full(len(texts), np.nan)
     for i, value in enumerate(returned):
         if value is None:
@@ -308,7 +430,7 @@ def _checked(name: str, returned: list, texts: Sequence[str]) -> np.ndarray:
             values[i] = np.nan
         if not np.isfinite(values[i]):
             raise UserError(
-                f"reward {name!r} returned {_brief(value)} for completion {i} ({texts[i][:40]!r}); "
+                f"{who} returned {_brief(value)} for completion {i} ({texts[i][:40]!r}); "
                 "expected a finite number, or None where it cannot score"
             )
     return values

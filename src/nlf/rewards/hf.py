@@ -16,6 +16,8 @@ by the labels in lower case, "toxic" as "toxicity", which metrics read: `#POSITI
 Only the completion is read, truncated to the model's maximum. The model comes without remote code, in bfloat16 on a GPU
 and float32 elsewhere; a classification head that is not in its files is refused, since it would be random. (The
 published sentiment evaluation counts the pipeline's label instead, batch by batch in file order, without truncation.)
+
+`detoxify:original`, `:unbiased` and `:multilingual` are three such models under the labels of the library of that name.
 """
 
 import inspect
@@ -33,6 +35,17 @@ from nlf.policy import best_device, revision_of
 
 BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}  # tokens in a batch, padding counted
 KNOWN_AS = {"toxic": "toxicity"}  # the attribute that the toxicity metrics read
+DETOXIFY = {  # the library's names and its models on the hub; toxicity is the first label of each
+    "original": "unitary/toxic-bert",
+    "unbiased": "unitary/unbiased-toxic-roberta",
+    "multilingual": "unitary/multilingual-toxic-xlm-roberta",
+}
+DETOXIFY_LABELS = {  # what the library makes of the labels in their configurations
+    "toxic": "toxicity",
+    "severe_toxic": "severe_toxicity",
+    "identity_hate": "identity_attack",
+    "LABEL_0": "toxicity",  # the multilingual one has no other
+}
 UNLIMITED = 10**9  # transformers' model_max_length where none is set is larger
 
 
@@ -43,6 +56,8 @@ class HFClassifier:
 
     Args:
         argument: `MODEL_ID_OR_FOLDER`, `…#LABEL`, or `…#-LABEL` for what should be low.
+        use_safetensors: True = weights in another format are refused. None = PyTorch's are read too, as plain tensors
+            (`weights_only`).
 
     Raises:
         UserError: the model cannot be loaded, has no classification head, or the label is missing or unknown.
@@ -50,9 +65,9 @@ class HFClassifier:
 
     remote = False
 
-    def __init__(self, argument: str):
+    def __init__(self, argument: str, use_safetensors: bool | None = None):
         source, _, wanted = (argument, "", "") if Path(argument).is_dir() else _split(argument)
-        self.model, self.tokenizer = _load(source)
+        self.model, self.tokenizer = _load(source, use_safetensors)
         config = self.model.config
         self.labels = [config.id2label.get(i, f"LABEL_{i}") for i in range(config.num_labels)]
         self.index, self.low = _choice(self.labels, wanted, f"hf:{source}")
@@ -105,19 +120,52 @@ class HFClassifier:
         return [ids or [self.tokenizer.pad_token_id] for ids in found]  # GPT-2 has no token for an empty text
 
 
+class Detoxify(HFClassifier):
+    """1 − toxicity by one of the `detoxify` library's models as they are on the hub, without that library.
+
+    Every label is a sigmoid, as the library has it whatever the configuration says. Only safetensors are read: the library
+    loads pickles. For a hub model that has none transformers asks the hub for its converted copy, so the first use needs the
+    network. (The hub's weights are not in every case the library's latest: its page on the hub says so.)
+
+    Args:
+        name: original, unbiased or multilingual.
+
+    Raises:
+        UserError: an unknown name, or the model cannot be loaded.
+    """
+
+    def __init__(self, name: str):
+        if name not in DETOXIFY:
+            raise UserError(f"reward 'detoxify:{name}': no such model; there are {', '.join(DETOXIFY)}")
+        source = DETOXIFY[name]
+        try:
+            super().__init__(f"{source}#-LABEL_0", use_safetensors=True)
+        except UserError as error:
+            raise UserError(
+                f"{error}; detoxify:{name} reads safetensors alone, and multilingual needs `pip install sentencepiece`; "
+                f"hf:{source}#-LABEL_0 reads PyTorch's weights too, as plain tensors"
+            ) from error
+        self.labels = [DETOXIFY_LABELS.get(label, label) for label in self.labels]
+        if self.labels[0] != "toxicity":
+            raise UserError(
+                f"reward 'detoxify:{name}': {source} has the labels {', '.join(self.labels)}; expected toxicity first"
+            )
+        self.name, self.activation = f"detoxify:{name}", "sigmoid"
+
+
 def _split(argument: str) -> tuple[str, str, str]:
     source, mark, wanted = argument.rpartition("#")
     return (source, mark, wanted) if mark else (argument, "", "")
 
 
-def _load(source: str) -> tuple[PreTrainedModel, object]:
+def _load(source: str, use_safetensors: bool | None = None) -> tuple[PreTrainedModel, object]:
     """The model, in evaluation mode, and its tokenizer, with what padding needs."""
     dtype = torch.bfloat16 if best_device().type == "cuda" else torch.float32
     try:
         with torch.random.fork_rng(devices=[]):
             tokenizer = AutoTokenizer.from_pretrained(source)
             model, found = AutoModelForSequenceClassification.from_pretrained(
-                source, dtype=dtype, output_loading_info=True
+                source, dtype=dtype, use_safetensors=use_safetensors, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -130,6 +178,8 @@ def _load(source: str) -> tuple[PreTrainedModel, object]:
             f"reward 'hf:{source}': its files have no {sorted(found['missing_keys'])[0]!r}, so its answers would be "
             "random; name a model that was trained as a sequence classifier or reward model"
         )
+    if len(tokenizer) < 10:  # where its files are missing, transformers makes one of special tokens alone
+        raise UserError(f"reward 'hf:{source}': its tokenizer has no vocabulary; copy the tokenizer's files to it")
     _make_paddable(model, tokenizer, source)
     return model.eval().requires_grad_(False), tokenizer
 
