@@ -155,7 +155,7 @@ def test_names_stay_apart():
     assert reward_names(named) == ["a", "b", "a_2", "a_3"]
 
 
-@pytest.mark.parametrize("spec", ["judge", "regex", "hf"])
+@pytest.mark.parametrize("spec", ["keywords", "regex", "hf"])
 def test_a_prefix_alone_says_what_is_missing(spec):
     with pytest.raises(UserError, match=f"reward '{spec}' is not whole; expected {spec}:"):
         resolve_reward(spec)
