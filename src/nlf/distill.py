@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from nlf import __version__
-from nlf.batches import PromptEncoder, model_inputs, pad
+from nlf.batches import PromptEncoder, model_inputs, pad, with_feedback
 from nlf.config import (
     COMMAND_GROUPS,
     EVAL_SAMPLING_DEFAULTS,
@@ -34,6 +34,7 @@ from nlf.config import (
     LoadOptions,
     ModelOptions,
     SamplingOptions,
+    check,
 )
 from nlf.errors import UserError
 from nlf.evaluate import DISTILLED, System, evaluate
@@ -48,8 +49,9 @@ from nlf.policy import (
     revision_of,
     save_policy,
     switch_off_dropout,
+    vocabulary_digest,
 )
-from nlf.prompts import load_prompts
+from nlf.prompts import all_conversations, load_prompts
 from nlf.rundir import CONFIG, FACTS, run_settings, write_folder, write_text
 from nlf.sample import chosen_tag, load_for_commands, negative_tag, sample_file, slug
 from nlf.tags import TagScheme
@@ -159,7 +161,7 @@ class DistillTrainer(Trainer):
             best, worst = both.chunk(2)
             target = teacher_log_probs(
                 best, worst, inputs["scale"], top_k=self.top_k,
-                kept_ids=self.teacher.eos_token_ids, excluded_ids=self.teacher.added_token_ids,
+                kept_ids=self.teacher.eos_token_ids, excluded_ids=self.teacher.banned_token_ids,
             )  # fmt: skip
         logits = completion_logits(model, **asked, num_completion_tokens=mask.shape[1])  # (B, T, V')
         kl = distillation_kl(target, logits).masked_fill(~mask, 0.0)
@@ -182,39 +184,91 @@ def distill(options: Any = None, **knobs) -> Path:
         The student's folder, an ordinary model of transformers. What is there already is not done again.
 
     Raises:
-        UserError: the model has no tags or no known base, prompts or models cannot be loaded, or the folder holds
-            another student.
+        UserError: an unknown knob; the model has no tags or no known base; prompts or models cannot be loaded, or know
+            other tokens than each other; the folder holds something else, or cannot be written.
     """
-    options = options or SimpleNamespace(**{**asdict(LoadOptions()), **asdict(DistillOptions()), **knobs})
-    folder, run = Path(options.output_dir or Path(options.model, DISTILLED)), run_settings(Path(options.model))
-    base = options.base_model or run.get("model_name_or_path")
+    options = options or options_of(knobs)
+    return distill_from(load_for_commands(options.model, options), options)
+
+
+def options_of(knobs: dict[str, Any]) -> SimpleNamespace:
+    """Options as the command line makes them, of some by name.
+
+    Raises:
+        UserError: there is no such option, or its value makes no sense.
+    """
+    defaults = asdict(LoadOptions()) | asdict(DistillOptions())
+    unknown = [name for name in knobs if name not in defaults]
+    if unknown:
+        raise UserError(f"distill has no option {unknown[0]!r}; there are {', '.join(defaults)}")
+    options = SimpleNamespace(**defaults | knobs)
+    check(options)
+    return options
+
+
+def distill_from(teacher: Policy, options: Any) -> Path:
+    """The same with the teacher loaded. All that can be refused is, before anything is written."""
+    run = run_settings(Path(options.model))
+    folder, base = Path(options.output_dir or Path(options.model, DISTILLED)), base_of(options, run)
     if options.max_steps < 1:
         raise UserError(f"max_steps: {options.max_steps} where a number above 0 was expected")
-    if not base:
-        raise UserError(f"{options.model} does not say what it was trained from; name it with --base_model")
-    teacher = load_for_commands(options.model, options)
+    taught = lessons(teacher, options)
     settings = {name: value for name, value in vars(options).items() if name not in FREE}
-    settings |= {"teacher": revision_of(teacher.model), "base": base}
+    settings |= {"teacher": revision_of(teacher.model), "base": base.model}
     if is_done(folder, settings):
         return folder
+    prompts = chosen_prompts(options, run)
+    student = copy.deepcopy(teacher) if options.keep_tags else load_for_commands(base.model, base)
+    check_vocabulary(teacher, student, options.model, base.model)
     write_text(folder / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    taught = lessons(teacher, options)
-    rows = [row for lesson in taught for row in taught_by(lesson, teacher, options, run, folder, len(taught))]
-    student = copy.deepcopy(teacher) if options.keep_tags else load_for_commands(base, options)
+    rows = [row for lesson in taught for row in taught_by(lesson, teacher, prompts, options, run, folder, len(taught))]
     teach(student, teacher, rows, options, folder, run.get("max_prompt_length"))
     write_folder(folder, partial(save_policy, student))
-    write_text(folder / "README.md", distilled_card(options.model, base, taught, teacher.scheme, folder))
-    write_text(folder / FACTS, json.dumps({"model_name_or_path": base, "distilled_from": options.model}, indent=1))
+    conversational = not isinstance(prompts[0]["prompt"], str)
+    card = distilled_card(options.model, base.model, taught, teacher.scheme, folder, conversational)
+    write_text(folder / "README.md", card)
+    write_text(
+        folder / FACTS, json.dumps({"model_name_or_path": base.model, "distilled_from": options.model}, indent=1)
+    )
     return folder
+
+
+def base_of(options: Any, run: dict) -> SimpleNamespace:
+    """How to load the start that the student has and is compared with: the one named, or the run's own.
+
+    Raises:
+        UserError: neither is known.
+    """
+    base = options.base_model or run.get("model_name_or_path")
+    if not base:
+        raise UserError(f"{options.model} does not say what it was trained from; name it with --base_model")
+    revision = "main" if options.base_model else run.get("model_revision") or "main"
+    return SimpleNamespace(**vars(options) | {"model": base, "model_revision": revision})
+
+
+def check_vocabulary(teacher: Policy, student: Policy, model: str, base: str) -> None:
+    """Refuse a student for which the teacher's token ids mean something else.
+
+    Raises:
+        UserError: naming both models.
+    """
+    if vocabulary_digest(teacher.tokenizer, teacher.added_token_ids) != vocabulary_digest(
+        student.tokenizer, student.added_token_ids
+    ):
+        raise UserError(
+            f"{base} has other tokens than {model}; expected the model it was trained from: name it with --base_model"
+        )
 
 
 def is_done(folder: Path, settings: dict) -> bool:
     """Whether the student is there already; `run.json` is written last.
 
     Raises:
-        UserError: it was made with other settings, or from another model.
+        UserError: it was made with other settings, or from another model; or the folder holds no student.
     """
     old = run_settings(folder)
+    if "teacher" not in old and any((folder / name).exists() for name in (CONFIG, FACTS, "config.json")):
+        raise UserError(f"{folder} holds a run or a model that is no student; choose another --output_dir")
     for name, value in settings.items() if old else ():
         if old.get(name) != value:
             raise UserError(
@@ -224,10 +278,12 @@ def is_done(folder: Path, settings: dict) -> bool:
     return "distilled_from" in old
 
 
-def taught_by(
-    lesson: Lesson, teacher: Policy, options: Any, run: dict, folder: Path, num_lessons: int
-) -> list[tuple[Lesson, dict, int]]:
-    """What the teacher wrote under one tag: (lesson, line of generations, which of its completions)."""
+def chosen_prompts(options: Any, run: dict) -> list[dict]:
+    """The prompts that the teacher completes: drawn by the seed from those that are named, or the run's own.
+
+    Raises:
+        UserError: they cannot be read, or some are text and some are messages.
+    """
     sources = options.prompts or [run.get("dataset", "embedded")]
     column = options.dataset_prompt_column if options.prompts else run.get("dataset_prompt_column", "prompt")
     limit = None if options.prompts else run.get("max_prompts")
@@ -236,7 +292,14 @@ def taught_by(
         for source in sources
         for row in load_prompts(source, column=column, split=options.dataset_train_split, limit=limit)
     ]
-    chosen = [rows[i] for i in choose_prompts(len(rows), options.num_prompts, options.seed, 0)]
+    all_conversations(rows)
+    return [rows[i] for i in choose_prompts(len(rows), options.num_prompts, options.seed, 0)]
+
+
+def taught_by(
+    lesson: Lesson, teacher: Policy, prompts: Sequence[dict], options: Any, run: dict, folder: Path, num_lessons: int
+) -> list[tuple[Lesson, dict, int]]:
+    """What the teacher wrote under one tag: (lesson, line of generations, which of its completions)."""
     sampling = SamplingOptions(
         num_generations=max(options.num_generations // num_lessons, 1),
         max_completion_length=options.max_completion_length or run.get("max_completion_length", 20),
@@ -244,8 +307,9 @@ def taught_by(
     )
     path = folder / SAMPLES / f"generations-{slug(lesson.tag)}.jsonl"
     sample_file(
-        path, teacher, chosen, lesson.tag, sampling, negative=lesson.negative if lesson.scale else None, seed=options.seed,
-        token_budget=options.sampling_batch_tokens, max_prompt_length=run.get("max_prompt_length"), what="distilling",
+        path, teacher, prompts, lesson.tag, sampling, negative=lesson.negative if lesson.scale else None,
+        seed=options.seed, token_budget=options.sampling_batch_tokens, max_prompt_length=run.get("max_prompt_length"),
+        what="distilling",
     )  # fmt: skip
     return [(lesson, row, j) for row in read(path) for j, ids in enumerate(row["completion_ids"]) if ids]
 
@@ -276,6 +340,7 @@ def teach(
         seed=options.seed,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        use_cache=True,  # stays in the student's config.json
     )
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     if options.use_peft:
@@ -301,11 +366,14 @@ def distill_command(options) -> str:
     Args:
         options: The fields of `config.COMMAND_GROUPS["distill"]`.
     """
-    folder = distill(options)
+    teacher = load_for_commands(options.model, options)
+    folder = distill_from(teacher, options)
     run = run_settings(Path(options.model))
+    base = base_of(options, run)
     evaluation = defaults_of("evaluate") | {
         "model": str(folder),
-        "base_model": options.base_model or run["model_name_or_path"],
+        "model_revision": base.model_revision,
+        "base_model": base.model,
         "prompts": [run.get("eval_dataset") or "embedded"],
         "reward_funcs": run.get("reward_funcs", ["local"]),
         "reward_weights": run.get("reward_weights"),
@@ -314,14 +382,13 @@ def distill_command(options) -> str:
         "dtype": options.dtype,
         "trust_remote_code": options.trust_remote_code,
     }
-    teacher = load_for_commands(options.model, options)
     lesson = lessons(teacher, options)[0]
     guided = System("teacher", teacher, lesson.tag, lesson.negative, lesson.scale)
     name = "student, best tag" if options.keep_tags else "student"
 
-    def compared(base: Policy | None, student: Policy, *_) -> list[System]:
+    def compared(start: Policy | None, student: Policy, *_) -> list[System]:
         return [
-            System("base", base),
+            System("base", start),
             guided,
             System(name, student, student.scheme.best if options.keep_tags else None),
         ]
@@ -349,17 +416,20 @@ It is an ordinary causal language model{how}.
 ```python
 from transformers import pipeline
 write = pipeline("text-generation", model="{folder}")
-print(write("{prompt}", do_sample=True, top_p=0.9, max_new_tokens=20))
+print(write({prompt!r}, do_sample=True, top_p=0.9, max_new_tokens=20))
 ```
 """
 
 
-def distilled_card(model: str, base: str, taught: Sequence[Lesson], scheme: TagScheme, folder: Path) -> str:
+def distilled_card(
+    model: str, base: str, taught: Sequence[Lesson], scheme: TagScheme, folder: Path, conversational: bool
+) -> str:
     """The README.md of the student."""
-    plain = taught[0].heard is None
+    heard = taught[0].heard
     words = [f'"{each.tag}" away from "{each.negative}", guidance {each.scale:g}' for each in taught if each.scale]
-    how = ": no tag, no guidance" if plain else ", conditioned on its tags by their words alone"
-    prompt = scheme.render(taught[0].heard, "Once")
+    how = ": no tag, no guidance" if heard is None else ", conditioned on its tags by their words alone"
+    asked = [{"role": "user", "content": "Hello"}]
+    prompt = (with_feedback(asked, heard) if heard else asked) if conversational else scheme.render(heard, "Once")
     return CARD.format(
         base=base, name=folder.name, version=__version__, model=model, taught="; ".join(words), how=how, folder=folder,
         prompt=prompt,

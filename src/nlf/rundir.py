@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import yaml
+from safetensors import SafetensorError
 
 from nlf.errors import UserError
 
@@ -121,9 +122,23 @@ def claim(run_dir: Path, settings: dict, facts: dict, resume: bool) -> None:
 
 
 def run_settings(run_dir: Path) -> dict:
-    """What the run's `config.yaml` and `run.json` hold; nothing where there are none."""
-    found = [path.read_text(encoding="utf-8") for path in (run_dir / FACTS, run_dir / CONFIG) if path.is_file()]
-    return {name: value for text in found for name, value in yaml.safe_load(text).items()}  # JSON is YAML
+    """What the run's `config.yaml` and `run.json` hold; nothing where there are none.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    found = [_settings(path) for path in (run_dir / FACTS, run_dir / CONFIG) if path.is_file()]
+    return {name: value for settings in found for name, value in settings.items()}
+
+
+def _settings(path: Path) -> dict:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); mend or remove it") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: {type(found).__name__} where names and values were expected; mend or remove it")
+    return found
 
 
 def changed_settings(old: dict, new: dict) -> list[tuple[str, object, object]]:
@@ -191,19 +206,24 @@ def _lines_up_to(lines: Iterable[str], step: int) -> Iterable[str]:
 
 def write_folder(folder: Path, save: Callable[[Path], None]) -> None:
     """Let `save` write files into a temporary folder, then move them in; `config.json` goes last, and makes it a
-    model.
+    model. What killed writers left is removed.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
     """
     temporary = folder / f".saving-{os.getpid()}"
     try:
+        for leftover in folder.glob(".saving-*"):
+            shutil.rmtree(leftover)
         save(temporary)
         for path in sorted(temporary.iterdir(), key=lambda p: (p.name == "config.json", p.name)):
             target = folder / path.name
             if path.is_dir():
                 shutil.rmtree(target, ignore_errors=True)
             os.replace(path, target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(
-            f"cannot write {folder}: {error.strerror or error}; free some space and resume the run"
+            f"cannot write {folder}: {getattr(error, 'strerror', None) or error}; free some space and resume the run"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -2,7 +2,8 @@
 
 The page holds no script at all, and its Content-Security-Policy lets none run and nothing be loaded: what models write
 can be looked at safely. Texts that may offend are blurred until clicked, by CSS alone. The same input gives the same
-bytes. The first run is shown in full; the others stand beside it in the tables and plots that compare.
+bytes. The first run is shown in full; the others stand beside it in the tables and plots that compare. A folder that
+`benchmarks/frontier.py` wrote adds its plots and its table.
 """
 
 import base64
@@ -16,7 +17,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from nlf.report import figures, tables
+from nlf.report import figures, frontier, tables
 from nlf.report.plots import Drawing
 from nlf.report.reading import Run, judged_by, others, read_runs
 from nlf.report.samples import HARMLESS, Samples, Scored, about, read_all, scored_by, side_by_side
@@ -25,8 +26,9 @@ from nlf.rundir import write_text
 
 FILE = "report.html"
 SECTIONS: tuple[tuple[str, str, Callable[[dict], bool]], ...] = (  # id, title, whether there is anything to show
-    ("results", "Results", lambda page: True),
+    ("results", "Results", lambda page: not page["run"].bare),
     ("trade-off", "Trade-off", lambda page: any(source["tradeoff"] for source in page["sources"])),
+    ("frontier", "Beside other methods", lambda page: bool(page["frontiers"])),
     ("control", "Control", lambda page: any(source["ridges"] or source["sweep"] for source in page["sources"])),
     ("text", "Length and diversity", lambda page: any(source["shape"].columns for source in page["sources"])),
     ("training", "Training", lambda page: bool(page["curves"])),
@@ -51,7 +53,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None, num_samples: 
     """Write the page of one or more runs.
 
     Args:
-        runs: Run folders, or folders of evaluations; the first is shown in full.
+        runs: Run folders, folders of evaluations, or of a frontier; the first is shown in full.
         output: The page; None is report.html in the first run.
         num_samples: Prompts whose samples are shown, over all prompt sources.
         seed: Which prompts those are.
@@ -90,6 +92,7 @@ def _hash(style: str) -> str:
 
 def contents(runs: Sequence[Run], num_samples: int, seed: int) -> dict[str, Any]:
     """Everything the template shows."""
+    everything, runs = runs, [run for run in runs if not run.bare] or runs[:1]
     run, drawing = runs[0], Drawing()
     scored = scored_by(judged_by(run.systems))
     samples = read_all(run, scored, num_samples, seed)
@@ -108,9 +111,14 @@ def contents(runs: Sequence[Run], num_samples: int, seed: int) -> dict[str, Any]
         "veils": any(s.veiled or any(t.veiled for ts in s.texts for t in ts) for f in found for s in f["samples"]),
         "scored": scored,
         "curves": figures.curves(runs, drawing),
+        "frontiers": [
+            frontier.section(each.name, each.home, each.frontier, drawing, each.missing)
+            for each in everything
+            if each.frontier
+        ],
         "facts": tables.facts(run),
         "configs": tables.configs(run),
-        "skipped": _skipped(runs),
+        "skipped": _skipped(everything),
         "harmless": number(HARMLESS)[:3],
         "plot_css": drawing.styles.css(),
     }

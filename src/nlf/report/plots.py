@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
-from nlf.report.svg import INKS, SIZE, Styles, embed, settings
+from nlf.report.svg import INKS, SIZE, Styles, adopt, embed, settings
 from nlf.report.wording import clean, label
 
 if TYPE_CHECKING:
@@ -97,6 +97,15 @@ class Drawing:
         """The figure as an element; `about` is what it shows, in words."""
         self.count += 1
         return embed(figure, f"f{self.count}", str(clean(about)), self.styles)
+
+    def adopt(self, svg: bytes, about: str) -> Markup:
+        """A plot that somebody else has drawn, on a white ground in both themes.
+
+        Raises:
+            xml.etree.ElementTree.ParseError, ValueError: it is no SVG.
+        """
+        self.count += 1
+        return adopt(svg, f"f{self.count}", str(clean(about)), self.styles, "plot sheet")
 
     def tradeoff(self, trails: Sequence[Trail], x_label: str, y_label: str, about: str) -> Markup:
         """Two metrics against each other: points with intervals, joined as guidance grows."""

@@ -1,7 +1,7 @@
 """What is in a run's folder: its results, its log lines and its settings; what cannot be shown, and why.
 
 `results.json` is what the page is about: one that cannot be read stops the report. Everything else (the log, the
-settings) is left out where it is broken, and listed on the page with the reason.
+settings, a frontier) is left out where it is broken, and listed on the page with the reason.
 """
 
 import json
@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 
 from nlf.errors import UserError
+from nlf.report.frontier import FILE as FRONTIER
+from nlf.report.frontier import read_frontier
 from nlf.report.wording import family, is_number
 from nlf.rundir import CONFIG, FACTS, METRICS
 
@@ -31,7 +33,18 @@ class Run:
     results: dict[str, Any] | None
     log: list[dict] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
+    frontier: dict[str, Any] | None = None
     missing: list[str] = field(default_factory=list)
+
+    @property
+    def home(self) -> Path:
+        """The run's folder, whichever part of it was named."""
+        return _home(self.path)
+
+    @property
+    def bare(self) -> bool:
+        """Whether there is a frontier at most: neither results nor a training."""
+        return self.results is None and not self.log and not self.config
 
     @property
     def systems(self) -> list[dict]:
@@ -117,8 +130,8 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _home(path: Path) -> Path:
-    """The run's folder, whether it, its evaluation or its results.json was named."""
-    folder = path.parent if path.name == RESULTS else path
+    """The run's folder, whether it, its evaluation or a file of results was named."""
+    folder = path.parent if path.name in (RESULTS, FRONTIER) else path
     above = folder.parent
     known = any((above / name).is_file() for name in (METRICS, CONFIG))
     return above if folder.name == "evaluation" and known else folder
@@ -134,9 +147,11 @@ def _read_run(path: Path, name: str) -> Run:
     run = Run(path, name, evaluation, results)
     run.log = _log(home / METRICS, run.missing)
     run.config = _settings(home, run.missing)
-    if results is None and not run.log and not run.config:
+    run.frontier = read_frontier(home, run.missing)
+    if run.bare and not run.frontier:
+        found = "; ".join(run.missing) or f"neither {RESULTS} nor {METRICS} in it"
         raise UserError(
-            f"{path}: neither {RESULTS} nor {METRICS} in it; expected a folder that `nlf train` or `nlf evaluate` wrote"
+            f"{path}: {found}; expected a folder that `nlf train`, `nlf evaluate` or `make frontier` wrote"
         )
     return run
 

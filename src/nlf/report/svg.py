@@ -2,7 +2,8 @@
 
 Matplotlib styles every element by an inline `style`, which the page's Content-Security-Policy forbids, in fixed
 colours, which suit one theme. Here each distinct style becomes a class, and each colour of `INKS` a CSS variable.
-Everything goes through an XML parser and writer, so a name drawn in a plot stays text.
+Everything goes through an XML parser and writer, so a name drawn in a plot stays text; and only elements, attributes
+and styles that draw pass, so that a file's SVG is as harmless as ours.
 """
 
 import io
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from markupsafe import Markup
+
+from nlf.report.wording import clean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +48,12 @@ SETTINGS = {
     "ytick.labelsize": SIZE - 1,
     "axes.unicode_minus": True,
 }
-DROPPED = {"font-family", "font"}
+DRAWING = {"svg", "g", "defs", "use", "path", "rect", "clipPath", "text"}
+PLACED = {"d", "x", "y", "width", "height", "transform"}
+INK_NAMES = {ink: name for name, ink in INKS.items()}
+PLAIN_STYLE = re.compile(  # no font of its own, no url(), no quotes, no braces
+    r"((?:fill|stroke)(?:-[a-z]+)?|opacity|font-(?:size|style|weight)|text-anchor)\s*:\s*([\w#.,% -]+)", re.ASCII
+)
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 
 
@@ -57,18 +65,16 @@ class Styles:
 
     def name(self, style: str) -> str:
         """The class of an inline style."""
-        parts = [part.split(":", 1) for part in style.split(";") if ":" in part]
-        kept = {key.strip(): value.strip() for key, value in parts if key.strip() not in DROPPED}
-        return self._names.setdefault(
-            ";".join(f"{key}:{_themed(value)}" for key, value in kept.items()), f"p{len(self._names)}"
-        )
+        parts = [found.groups() for part in style.split(";") if (found := PLAIN_STYLE.fullmatch(part.strip()))]
+        kept = ";".join(f"{key}:{_themed(value.strip())}" for key, value in parts)
+        return self._names.setdefault(kept, f"p{len(self._names)}")
 
     def css(self) -> str:
         return "\n".join(f".{name}{{{style}}}" for style, name in self._names.items())
 
 
 def _themed(value: str) -> str:
-    return re.sub(r"#00a\w{3}", lambda found: f"var(--{VARIABLES[int(found[0][4:], 16)]})", value)
+    return f"var(--{INK_NAMES[value]})" if value in INK_NAMES else value
 
 
 @contextmanager
@@ -92,10 +98,20 @@ def embed(figure: "Figure", prefix: str, label: str, styles: Styles) -> Markup:
     """
     out = io.BytesIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    source = ElementTree.fromstring(out.getvalue())
-    ids = _Ids(source, prefix)
-    root = _converted(source, styles, ids)
-    root.attrib = {"class": "plot", "role": "img", "aria-label": label, "viewBox": source.get("viewBox", "")}
+    return adopt(out.getvalue(), prefix, label, styles)
+
+
+def adopt(svg: bytes, prefix: str, label: str, styles: Styles, kind: str = "plot") -> Markup:
+    """An SVG as an element of the page, of the classes `kind`: its drawing, and nothing else that is in it.
+
+    Raises:
+        xml.etree.ElementTree.ParseError, ValueError: it is no SVG.
+    """
+    source = ElementTree.fromstring(svg)
+    if source.tag != f"{SVG}svg":
+        raise ValueError(f"expected svg, found {source.tag:.40}")
+    root = _converted(source, styles, _Ids(source, prefix))
+    root.attrib = {"class": kind, "role": "img", "aria-label": label, "viewBox": source.get("viewBox", "")}
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
@@ -107,14 +123,16 @@ class _Ids:
         found = dict.fromkeys(name for text in used for name in re.findall(r"#([\w-]+)", text))
         self.names = {old: f"{prefix}-{i}" for i, old in enumerate(found)}
 
-    def replace(self, text: str) -> str:
-        return re.sub(r"#([\w-]+)", lambda found: f"#{self.names[found[1]]}", text)
+    def replace(self, text: str) -> str | None:
+        """A reference within the page, or None for any other."""
+        found = re.fullmatch(r"(url\()?#([\w-]+)(\))?", text)
+        return f"{found[1] or ''}#{self.names[found[2]]}{found[3] or ''}" if found else None
 
 
 def _converted(source: ElementTree.Element, styles: Styles, ids: _Ids) -> ElementTree.Element:
-    """The element without namespaces, with classes for styles, and only what is needed."""
+    """The element without namespaces, with classes for styles, and only what draws."""
     made = ElementTree.Element(source.tag.removeprefix(SVG))
-    made.text = source.text if made.tag == "text" else None
+    made.text = str(clean(source.text)) if made.tag == "text" and source.text else None
     for name, value in source.attrib.items():
         if name == "style":
             made.set("class", styles.name(value))
@@ -122,11 +140,12 @@ def _converted(source: ElementTree.Element, styles: Styles, ids: _Ids) -> Elemen
             if value in ids.names:
                 made.set("id", ids.names[value])
         elif name in ("clip-path", f"{XLINK}href"):
-            made.set(name.removeprefix(XLINK), ids.replace(value))
-        elif not (name == "transform" and value.startswith(("rotate(-0 ", "rotate(0 "))):
+            if reference := ids.replace(value):
+                made.set(name.removeprefix(XLINK), reference)
+        elif name in PLACED and not (name == "transform" and value.startswith(("rotate(-0 ", "rotate(0 "))):
             made.set(name, _rounded(value))
     for child in source:
-        if child.tag not in (f"{SVG}metadata", f"{SVG}style"):
+        if isinstance(child.tag, str) and child.tag.startswith(SVG) and child.tag.removeprefix(SVG) in DRAWING:
             made.append(_converted(child, styles, ids))
     return made
 

@@ -204,6 +204,8 @@ def tags_of(run: Run) -> list[str]:
 def headings(runs: Sequence[Run]) -> tuple[str, list[str]]:
     """What the page is about, and what came out, in plain words."""
     run = runs[0]
+    if run.bare:
+        return f"{run.name}, methods compared", []
     tags = tags_of(run)
     about = f"{model_name(run)}, " + (
         f"steered by words from “{clip(tags[0], 60)}” to “{clip(tags[-1], 60)}”" if tags else "measured"

@@ -23,11 +23,15 @@ TITLES = {
     "completion_length": "length, tokens",
     "ended_fraction": "share that ended",
     "self_bleu": "self-BLEU",
+    "judge_toxicity": "mean toxicity by a judge that no training saw",
+    "unfiltered_reward": "reward at temperature 1",
+    "kl_per_completion": "KL to the base, nats a completion",
+    "seconds": "seconds of training",
     "corpus_dist-1": "corpus dist-1",
     "corpus_dist-2": "corpus dist-2",
     "corpus_dist-3": "corpus dist-3",
 }
-ONE_DECIMAL = {"perplexity", "mean_completion_perplexity", "completion_length"}
+ONE_DECIMAL = {"perplexity", "mean_completion_perplexity", "completion_length", "seconds"}
 
 
 def clean(value: object) -> object:
