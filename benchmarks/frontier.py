@@ -5,8 +5,9 @@
 
 Compared are the start itself and its best of n by the reward; nlf's contrastive and published recipes under guidance,
 and distilled to a plain model and to one with its five tags; the contrastive one over fewer and more iterations; TRL's
-GRPOTrainer over a small grid, stopped along the way; and supervised training (TRL's SFTTrainer) on the best of n. Every point is sampled on the same prompts by the same rule
-with the same random numbers, scored by the reward and by a judge that no training saw, and measured under the start.
+GRPOTrainer over a small grid, stopped along the way; and supervised training (TRL's SFTTrainer) on the best of n. Every
+point is sampled on the same prompts by the same rule with the same random numbers, scored by the reward and by a judge
+that no training saw, and measured under the start.
 
 GRPO has its own defaults but for the grid, the length and float32; its learning rate falls in a line to the last stop.
 

@@ -49,7 +49,7 @@ GENERATIONS = 8  # of a prompt in GRPO, and that supervised training takes the b
 SFT_BATCH = 64
 DONE = "seconds.json"
 COST = {  # seconds on 2 slow cores, for the estimate
-    **{"contrastive": 105, "published iteration": 26, "distilled": 30, "five tags": 34},
+    **{"contrastive iteration": 35, "published iteration": 26, "distilled": 30, "five tags": 34},
     **{"grpo step of 64": 0.9, "sft step": 0.4, "sft samples": 15, "completion": 1 / 250, "point": 5},
 }
 
@@ -108,13 +108,13 @@ def runs(options: Namespace) -> list[Run]:
     shared = {"model": options.model, "reward": options.reward, "dataset": options.dataset}
     settings = guided("contrastive", CONTRASTIVE, GUIDANCE, "contrastive")
     settings += guided("contrastive-middle", CONTRASTIVE, MIDDLE_GUIDANCE, "contrastive, middle tag", MIDDLE)
-    contrastive = recipe_run("contrastive", options.recipe, shared, {}, settings, COST["contrastive"])
+    contrastive = recipe_run("contrastive", options.recipe, shared, {}, settings, COST["contrastive iteration"])
     students = [student_run(name, STUDENTS[name], contrastive) for name in options.students]
     lengths = [each for n in options.iterations for each in of_length(n, options.recipe, shared)]
     few = {"num_train_epochs": options.published_iterations}
     settings = guided("published", PUBLISHED, GUIDANCE, f"published, {iterations(options.published_iterations)}")
-    seconds = COST["published iteration"] * options.published_iterations
-    published = recipe_run("published", options.published_recipe, shared, few, settings, seconds)
+    cost = COST["published iteration"]
+    published = recipe_run("published", options.published_recipe, shared, few, settings, cost)
     return [contrastive, *students, *lengths, published, *rivals(options, shared)]
 
 
@@ -122,7 +122,7 @@ def of_length(n: int, recipe: str, shared: dict) -> list[Run]:
     """The contrastive recipe over another number of iterations, and its plain student."""
     name, words = f"contrastive-{n}", f"contrastive, {iterations(n)}, middle tag"
     settings = guided(f"{name}-middle", CONTRASTIVE, MIDDLE_GUIDANCE, words, MIDDLE)
-    teacher = recipe_run(name, recipe, shared, {"num_train_epochs": n}, settings, COST["contrastive"] * n / 3)
+    teacher = recipe_run(name, recipe, shared, {"num_train_epochs": n}, settings, COST["contrastive iteration"])
     return [teacher, student_run(f"distilled-{n}", {}, teacher, f"distilled, {iterations(n)}")]
 
 
@@ -150,8 +150,11 @@ def guided(name: str, group: str, scales: Sequence[float], words: str, quantile:
     ]
 
 
-def recipe_run(name: str, recipe: str, shared: dict, flags: dict, settings: list[Setting], seconds: float) -> Run:
-    values = read_recipe(recipe, train_knobs()) | flags
+def recipe_run(name: str, recipe: str, shared: dict, flags: dict, settings: list[Setting], cost: float) -> Run:
+    """A recipe with some flags; `cost` is the seconds of one of its iterations."""
+    knobs = train_knobs()
+    values = read_recipe(recipe, knobs) | flags
+    seconds = cost * values.get("num_train_epochs", knobs["num_train_epochs"].default)
     return Run(name, partial(train_nlf, values=values, **shared), settings, {**shared, "recipe": values}, seconds)
 
 

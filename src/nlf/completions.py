@@ -121,7 +121,7 @@ def score_table(
     attributes = by_name(table["attributes"].combine_chunks()) | scores.attributes
     judged = zip(table["judged"].to_pylist(), scores.feedback, strict=True)
     filled = {
-        "reward": _nulls(total(list(each.values()), weights)) if len(each) == len(names) else [None] * len(table),
+        "reward": nulls(total(list(each.values()), weights)) if len(each) == len(names) else [None] * len(table),
         "rewards": _pairs(each, len(table)),
         "attributes": _pairs(attributes, len(table)),
         "scorer": [",".join(reward.label for reward in rewards)] * len(table),
@@ -166,11 +166,12 @@ def other_columns(row: dict) -> dict:
 
 def _pairs(columns: dict, length: int) -> list[list[tuple[str, float | None]]]:
     """Arrays by name as one list of (name, value) pairs a row, which is how Arrow takes maps."""
-    values = {name: _nulls(array) for name, array in columns.items()}
+    values = {name: nulls(array) for name, array in columns.items()}
     return [[(name, column[i]) for name, column in values.items()] for i in range(length)]
 
 
-def _nulls(values: np.ndarray) -> list[float | None]:
+def nulls(values: np.ndarray) -> list[float | None]:
+    """Numbers as files hold them: None where one is NaN."""
     return [None if value != value else value for value in values.tolist()]
 
 

@@ -84,7 +84,7 @@ def read_part(path: Path, stamp: dict) -> pa.Table | None:
     if not path.is_file():
         return None
     table = _parse(_bytes(path))
-    if table is not None and _stamp(table) == json.loads(json.dumps(stamp)):
+    if table is not None and _is_of(table.schema.metadata, stamp):
         return _filled(table, SCHEMA.names)
     path.unlink()
     return None
@@ -93,10 +93,9 @@ def read_part(path: Path, stamp: dict) -> pa.Table | None:
 def is_written(path: Path, stamp: dict) -> bool:
     """Whether there is such a part; it is only looked at, since another process may be writing it."""
     try:
-        found = (pq.read_metadata(path).metadata or {}).get(STAMP)
+        return _is_of(pq.read_metadata(path).metadata, stamp)
     except (pa.ArrowException, OSError):  # not there, or broken: not written
         return False
-    return found is not None and json.loads(found) == json.loads(json.dumps(stamp))
 
 
 def _bytes(path: Path) -> pa.Buffer:
@@ -122,9 +121,10 @@ def _filled(table: pa.Table, columns: Sequence[str]) -> pa.Table:
     return table
 
 
-def _stamp(table: pa.Table) -> dict | None:
-    found = (table.schema.metadata or {}).get(STAMP)
-    return json.loads(found) if found else None
+def _is_of(metadata: dict[bytes, bytes] | None, stamp: dict) -> bool:
+    """Whether what stands in a file's metadata says that it was made from this."""
+    found = (metadata or {}).get(STAMP)
+    return found is not None and json.loads(found) == json.loads(json.dumps(stamp))
 
 
 class Pool:

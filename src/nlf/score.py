@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nlf import generations
-from nlf.completions import progress_bar, score_completions
+from nlf.completions import nulls, progress_bar, score_completions
 from nlf.errors import UserError
 from nlf.generations import Reader, Row, Writer, annotate, read_lines, write_lines
 from nlf.prompts import READERS
@@ -209,9 +209,9 @@ def score_rows(rows: Sequence[Row], reward: Reward) -> list[dict]:
         [ids for row in rows for ids in row["completion_ids"]], [row.get("columns") or {} for row in each],
     )  # fmt: skip
     parts = np.cumsum(counts)[:-1]
-    rewards = [_known(part) for part in np.split(found.reward, parts)]
+    rewards = [nulls(part) for part in np.split(found.reward, parts)]
     attributes = {
-        name: [_known(part) for part in np.split(_attribute(reward, name, values, len(texts)), parts)]
+        name: [nulls(part) for part in np.split(_attribute(reward, name, values, len(texts)), parts)]
         for name, values in found.attributes.items()
     }
     sentences = [found.feedback[end - count : end] for end, count in zip(np.cumsum(counts), counts, strict=True)]
@@ -230,10 +230,6 @@ def _attribute(reward: Reward, name: str, values, count: int) -> np.ndarray:
             "expected one finite number each"
         )
     return array
-
-
-def _known(values: np.ndarray) -> list[float | None]:
-    return [None if value != value else value for value in values.tolist()]
 
 
 def _score_texts(column: str, rows: Sequence[Row], reward: Reward) -> list[dict]:
