@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -161,6 +162,8 @@ def test_dry_run_tells_the_cost(capsys, tmp_path):
     assert "270; 270 of them remote, 0.1 hours" in out
     assert "120 of 64 completions, each run 3 times" in out
     assert not (tmp_path / "run").exists()
+    assert main(["train", "--dry_run", *files, *small, *rewards, "--rate_limit", "10"]) == 0
+    assert "270; 270 of them remote, 0.0 hours at 10 a second" in capsys.readouterr().out
 
 
 ATTRIBUTES = """
@@ -191,6 +194,24 @@ def test_a_recipe_of_several_attributes(trained, capsys, tmp_path):
     assert "r.yaml:1: attributes: ['tone'] where list[dict] | null was expected" in fails(
         capsys, "train", "--config", str(recipe)
     )
+
+
+def test_the_answers_of_remote_scorers_are_copied_without_a_file_to_score(monkeypatch, capsys):
+    called = []
+    remote = SimpleNamespace(
+        configure=called.append,
+        export_cache=lambda path: called.append(path) or 1234,
+        import_cache=lambda path: called.append(path) or 5,
+    )
+    monkeypatch.setitem(sys.modules, "nlf.rewards.remote", remote)
+    monkeypatch.setattr("nlf.rewards.remote", remote, raising=False)
+    assert main(["score", "--export_cache", "out.jsonl", "--cache_dir", "answers"]) == 0
+    assert main(["score", "--import_cache", "in.jsonl"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "1,234 answers written to out.jsonl", "5 answers taken from in.jsonl",
+    ]  # fmt: skip
+    assert called == [config.RemoteOptions(cache_dir="answers"), "out.jsonl", config.RemoteOptions(), "in.jsonl"]
+    assert "path is missing" in fails(capsys, "score")
 
 
 def test_planned_sizes_are_those_of_the_weights(tmp_path):

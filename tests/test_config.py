@@ -37,6 +37,7 @@ def test_lists_are_not_shared_between_instances():
     ("values", "words"),
     [
         ({"top_p": 0.0}, "top_p: 0.0"),
+        ({"rate_limit": 0.0}, "rate_limit: 0.0 where a number above 0"),
         ({"quantile_rule": "odd"}, "even, published, levels"),
         ({"reward_normalization": "max"}, "none, zscore, rank"),
         ({"quantile_rule": "published", "quantile_scope": "prompt"}, "set quantile_scope pool"),
@@ -58,6 +59,13 @@ def test_a_senseless_value_is_refused_by_name(values, words):
         config.check(SimpleNamespace(**values))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_options_of_remote_rewards_among_others():
+    given = SimpleNamespace(rate_limit=2.0, replay=True, beta=1)
+    assert config.remote_options(given) == config.RemoteOptions(rate_limit=2.0, replay=True)
+    for command in ("score", "evaluate"):
+        assert config.RemoteOptions in config.COMMAND_GROUPS[command].values()
 
 
 def test_null_switches_off_and_is_not_checked():

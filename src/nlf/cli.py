@@ -229,6 +229,8 @@ SCORE = Command(
     positional="path",
     instead={
         "list": ("nlf.rewards", "listing"),
+        "export_cache": ("nlf.score", "export_command"),
+        "import_cache": ("nlf.score", "import_command"),
     },
 )
 PERPLEXITY = Command(

@@ -113,6 +113,26 @@ class RewardOptions:
 
 
 @dataclass
+class RemoteOptions:
+    """How scorers behind a network are asked; the same for all of them."""
+
+    cache_dir: str | None = knob(
+        None, "Folder of the answers' cache, scores.sqlite; null is $NLF_CACHE, or nlf in the user's cache folder."
+    )
+    replay: bool = knob(False, "Ask nobody: every answer comes from the cache, and one that is missing is an error.")
+    rate_limit: float | None = knob(
+        None, "Requests a second at most, over all processes on this machine; null is the scorer's own default."
+    )
+    max_concurrency: int = knob(16, "Requests under way at a time.")
+    max_tries: int = knob(8, "Tries of one request before its text has no score: transport, 408, 429, 5xx.")
+    max_failures_in_a_row: int = knob(5, "So many texts in a row out of tries stop the run; what is done is kept.")
+    request_timeout: float = knob(60.0, "Seconds that one request may take.")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass
 class TagOptions:
     """The words that name the quantiles, best first; of one reward, or of several attributes joined."""
 
@@ -344,6 +364,10 @@ class ScoreOptions:
 
     path: str = knob("", "A generations file, a folder of them, or any .jsonl, .csv or .parquet with a text column.")
     list: bool = knob(False, "Show every scorer, its attributes, licence and what it needs, and stop.")
+    export_cache: str | None = knob(
+        None, "Write the answers of remote scorers that are kept to this .jsonl, and stop."
+    )
+    import_cache: str | None = knob(None, "Take answers of remote scorers from such a .jsonl, and stop.")
     text_column: str = knob("text", "Column of the text, where the file is not one of generations.")
     batch_size: int = knob(64, "Lines scored and written at a time.")
 
@@ -425,11 +449,12 @@ COMMAND_GROUPS: dict[str, dict[str, type]] = {
         **{"Model": LoadOptions, "Prompts": PromptOptions, "Tags": ConditionOptions},
         **{"Sampling": SamplingOptions, "Drawing": DrawingOptions, "Output": SampleOptions},
     },
-    "score": {"Scoring": ScoreOptions, "Judges": JudgeOptions},
+    "score": {"Scoring": ScoreOptions, "Judges": JudgeOptions, "Remote rewards": RemoteOptions},
     "perplexity": {"Perplexity": PerplexityOptions},
     "evaluate": {
         **{"Model": LoadOptions, "Prompts": PromptOptions, "Tags": ConditionOptions, "Judges": JudgeOptions},
         **{"Sampling": SamplingOptions, "Drawing": DrawingOptions, "Comparison": EvaluationOptions},
+        "Remote rewards": RemoteOptions,
     },
     "distill": {"Model": LoadOptions, "Distillation": DistillOptions},
     "report": {"Report": ReportOptions},
@@ -441,6 +466,7 @@ OPTION_GROUPS: dict[str, type] = {
     "Model": ModelOptions,
     "Data": DataOptions,
     "Rewards": RewardOptions,
+    "Remote rewards": RemoteOptions,
     "Tags": TagOptions,
     "Sampling": SamplingOptions,
     "Evaluation sampling": EvalSamplingOptions,
@@ -453,6 +479,11 @@ OPTION_GROUPS: dict[str, type] = {
 def sampling_options(options: Any, prefix: str = "") -> SamplingOptions:
     """The sampling options among a larger object's fields; prefix 'eval_' takes those of evaluation."""
     return SamplingOptions(**{f.name: getattr(options, prefix + f.name) for f in fields(SamplingOptions)})
+
+
+def remote_options(options: Any) -> RemoteOptions:
+    """The options of remote rewards among a larger object's fields; the default of one that it has not."""
+    return RemoteOptions(**{f.name: getattr(options, f.name, f.default) for f in fields(RemoteOptions)})
 
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -468,7 +499,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         "max_prompts sweep_prompts num_prompts batch_size batch_tokens num_samples max_eval_prompts max_prompt_length max_feedback_length num_generations max_completion_length "
         "prompts_per_iteration steps_per_iteration pool_keep sampling_batch_tokens prompts_per_part target_kl horizon target_entropy "
-        "entropy_horizon lora_r lora_alpha num_train_epochs".split(),
+        "entropy_horizon lora_r lora_alpha num_train_epochs "
+        "rate_limit max_concurrency max_tries max_failures_in_a_row request_timeout".split(),
         POSITIVE,
     ),
     **dict.fromkeys(

@@ -23,13 +23,13 @@ from typing import Any
 from nlf import __version__, metrics
 from nlf.batches import PromptEncoder
 from nlf.completions import progress_bar
-from nlf.config import sampling_options
+from nlf.config import remote_options, sampling_options
 from nlf.environment import git_revision, versions
 from nlf.generations import annotate, read
 from nlf.likelihoods import divergence
 from nlf.perplexity import measure_file, model_label
 from nlf.policy import Policy, revision_of
-from nlf.rewards import Reward, resolve_reward
+from nlf.rewards import Reward, configure, resolve_reward
 from nlf.rundir import run_settings, write_text
 from nlf.sample import chosen_tag, load_for_commands, negative_tag, prompt_sets, sample_file, slug, with_tags
 from nlf.score import SUM, add_sum, score_file
@@ -92,6 +92,7 @@ def evaluate_command(options) -> str:
 def evaluate(options, compare: Callable[[Policy | None, Policy, Any, bool], list[System]]) -> str:
     """The same for the systems that `compare(base, policy, options, turned)` names, the base first."""
     rewards = [resolve_reward(spec) for spec in options.reward_funcs]
+    configure(remote_options(options))
     sets = [(source, rows, False) for source, rows in prompt_sets(options, options.prompts)]
     sets += [(source, rows, True) for source, rows in prompt_sets(options, options.reverse_prompts or [])]
     policy = with_tags(load_for_commands(options.model, options), options.tags)

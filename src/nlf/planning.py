@@ -58,10 +58,12 @@ def num_evaluations(s: SimpleNamespace, iterations: int, steps: int) -> int:
 
 
 def scorer_calls(s: SimpleNamespace, completions: int) -> str:
-    """Calls of all rewards; for those behind a network also the hours at one call a second, a usual free quota."""
+    """Calls of all rewards; for those behind a network also the hours, at most, at `rate_limit`, or at one call a second,
+    a usual free quota.
+    """
     rewards = [resolve_reward(spec) for spec in s.reward_funcs]
-    remote = sum(reward.remote for reward in rewards) * completions
-    hours = f"; {remote:,} of them remote, {remote / 3600:,.1f} hours at 1 a second" if remote else ""
+    remote, rate = sum(reward.remote for reward in rewards) * completions, s.rate_limit or 1
+    hours = f"; {remote:,} of them remote, {remote / rate / 3600:,.1f} hours at {rate:g} a second" if remote else ""
     return f"{completions * len(rewards):,}{hours}"
 
 

@@ -24,10 +24,11 @@ import pyarrow.parquet as pq
 
 from nlf import generations
 from nlf.completions import nulls, progress_bar, score_completions
+from nlf.config import remote_options
 from nlf.errors import UserError
 from nlf.generations import Reader, Row, Writer, annotate, read_lines, write_lines
 from nlf.prompts import READERS
-from nlf.rewards import Reward, resolve_reward
+from nlf.rewards import Reward, configure, resolve_reward
 from nlf.rundir import replacing
 
 SCORES = "scores"
@@ -44,6 +45,7 @@ def score_command(options) -> str:
     """
     paths = generations.files_of(options.path)
     rewards = [resolve_reward(name) for name in options.reward_funcs]
+    configure(remote_options(options))
     tables = []
     for path in paths:
         tallies = score_file(
@@ -51,6 +53,25 @@ def score_command(options) -> str:
         )
         tables.append(f"{path}\n{table(tallies)}")
     return "\n\n".join(tables)
+
+
+def export_command(options) -> str:
+    """`nlf score --export_cache FILE.jsonl`."""
+    remote = _remote(options)
+    return f"{remote.export_cache(options.export_cache):,} answers written to {options.export_cache}"
+
+
+def import_command(options) -> str:
+    """`nlf score --import_cache FILE.jsonl`."""
+    remote = _remote(options)
+    return f"{remote.import_cache(options.import_cache):,} answers taken from {options.import_cache}"
+
+
+def _remote(options):
+    from nlf.rewards import remote
+
+    remote.configure(remote_options(options))
+    return remote
 
 
 @dataclass

@@ -52,7 +52,7 @@ from nlf.policy import (
     trainable_digest,
 )
 from nlf.prompts import all_conversations, as_prompts, load_prompts
-from nlf.rewards import Reward, check_weights, resolve_reward, reward_names
+from nlf.rewards import Reward, check_weights, configure, resolve_reward, reward_names
 from nlf.rollouts import Pool, digest
 from nlf.tags import TagScheme
 
@@ -71,6 +71,7 @@ def _with_defaults(base: type, defaults: dict) -> type:
 @dataclass
 class ALTConfig(
     config.RewardOptions,
+    config.RemoteOptions,
     config.TagOptions,
     config.SamplingOptions,
     config.EvalSamplingOptions,
@@ -218,6 +219,7 @@ class ALTTrainer(Trainer):
         rewards = reward_funcs if reward_funcs is not None else args.reward_funcs
         rewards = rewards if isinstance(rewards, (list, tuple)) else [rewards]
         self.rewards = [resolve_reward(reward) for reward in rewards]
+        configure(config.remote_options(args))
         check_weights(self.rewards, args.reward_weights)
         args.reward_funcs = [r if isinstance(r, str) else self.rewards[i].name for i, r in enumerate(rewards)]
         if args.attributes:

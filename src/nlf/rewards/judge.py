@@ -1,0 +1,170 @@
+"""A language model as judge, `judge:TEMPLATE`, through the chat API that OpenAI's servers and many others speak.
+
+A template, a YAML file in `nlf/judges` or of your own, says what is judged and how it is answered, in one of two kinds:
+
+| it has | the answer | reward | what a completion is trained under |
+| --- | --- | --- | --- |
+| `categories` (ALT_LMC) | one of the categories, best first | their number - 1 - index | its category, a tag of the run |
+| `max_score` (ALT_LMU) | an analysis, a short sentence, a score | the score | the sentence |
+
+Both rewards are levels, for `quantile_rule: levels`. The model's name and the server come from $NLF_JUDGE_MODEL and
+$OPENAI_BASE_URL, else from the template, else the server is OpenAI's. What is kept of an answer is its text, so that it
+may be read again in a better way. Answers do not depend on the server's address, only on model, template and texts.
+"""
+
+import functools
+import json
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from nlf.config import RemoteOptions
+from nlf.errors import UserError
+from nlf.rewards import Judgement
+from nlf.rewards.remote import Ask, Refused, Rejected, RemoteScorer, Retry, checked_url, retry_after
+from nlf.rewards.templates import read_template
+
+logger = logging.getLogger(__name__)
+
+OFFICIAL = "https://api.openai.com/v1"
+KEY, URL, MODEL = "OPENAI_API_KEY", "OPENAI_BASE_URL", "NLF_JUDGE_MODEL"
+UNSTRUCTURED = re.compile(r"response.?format|json.?schema|structured|grammar|guided", re.I)
+TOO_LONG = re.compile(r"context.?(?:length|size|window)|string_above_max|too long|too many tokens", re.I)
+FILTERED = re.compile(r"content.?(?:filter|policy)", re.I)
+
+
+class Judge(RemoteScorer):
+    """The levels, and sentences, of a judging model.
+
+    Attributes:
+        tags: The categories, which are the run's `tags`; None for a judge that writes sentences.
+        levels: How many rewards there are, 0 to levels - 1, and so how many tags a run needs.
+
+    Args:
+        argument: The name of a template in `nlf/judges`, or a .yaml file.
+
+    Raises:
+        UserError: no such template, or it is not whole; no model is named; the URL is none. When asked: there is no key,
+            or no `openai`.
+    """
+
+    service = "judge"  # judges on one server share its rate
+
+    def __init__(self, argument: str, *, options: RemoteOptions | None = None):
+        super().__init__(options)
+        self.template = read_template(argument)
+        self.tags, self.levels = self.template.categories, self.template.levels
+        self.name = f"judge:{self.template.name}"
+        self.model = os.environ.get(MODEL) or self.template.model
+        if not self.model:
+            raise UserError(f"{self.name}: which model? set {MODEL}, or `model` in the template")
+        self.version = f"{Path(self.model).name}-{self.template.digest}"
+        given, own = os.environ.get(URL), self.template.base_url
+        url = checked_url(given or own or OFFICIAL, URL if given else f"{self.name}: base_url")
+        self.base_url = url if urlsplit(url).path else f"{url}/v1"
+        self.trusted = bool(given or not own)  # a template may come from anyone: its server gets no key
+        self.structured = self.template.structured  # until the server says that it cannot
+        self.shown = False
+
+    def ready(self) -> None:
+        try:
+            import openai  # noqa: F401
+        except ImportError as error:
+            raise UserError(f"{self.name} needs OpenAI's client: pip install 'nlf[judge]'") from error
+        if self.base_url == OFFICIAL and not self.secrets():
+            raise UserError(f"{self.name}: no key; set {KEY}, or {URL} to a server that needs none")
+
+    def secrets(self) -> list[str]:
+        key = os.environ.get(KEY, "").strip()
+        return [key] if key and self.trusted else []
+
+    def settings(self) -> dict:
+        return {"model": self.model, "template": self.template.digest}
+
+    def requests(self, prompts: Sequence | None, completions: Sequence[str], **columns) -> list[Ask]:
+        prompts = [""] * len(completions) if prompts is None else prompts
+        return [self._request(_text(prompt), _text(text)) for prompt, text in zip(prompts, completions, strict=True)]
+
+    def _request(self, prompt: str, completion: str) -> Ask:
+        template, most = self.template, self.template.max_characters
+        for what, text in (("prompt", prompt), ("completion", completion)):
+            if len(text) > most:
+                self.count(f"{what} cut to {most:,} characters")
+        texts = [prompt[-most:], completion[:most]]
+        told = {"temperature": template.temperature, "max_tokens": template.max_tokens, "seed": template.seed}
+        told = {name: value for name, value in (told | template.extra_body).items() if value is not None}
+        return Ask(texts, {"model": self.model, "messages": template.messages(*texts), "extra_body": told})
+
+    async def ask(self, client, ask: Ask) -> dict:
+        """The text of one answer, `content`, and why it ended, `finish_reason`."""
+        import openai
+
+        structured, body = self.structured, ask.body
+        if structured:
+            schema = {"name": "judgement", "strict": True, "schema": self.template.schema}
+            form = {"response_format": {"type": "json_schema", "json_schema": schema}}
+            body = {**body, "extra_body": body["extra_body"] | form}
+        chat = _openai(client, self.base_url, *(self.secrets() or ["none"])).chat.completions
+        try:
+            return _answer((await chat.with_raw_response.create(**body)).text)
+        except openai.APIConnectionError as error:
+            raise Retry(type(error.__cause__ or error).__name__) from error
+        except openai.APIStatusError as error:
+            raise self._failed(error, structured) from error
+
+    def _failed(self, error, structured: bool) -> Exception:
+        """What a status that is no success means."""
+        status, body = error.status_code, error.body if isinstance(error.body, dict) else {"message": error.body}
+        said = str(body.get("message") or body.get("detail") or "no reason given")
+        reason = f"{body.get('code')} {said}"
+        if structured and status in (400, 422, 500, 501) and UNSTRUCTURED.search(reason):
+            self.structured = False
+            return Retry("no structured output", 0.0)
+        if status in (408, 429) or status >= 500:
+            if "insufficient_quota" not in reason:
+                headers = error.response.headers
+                return Retry(f"HTTP {status}", retry_after(headers.get("retry-after"), headers.get("date")))
+        elif status in (400, 413, 422) and TOO_LONG.search(reason):
+            return Refused("too long for the model")
+        elif status == 400 and FILTERED.search(reason):
+            return Refused("withheld by the service")
+        said = "the key is not accepted" if status == 401 else said  # services quote parts of the key
+        return self.mistake(Rejected(status, {"error": said}), f"{KEY}, {URL} and the model {self.model}")
+
+    def read(self, answer) -> Judgement:
+        content, ended = answer["content"], answer["finish_reason"]
+        found = self.template.read(content)
+        if found is None:
+            why = {"length": "answer cut at max_tokens", "content_filter": "withheld by the service"}
+            self.count(why.get(ended, "answer that cannot be read"))
+            if not self.shown:
+                self.shown = True
+                logger.warning(f"{self.name}: {self.model} has answered what cannot be read: {content[:200]!r}")
+        return found or Judgement(None)
+
+
+@functools.lru_cache(maxsize=8)
+def _openai(client, base_url: str, key: str):
+    """OpenAI's client over ours. Retries, pace and time limits are RemoteScorer's."""
+    from openai import AsyncOpenAI
+
+    return AsyncOpenAI(api_key=key, base_url=base_url, http_client=client, max_retries=0, timeout=None)
+
+
+def _answer(text: str) -> dict:
+    try:
+        choice = json.loads(text)["choices"][0]
+        content, reason = choice["message"].get("content"), choice.get("finish_reason")
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        raise Retry("invalid JSON") from error
+    return {"content": content if isinstance(content, str) else "", "finish_reason": reason}
+
+
+def _text(text) -> str:
+    """A text or a conversation as one text that can be sent."""
+    if not isinstance(text, str):
+        text = "\n\n".join(f"{message['role']}: {message['content']}" for message in text or [])
+    return text.encode(errors="replace").decode()

@@ -1,0 +1,89 @@
+"""OpenAI's moderation API as a reward: `openai-moderation`, or `openai-moderation:hate` for one category.
+
+Any server with that endpoint will do: $OPENAI_BASE_URL, as for OpenAI's own client, https://api.openai.com/v1 if it is
+not set. OpenAI's needs a key, $OPENAI_API_KEY.
+"""
+
+import os
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from nlf.config import RemoteOptions
+from nlf.errors import UserError
+from nlf.rewards import Judgement
+from nlf.rewards.remote import Ask, Refused, Rejected, RemoteScorer, checked_url, key_of, post, probability
+
+OFFICIAL = "https://api.openai.com/v1"
+MODEL = "omni-moderation-latest"
+TOO_LONG = {"context_length_exceeded", "string_above_max_length"}
+KEY = "OPENAI_API_KEY"
+
+
+class Moderation(RemoteScorer):
+    """Reward = 1 − the score of a category, or of the one that scores highest; all of them are attributes.
+
+    Only the completion is sent.
+
+    Args:
+        category: As the service spells it; None = the highest of each text.
+        model: The service's name of the model.
+        base_url: Where /moderations is; None = $OPENAI_BASE_URL, or OpenAI's. One without a path gets /v1.
+
+    Raises:
+        UserError: the URL is none. When asked: there is no key.
+    """
+
+    service = "openai-moderation"
+
+    def __init__(
+        self,
+        category: str | None = None,
+        *,
+        model: str = MODEL,
+        base_url: str | None = None,
+        options: RemoteOptions | None = None,
+    ):
+        super().__init__(options)
+        self.category, self.version = category, model
+        self.name = self.service if category is None else f"{self.service}:{category}"
+        url = checked_url(base_url or os.environ.get("OPENAI_BASE_URL") or OFFICIAL, "OPENAI_BASE_URL")
+        self.base_url = url if urlsplit(url).path else f"{url}/v1"
+
+    def ready(self) -> None:
+        if self.base_url == OFFICIAL and not key_of(KEY):
+            raise UserError(f"{self.name}: no key; set {KEY}, or OPENAI_BASE_URL to a server that needs none")
+
+    def secrets(self) -> list[str]:
+        return [key_of(KEY)]
+
+    def requests(self, prompts: Sequence, completions: Sequence[str], **columns) -> list[Ask]:
+        return [self._request(text) for text in completions]
+
+    def _request(self, text: str) -> Ask:
+        if not text.strip():
+            self.count("empty text")
+            return Ask.known(Judgement(None))
+        return Ask(text, {"model": self.version, "input": text})
+
+    async def ask(self, client, ask: Ask) -> dict:
+        """The scores by category."""
+        headers = {"Authorization": f"Bearer {key}"} if (key := key_of(KEY)) else {}
+        try:
+            payload = await post(client, f"{self.base_url}/moderations", ask.body, headers)
+        except Rejected as error:
+            said = error.payload.get("error")
+            if isinstance(said, dict) and said.get("code") in TOO_LONG:
+                raise Refused("text too long") from error
+            raise self.mistake(error, f"{KEY}, OPENAI_BASE_URL and the model {self.version}") from error
+        results = payload.get("results")
+        first = results[0] if isinstance(results, list) and results else None
+        scores = first.get("category_scores") if isinstance(first, dict) else None
+        return scores if isinstance(scores, dict) else {}
+
+    def read(self, answer) -> Judgement:
+        found = answer if isinstance(answer, dict) else {}
+        scores = {name: score for name, value in found.items() if (score := probability(value)) is not None}
+        score = max(scores.values(), default=None) if self.category is None else scores.get(self.category)
+        if score is None:
+            self.count(f"no {self.category or 'category'} in the answer")
+        return Judgement(None if score is None else 1 - score, scores)
