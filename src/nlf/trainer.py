@@ -615,22 +615,28 @@ class IterationCallback(TrainerCallback):
 
 
 def check_judges(rewards: Sequence[Reward], args: ALTConfig) -> None:
-    """A judge that answers with categories names them by its levels, and they are the tags.
+    """A judge of so many levels needs as many tags; one that answers with categories names them: they are the tags.
 
     Raises:
-        UserError: its tags are not the run's, or are not taken by their level.
+        UserError: its tags are not the run's, or are not taken by their level; or there are more or fewer than levels.
     """
     for i, reward in enumerate(rewards):
-        own = getattr(reward.function, "tags", None)
+        own, levels = (getattr(reward.function, name, None) for name in ("tags", "levels"))
+        given = args.attributes[i] if args.attributes else {"tags": args.tags}
+        by_level = given.get("quantile_rule", args.quantile_rule) == "levels"
+        if levels and by_level and len(given["tags"]) != levels:
+            raise UserError(
+                f"reward {reward.name!r} has {levels} levels, there are {len(given['tags'])} tags: {list(given['tags'])}; "
+                "give one for each, best first"
+            )
         if own is None:
             continue
-        given = args.attributes[i] if args.attributes else {"tags": args.tags}
         if list(own) != list(given["tags"]):
             raise UserError(
                 f"reward {reward.name!r} answers with {list(own)}, the tags are {list(given['tags'])}; "
                 "they must be the same, best first"
             )
-        if given.get("quantile_rule", args.quantile_rule) != "levels":
+        if not by_level:
             raise UserError(f"reward {reward.name!r} answers with the tags themselves: set quantile_rule levels")
 
 

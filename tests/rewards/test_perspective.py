@@ -4,7 +4,9 @@ import asyncio
 import logging
 from datetime import date
 
+import pyarrow.parquet as pq
 import pytest
+import test_trainer
 from faulty_server import KEY, FaultyServer, value
 from hypothesis import given
 from hypothesis import strategies as st
@@ -185,3 +187,17 @@ def test_the_service_ends_and_its_answers_do_not(server, monkeypatch, folder):
         cache.put(key, "perspective", {"answer": {"TOXICITY": 0.25}})
     scorer.options = RemoteOptions(replay=True)
     assert ask(scorer, "a")[0].reward == 0.75
+
+
+def test_a_run_on_perspective(server, monkeypatch, tmp_path):
+    """Scores of a whole run are the service's, each text is asked about once, and the run again asks nobody."""
+    monkeypatch.setenv("PERSPECTIVE_BASE_URL", server.url)
+    for run in ("first", "again"):
+        trainer = test_trainer.make(tmp_path / run, reward="perspective", rate_limit=2000.0)
+        trainer.train()
+        for path in (tmp_path / run / "rollouts").rglob("part-*.parquet"):
+            for row in pq.read_table(path).to_pylist():
+                asked = row["completion"].strip()
+                assert row["reward"] == (1 - value(row["completion"], "TOXICITY") if asked else None)
+                assert row["scorer"] == "perspective@v1alpha1"
+    assert len(server.requests) == len(server.asked())
