@@ -68,7 +68,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one seed, fewer settings, stops and prompts")
     for name, default in DEFAULTS.items():
-        kind = {"type": type(default[0]), "nargs": "+"} if isinstance(default, list) else {"type": type(default)}
+        kind = {"type": type(default[0]), "nargs": "*"} if isinstance(default, list) else {"type": type(default)}
         kind |= {"choices": list(systems.STUDENTS)} if name == "students" else {}
         parser.add_argument(f"--{name}", default=default, **kind)
     parser.add_argument("--model", default="embedded", help="the start of all")

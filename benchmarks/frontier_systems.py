@@ -38,18 +38,24 @@ FILTERED = SamplingOptions(num_generations=25, max_completion_length=LENGTH, top
 FREE = SamplingOptions(num_generations=4, max_completion_length=LENGTH)  # temperature 1, nothing filtered
 CHOICES = (1, 2, 4, 8)  # n of best-of-n; 1 is the start itself
 GUIDANCE = (0.0, 0.5, 1.0, 2.0)  # from the best tag
-MIDDLE, MIDDLE_GUIDANCE = 2, (2.0, 4.0, 8.0)  # from the middle one
+MIDDLE, MIDDLE_GUIDANCE = 2, (2.0, 4.0, 8.0, 12.0)  # from the middle one
+SHORT = {  # the contrastive recipe in one small iteration of fast steps, for those who have no time
+    **{"num_train_epochs": 1, "prompts_per_iteration": 256, "steps_per_iteration": 25},
+    **{"learning_rate": 1e-3, "beta": 1.0},
+}
+SHORT_GUIDANCE = (4.0, 8.0, 12.0, 18.0)  # from the middle tag
 STUDENTS = {  # knobs of `nlf distill`
     "distilled": {},
     "distilled-best-1.5": {"tag": "best", "guidance_scale": 1.5},
     "distilled-best-2": {"tag": "best", "guidance_scale": 2.0},
+    "distilled-12": {"guidance_scale": 12.0},
     "five-tags": {"keep_tags": True},
 }
 GENERATIONS = 8  # of a prompt in GRPO, and that supervised training takes the best of
 SFT_BATCH = 64
 DONE = "seconds.json"
 COST = {  # seconds on 2 slow cores, for the estimate
-    **{"contrastive iteration": 35, "published iteration": 26, "distilled": 30, "five tags": 34},
+    **{"contrastive iteration": 35, "published iteration": 26, "distilled": 30, "five tags": 34, "short": 22},
     **{"grpo step of 64": 0.9, "sft step": 0.4, "sft samples": 15, "completion": 1 / 250, "point": 5},
 }
 
@@ -111,11 +117,19 @@ def runs(options: Namespace) -> list[Run]:
     contrastive = recipe_run("contrastive", options.recipe, shared, {}, settings, COST["contrastive iteration"])
     students = [student_run(name, STUDENTS[name], contrastive) for name in options.students]
     lengths = [each for n in options.iterations for each in of_length(n, options.recipe, shared)]
+    settings = guided("short-middle", CONTRASTIVE, SHORT_GUIDANCE, "contrastive, short, middle tag", MIDDLE)
+    short = recipe_run("short", options.recipe, shared, SHORT, settings, COST["short"])
+    plain = student_run("distilled-short", {"guidance_scale": 12.0}, short, "distilled, short, guidance 12")
+    published = published_run(options, shared) if options.published_iterations else []
+    return [contrastive, *students, short, plain, *lengths, *published, *rivals(options, shared)]
+
+
+def published_run(options: Namespace, shared: dict) -> list[Run]:
     few = {"num_train_epochs": options.published_iterations}
     settings = guided("published", PUBLISHED, GUIDANCE, f"published, {iterations(options.published_iterations)}")
-    cost = COST["published iteration"]
-    published = recipe_run("published", options.published_recipe, shared, few, settings, cost)
-    return [contrastive, *students, *lengths, published, *rivals(options, shared)]
+    return [
+        recipe_run("published", options.published_recipe, shared, few, settings, COST["published iteration"]),
+    ]
 
 
 def of_length(n: int, recipe: str, shared: dict) -> list[Run]:

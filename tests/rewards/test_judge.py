@@ -527,8 +527,12 @@ def test_a_run_on_sentences(made, tmp_path):
 
 def test_as_many_tags_as_levels(made, tmp_path):
     judge = made("http://localhost:1", SENTENCES)
-    with pytest.raises(UserError, match="'judge:count' has 4 levels, there are 3 tags: .*; give one for each, best first"):
-        test_trainer.make(tmp_path / "run", reward=judge, tags=["best", "fair", "bad"], **RUN | {"quantile_weights": None})
+    with pytest.raises(
+        UserError, match="'judge:count' has 4 levels, there are 3 tags: .*; give one for each, best first"
+    ):
+        test_trainer.make(
+            tmp_path / "run", reward=judge, tags=["best", "fair", "bad"], **RUN | {"quantile_weights": None}
+        )
 
 
 # ---- a real server ------------------------------------------------------------------------------------------------
