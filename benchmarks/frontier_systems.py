@@ -48,7 +48,7 @@ STUDENTS = {  # knobs of `nlf distill`
     "distilled": {},
     "distilled-best-1.5": {"tag": "best", "guidance_scale": 1.5},
     "distilled-best-2": {"tag": "best", "guidance_scale": 2.0},
-    "distilled-12": {"guidance_scale": 12.0},
+    "distilled-g12": {"guidance_scale": 12.0},
     "five-tags": {"keep_tags": True},
 }
 GENERATIONS = 8  # of a prompt in GRPO, and that supervised training takes the best of
