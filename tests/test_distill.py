@@ -238,7 +238,8 @@ def test_micro_batches_add_up(run, tmp_path, losses):
     one, losses[:] = losses[0], []
     small = {**FLAGS, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     distill(model=str(run), output_dir=str(tmp_path / "two"), **small)
-    assert losses[0] + losses[1] == pytest.approx(one, rel=1e-5)
+    # a KL of .007 is a difference of log-probabilities of about 5, which float32 rounds at 5e-7, by machine
+    assert losses[0] + losses[1] == pytest.approx(one, rel=1e-5, abs=5e-7)
 
 
 # ---- kinds of teachers and students -------------------------------------------------------------------------------

@@ -157,6 +157,18 @@ def test_a_run_that_was_only_trained_says_the_command_to_evaluate_it(tmp_path):
     assert page.sections() == ["results", "training", "details"]
 
 
+def test_attributes_have_curves_and_quantiles_of_their_own(tmp_path):
+    folder = tmp_path / "run"
+    reports.write_training(folder)
+    edges = {f"attribute/wit/quantile/{q}/{end}": q + (end == "high") for q in (0, 1) for end in ("low", "high")}
+    rows = [{"step": step, "iteration": step, "reward/wit": 0.25, **edges} for step in (0, 1)]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    page = Page(write_report([folder]))
+    assert "Reward wit" in page.text and "Quantiles of wit, by reward" in page.text
+    assert "Quantiles of the pool, by reward" in page.text
+
+
 def test_an_evaluation_without_training_has_no_curves(tmp_path):
     reports.write_evaluation(tmp_path / "hub", reports.systems(), prompts=3)
     page = Page(write_report([tmp_path / "hub"]))

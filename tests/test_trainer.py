@@ -382,3 +382,22 @@ def test_config_yaml_can_be_given_back(unbroken):
     values = read_recipe(unbroken / "config.yaml", train_settings_knobs())
     args, _, _ = build({**values, "reward_funcs": ["local"]})
     assert args.learning_rate == 1e-2 and args.steps_per_iteration == 3 and args.tags[0] == "Lowest Toxicity"
+
+
+def test_a_reward_of_trl_sees_the_state_and_logs(tmp_path):
+    """By name or by **kwargs, in training and in evaluation; one that takes neither is called without."""
+    seen = []
+
+    def curriculum(completions, trainer_state, log_metric, **kwargs):
+        seen.append(trainer_state.global_step)
+        log_metric("words", sum(len(text.split()) for text in completions) / len(completions))
+        return [float(len(text)) for text in completions]
+
+    def strict(prompts, completions, completion_ids):
+        return [0.0] * len(completions)
+
+    trainer = make(tmp_path, reward=[curriculum, strict], eval_strategy="epoch")
+    trainer.train()
+    assert set(seen) == {0, 3, 6}
+    logged = [row["words"] for row in lines(tmp_path) if "pool/size" in row]
+    assert len(logged) == 2 and all(value > 0 for value in logged)

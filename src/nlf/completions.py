@@ -85,6 +85,7 @@ def score_table(
     *,
     allowed: Sequence[Reward] | None = None,
     sentence: Callable[[str], str | None] = str,
+    context: dict | None = None,
 ) -> pa.Table:
     """The table with its rewards; `rows` are the prompt rows it was sampled from, whose other columns the rewards see.
 
@@ -92,6 +93,7 @@ def score_table(
         allowed: Those of `rewards` that may be called now; None = all. One whose values are in the table is not called
             again, and the weighted sum is there once all are.
         sentence: How a judge's sentence is kept, None = not at all.
+        context: As of `rewards.score`.
 
     Raises:
         UserError: a reward function returned the wrong number of values, or one that is no finite number.
@@ -114,7 +116,7 @@ def score_table(
     repeated = [row for row in rows for _ in range(copies)]
     scores = score_completions(
         list(todo.values()), None, [row["prompt"] for row in repeated], table["completion"].to_pylist(),
-        table["completion_ids"].to_pylist(), [other_columns(row) for row in repeated],
+        table["completion_ids"].to_pylist(), [other_columns(row) for row in repeated], context,
     )  # fmt: skip
     each |= dict(zip(todo, scores.per_function.values(), strict=True))
     each = {name: each[name] for name in names if name in each}
@@ -141,11 +143,13 @@ def score_completions(
     texts: Sequence[str],
     completion_ids: Sequence[Sequence[int]],
     columns: Sequence[dict],
+    context: dict | None = None,
 ) -> Scores:
     """Call rewards as training does: completions of conversations as messages, the other columns by name.
 
     Args:
         columns: The other columns of each completion's prompt row; one that a row lacks is None.
+        context: As of `rewards.score`.
 
     Raises:
         UserError: as `rewards.score`.
@@ -156,7 +160,7 @@ def score_completions(
     ]
     names = sorted({name for row in columns for name in row})
     others = {name: [row.get(name) for row in columns] for name in names}
-    return score(rewards, weights, prompts, completions, completion_ids, others)
+    return score(rewards, weights, prompts, completions, completion_ids, others, context)
 
 
 def other_columns(row: dict) -> dict:

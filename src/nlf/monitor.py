@@ -34,6 +34,7 @@ def evaluated_lines(
     seed: int,
     token_budget: int | None = None,
     progress: Callable[[int], None] | None = None,
+    context: dict | None = None,
 ) -> list[dict]:
     """Sample, score and measure evaluation prompts: lines as `nlf evaluate` writes them, perplexity and KL under the
     reference.
@@ -53,13 +54,13 @@ def evaluated_lines(
     for i, line in enumerate(lines):
         tokens = [len(ids) for ids in completions[i]]
         line["likelihoods"] = {REFERENCE: {"nll": nll[i], "tokens": tokens, "kl": kl[i], "entropy": entropy[i]}}
-    add_scores(lines, scores_of(lines, rewards))
+    add_scores(lines, scores_of(lines, rewards, context))
     return lines
 
 
-def scores_of(lines: Sequence[dict], rewards: Sequence[Reward]) -> dict[str, list[dict]]:
+def scores_of(lines: Sequence[dict], rewards: Sequence[Reward], context: dict | None = None) -> dict[str, list[dict]]:
     """What each reward says of each line, by its label."""
-    return {reward.label: score_rows(lines, reward) for reward in rewards}
+    return {reward.label: score_rows(lines, reward, context) for reward in rewards}
 
 
 def add_scores(lines: Sequence[dict], scores: dict[str, list[dict]]) -> None:

@@ -214,10 +214,10 @@ def table(tallies: Sequence[Tally]) -> str:
 # ---- scoring ------------------------------------------------------------------------------------------------------
 
 
-def score_rows(rows: Sequence[Row], reward: Reward) -> list[dict]:
+def score_rows(rows: Sequence[Row], reward: Reward, context: dict | None = None) -> list[dict]:
     """A reward's scores of lines of generations: `{"reward": [n], "attributes": {name: [n]}}` for each, None where it
     could not score, and `"feedback": [n]` where a judge wrote sentences. It sees prompts, token ids and the data set's
-    other columns, as in training.
+    other columns, as in training, and takes of the context what `rewards.score` says.
 
     Raises:
         UserError: the reward returned what is no score.
@@ -227,7 +227,7 @@ def score_rows(rows: Sequence[Row], reward: Reward) -> list[dict]:
     texts = [text for row in rows for text in row["completions"]]
     found = score_completions(
         [reward], None, [row["prompt"] for row in each], texts,
-        [ids for row in rows for ids in row["completion_ids"]], [row.get("columns") or {} for row in each],
+        [ids for row in rows for ids in row["completion_ids"]], [row.get("columns") or {} for row in each], context,
     )  # fmt: skip
     parts = np.cumsum(counts)[:-1]
     rewards = [nulls(part) for part in np.split(found.reward, parts)]

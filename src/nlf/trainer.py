@@ -15,6 +15,7 @@ import functools
 import json
 import signal
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial
@@ -231,6 +232,7 @@ class ALTTrainer(Trainer):
                 {**each, "reward": name} for each, name in zip(args.attributes, args.reward_funcs, strict=True)
             ]
         check_judges(self.rewards, args)
+        self.reward_metrics: dict[str, list[float]] = defaultdict(list)  # by `log_metric` of TRL's functions
         self.first_scores = args.world_size > 1 and any(reward.remote for reward in self.rewards)
 
     # ---- one call -------------------------------------------------------------------------------------------------
@@ -318,6 +320,7 @@ class ALTTrainer(Trainer):
             lines = evaluated_lines(
                 self.policy, self.encoder, shard, [n for _, n in mine], tag, options, self.rewards_here(),
                 seed=self.args.seed, token_budget=self.args.sampling_batch_tokens, progress=advance,
+                context=self.reward_context(),
             )  # fmt: skip
         lines = self.gather_lines(lines, [i for i, _ in mine])
         if self.first_scores:
@@ -375,15 +378,16 @@ class ALTTrainer(Trainer):
         words = self.feedback.words(pool, quantiles, iteration)
         self.train_dataset.refresh(pool, quantiles, words, self.encoder, iteration, conversations)
         if offset == 0:
-            self.log(pool_statistics(pool, quantiles, iteration, self.feedback))
+            self.log(pool_statistics(pool, quantiles, iteration, self.feedback) | self.logged_by_rewards())
 
     def loop(self, iteration: int) -> Loop:
         """What `run_iteration` needs, out of this trainer."""
         args = self.args
         past = partial(Pool.load, self.run_dir, iteration - 1, args.pool_keep)
         scored = partial(
-            score_table, rewards=self.rewards, weights=args.reward_weights, sentence=self.encoder.sentence
-        )
+            score_table, rewards=self.rewards, weights=args.reward_weights, sentence=self.encoder.sentence,
+            context=self.reward_context(),
+        )  # fmt: skip
 
         @functools.cache
         def words() -> list[str | None]:
@@ -414,6 +418,18 @@ class ALTTrainer(Trainer):
             check=self.stop_if_asked, pool_keep=args.pool_keep, first_scores=self.first_scores,
         )  # fmt: skip
 
+    def reward_context(self) -> dict:
+        """What TRL's trainers offer to reward functions beside the columns, but for `log_extra`: rollouts have no free
+        columns.
+        """
+        return {"trainer_state": self.state, "log_metric": lambda name, value: self.reward_metrics[name].append(value)}
+
+    def logged_by_rewards(self) -> dict[str, float]:
+        """Means of what reward functions of this process logged since the last time."""
+        means = {name: sum(values) / len(values) for name, values in self.reward_metrics.items()}
+        self.reward_metrics.clear()
+        return means
+
     def rewards_here(self) -> list[Reward]:
         """Those that this rank calls itself; where there are several ranks, the first calls the remote ones for all."""
         return [reward for reward in self.rewards if not (self.first_scores and reward.remote)]
@@ -428,7 +444,7 @@ class ALTTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             remote = [reward for reward in self.rewards if reward.remote]
-            rundir.write_text(path, json.dumps(scores_of(lines, remote)))
+            rundir.write_text(path, json.dumps(scores_of(lines, remote, self.reward_context())))
         wait_for(path.is_file, self.stop_if_asked)
         found = json.loads(path.read_text(encoding="utf-8"))
         self.accelerator.wait_for_everyone()

@@ -159,10 +159,11 @@ PANELS = (
 def curves(runs: Sequence[Run], drawing: Drawing) -> list[Plot]:
     """What was logged over the steps of training, a panel each; the edges of the quantiles are the first run's."""
     marks = sorted({row["step"] for row in runs[0].log if "iteration" in row})
-    edges = _edges(runs[0], drawing, marks)
-    found = [
-        plot for name, logged, evaluated in PANELS if (plot := _panel(runs, name, logged, evaluated, marks, drawing))
-    ]
+    logged = dict.fromkeys(name for row in runs[0].log for name in row)
+    cut = dict.fromkeys(name.partition("quantile/")[0] for name in logged if "quantile/" in name)
+    edges = [plot for prefix in cut for plot in _edges(runs[0], drawing, marks, prefix)]
+    each = [(f"Reward {name.partition('/')[2]}", (name,), ()) for name in logged if name.startswith("reward/")]
+    found = [plot for panel in (*PANELS, *each) if (plot := _panel(runs, *panel, marks, drawing))]
     return found[:1] + edges + found[1:]
 
 
@@ -181,20 +182,22 @@ def _panel(
 
 def _values(log: Sequence[dict], keys: tuple) -> tuple[list[float], list[float]]:
     """Steps and values of the lines that have one of the keys."""
-    name = next((name for row in log for name in row if family(name) in keys), None)
+    name = next((name for row in log for name in row if name in keys or family(name) in keys), None)
     found = [(row["step"], row[name]) for row in log if is_number(row.get(name))]
     return [x for x, _ in found], [y for _, y in found]
 
 
-def _edges(run: Run, drawing: Drawing, marks: list) -> list[Plot]:
-    """Between which rewards each quantile lay in each iteration."""
-    numbers = {name.split("/")[1] for row in run.log for name in row if name.startswith("quantile/")}
+def _edges(run: Run, drawing: Drawing, marks: list, prefix: str) -> list[Plot]:
+    """Between which rewards each quantile lay in each iteration; those of an attribute stand under a prefix."""
+    start = f"{prefix}quantile/"
+    numbers = {name[len(start) :].split("/")[0] for row in run.log for name in row if name.startswith(start)}
     quantiles = sorted(map(int, filter(str.isdecimal, numbers)))
     bands = []
     for q, ink in zip(quantiles, steps(len(quantiles)), strict=True):
-        names = [f"quantile/{q}/{end}" for end in ("low", "high")]
+        names = [f"{start}{q}/{end}" for end in ("low", "high")]
         rows = [row for row in run.log if all(is_number(row.get(name)) for name in names)]
         if rows:
             bands.append(Band([r["step"] for r in rows], *([r[name] for r in rows] for name in names), ink))
-    svg = drawing.curves([], bands, marks, "Rewards between which each quantile lies, over steps") if bands else None
-    return [Plot(svg, "Quantiles of the pool, by reward")] if svg else []
+    what = prefix.removeprefix("attribute/").strip("/") or "the pool"
+    about = f"Rewards between which each quantile of {what} lies, over steps"
+    return [Plot(drawing.curves([], bands, marks, about), f"Quantiles of {what}, by reward")] if bands else []

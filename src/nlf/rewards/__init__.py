@@ -124,7 +124,7 @@ class Reward:
 
     def __call__(self, /, prompts: Sequence, completions: Sequence, completion_ids: Sequence, **columns) -> list:
         keywords = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids} | columns
-        returned = _call([self], keywords)[0]
+        returned = _call([self], keywords, {})[0]
         return [judgement.reward for judgement in _judgements(self, returned)] if self.judges else returned
 
     def attributes(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -140,13 +140,14 @@ def _name(function: Callable) -> str:
     return name if isinstance(name, str) else getattr(function, "__name__", type(function).__name__)
 
 
-def _call(rewards: Sequence[Reward], keywords: dict) -> list[list]:
+def _call(rewards: Sequence[Reward], keywords: dict, context: dict) -> list[list]:
     """What each reward returns; the async ones run side by side, as in TRL."""
     returned = [None] * len(rewards)
     for i in sorted(range(len(rewards)), key=lambda i: rewards[i].is_async):
-        _check_signature(rewards[i], keywords)
+        given = keywords | _taken(rewards[i], context)
+        _check_signature(rewards[i], given)
         with _naming(rewards[i]):
-            returned[i] = rewards[i].called(**keywords)
+            returned[i] = rewards[i].called(**given)
     waiting = [i for i, value in enumerate(returned) if inspect.isawaitable(value)]
     for i, value in zip(waiting, _wait([(rewards[i], returned[i]) for i in waiting]), strict=True):
         returned[i] = value
@@ -163,10 +164,22 @@ def _naming(reward: Reward):
         raise
 
 
-def _check_signature(reward: Reward, keywords: dict) -> None:
+def _taken(reward: Reward, context: dict) -> dict:
+    """What of the context a function asks for, by name or by **kwargs."""
+    parameters = getattr(_signature(reward), "parameters", {})
+    everything = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return {name: value for name, value in context.items() if everything or name in parameters}
+
+
+def _signature(reward: Reward) -> inspect.Signature | None:
     try:
-        signature = inspect.signature(reward.called)
+        return inspect.signature(reward.called)
     except (TypeError, ValueError):  # some builtins have none to look at
+        return None
+
+
+def _check_signature(reward: Reward, keywords: dict) -> None:
+    if (signature := _signature(reward)) is None:
         return
     try:
         signature.bind(**keywords)
@@ -370,20 +383,20 @@ def score(
         prompts: N texts or conversations; completions: N texts, or for a conversation
             `[{"role": "assistant", "content": …}]`.
         columns: Other columns of the data set, N values each, passed by name.
-        context: What else TRL's functions may ask for by name, such as `trainer_state`.
+        context: What else TRL's functions may ask for, such as `trainer_state`; kept from those that do not take it.
 
     Raises:
         UserError: a reward returned too few values, or one that is no finite number; or the weights are not as many.
     """
     check_weights(rewards, weights)
-    keywords = {name: values for name, values in columns.items() if name not in OURS} | (context or {})
+    keywords = {name: values for name, values in columns.items() if name not in OURS}
     keywords |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
     texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
     names = reward_names(rewards)
     per_function: dict[str, np.ndarray] = {}
     attributes: dict[str, np.ndarray] = {}
     feedback: list[str | None] = [None] * len(texts)
-    for name, reward, returned in zip(names, rewards, _call(rewards, keywords), strict=True):
+    for name, reward, returned in zip(names, rewards, _call(rewards, keywords, context or {}), strict=True):
         judged = _judgements(reward, returned) if reward.judges else None
         values = returned if judged is None else [judgement.reward for judgement in judged]
         per_function[name] = _checked(f"reward {name!r}", values, texts)
