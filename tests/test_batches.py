@@ -5,8 +5,10 @@ import pyarrow as pa
 import pytest
 import tiny
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nlf.batches import Example, PoolDataset, PromptEncoder, collate, with_feedback
+from nlf.batches import Example, PoolDataset, PromptEncoder, collate, group_by_length, with_feedback
 from nlf.errors import UserError
 from nlf.feedback import make_feedback
 from nlf.rollouts import SCHEMA, Pool
@@ -76,14 +78,33 @@ def test_collate_by_hand():
         Example(right=[1, 2, 3], wrong=[4, 3], prompt=[3], completion=[7, 8], num_tokens=3, num_completions=2),
         Example(right=[1, 5], wrong=[4, 6, 5], prompt=[6, 5], completion=[9], num_tokens=3, num_completions=2),
     ]
-    batch = collate(examples, pad_id=0)
-    assert batch["input_ids"].tolist() == [[1, 2, 3, 7, 8], [0, 1, 5, 9, 0], [0, 4, 3, 7, 8], [4, 6, 5, 9, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [0, 1, 1, 1, 0], [0, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
-    assert batch["position_ids"].tolist()[1] == [0, 0, 1, 2, 2]
-    assert batch["ref_input_ids"].tolist() == [[0, 3, 7, 8], [6, 5, 9, 0]]
-    assert batch["labels"].tolist() == [[7, 8], [9, 0]]
-    assert batch["completion_mask"].tolist() == [[True, True], [True, False]]
-    assert (batch["num_tokens"], batch["num_completions"]) == (torch.tensor(3), torch.tensor(2))
+    [group] = collate(examples, pad_id=0)["groups"]
+    policy, reference = group["policy"], group["reference"]
+    assert policy["input_ids"].tolist() == [[1, 2, 3, 7, 8], [1, 5, 9, 0, 0], [4, 3, 7, 8, 0], [4, 6, 5, 9, 0]]
+    assert policy["attention_mask"].sum(1).tolist() == [5, 3, 4, 4]
+    assert policy["position_ids"].tolist() == [[0, 1, 2, 3, 4]] * 4
+    assert policy["predicts"].nonzero().tolist() == [[0, 2], [0, 3], [1, 1], [2, 1], [2, 2], [3, 2]]
+    assert reference["input_ids"].tolist() == [[3, 7, 8], [6, 5, 9]]
+    assert reference["predicts"].nonzero().tolist() == [[0, 0], [0, 1], [1, 1]]
+    assert group["labels"].tolist() == [[7, 8], [9, 0]]
+    assert group["completion_mask"].tolist() == [[True, True], [True, False]]
+    assert (group["num_tokens"], group["num_completions"]) == (torch.tensor(3), torch.tensor(2))
+
+
+def test_groups_by_hand():
+    assert group_by_length([9, 1, 1, 9, 1], least_tokens=3) == [[1, 2, 4], [0, 3]]
+    assert group_by_length([9, 1, 1, 9, 1], least_tokens=50) == [[1, 2, 4, 0, 3]]  # too small to stand alone
+    assert group_by_length([10, 10, 11, 10], least_tokens=1) == [[0, 1, 3, 2]]  # padding is below a tenth
+    assert group_by_length([3], least_tokens=100) == [[0]]
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 200))
+def test_groups_hold_every_row_once_and_none_is_small(lengths, least):
+    groups = group_by_length(lengths, least)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    assert len(groups) == 1 or all(sum(lengths[i] for i in group) >= least for group in groups)
+    order = [lengths[i] for group in groups for i in group]
+    assert order == sorted(order)
 
 
 def test_a_step_knows_its_tokens_and_an_item_depends_on_its_number_only():

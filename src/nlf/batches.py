@@ -243,22 +243,65 @@ def model_inputs(queries: Sequence[Sequence[int]], completions: Sequence[Sequenc
     return {"input_ids": torch.cat([left, right], dim=1), "attention_mask": mask, "position_ids": positions}
 
 
-def collate(examples: Sequence[Example], pad_id: int) -> dict[str, torch.Tensor]:
-    """One micro-batch of B examples.
+def read_whole(queries: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int) -> dict:
+    """Inputs of one forward pass over whole rows, padded on the right, `(B, L)` each; `predicts` is true where the next
+    token is one of the completion's.
+    """
+    rows = [list(query) + list(completion) for query, completion in zip(queries, completions, strict=True)]
+    mask = pad([[1] * len(row) for row in rows], 0, "right")
+    told = [[0] * (len(q) - 1) + [1] * len(c) for q, c in zip(queries, completions, strict=True)]
+    predicts = pad([row + [0] * (mask.shape[1] - len(row)) for row in told], 0, "right").bool()
+    positions = torch.arange(mask.shape[1]).expand_as(mask).contiguous()
+    return {
+        **{"input_ids": pad(rows, pad_id, "right"), "attention_mask": mask},
+        **{"position_ids": positions, "predicts": predicts},
+    }
+
+
+def group_by_length(lengths: Sequence[int], least_tokens: int, waste: float = 0.1) -> list[list[int]]:
+    """Rows cut into groups of like length, so that padding them costs little.
+
+    Args:
+        least_tokens: A group of fewer takes in more, whatever the padding: small passes are slow.
+        waste: The share of padding from which on another group is begun.
+    """
+    groups: list[list[int]] = [[]]
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        group, width = groups[-1], lengths[i]
+        padded = width * (len(group) + 1)
+        used = sum(lengths[j] for j in group)
+        if used >= least_tokens and padded - used - width > waste * padded:
+            groups.append(group := [])
+        group.append(i)
+    if len(groups) > 1 and sum(lengths[j] for j in groups[-1]) < least_tokens:
+        last = groups.pop()
+        groups[-1] += last
+    return groups
+
+
+def collate(examples: Sequence[Example], pad_id: int, least_tokens: int | None = None) -> dict[str, list[dict]]:
+    """One micro-batch as `groups` of examples of like length; the loss of the micro-batch is the sum of theirs.
+
+    Args:
+        least_tokens: As of `group_by_length`; None = one group.
 
     Returns:
-        `input_ids`, `attention_mask`, `position_ids`: the policy's `(B or 2B, Q + T)`, right branch first;
-        `ref_*`: the reference's `(B, P + T)`, without feedback; `labels`, `completion_mask`: `(B, T)`;
-        `num_tokens`, `num_completions`: of the whole step, scalars.
+        For each group of B examples: `policy`, `read_whole` of B or 2B rows, right branch first; `reference`, of B rows
+        without feedback; `labels`, `completion_mask`: `(B, T)`; `num_tokens`, `num_completions`: of the whole step,
+        scalars.
     """
+    lengths = [len(e.right) + len(e.completion) for e in examples]
+    groups = group_by_length(lengths, least_tokens) if least_tokens else [range(len(examples))]
+    return {"groups": [_collate_group([examples[i] for i in group], pad_id) for group in groups]}
+
+
+def _collate_group(examples: Sequence[Example], pad_id: int) -> dict:
     completions = [e.completion for e in examples]
     contrast = examples[0].wrong is not None
     queries = [e.right for e in examples] + ([e.wrong for e in examples] if contrast else [])
-    policy = model_inputs(queries, completions * (2 if contrast else 1), pad_id)
-    reference = model_inputs([e.prompt for e in examples], completions, pad_id)
     return {
-        **policy,
-        **{f"ref_{name}": value for name, value in reference.items()},
+        "policy": read_whole(queries, completions * (2 if contrast else 1), pad_id),
+        "reference": read_whole([e.prompt for e in examples], completions, pad_id),
         "labels": pad(completions, pad_id, "right"),
         "completion_mask": pad([[1] * len(c) for c in completions], 0, "right").bool(),
         "num_tokens": torch.tensor(examples[0].num_tokens),

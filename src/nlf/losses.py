@@ -49,19 +49,61 @@ def token_stats(
     """
     if kl_direction not in ("forward", "reverse"):
         raise ValueError(f"kl_direction {kl_direction!r}: expected 'forward' or 'reverse'")
-    log_p = _log_softmax(logits)  # (..., T, V)
-    logp = log_p.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-    entropy = -_dot(log_p.exp(), log_p)
-    if ref_logits is None:
-        return TokenStats(logp, entropy, torch.zeros_like(logp))
-    kept = _kept_ids(logits.shape[-1], ref_logits.shape[-1], excluded_ids, logits.device)
-    log_p, log_q = log_p[..., kept], _log_softmax(ref_logits[..., kept])  # (..., T, V'')
-    mass = log_p.logsumexp(-1)  # what the policy gives to the ids that are compared
-    if kl_direction == "forward":
-        q = log_q.exp()
-        return TokenStats(logp, entropy, _dot(q, log_q) - _dot(q, log_p) + mass)
-    p = (log_p - mass.unsqueeze(-1)).exp()
-    return TokenStats(logp, entropy, _dot(p, log_p) - mass - _dot(p, log_q))
+    labels = labels.expand(logits.shape[:-1])
+    with torch.autocast(logits.device.type, enabled=False):  # sums over a vocabulary want their 24 bits
+        if ref_logits is None:
+            logp, entropy, _ = _Stats.apply(logits, labels, None, slice(0), kl_direction)
+            return TokenStats(logp, entropy, torch.zeros_like(logp))
+        kept = _kept_ids(logits.shape[-1], ref_logits.shape[-1], excluded_ids, logits.device)
+        log_q = _log_softmax(ref_logits.detach()[..., kept])  # (..., T, V'')
+        return TokenStats(*_Stats.apply(logits, labels, log_q, kept, kl_direction))
+
+
+class _Stats(torch.autograd.Function):
+    """`token_stats` with its gradient by hand, in one pass over the vocabulary: autograd would keep and walk a tensor of
+    that size for every term of every sum. A statistic that no loss uses costs nothing.
+    """
+
+    @staticmethod
+    def forward(ctx, logits, labels, log_q, kept, kl_direction):
+        log_p = _log_softmax(logits)  # (..., T, V)
+        logp = log_p.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        p = log_p.exp()
+        entropy = -_dot(p, log_p)
+        kl = mass = None
+        if log_q is not None:
+            kept_p = log_p[..., kept]  # (..., T, V'')
+            mass = kept_p.logsumexp(-1)  # what the policy gives to the ids that are compared
+            if kl_direction == "forward":
+                q = log_q.exp()
+                kl = _dot(q, log_q) - _dot(q, kept_p) + mass
+            else:
+                kept_p = kept_p - mass.unsqueeze(-1)
+                kl = _dot(kept_p.exp(), kept_p) - _dot(kept_p.exp(), log_q)
+        ctx.save_for_backward(log_p, labels, log_q, entropy, kl, mass)
+        ctx.kept, ctx.forward_kl, ctx.dtype = kept, kl_direction == "forward", logits.dtype
+        ctx.set_materialize_grads(False)
+        return logp, entropy, kl
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, of_logp, of_entropy, of_kl):
+        log_p, labels, log_q, entropy, kl, mass = ctx.saved_tensors
+        p = log_p.exp()
+        grad = torch.zeros_like(p) if of_logp is None else p * -of_logp.unsqueeze(-1)
+        if of_logp is not None:  # d log p_y = 1[y] - p
+            grad.scatter_add_(-1, labels.unsqueeze(-1), of_logp.unsqueeze(-1))
+        if of_entropy is not None:  # dH = -p (log p + H)
+            grad -= of_entropy.unsqueeze(-1) * p * (log_p + entropy.unsqueeze(-1))
+        if of_kl is not None:
+            of_kl, mass = of_kl.unsqueeze(-1), mass.unsqueeze(-1)
+            kept_p = log_p[..., ctx.kept] - mass  # log of the policy over the ids that are compared
+            if ctx.forward_kl:  # d KL(q‖p) = p - q
+                part = (kept_p.exp_() - log_q.exp()).mul_(of_kl)
+            else:  # d KL(p‖q) = p (log p/q - KL)
+                part = (kept_p.exp() * (kept_p - log_q - kl.unsqueeze(-1))).mul_(of_kl)
+            grad[..., ctx.kept] += part
+        return grad.to(ctx.dtype), None, None, None, None
 
 
 def alt_loss(
@@ -100,8 +142,9 @@ def alt_loss(
         told = mask if contrast_mask is None else mask & contrast_mask
         margin = (_masked(right.logp, told) - _masked(wrong.logp, told)).sum(-1)[rows]  # (rows that count,)
     contrast = -F.logsigmoid(margin).sum()
-    loss = (nll_coef * nll + beta * kl - entropy_coef * entropy) / num_tokens
-    loss = loss + contrast_coef * contrast / num_completions
+    terms = [(nll_coef, nll, num_tokens), (beta, kl, num_tokens), (-entropy_coef, entropy, num_tokens)]
+    terms += [(contrast_coef, contrast, num_completions)]
+    loss = sum((c * value / count for c, value, count in terms if c), start=nll.new_zeros(()))  # no gradient of 0 × it
     sums = {
         "nll": nll,
         "kl": kl,

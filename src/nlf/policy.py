@@ -263,10 +263,74 @@ def completion_logits(
     return model(**inputs).logits[:, columns]
 
 
-def forward_parameters(model: nn.Module) -> set[str]:
-    """Names that the innermost model's forward takes (wrappers such as DDP and peft take anything)."""
+def predicting_logits(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Next-token logits where `batches.read_whole` says that a completion's token is next: `(N, V)`, row by row."""
+    predicts = inputs["predicts"]  # (B, L)
+    columns = predicts.any(0).nonzero()[:, 0]  # (C,)
+    asked = _asked(inputs)
+    if "logits_to_keep" in forward_parameters(model):
+        logits = model(**asked, logits_to_keep=columns).logits  # (B, C, V)
+    else:
+        logits = model(**asked).logits[:, columns]
+    return logits[predicts[:, columns]]
+
+
+def predicting_hidden(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What the output layer of a model with a `bare_head` makes those logits of: `(N, D)`."""
+    none = inputs["input_ids"].new_empty(0)  # logits of no position
+    out = model(**_asked(inputs), logits_to_keep=none, output_hidden_states=True)
+    return out.hidden_states[-1][inputs["predicts"]]
+
+
+def _asked(inputs: dict[str, torch.Tensor]) -> dict:
+    return {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids")} | {"use_cache": False}
+
+
+def bare_head(model: nn.Module) -> bool:
+    """Whether logits are what the output layer makes of the last hidden state, with nothing done before or after it: no
+    scale, no cap. Seen by putting marks in the place of what the layer says.
+    """
+    head = unwrapped(model).get_output_embeddings()
+    if head is None or not {"logits_to_keep", "output_hidden_states"} & forward_parameters(model):
+        return False
+    seen = {}
+
+    def look(module, given, made):
+        marks = torch.linspace(-100, 100, made.numel(), device=made.device).reshape(made.shape).to(made.dtype)
+        seen.update(read=given[0], marks=marks)
+        return marks
+
+    hook = head.register_forward_hook(look)
+    try:
+        with torch.no_grad():
+            ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
+            out = model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=0)
+    except TypeError:  # it does not take one of these
+        return False
+    finally:
+        hook.remove()
+    return bool(seen) and torch.equal(out.logits, seen["marks"]) and torch.equal(seen["read"], out.hidden_states[-1])
+
+
+def project(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits `(..., V)` of hidden states `(..., D)`, by the output layer of a model with a `bare_head`."""
+    head = unwrapped(model).get_output_embeddings()
+    if not isinstance(model, _AdapterOff):
+        return head(hidden)
+    with torch.no_grad(), model.disable_adapter():
+        return head(hidden)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DDP and the like."""
     while hasattr(model, "module"):
         model = model.module
+    return model
+
+
+def forward_parameters(model: nn.Module) -> set[str]:
+    """Names that the innermost model's forward takes (wrappers such as DDP and peft take anything)."""
+    model = unwrapped(model)
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
     return set(inspect.signature(model.forward).parameters)
 

@@ -33,7 +33,7 @@ from nlf.completions import progress_bar, sample_table, score_table
 from nlf.errors import UserError
 from nlf.feedback import make_feedback
 from nlf.iteration import Loop, number_occurrences, run_iteration, wait_for
-from nlf.losses import alt_loss, token_stats
+from nlf.losses import alt_loss
 from nlf.modelcard import model_card
 from nlf.monitor import (
     add_scores,
@@ -43,9 +43,10 @@ from nlf.monitor import (
     pool_statistics,
     scores_of,
 )
+from nlf.objective import LEAST_TOKENS, completion_stats
 from nlf.policy import (
     Policy,
-    completion_logits,
+    bare_head,
     load_model,
     lora_config,
     prepare_policy,
@@ -176,7 +177,7 @@ class ALTTrainer(Trainer):
         super().__init__(
             model=self.policy.model,
             args=args,
-            data_collator=partial(collate, pad_id=processing_class.pad_token_id),
+            data_collator=partial(collate, pad_id=processing_class.pad_token_id, least_tokens=least_tokens(args)),
             train_dataset=PoolDataset(
                 args.steps_per_iteration, args.total_batch_size,
                 seed=args.seed, contrast=args.contrast_coef != 0, weights=args.quantile_weights,
@@ -265,26 +266,25 @@ class ALTTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The objective of docs/method.md over one micro-batch, in units of the whole step."""
-        labels, mask = inputs["labels"], inputs["completion_mask"]  # (B, T)
-        forward = partial(completion_logits, num_completion_tokens=labels.shape[1])
-        with self.policy.reference() as reference, self.accelerator.autocast():
-            ref_logits = forward(
-                reference, inputs["ref_input_ids"], inputs["ref_attention_mask"], inputs["ref_position_ids"]
-            )
-        logits = forward(model, inputs["input_ids"], inputs["attention_mask"], inputs["position_ids"])
-        branches = [
-            token_stats(
-                branch,
-                labels,
-                ref_logits,
-                excluded_ids=self.policy.added_token_ids,
-                kl_direction=self.args.kl_direction,
-            )
-            for branch in logits.split(len(labels))  # right, and wrong where there is contrast
-        ]
+        *first, last = inputs["groups"]
+        taken = 0.0
+        for group in first:  # their gradients are taken at once, so that one group's activations are kept at a time
+            loss = self.group_loss(model, group)
+            self.accelerator.backward(loss)
+            taken += loss.detach()
+        return self.group_loss(model, last) + taken
+
+    def group_loss(self, model, group: dict) -> torch.Tensor:
+        """The share of one group of examples in the loss of the step; its sums are kept for the log."""
+        labels, mask = group["labels"], group["completion_mask"]  # (B, T)
+        with self.accelerator.autocast():
+            branches = completion_stats(
+                model, self.policy.reference_module(), group, bare=self.bare_heads(),
+                excluded_ids=self.policy.added_token_ids, kl_direction=self.args.kl_direction,
+            )  # fmt: skip
         loss, sums = alt_loss(
             branches[0], mask, branches[1] if len(branches) > 1 else None,
-            num_tokens=inputs["num_tokens"], num_completions=inputs["num_completions"],
+            num_tokens=group["num_tokens"], num_completions=group["num_completions"],
             nll_coef=self.args.nll_coef, contrast_coef=self.args.contrast_coef,
             beta=self.coefficients["beta"], entropy_coef=self.coefficients["entropy_coef"],
             contrast_mask=~torch.isin(labels, self.eos_ids.to(labels.device)),
@@ -295,6 +295,14 @@ class ALTTrainer(Trainer):
                 total[name] = total.get(name, 0.0) + float(value)
         # Ranks' gradients are averaged, and the denominators already count every rank.
         return loss * self.accelerator.num_processes
+
+    @functools.cached_property
+    def _bare_heads(self) -> bool:
+        return bare_head(self.policy.model) and bare_head(self.policy.reference_module())
+
+    def bare_heads(self) -> bool:
+        """Whether logits may be made outside of the models: by their output layers alone, whole on every rank."""
+        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled) and self._bare_heads
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log, with the averages of the loss's parts since the last one."""
@@ -628,6 +636,14 @@ class IterationCallback(TrainerCallback):
         control.should_save = not (self.trainer.run_dir / f"checkpoint-{state.global_step}" / rundir.MARKER).is_file()
         control.should_evaluate = control.should_evaluate and not self.trainer.stopping
         return control
+
+
+def least_tokens(args: ALTConfig) -> int | None:
+    """Of a group of like length within a micro-batch. None = no groups, where ranks wait for each other: they would have
+    to make equally many passes.
+    """
+    alone = args.world_size == 1 and not args.deepspeed and not args.fsdp
+    return LEAST_TOKENS if alone else None
 
 
 def check_judges(rewards: Sequence[Reward], args: ALTConfig) -> None:

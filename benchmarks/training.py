@@ -1,0 +1,182 @@
+"""One optimizer step against the naive one: full logits of every pass, padded as the batch comes, autograd's own softmaxes.
+
+    python benchmarks/training.py                                    # the embedded model's size, contrastive
+    python benchmarks/training.py --objective published
+    python benchmarks/training.py --width 768 --layers 12 --vocabulary 50257 --batch 8 --repeats 3
+
+Both take the same steps of the same drawn rollouts from the same random weights: right branch, wrong branch (contrastive)
+and reference, loss, backward, Adam. Queries have the lengths of the embedded prompts with their tags, completions end
+early as the embedded model's do. The two alternate within one process after a warm-up each; memory is the peak of a
+process of its own, above that of the two models and Adam. The losses are compared.
+"""
+
+import argparse
+import copy
+import gc
+import random
+import statistics
+import time
+
+import torch
+from processes import in_fresh_process, peak_megabytes
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GPT2Config
+
+from nlf.batches import Example, collate, pad
+from nlf.losses import alt_loss
+from nlf.objective import LEAST_TOKENS, completion_stats
+
+COEFS = {
+    "contrastive": {"nll_coef": 0.0, "contrast_coef": 1.0, "beta": 2.0, "entropy_coef": 0.0},
+    "published": {"nll_coef": 1.0, "contrast_coef": 0.0, "beta": 0.05, "entropy_coef": 0.06},
+}
+
+
+def build(args: argparse.Namespace):
+    torch.manual_seed(0)
+    shape = {"n_embd": args.width, "n_layer": args.layers, "n_head": args.width // 64, "n_positions": 256}
+    config = GPT2Config(vocab_size=args.vocabulary, bos_token_id=None, eos_token_id=None, pad_token_id=0, **shape)
+    policy = AutoModelForCausalLM.from_config(config).to(args.device).eval()
+    reference = copy.deepcopy(policy).requires_grad_(False)
+    return policy, reference, torch.optim.AdamW(policy.parameters(), lr=1e-5)
+
+
+def examples(args: argparse.Namespace, step: int) -> list[Example]:
+    """A step of rollouts: prompts of 3 to 25 tokens, tags of 4 to 6, completions of 20 or, two in five, fewer."""
+    drawn = random.Random(step)
+    numbers = range(1, args.vocabulary)
+
+    def ids(length: int) -> list[int]:
+        return drawn.choices(numbers, k=length)
+
+    rows = [
+        (ids(drawn.randint(3, 25)), ids(20 if drawn.random() < 0.6 else drawn.randint(1, 19)))
+        for _ in range(args.batch)
+    ]
+    tokens = sum(len(completion) for _, completion in rows)
+    wrong = args.objective == "contrastive"
+    return [
+        Example(ids(drawn.randint(4, 6)) + p, ids(drawn.randint(4, 6)) + p if wrong else None, p, c, tokens, len(rows))
+        for p, c in rows
+    ]
+
+
+def ours(policy, reference, batch: list[Example], args: argparse.Namespace) -> Tensor:
+    loss = torch.zeros((), device=args.device)
+    for group in moved(collate(batch, 0, LEAST_TOKENS)["groups"], args.device):
+        branches = completion_stats(policy, reference, group, bare=True, most_logits=args.most_logits)
+        share, _ = alt_loss(
+            branches[0], group["completion_mask"], branches[1] if branches[1:] else None,
+            num_tokens=group["num_tokens"], num_completions=group["num_completions"], **COEFS[args.objective],
+        )  # fmt: skip
+        share.backward()
+        loss += share.detach()
+    return loss
+
+
+def moved(value, device: str):
+    """Tensors in lists and dicts on a device, as Trainer moves them."""
+    if isinstance(value, dict):
+        return {name: moved(each, device) for name, each in value.items()}
+    return [moved(each, device) for each in value] if isinstance(value, list) else value.to(device)
+
+
+def naive(policy, reference, batch: list[Example], args: argparse.Namespace) -> Tensor:
+    """The textbook: a full pass for each of right, wrong and reference, and what the loss says, in autograd."""
+    labels = pad([e.completion for e in batch], 0, "right").to(args.device)  # (B, T)
+    mask = pad([[1] * len(e.completion) for e in batch], 0, "right").bool().to(args.device)
+
+    def log_probs(model, queries: list[list[int]]) -> Tensor:
+        left, seen = (
+            pad(queries, 0, "left").to(args.device),
+            pad([[1] * len(q) for q in queries], 0, "left").to(args.device),
+        )
+        ids, attention = torch.cat([left, labels], 1), torch.cat([seen, mask.long()], 1)
+        position = (attention.cumsum(-1) - 1).clamp(min=0)
+        logits = model(input_ids=ids, attention_mask=attention, position_ids=position, use_cache=False).logits
+        return logits.log_softmax(-1)[:, left.shape[1] - 1 : -1]  # (B, T, V)
+
+    coefs = COEFS[args.objective]
+    with torch.no_grad():
+        ref = log_probs(reference, [e.prompt for e in batch])
+    queries = [[e.right for e in batch], [e.wrong for e in batch]][: 2 if batch[0].wrong else 1]
+    branches = [log_probs(policy, each) for each in queries]
+    own = [each.gather(-1, labels[..., None])[..., 0] for each in branches]
+    kl = sum((ref.exp() * (ref - each)).sum(-1)[mask].sum() for each in branches)
+    entropy = -(branches[0].exp() * branches[0]).sum(-1)[mask].sum()
+    loss = (coefs["nll_coef"] * -own[0][mask].sum() + coefs["beta"] * kl - coefs["entropy_coef"] * entropy) / batch[
+        0
+    ].num_tokens
+    if own[1:]:
+        margin = ((own[0] - own[1]) * mask).sum(-1)
+        loss = loss - coefs["contrast_coef"] * torch.nn.functional.logsigmoid(margin).sum() / batch[0].num_completions
+    loss.backward()
+    return loss
+
+
+SIDES = {"nlf": ours, "naive": naive}
+
+
+def step(side: str, made, number: int, args: argparse.Namespace) -> tuple[float, float]:
+    """Seconds and loss of one step."""
+    policy, reference, optimizer = made
+    batch = examples(args, number)
+    start = time.perf_counter()
+    loss = SIDES[side](policy, reference, batch, args)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    value = loss.item()
+    return time.perf_counter() - start, value
+
+
+def memory(side: str, args: argparse.Namespace, results) -> None:
+    """Peak megabytes of a side's steps above what the models and Adam take."""
+    torch.set_num_threads(args.threads)
+    made = build(args)
+    small = argparse.Namespace(**vars(args) | {"batch": 1})
+    step(side, made, 0, small)
+    gc.collect()
+    before = peak_megabytes()
+    for number in range(2):
+        step(side, made, number, args)
+    results.put(peak_megabytes() - before)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    numbers = {"width": 256, "layers": 4, "vocabulary": 5120, "batch": 64, "repeats": 7, "threads": 1}
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--objective", choices=list(COEFS), default="contrastive")
+    parser.add_argument("--most_logits", type=int, help="as of nlf.objective.completion_stats")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    peaks = {
+        side: in_fresh_process(memory, side, args) for side in SIDES
+    }  # before this process is large: a child counts that
+    made = {side: build(args) for side in SIDES}
+    seconds = {side: [] for side in SIDES}
+    for number in range(args.repeats + 1):
+        values = []
+        for side in SIDES:
+            took, value = step(side, made[side], number, args)
+            seconds[side].append(took)
+            values.append(value)
+        assert abs(values[0] - values[1]) < 1e-3 * max(1, abs(values[1])), f"losses differ: {values}"
+    print("| step | samples/s, median | least | most | peak memory |\n| --- | --- | --- | --- | --- |")
+    for side, taken in seconds.items():
+        speeds = [args.batch / each for each in taken[1:]]  # the first is the warm-up
+        print(
+            f"| {side} | {statistics.median(speeds):.1f} | {min(speeds):.1f} | {max(speeds):.1f} | {peaks[side]:,.0f} MB |"
+        )
+    ratios = [b / a for a, b in zip(seconds["nlf"][1:], seconds["naive"][1:], strict=True)]
+    print(
+        f"\n{args.objective}, {args.layers} layers of {args.width}, vocabulary {args.vocabulary:,}, {args.batch} a step: "
+        f"{statistics.median(ratios):.2f} × (median of {args.repeats} pairs, {min(ratios):.2f} to {max(ratios):.2f}), "
+        f"memory {peaks['nlf'] / peaks['naive']:.2f} ×"
+    )
+
+
+if __name__ == "__main__":
+    main()
