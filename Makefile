@@ -1,4 +1,4 @@
-# make demo | frontier | test | test-extended | soak | lint | clean
+# make demo | frontier | bench | test | test-extended | soak | lint | clean
 PYTHON ?= python3
 JOBS ?= 2
 RUN ?= runs/demo
@@ -9,7 +9,7 @@ READY := $(VENV)/.installed
 
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo frontier test test-extended soak lint clean env
+.PHONY: demo frontier bench test test-extended soak lint clean env
 .DELETE_ON_ERROR:
 
 # Train the embedded default, distill it into a plain model, then measure both against their start. A stopped demo goes on where it was.
@@ -22,6 +22,10 @@ demo: $(READY)
 # nlf beside GRPO, supervised training and best-of-n: hours with three seeds; `make frontier FLAGS=--quick` is 20 minutes.
 frontier: $(READY)
 	$(BIN)/python benchmarks/frontier.py $(FLAGS)
+
+# Speed and memory beside what one would use instead, on one core; keep the machine free of other work.
+bench: $(READY)
+	$(BIN)/python benchmarks/run.py
 
 test: $(READY)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(JOBS) -m "not extended"

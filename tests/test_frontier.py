@@ -215,3 +215,12 @@ def test_the_plots_are_drawn(tmp_path):
     frontier_plots.write_plots(rows, tmp_path)
     for name in frontier_plots.PLOTS:
         assert "GRPO" in (tmp_path / name).read_text()
+
+
+def test_the_bench_reads_the_tables_that_are_printed():
+    import run  # benchmarks/run.py
+
+    text = "words\n| a | b |\n| --- | --- |\n| 1 | 2 × |\n\nmore\n| c |\n| --- |\n| x |\n"
+    assert run.rows_of(text) == [{"a": "1", "b": "2 ×"}, {"c": "x"}]
+    for command in run.COMMANDS:
+        assert (BENCHMARKS / command.split()[0]).is_file()

@@ -1,0 +1,73 @@
+"""Every benchmark of speed and memory, one after the other; what they print goes to a Markdown page and their rows to JSON.
+
+    python benchmarks/run.py                       # make bench: about 20 minutes on one slow core
+    python benchmarks/run.py --only training       # those whose command has the word in it
+
+Each compares with what a user would use instead in one run, alternating; keep the machine free of other work.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from nlf.environment import describe, git_revision
+from nlf.rundir import write_text
+
+HERE = Path(__file__).parent
+SMALL = "--width 768 --layers 12 --vocabulary 50257 --repeats 3"  # GPT-2-small's shape
+COMMANDS = [
+    "sampling.py",
+    f"sampling.py {SMALL}",
+    "sampling.py --prompts 256 --generations 1 --repeats 5",
+    "training.py",
+    "training.py --objective published",
+    f"training.py {SMALL} --batch 8",
+    f"training.py {SMALL} --batch 8 --objective published",
+    "perplexity.py",
+    "pool.py",
+    "metrics.py",
+]
+
+
+def rows_of(text: str) -> list[dict]:
+    """The rows of all Markdown tables in a text, by the headings of each."""
+    found, headings = [], None
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else None
+        if cells is None:
+            headings = None
+        elif headings is None:
+            headings = cells
+        elif not set(line) <= set("|-: "):
+            found.append(dict(zip(headings, cells, strict=False)))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="a word of the commands to run")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/bench"))
+    args = parser.parse_args()
+    page, results = [], []
+    for command in (each for each in COMMANDS if args.only in each):
+        print(f"python benchmarks/{command}", flush=True)
+        done = subprocess.run(
+            [sys.executable, str(HERE / command.split()[0]), *shlex.split(command)[1:]],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        if done.returncode:
+            raise SystemExit(f"benchmarks/{command}: stopped with {done.returncode}")
+        print(done.stdout, flush=True)
+        page.append(f"## `python benchmarks/{command}`\n\n{done.stdout}")
+        results.append({"command": command, "rows": rows_of(done.stdout), "output": done.stdout})
+        found = {"git_hash": git_revision(), "environment": describe(), "results": results}
+        write_text(args.output_dir / "bench.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        write_text(args.output_dir / "bench.md", "\n".join(page))
+
+
+if __name__ == "__main__":
+    main()
