@@ -5,11 +5,13 @@ who asks.
 """
 
 import asyncio
+import functools
 import json
 import math
 import os
 import re
-from collections.abc import Awaitable, Callable, Sequence
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -36,6 +38,25 @@ class Rejected(Exception):
     def __init__(self, status: int, payload: dict):
         super().__init__(f"HTTP {status}")
         self.status, self.payload = status, payload
+
+
+def run(work: Coroutine):
+    """The result of async work. It runs in a loop of its own, so that a notebook's loop does not forbid it."""
+    future = asyncio.run_coroutine_threadsafe(work, _loop(os.getpid()))
+    try:
+        return future.result()
+    finally:
+        future.cancel()  # on Ctrl-C; does nothing to what is done
+
+
+@functools.cache
+def _loop(process: int) -> asyncio.AbstractEventLoop:
+    """One loop for the whole run: a client that is kept between calls stays usable. A forked process has its own, since
+    threads are not forked.
+    """
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="async work", daemon=True).start()
+    return loop
 
 
 async def timed(answer: Awaitable, seconds: float):
