@@ -1,24 +1,17 @@
 """A distilled folder is an ordinary model: transformers runs and serves it in processes that cannot import nlf."""
 
-import contextlib
-import importlib.util
 import json
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 
 import pytest
 import tiny
+from serve import ALONE, post, serving
 
 from nlf.distill import distill
 from nlf.policy import load_policy, prepare_policy, save_policy
 from nlf.tags import TagScheme
 
-ALONE = "import sys; sys.modules['nlf'] = None\n"  # `import nlf` fails
-SERVING = ("fastapi", "uvicorn", "openai")  # transformers[serving]
 FLAGS = {"num_prompts": 8, "num_generations": 2, "max_steps": 3, "per_device_train_batch_size": 4}
 
 
@@ -78,52 +71,17 @@ print(said[0]["generated_text"][-1]["role"])
     assert lines == [str(ids.tolist()), ascii(found.tokenizer.decode(ids, skip_special_tokens=True)), "assistant"]
 
 
-@contextlib.contextmanager
-def serving():
-    """`transformers serve` without nlf, as a function that posts to it: (path, body) → (status, answer)."""
-    missing = [name for name in SERVING if importlib.util.find_spec(name) is None]
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)}: pip install 'transformers[serving]'")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = ALONE + "from transformers.cli.transformers import main; main()"
-    words = [sys.executable, "-c", command, "serve", "--device", "cpu", "--port", str(port)]
-    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def post(path: str, body: dict) -> tuple[int, dict]:
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"http://localhost:{port}{path}", json.dumps(body).encode(), headers)
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            return error.code, {}
-
-    try:
-        for _ in range(240):
-            assert server.poll() is None, "transformers serve has ended"
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://localhost:{port}/health", timeout=5).close()
-                break
-            time.sleep(0.25)
-        yield post
-    finally:
-        server.kill()
-        server.wait()
-
-
 def test_transformers_serve(plain, chat):
     """Text by /v1/completions; conversations by /v1/chat/completions, where the model has a chat template."""
     found = load_policy(plain)
     asked = found.tokenizer("the weather", return_tensors="pt")
     ids = found.model.generate(**asked, max_new_tokens=4, do_sample=False)[0, asked.input_ids.shape[1] :]
-    with serving() as post:
+    with serving() as url:
         body = {"model": plain, "prompt": "the weather", "max_tokens": 4, "temperature": 0}
-        status, answer = post("/v1/completions", body)
+        status, answer = post(url, "/v1/completions", body)
         assert status == 200 and answer["usage"]["completion_tokens"] == len(ids)
         assert answer["choices"][0]["text"] == found.tokenizer.decode(ids, skip_special_tokens=True)
         messages = [{"role": "user", "content": "the weather"}]
-        status, answer = post("/v1/chat/completions", {"model": chat, "messages": messages, "max_tokens": 4})
+        status, answer = post(url, "/v1/chat/completions", {"model": chat, "messages": messages, "max_tokens": 4})
         assert status == 200 and answer["choices"][0]["message"]["role"] == "assistant"
-        assert post("/v1/chat/completions", {"model": plain, "messages": messages, "max_tokens": 4})[0] != 200
+        assert post(url, "/v1/chat/completions", {"model": plain, "messages": messages, "max_tokens": 4})[0] != 200

@@ -12,7 +12,7 @@ import nlf
 ROOT = Path(nlf.__file__).parent
 LEVELS = [  # a folder stands for all its modules
     {"errors", "config", "tags", "quantize", "losses", "metrics", "published"},
-    {"prompts", "rollouts", "feedback", "rundir", "generations", "environment"},
+    {"prompts", "rollouts", "feedback", "rundir", "generations", "environment", "http"},
     {"sampling", "rewards", "policy", "batches", "likelihoods", "objective"},
     {
         "completions",

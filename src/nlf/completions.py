@@ -2,20 +2,76 @@
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from tqdm.auto import tqdm
 
 from nlf.batches import PromptEncoder
-from nlf.config import SamplingOptions
+from nlf.config import SamplerOptions, SamplingOptions
 from nlf.errors import UserError
-from nlf.policy import Policy
+from nlf.policy import Policy, model_path, revision_of
 from nlf.quantize import total
 from nlf.rewards import Reward, Scores, check_weights, reward_names, score
 from nlf.rollouts import SCHEMA, by_name
-from nlf.sampling import Request, request_key
+from nlf.sampling import Request, Sampler, context_of, request_key
 from nlf.sampling.hf import HFSampler
+
+
+def sampler_of(policy: Policy, options: SamplerOptions | None = None, token_budget: int | None = None) -> Sampler:
+    """What draws a policy's completions; without options, this process.
+
+    Args:
+        token_budget: Tokens in a batch of this process.
+
+    Raises:
+        UserError: vLLM is not installed, too few GPUs, or no URL.
+    """
+    options = options or SamplerOptions()
+    return SAMPLERS[options.sampler](policy, options, token_budget)
+
+
+def _hf(policy: Policy, options: SamplerOptions, token_budget: int | None) -> Sampler:
+    return HFSampler(policy.model, **_ends(policy), token_budget=token_budget)
+
+
+def _vllm(policy: Policy, options: SamplerOptions, token_budget: int | None) -> Sampler:
+    from nlf.sampling.vllm import VLLMSampler
+
+    path = model_path(policy.model.config._name_or_path)
+    return VLLMSampler(
+        path,
+        revision=None if Path(path).is_dir() else revision_of(policy.model),
+        dtype=str(policy.model.dtype).removeprefix("torch."),
+        trust_remote_code=type(policy.model).__module__.startswith("transformers_modules"),  # then it was for us
+        context=context_of(policy.model.config),
+        tensor_parallel_size=options.tensor_parallel_size,
+        data_parallel_size=options.data_parallel_size,
+        gpu_memory_utilization=options.gpu_memory_utilization,
+        **_ends(policy),
+    )
+
+
+def _server(policy: Policy, options: SamplerOptions, token_budget: int | None) -> Sampler:
+    from nlf.sampling.server import ServerSampler
+
+    return ServerSampler(
+        options.sampler_url,
+        options.sampler_model or policy.model.config._name_or_path,
+        policy.tokenizer,
+        context=context_of(policy.model.config),
+        concurrency=options.sampler_concurrency,
+        timeout=options.sampler_timeout,
+        **_ends(policy),
+    )
+
+
+def _ends(policy: Policy) -> dict[str, tuple[int, ...]]:
+    return {"eos_token_ids": policy.eos_token_ids, "banned_token_ids": policy.banned_token_ids}
+
+
+SAMPLERS = {"hf": _hf, "vllm": _vllm, "server": _server}
 
 
 def sample_table(
@@ -30,6 +86,7 @@ def sample_table(
     seed: int,
     iteration: int = 0,
     token_budget: int | None = None,
+    sampler: Sampler | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> pa.Table:
     """Sample `num_generations` completions of each prompt row; rewards are left null.
@@ -38,6 +95,7 @@ def sample_table(
         occurrences: How often each row's prompt has come before; with (seed, iteration) it fixes the random numbers.
         feedback: What is put before the prompt, the same for all or one for each row; None = the bare prompt.
         negative: The other feedback of tag-contrast guidance, used where `options.guidance_scale` is not 0.
+        sampler: What draws them; None = this process, `token_budget` tokens at a time.
     """
     words = [feedback] * len(rows) if feedback is None or isinstance(feedback, str) else feedback
     prompts = [encoder.prompt_ids(row["prompt"]) for row in rows]
@@ -55,12 +113,7 @@ def sample_table(
         )
         for i in range(len(rows))
     ]
-    sampler = HFSampler(
-        policy.model,
-        eos_token_ids=policy.eos_token_ids,
-        banned_token_ids=policy.banned_token_ids,
-        token_budget=token_budget,
-    )
+    sampler = sampler or sampler_of(policy, token_budget=token_budget)
     sampled = sampler.sample(requests, options, seed=seed, iteration=iteration, progress=progress)
     flat = [(i, n, ids) for i, completions in enumerate(sampled) for n, ids in enumerate(completions)]
     stop = set(policy.eos_token_ids)

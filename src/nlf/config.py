@@ -180,6 +180,33 @@ class SamplingOptions:
         check(self)
 
 
+@dataclass
+class SamplerOptions:
+    """What draws the completions of a command; training always samples in its own process."""
+
+    sampler: Literal["hf", "vllm", "server"] = knob(
+        "hf",
+        "What samples: 'hf', this process; 'vllm', offline vLLM in a process of its own; 'server', any OpenAI-compatible "
+        "completions endpoint. Only hf knows guidance.",
+    )
+    sampler_url: str | None = knob(
+        None, "The server, http://localhost:8000/v1 say; its key, where it needs one, is in OPENAI_API_KEY."
+    )
+    sampler_model: str | None = knob(
+        None, "The server's name of the model; null is the model's own. Others that are compared go by theirs."
+    )
+    sampler_concurrency: int = knob(16, "Requests to the server under way at a time.")
+    sampler_timeout: float = knob(600.0, "Seconds that one request to the server may take.")
+    tensor_parallel_size: int = knob(1, "vllm: GPUs that share one copy of the model.")
+    data_parallel_size: int = knob(1, "vllm: copies of the model, each on GPUs of its own.")
+    gpu_memory_utilization: float = knob(
+        0.7, "vllm: share of each GPU's memory it may take; what this process keeps there needs the rest."
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
 EVAL_SAMPLING_DEFAULTS: dict[str, Any] = {"num_generations": 25, "top_p": 0.9}
 
 EvalSamplingOptions = make_dataclass(
@@ -447,14 +474,15 @@ class ImportOptions:
 COMMAND_GROUPS: dict[str, dict[str, type]] = {
     "sample": {
         **{"Model": LoadOptions, "Prompts": PromptOptions, "Tags": ConditionOptions},
-        **{"Sampling": SamplingOptions, "Drawing": DrawingOptions, "Output": SampleOptions},
+        **{"Sampling": SamplingOptions, "Sampler": SamplerOptions, "Drawing": DrawingOptions},
+        "Output": SampleOptions,
     },
     "score": {"Scoring": ScoreOptions, "Judges": JudgeOptions, "Remote rewards": RemoteOptions},
     "perplexity": {"Perplexity": PerplexityOptions},
     "evaluate": {
         **{"Model": LoadOptions, "Prompts": PromptOptions, "Tags": ConditionOptions, "Judges": JudgeOptions},
-        **{"Sampling": SamplingOptions, "Drawing": DrawingOptions, "Comparison": EvaluationOptions},
-        "Remote rewards": RemoteOptions,
+        **{"Sampling": SamplingOptions, "Sampler": SamplerOptions, "Drawing": DrawingOptions},
+        **{"Comparison": EvaluationOptions, "Remote rewards": RemoteOptions},
     },
     "distill": {"Model": LoadOptions, "Distillation": DistillOptions},
     "report": {"Report": ReportOptions},
@@ -483,7 +511,16 @@ def sampling_options(options: Any, prefix: str = "") -> SamplingOptions:
 
 def remote_options(options: Any) -> RemoteOptions:
     """The options of remote rewards among a larger object's fields; the default of one that it has not."""
-    return RemoteOptions(**{f.name: getattr(options, f.name, f.default) for f in fields(RemoteOptions)})
+    return _among(options, RemoteOptions)
+
+
+def sampler_options(options: Any) -> SamplerOptions:
+    """The options of the sampler among a larger object's fields; the default of one that it has not."""
+    return _among(options, SamplerOptions)
+
+
+def _among(options: Any, group: type):
+    return group(**{f.name: getattr(options, f.name, f.default) for f in fields(group)})
 
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -500,7 +537,8 @@ RULES: dict[str, Rule] = {
         "max_prompts sweep_prompts num_prompts batch_size batch_tokens num_samples max_eval_prompts max_prompt_length max_feedback_length num_generations max_completion_length "
         "prompts_per_iteration steps_per_iteration pool_keep sampling_batch_tokens prompts_per_part target_kl horizon target_entropy "
         "entropy_horizon lora_r lora_alpha num_train_epochs "
-        "rate_limit max_concurrency max_tries max_failures_in_a_row request_timeout".split(),
+        "rate_limit max_concurrency max_tries max_failures_in_a_row request_timeout "
+        "sampler_concurrency sampler_timeout tensor_parallel_size data_parallel_size".split(),
         POSITIVE,
     ),
     **dict.fromkeys(
@@ -511,6 +549,8 @@ RULES: dict[str, Rule] = {
     "guidance_scale": (lambda v: min(v if isinstance(v, list) else [v], default=-1) >= 0, "0 or more"),
     "top_p": (lambda v: 0 < v <= 1, "a number above 0, 1 at most"),
     "lora_dropout": (lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+    "gpu_memory_utilization": (lambda v: 0 < v <= 1, "a number above 0, 1 at most"),
+    "sampler": one_of("hf", "vllm", "server"),
     "dtype": one_of("float32", "bfloat16", "float16", "auto"),
     "quantile_scope": one_of("pool", "prompt"),
     "quantile_rule": one_of("even", "published", "levels"),
@@ -537,6 +577,10 @@ def check(options: Any) -> None:
         least, most = values.get(f"{prefix}min_completion_length", 0), values.get(f"{prefix}max_completion_length")
         if most is not None and least > most:
             raise UserError(f"{prefix}min_completion_length ({least}) is above {prefix}max_completion_length ({most})")
+    if (sampler := values.get("sampler", "hf")) != "hf":
+        refuse_guidance(sampler, values.get("guidance_scale", 0))
+        if sampler == "server" and not values.get("sampler_url"):
+            raise UserError("sampler server: no sampler_url; give the server's, http://localhost:8000/v1 say")
     for name, counted in (("quantile_weights", "tags"), ("reward_weights", "reward_funcs")):
         if name in values and counted in values and len(values[name]) != len(values[counted]):
             raise UserError(
@@ -560,6 +604,15 @@ def check(options: Any) -> None:
         )
     if values.get("feedback_sampling") == "all" and not attributes:
         raise UserError("feedback_sampling all: there is one list of tags; give attributes, or leave it out")
+
+
+def refuse_guidance(sampler: str, scale: float | list[float]) -> None:
+    """Raise UserError where a sampler that shows no logits is asked for guidance."""
+    if any(scale if isinstance(scale, list) else [scale]):
+        raise UserError(
+            f"sampler {sampler} cannot be guided: guidance needs the logits after both tags at every step; set "
+            "guidance_scale 0, or sampler hf"
+        )
 
 
 def join_attributes(options: Any) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 from nlf import __version__, metrics
 from nlf.batches import PromptEncoder
 from nlf.completions import progress_bar
-from nlf.config import remote_options, sampling_options
+from nlf.config import remote_options, sampler_options, sampling_options
 from nlf.environment import git_revision, versions
 from nlf.generations import annotate, read
 from nlf.likelihoods import divergence
@@ -167,9 +167,13 @@ def measured_system(
     """
     picked, path = rows[: system.num_prompts], folder / place.file(system)
     values = {**vars(options), "guidance_scale": system.guidance_scale, "negative_tag": None}
+    if system.policy.model.config._name_or_path != options.model:  # sampler_model names that one
+        values["sampler_model"] = None
+    drawn = SimpleNamespace(**values)
     sample_file(
-        path, system.policy, picked, system.tag, sampling_options(SimpleNamespace(**values)), negative=system.negative,
-        seed=options.seed, part=options.prompts_per_part, token_budget=options.sampling_batch_tokens, what=system.name,
+        path, system.policy, picked, system.tag, sampling_options(drawn), negative=system.negative,
+        seed=options.seed, part=options.prompts_per_part, token_budget=options.sampling_batch_tokens,
+        sampler=sampler_options(drawn), what=system.name,
     )  # fmt: skip
     score_file(path, judges.rewards, block=options.prompts_per_part)
     judge = judges.eval_model

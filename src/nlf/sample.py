@@ -14,13 +14,14 @@ import pyarrow as pa
 
 from nlf import __version__
 from nlf.batches import PromptEncoder
-from nlf.completions import other_columns, progress_bar, sample_table
-from nlf.config import SamplingOptions, sampling_options
+from nlf.completions import other_columns, progress_bar, sample_table, sampler_of
+from nlf.config import SamplerOptions, SamplingOptions, sampler_options, sampling_options
 from nlf.errors import UserError
 from nlf.generations import FILE, append, keep_lines, mend, read
 from nlf.iteration import number_occurrences
 from nlf.policy import Policy, best_device, load_policy, revision_of, vocabulary_digest
 from nlf.prompts import load_prompts
+from nlf.sampling import Sampler
 from nlf.tags import TagScheme
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def sample_command(options) -> str:
     Args:
         options: The fields of `config.COMMAND_GROUPS["sample"]`.
     """
-    policy = load_for_commands(options.model, options)
+    policy = load_for_commands(options.model, options, "cpu" if options.sampler != "hf" else None)
     policy = with_tags(policy, options.tags)
     tag, sampling = chosen_tag(policy, options.tag), sampling_options(options)
     negative = negative_tag(policy, options.negative_tag) if sampling.guidance_scale else None
@@ -44,7 +45,8 @@ def sample_command(options) -> str:
         paths.append(Path(options.output_dir, name))
         sample_file(
             paths[-1], policy, rows, tag, sampling, negative=negative, seed=options.seed,
-            part=options.prompts_per_part, token_budget=options.sampling_batch_tokens, what=source,
+            part=options.prompts_per_part, token_budget=options.sampling_batch_tokens, sampler=sampler_options(options),
+            what=source,
         )  # fmt: skip
     words = f"after {tag!r}" if tag else "without a tag"
     return "\n".join(f"{sampling.num_generations} completions of each prompt, {words}: {path}" for path in paths)
@@ -53,8 +55,8 @@ def sample_command(options) -> str:
 # ---- what is sampled ----------------------------------------------------------------------------------------------
 
 
-def load_for_commands(model: str, options) -> Policy:
-    """A model for inference, on the accelerator where there is one.
+def load_for_commands(model: str, options, device: str | None = None) -> Policy:
+    """A model for inference, on the accelerator where there is one and no other device is named.
 
     Raises:
         UserError: it cannot be loaded.
@@ -62,7 +64,7 @@ def load_for_commands(model: str, options) -> Policy:
     policy = load_policy(
         model, dtype=options.dtype, revision=options.model_revision, trust_remote_code=options.trust_remote_code
     )
-    policy.model.to(best_device())
+    policy.model.to(device or best_device())
     policy.model.config._commit_hash = revision_of(policy.model)  # digested once, not for every file
     return policy
 
@@ -156,6 +158,7 @@ def sample_file(
     seed: int = 0,
     part: int = 64,
     token_budget: int | None = None,
+    sampler: SamplerOptions | None = None,
     max_prompt_length: int | None = None,
     what: str = "sampling",
 ) -> None:
@@ -163,13 +166,17 @@ def sample_file(
 
     Args:
         negative: The tag that guidance moves away from.
-        part: Prompts sampled, and written, at a time.
+        part: Prompts sampled, and written, at a time; vLLM, which is loaded for each call, takes all at once.
+        sampler: What samples; None = this process.
 
     Raises:
-        UserError: the file holds something else, a prompt does not fit the model, or the file cannot be written.
+        UserError: the file holds something else, a prompt does not fit the model, the file cannot be written, or as the
+            sampler.
     """
     encoder = PromptEncoder(policy.tokenizer, policy.scheme, max_prompt_length)
-    settings = settings_of(policy, tag, negative, options, seed)
+    drawing = sampler_of(policy, sampler, token_budget)
+    settings = settings_of(policy, tag, negative, options, seed, drawing.label)
+    part = max(len(rows), 1) if drawing.label == "vllm" else part
     occurrences = [n for _, n in number_occurrences(range(len(rows)), [row["prompt_id"] for row in rows])]
     done = done_already(path, rows, tag, settings, part)
     advance = progress_bar(what, len(rows) * options.num_generations, done * options.num_generations)
@@ -179,13 +186,15 @@ def sample_file(
             path,
             sample_lines(
                 policy, encoder, rows[done:stop], occurrences[done:stop], tag, options, settings,
-                negative=negative, seed=seed, token_budget=token_budget, progress=advance,
+                negative=negative, seed=seed, sampler=drawing, progress=advance,
             ),
         )  # fmt: skip
         done = stop
 
 
-def settings_of(policy: Policy, tag: str | None, negative: str | None, options: SamplingOptions, seed: int) -> dict:
+def settings_of(
+    policy: Policy, tag: str | None, negative: str | None, options: SamplingOptions, seed: int, sampler: str = "hf"
+) -> dict:
     """What samples depend on, beside their prompts: the `settings` of a line."""
     return {
         "model": policy.model.config._name_or_path,
@@ -193,6 +202,7 @@ def settings_of(policy: Policy, tag: str | None, negative: str | None, options: 
         "vocabulary": vocabulary_digest(policy.tokenizer, policy.added_token_ids),
         "template": policy.scheme.template if policy.scheme and tag else None,
         **asdict(options),
+        "sampler": sampler,
         "negative_tag": negative,
         "seed": seed,
         "nlf_version": __version__,
@@ -212,7 +222,7 @@ def done_already(path: Path, rows: Sequence[dict], tag: str | None, settings: di
     for count, line in enumerate(read(path), 1):
         if count > len(rows):
             break
-        given = {"prompt": line["prompt_id"], "feedback": line["feedback"], **line.get("settings", {})}
+        given = {"prompt": line["prompt_id"], "feedback": line["feedback"], "sampler": "hf"} | line.get("settings", {})
         wanted = {"prompt": rows[count - 1]["prompt_id"], "feedback": tag, **settings}
         for name in [each for each in wanted if each not in ("nlf_version", "model")]:
             if given.get(name) != wanted[name]:
@@ -238,12 +248,14 @@ def sample_lines(
     negative: str | None = None,
     seed: int = 0,
     token_budget: int | None = None,
+    sampler: Sampler | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[dict]:
     """Sample prompts: a line of `generations.jsonl` for each."""
     table = sample_table(
         policy, encoder, rows, occurrences, tag, options,
-        negative=negative, seed=seed, iteration=EVALUATION, token_budget=token_budget, progress=progress,
+        negative=negative, seed=seed, iteration=EVALUATION, token_budget=token_budget, sampler=sampler,
+        progress=progress,
     )  # fmt: skip
     return [
         _line(row, occurrence, table.slice(i * options.num_generations, options.num_generations), settings)

@@ -14,10 +14,8 @@ import importlib
 import importlib.util
 import inspect
 import itertools
-import os
 import reprlib
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -191,7 +189,8 @@ def _check_signature(reward: Reward, keywords: dict) -> None:
 
 
 def _wait(awaitables: Sequence[tuple[Reward, object]]) -> list:
-    """Results of async rewards. They run in a loop of their own, so that a notebook's loop does not forbid it."""
+    """Results of async rewards, in the loop of `http.run`."""
+    from nlf.http import run
 
     async def named(reward: Reward, awaitable):
         with _naming(reward):
@@ -202,21 +201,7 @@ def _wait(awaitables: Sequence[tuple[Reward, object]]) -> list:
 
     if not awaitables:
         return []
-    future = asyncio.run_coroutine_threadsafe(together(), _loop(os.getpid()))
-    try:
-        return future.result()
-    finally:
-        future.cancel()  # on Ctrl-C; does nothing to what is done
-
-
-@functools.cache
-def _loop(process: int) -> asyncio.AbstractEventLoop:
-    """One loop for the whole run: a client that a reward keeps between calls stays usable. A forked process has its own,
-    since threads are not forked.
-    """
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
-    return loop
+    return run(together())
 
 
 def _as_list(reward: Reward, returned) -> list:

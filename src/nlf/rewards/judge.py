@@ -23,8 +23,9 @@ from urllib.parse import urlsplit
 
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
+from nlf.http import Rejected, Retry, checked_url, retry_after
 from nlf.rewards import Judgement
-from nlf.rewards.remote import Ask, Refused, Rejected, RemoteScorer, Retry, checked_url, retry_after
+from nlf.rewards.remote import Ask, Refused, RemoteScorer
 from nlf.rewards.templates import read_template
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
+from nlf.http import Rejected, checked_url, key_of, post
 from nlf.rewards import Judgement
-from nlf.rewards.remote import Ask, Refused, Rejected, RemoteScorer, checked_url, key_of, post, probability
+from nlf.rewards.remote import Ask, Refused, RemoteScorer, probability
 
 OFFICIAL = "https://api.openai.com/v1"
 MODEL = "omni-moderation-latest"

@@ -10,31 +10,25 @@ A scorer is a subclass of `RemoteScorer`: how a text is asked about, and what an
 """
 
 import asyncio
-import json
 import logging
-import math
 import os
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-from urllib.parse import quote, urlencode
 
 import httpx2
 from tqdm.auto import tqdm
 
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
+from nlf.http import LONGEST_PAUSE, Rejected, Retry, pause, said, timed, together
 from nlf.rewards import Judgement
 from nlf.rewards.cache import Cache, Pace, digest, gap
 
 logger = logging.getLogger(__name__)
 
-LONGEST_PAUSE = 60.0  # seconds, unless the service asks for more
 LONG = 120.0  # seconds of asking that are told beforehand
 _options = RemoteOptions()
 
@@ -64,28 +58,12 @@ def import_cache(path: str | Path) -> int:
         return cache.take(Path(path))
 
 
-class Retry(Exception):
-    """A try failed in a way that may pass; `after` = seconds that the service asks to wait."""
-
-    def __init__(self, reason: str, after: float | None = None):
-        super().__init__(reason)
-        self.reason, self.after = reason, after
-
-
 class Refused(Exception):
     """The service cannot score this text, now or later."""
 
     def __init__(self, reason: str):
         super().__init__(reason)
         self.reason = reason
-
-
-class Rejected(Exception):
-    """The service answered with a status that is no success and not worth another try, and with this object."""
-
-    def __init__(self, status: int, payload: dict):
-        super().__init__(f"HTTP {status}")
-        self.status, self.payload = status, payload
 
 
 @dataclass(frozen=True)
@@ -162,14 +140,9 @@ class RemoteScorer:
 
     def mistake(self, error: Rejected, check: str) -> UserError:
         """What to say where a request that should be right is rejected; `check` says what to look at."""
-        said = error.payload.get("error")
-        said = said.get("message") if isinstance(said, dict) else said
-        said = " ".join(str(said or "no reason given").split())
-        for secret in filter(None, self.secrets()):
-            said = said.replace(secret, "[key]").replace(quote(secret, safe=""), "[key]")
         return UserError(
-            f"{self.name}: {self.base_url} rejects the request: HTTP {error.status}: {said[:200]}; check {check}; "
-            "answers so far are kept"
+            f"{self.name}: {self.base_url} rejects the request: HTTP {error.status}: "
+            f"{said(error.payload, self.secrets())}; check {check}; answers so far are kept"
         )
 
     async def __call__(self, prompts=None, completions: Sequence = (), completion_ids=None, **columns) -> list:
@@ -246,13 +219,7 @@ class _Asking:
 
     async def _work(self, todo: dict[str, Ask]) -> None:
         queue = iter(todo.items())
-        workers = [asyncio.create_task(self._take(queue)) for _ in range(min(self.options.max_concurrency, len(todo)))]
-        try:
-            await asyncio.gather(*workers)
-        finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+        await together(min(self.options.max_concurrency, len(todo)), lambda: self._take(queue))
 
     async def _take(self, queue) -> None:
         for key, ask in queue:
@@ -291,12 +258,9 @@ class _Asking:
 
     async def _try(self, ask: Ask) -> dict:
         try:
-            async with asyncio.timeout(self.options.request_timeout):
-                return {"answer": await self.scorer.ask(self.client, ask)}
+            return {"answer": await timed(self.scorer.ask(self.client, ask), self.options.request_timeout)}
         except Refused as refused:
             return {"refused": refused.reason}
-        except (TimeoutError, httpx2.TransportError, httpx2.DecodingError) as error:
-            raise Retry(type(error).__name__) from error
 
     def _pause(self, tries: int, after: float | None) -> float:
         if after and after > LONGEST_PAUSE:
@@ -332,94 +296,7 @@ def _shared() -> _Shared:
     return _loops[loop]
 
 
-async def post(
-    client: httpx2.AsyncClient, url: str, body: dict, headers: dict | None = None, query: dict | None = None
-) -> dict:
-    """POST JSON; the object that comes back.
-
-    Args:
-        query: Put behind the URL on the wire only: httpx2 logs URLs, and knows nothing of it.
-
-    Raises:
-        Retry: 408, 429, 5xx, or what came back is no JSON object; Rejected: another status that is no success.
-    """
-    wire = {"target": httpx2.URL(url).raw_path + f"?{urlencode(query)}".encode()} if query else {}
-    content = json.dumps(body, ensure_ascii=False).encode(errors="replace")  # half a character is no UTF-8
-    headers = {"Content-Type": "application/json", **(headers or {})}
-    response = await client.post(url, content=content, headers=headers, extensions=wire)
-    if response.status_code in (408, 429) or response.status_code >= 500:
-        after = retry_after(response.headers.get("retry-after"), response.headers.get("date"))
-        raise Retry(f"HTTP {response.status_code}", after)
-    payload = _object(response.content)
-    if not response.is_success:
-        raise Rejected(response.status_code, payload or {})
-    if payload is None:
-        raise Retry("invalid JSON")
-    return payload
-
-
-def _object(content: bytes) -> dict | None:
-    try:
-        payload = json.loads(content)
-    except (ValueError, RecursionError):
-        return None
-    return payload if isinstance(payload, dict) else None
-
-
-def pause(tries: int, backoff: float, jitter: float) -> float:
-    """Seconds to wait after so many tries: doubled each time, LONGEST_PAUSE at most, times the jitter."""
-    return min(backoff * 2 ** min(tries - 1, 60), LONGEST_PAUSE) * jitter
-
-
-def retry_after(value: str | None, date: str | None = None) -> float | None:
-    """Seconds that a Retry-After header asks for, as a number or as a date by the service's own clock (its Date header,
-    else ours); None where it says nothing.
-    """
-    try:
-        seconds = float(value or "nan")
-    except ValueError:
-        until, now = _moment(value), _moment(date) or datetime.now(UTC)
-        seconds = (until - now).total_seconds() if until else math.nan
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
-
-
-def _moment(header: str | None) -> datetime | None:
-    try:
-        moment = parsedate_to_datetime(header or "")
-    except ValueError:
-        return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
 def probability(value) -> float | None:
     """A number in [0, 1]; None = it is none."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if number and 0 <= value <= 1 else None
-
-
-def key_of(variable: str) -> str:
-    """A service's key, from $VARIABLE or the file that $VARIABLE_FILE names; "" where there is none.
-
-    Raises:
-        UserError: the file cannot be read, or what is there is no key.
-    """
-    file = os.environ.get(f"{variable}_FILE")
-    try:
-        key = os.environ.get(variable) or (Path(file).expanduser().read_text(encoding="utf-8") if file else "")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise UserError(f"cannot read {file}, which {variable}_FILE names: {reason}") from error
-    if not re.fullmatch("[!-~]*", key.strip()):
-        raise UserError(f"{variable}: expected a key, one word of letters, digits and marks; look for spaces in it")
-    return key.strip()
-
-
-def checked_url(url: str, where: str) -> str:
-    """A base URL without a slash at its end.
-
-    Raises:
-        UserError: it is none, or has in it what must not be shown, as a user or a query.
-    """
-    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", url):
-        raise UserError(f"{where}: expected http(s)://host[:port][/path], without a user, a key or a query in it")
-    return url.rstrip("/")

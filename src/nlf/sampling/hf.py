@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from nlf.errors import UserError
 from nlf.losses import guided_log_probs
-from nlf.sampling import Request
+from nlf.sampling import Request, check_lengths, context_of
 from nlf.sampling.cache import select_with_room
 from nlf.sampling.draw import INF, pick, uniforms
 
@@ -48,6 +48,8 @@ class HFSampler:
         token_budget: Most tokens in a batch: completions x (longest prompt + max_completion_length), both branches
             counted. Halved when memory runs out.
     """
+
+    label = "hf"
 
     def __init__(
         self,
@@ -81,21 +83,21 @@ class HFSampler:
         n, new = options.num_generations, options.max_completion_length
         guided = bool(options.guidance_scale) and any(r.negative_ids is not None for r in requests)
         prefixes = [(r.input_ids, r.negative_ids or ()) if guided else (r.input_ids,) for r in requests]
-        self._check(prefixes, new)
+        check_lengths(prefixes, new, context_of(self.model.config))
         cost = [len(prefix) * (max(map(len, prefix)) + new) for prefix in prefixes]  # tokens of one completion
         order = sorted(range(len(requests)), key=lambda i: -cost[i])
         rows = [(i, j) for i in order for j in range(n)]
         results = [[[] for _ in range(n)] for _ in requests]
-        start = 0
+        start, budget = 0, self.token_budget
         with eval_mode(self.model), torch.inference_mode():
             while start < len(rows):
-                batch = rows[start : start + batch_size(rows, start, cost, self.token_budget)]
+                batch = rows[start : start + batch_size(rows, start, cost, budget)]
                 prompts, owner = np.unique([i for i, _ in batch], return_inverse=True)
                 keys = [requests[i].key for i, _ in batch]
                 noise = uniforms(seed, iteration, keys, [j for _, j in batch], new)
                 ids = self._try([prefixes[i] for i in prompts], owner, noise, options)
                 if ids is None:  # out of memory: everything from here on in batches half as large
-                    self.token_budget = len(batch) * cost[batch[0][0]] // 2
+                    budget = len(batch) * cost[batch[0][0]] // 2
                     continue
                 for (i, j), completion in zip(batch, ids, strict=True):
                     results[i][j] = completion
@@ -103,20 +105,6 @@ class HFSampler:
                 if progress:
                     progress(len(batch))
         return results
-
-    def _check(self, prefixes: list[tuple], new: int) -> None:
-        context = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None) or INF
-        for i, prefix in enumerate(prefixes, 1):
-            shortest, longest = min(map(len, prefix)), max(map(len, prefix))
-            if not shortest:
-                what = "worst-tag prefix, which guidance needs" if prefix[0] else "tokens"
-                raise UserError(f"prompt {i} of {len(prefixes)} has no {what}; give it one or remove the prompt")
-            if longest + new > context:
-                raise UserError(
-                    f"prompt {i} of {len(prefixes)} has {longest} tokens: with max_completion_length {new} that is "
-                    f"over the model's context of {context}; shorten it, or set max_prompt_length to {context - new} "
-                    "or less"
-                )
 
     def _try(self, prefixes: list[tuple], owner: np.ndarray, noise: np.ndarray, options) -> list[list[int]] | None:
         """The batch's completions, or None if it did not fit the memory of the device."""

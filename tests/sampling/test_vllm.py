@@ -1,0 +1,160 @@
+"""Sampling by offline vLLM, in real processes, with a stand-in for vLLM in them: it cannot be installed everywhere."""
+
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import tiny
+
+from nlf.cli import main
+from nlf.completions import SAMPLERS, sampler_of
+from nlf.config import RULES, SamplerOptions, SamplingOptions
+from nlf.errors import UserError
+from nlf.generations import read_lines
+from nlf.policy import load_policy, prepare_policy, save_policy
+from nlf.sampling import Request, request_key, seed_of
+from nlf.sampling.vllm import VLLMSampler
+from nlf.tags import TagScheme
+
+STAND_IN = Path(__file__).parent / "stand_in"
+ASKED = [Request((5, 6, i), request_key(str(i), 0)) for i in range(1, 8)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tagged model and prompts."""
+    path = tmp_path_factory.mktemp("vllm")
+    save_policy(prepare_policy(tiny.model("llama"), tiny.tokenizer(), TagScheme()), path / "run")
+    (path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny.PROMPTS))
+    return path
+
+
+@pytest.fixture
+def log(monkeypatch, tmp_path):
+    """What the stand-in was asked, as a function."""
+    monkeypatch.syspath_prepend(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(STAND_IN), *sys.path]))
+    monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "log"))
+    yield lambda: [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    sys.modules.pop("vllm", None)
+
+
+def sample(drawing, asked=ASKED, *, seed=3, iteration=-1, progress=None, **options):
+    options = SamplingOptions(**{"num_generations": 3, "max_completion_length": 6} | options)
+    return drawing.sample(asked, options, seed=seed, iteration=iteration, progress=progress)
+
+
+def expected(asked=ASKED, n=3, seed=3):
+    from vllm import SamplingParams, completion
+
+    return [
+        [
+            list(completion(r.input_ids, SamplingParams(seed=seed_of(seed, -1, r.key, 0), max_tokens=6, stop_token_ids=[0]), j).token_ids)
+            for j in range(n)
+        ]
+        for r in asked
+    ]  # fmt: skip
+
+
+def test_one_process_gets_everything_and_gives_the_ids(folder, log, capfd):
+    told = []
+    drawing = VLLMSampler(
+        str(folder / "run"), dtype="bfloat16", eos_token_ids=(0,), banned_token_ids=(300,),
+        tensor_parallel_size=2, gpu_memory_utilization=0.5,
+    )  # fmt: skip
+    found = sample(drawing, top_k=7, top_p=0.9, min_completion_length=2, temperature=0.5, progress=told.append)
+    assert found == expected() and sum(told) == 21
+    assert (
+        found == sample(drawing) and found[::-1] == sample(drawing, ASKED[::-1]) and found != sample(drawing, seed=4)
+    )
+    asked = log()
+    first, params = asked[0], asked[0]["params"][0]
+    assert first["pid"] != os.getpid() and len({each["pid"] for each in asked}) == 4
+    assert (first["tensor"], first["dtype"], first["memory"], first["trust"]) == (2, "bfloat16", 0.5, False)
+    assert (params["n"], params["temperature"], params["top_p"], params["top_k"]) == (3, 0.5, 0.9, 7)
+    assert (params["max_tokens"], params["min_tokens"], params["stop_token_ids"]) == (6, 2, [0])
+    assert params["logit_bias"] == {"300": -100.0} and params["detokenize"] is False
+    assert asked[1]["params"][0]["top_k"] == -1
+    assert "stdout" not in capfd.readouterr().out  # what vLLM prints is no output of ours
+
+
+def test_the_likeliest_token_is_asked_for_once(folder, log):
+    """vLLM refuses n > 1 at temperature 0."""
+    found = sample(VLLMSampler(str(folder / "run"), eos_token_ids=(0,)), temperature=0.0)
+    assert {len(each) for each in found} == {3} and all(len(set(map(tuple, each))) == 1 for each in found)
+    assert log()[0]["params"][0]["n"] == 1
+
+
+def test_copies_of_the_model_share_the_prompts(folder, log, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,4,5,7")
+    two = {"eos_token_ids": (0,), "data_parallel_size": 2, "tensor_parallel_size": 2}
+    assert sample(VLLMSampler(str(folder / "run"), **two)) == expected()
+    assert Counter((each["devices"], each["prompts"]) for each in log()) == {("0,1", 4): 1, ("4,5", 3): 1}
+    assert sample(VLLMSampler(str(folder / "run"), **two), ASKED[:1]) == expected(ASKED[:1])
+    assert len(log()) == 3  # one without prompts is not started
+    with pytest.raises(UserError, match="data_parallel_size 3 x tensor_parallel_size 2: 6 GPUs are needed, 5 are"):
+        VLLMSampler(str(folder / "run"), eos_token_ids=(0,), data_parallel_size=3, tensor_parallel_size=2)
+
+
+def test_mistakes_are_named_in_one_line(folder, log, capfd, tmp_path):
+    drawing = VLLMSampler(str(folder / "run"), eos_token_ids=(0,), context=8)
+    with pytest.raises(UserError, match="sampler vllm cannot be guided"):
+        sample(drawing, guidance_scale=1.0)
+    with pytest.raises(UserError, match="over the model's context of 8"):
+        sample(drawing)
+    assert sample(drawing, []) == [] and not (tmp_path / "log").exists()
+    with pytest.raises(UserError, match=r"vLLM failed \(exit status 1\) on /nowhere: its own words are above"):
+        sample(VLLMSampler("/nowhere", eos_token_ids=(0,)))
+    assert "Invalid repository ID" in capfd.readouterr().err
+    with pytest.raises(UserError, match="vLLM failed"):
+        sample(VLLMSampler(str(folder / "run"), eos_token_ids=(0,)), temperature=3.0)
+
+
+def test_without_vllm_it_says_what_to_install(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    words = ["sample", "--model", str(folder / "run"), "--output_dir", "out", "--sampler", "vllm"]
+    assert main(words) == 2
+    assert "pip install vllm" in capsys.readouterr().err
+
+
+def test_nlf_sample_loads_it_once_and_goes_on_where_it_stopped(folder, log, tmp_path, capsys):
+    words = ["sample", "--model", str(folder / "run"), "--prompts", str(folder / "prompts.jsonl"), "--sampler", "vllm"]
+    words += ["--output_dir", str(tmp_path / "out"), "--num_generations", "2", "--prompts_per_part", "4"]
+    assert main([*words, "--max_prompts", "5"]) == 0
+    path = tmp_path / "out/generations.jsonl"
+    part = path.read_bytes()
+    assert main(words) == 0
+    assert path.read_bytes().startswith(part) and [each["prompts"] for each in log()] == [5, 15]
+    first = log()[0]
+    assert (first["model"], first["revision"], first["dtype"]) == (str(folder / "run"), None, "float32")
+    assert first["params"][0]["logit_bias"] == {"300": -100.0}  # the separator
+    lines = list(read_lines(path))
+    assert len(lines) == 20 and {line["settings"]["sampler"] for line in lines} == {"vllm"}
+    assert main([*words, "--sampler", "hf"]) == 2
+    assert "sampled with sampler='vllm', now it is 'hf'" in capsys.readouterr().err
+
+
+def test_lines_from_before_there_was_a_choice_are_of_this_process(folder, tmp_path):
+    words = ["sample", "--model", str(folder / "run"), "--prompts", str(folder / "prompts.jsonl")]
+    words += ["--output_dir", str(tmp_path), "--max_prompts", "2", "--num_generations", "2"]
+    assert main(words) == 0
+    path = tmp_path / "generations.jsonl"
+    whole = path.read_text()
+    path.write_text(whole.splitlines(keepends=True)[0].replace('"sampler": "hf", ', ""))
+    assert main(words) == 0
+    assert [line["completion_ids"] for line in read_lines(path)] == [
+        json.loads(line)["completion_ids"] for line in whole.splitlines()
+    ]
+
+
+def test_every_sampler_of_the_options_is_made(folder, log):
+    policy = load_policy(str(folder / "run"))
+    labels = {
+        name: sampler_of(policy, SamplerOptions(sampler=name, sampler_url="http://localhost:1")).label
+        for name in SAMPLERS
+    }
+    assert labels == {"hf": "hf", "vllm": "vllm", "server": f"server:{folder / 'run'}"}
+    assert RULES["sampler"][1] == "one of " + ", ".join(SAMPLERS)
