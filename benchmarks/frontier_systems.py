@@ -38,7 +38,7 @@ FILTERED = SamplingOptions(num_generations=25, max_completion_length=LENGTH, top
 FREE = SamplingOptions(num_generations=4, max_completion_length=LENGTH)  # temperature 1, nothing filtered
 CHOICES = (1, 2, 4, 8)  # n of best-of-n; 1 is the start itself
 GUIDANCE = (0.0, 0.5, 1.0, 2.0)  # from the best tag
-MIDDLE, MIDDLE_GUIDANCE = 2, (2.0, 4.0, 8.0, 12.0)  # from the middle one
+MIDDLE, MIDDLE_GUIDANCE = 2, (2.0, 4.0, 8.0, 12.0, 16.0)  # from the middle one
 SHORT = {  # the contrastive recipe in one small iteration of fast steps, for those who have no time
     **{"num_train_epochs": 1, "prompts_per_iteration": 256, "steps_per_iteration": 25},
     **{"learning_rate": 1e-3, "beta": 1.0},
@@ -49,6 +49,7 @@ STUDENTS = {  # knobs of `nlf distill`
     "distilled-best-1.5": {"tag": "best", "guidance_scale": 1.5},
     "distilled-best-2": {"tag": "best", "guidance_scale": 2.0},
     "distilled-g12": {"guidance_scale": 12.0},
+    "distilled-g16": {"guidance_scale": 16.0},
     "five-tags": {"keep_tags": True},
 }
 GENERATIONS = 8  # of a prompt in GRPO, and that supervised training takes the best of
