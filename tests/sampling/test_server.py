@@ -14,6 +14,7 @@ from nlf.config import SamplingOptions
 from nlf.errors import UserError
 from nlf.generations import read_lines
 from nlf.policy import load_policy, prepare_policy, save_policy
+from nlf.sample import EVALUATION
 from nlf.sampling import Request, request_key, seed_of
 from nlf.sampling import server as module
 from nlf.sampling.server import Form, ServerSampler
@@ -235,6 +236,40 @@ def test_nlf_sample_and_evaluate_by_a_server(folder, served, tmp_path, capsys):
         "generations-base.jsonl": f"server:{folder / 'base'}",
         "generations-best-tag.jsonl": f"server:{folder / 'run'}",
     }
+
+
+def test_sampler_model_names_the_model_and_no_other(folder, tmp_path, capsys):
+    words = [
+        "evaluate",
+        "--model",
+        str(folder / "run"),
+        "--prompts",
+        str(folder / "prompts.jsonl"),
+        "--sampler",
+        "server",
+    ]
+    words += [
+        "--num_generations",
+        "2",
+        "--max_completion_length",
+        "4",
+        "--guidance_scale",
+        "0",
+        "--sampler_model",
+        MODEL,
+    ]
+    words += ["--output_dir", str(tmp_path)]
+    with CompletionsServer() as server:
+        words += ["--sampler_url", server.url]
+        assert main(words) == 0
+        assert main([*words, "--base_model", str(folder / "base")]) == 2
+    assert f"model '{folder / 'base'}': HTTP 404" in capsys.readouterr().err
+    (line, *_) = read_lines(tmp_path / "generations-best-tag.jsonl")
+    assert line["settings"]["sampler"] == f"server:{MODEL}"
+    seed = seed_of(0, EVALUATION, request_key(line["prompt_id"], 0), 0)
+    (prompt,) = [body["prompt"] for body in server.bodies if body["seed"] == seed]
+    assert prompt[-len(line["prompt_ids"]) :] == line["prompt_ids"]
+    assert line["completion_ids"][0] == written(prompt, seed, 4)
 
 
 def test_a_model_that_transformers_serve_does_not_have(served):
