@@ -199,3 +199,10 @@ def test_half_precision_is_in_the_models_only():
     assert right.kl.dtype == right.entropy.dtype == torch.float32
     assert len(right.entropy.unique()) > 0.9 * group["completion_mask"].sum()  # bfloat16 knows one number in 128
     torch.testing.assert_close(right.entropy, exact.entropy, rtol=1e-3, atol=1e-3)
+
+
+def test_completions_without_a_token_count_nowhere():
+    model, reference = pair()
+    empty = [Example([1, 2], [3, 2], [2], [], 1, 2) for _ in range(2)]
+    right, wrong = completion_stats(model, reference, collate(empty, 0)["groups"][0], bare=True)
+    assert right.logp.shape == wrong.kl.shape == (2, 0)

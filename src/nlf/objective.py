@@ -45,7 +45,8 @@ def completion_stats(
     with torch.no_grad():
         ref = read(reference, group["reference"])  # (N, D or V)
     own = read(model, group["policy"])  # (KN, D or V)
-    own, labels = own.unflatten(0, (-1, len(ref))), labels[mask]  # (K, N, .), (N,)
+    branches = len(group["policy"]["input_ids"]) // len(labels)
+    own, labels = own.unflatten(0, (branches, len(ref))), labels[mask]  # (K, N, .), (N,)
 
     def stats(own: Tensor, ref: Tensor, labels: Tensor) -> TokenStats:
         if bare:
