@@ -38,7 +38,7 @@ FILTERED = SamplingOptions(num_generations=25, max_completion_length=LENGTH, top
 FREE = SamplingOptions(num_generations=4, max_completion_length=LENGTH)  # temperature 1, nothing filtered
 CHOICES = (1, 2, 4, 8)  # n of best-of-n; 1 is the start itself
 GUIDANCE = (0.0, 0.5, 1.0, 2.0)  # from the best tag
-MIDDLE, MIDDLE_GUIDANCE = 2, (2.0, 4.0, 8.0, 12.0, 16.0)  # from the middle one
+MIDDLE, MIDDLE_GUIDANCE = 2, (2.0, 4.0, 8.0, 12.0, 14.0, 16.0)  # from the middle one
 SHORT = {  # the contrastive recipe in one small iteration of fast steps, for those who have no time
     **{"num_train_epochs": 1, "prompts_per_iteration": 256, "steps_per_iteration": 25},
     **{"learning_rate": 1e-3, "beta": 1.0},
