@@ -13,6 +13,7 @@ docs/method.md.
 import contextlib
 import functools
 import json
+import os
 import signal
 import threading
 from collections import defaultdict
@@ -211,6 +212,7 @@ class ALTTrainer(Trainer):
             raise UserError(
                 "several GPUs in one process: start with `torchrun --nproc_per_node N -m nlf train …` instead"
             )
+        check_world(args)
         self.run_dir = Path(args.output_dir)
         rundir.make_folder(self.run_dir)
         self.prompts = as_prompts(train_dataset if train_dataset is not None else load_prompts("embedded"))
@@ -630,6 +632,19 @@ class IterationCallback(TrainerCallback):
         control.should_save = not (self.trainer.run_dir / f"checkpoint-{state.global_step}" / rundir.MARKER).is_file()
         control.should_evaluate = control.should_evaluate and not self.trainer.stopping
         return control
+
+
+def check_world(args: ALTConfig) -> None:
+    """Every process that was started takes part.
+
+    Raises:
+        UserError: there is no accelerator for them, so that each would train alone, in one folder.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != args.world_size:
+        raise UserError(
+            f"{started} processes were started, each sees {args.world_size}: no GPU was found; add --use_cpu true"
+        )
 
 
 @contextlib.contextmanager
