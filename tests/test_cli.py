@@ -337,6 +337,7 @@ def test_a_process_for_each_gpu_of_each_machine(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     cli.launch("fsdp2", {"num_machines": 2}, [], use_cpu=False)
     assert started[0][5:9] == ["--num_machines", "2", "--num_processes", "16"]
+    assert started[0][-2:] == ["--bf16", "true"]  # as the config says
 
 
 @pytest.mark.parametrize(

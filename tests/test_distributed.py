@@ -187,6 +187,7 @@ def test_a_sharded_run_resumes_exactly(tmp_path, inputs):
 
 @pytest.mark.extended
 def test_a_sharded_adapter_matches_one_process_and_resumes_exactly(tmp_path, inputs):
+    inputs = tiny.save(tmp_path / "llama", "llama"), inputs[1]  # its embeddings are not tied
     nlf_train(tmp_path / "one", *inputs, 1, "--use_peft", "true")
     resumed_equals_unbroken(tmp_path / "two", inputs, "--use_peft", "true", config="fsdp2")
     assert_same_weights(tmp_path / "one", tmp_path / "two")

@@ -156,7 +156,8 @@ def launch(name: str, wanted: dict[str, Any], argv: Sequence[str], use_cpu: bool
     path = known.get(name, Path(name))
     if not path.is_file():
         raise unknown(name, known, what="accelerate config (or file)")
-    kind = accelerate_kind(path)
+    settings = accelerate_settings(path)
+    kind, precision = settings["distributed_type"], wanted.get("mixed_precision", settings.get("mixed_precision"))
     if kind == "DEEPSPEED" and find_spec("deepspeed") is None:
         raise UserError(f"accelerate config {name} needs DeepSpeed: pip install deepspeed, or take fsdp2")
     if use_cpu and kind in ("FSDP", "DEEPSPEED"):
@@ -167,11 +168,14 @@ def launch(name: str, wanted: dict[str, Any], argv: Sequence[str], use_cpu: bool
         wanted = wanted | {"num_processes": count_gpus(name, use_cpu) * wanted.get("num_machines", 1)}
     flags = [word for flag, value in wanted.items() for word in (f"--{flag}", str(value))]
     start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path), *flags]
-    os.execv(sys.executable, [*start, "-m", "nlf", "train", *without(argv, ("accelerate_config", *LAUNCH_FLAGS))])
+    own = without(argv, ("accelerate_config", *LAUNCH_FLAGS))
+    if precision in ("bf16", "fp16") and without(own, [precision]) == own:
+        own += [f"--{precision}", "true"]  # DeepSpeed compares the two
+    os.execv(sys.executable, [*start, "-m", "nlf", "train", *own])
 
 
-def accelerate_kind(path: Path) -> str:
-    """The `distributed_type` of an accelerate configuration.
+def accelerate_settings(path: Path) -> dict[str, Any]:
+    """What an accelerate configuration holds.
 
     Raises:
         UserError: the file is not one.
@@ -179,11 +183,14 @@ def accelerate_kind(path: Path) -> str:
     import yaml
 
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))["distributed_type"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        settings = None
+    if not isinstance(settings, dict) or "distributed_type" not in settings:
         raise UserError(
-            f"{path}: expected an accelerate config with distributed_type: (see `accelerate config`)"
-        ) from error
+            f"{path}: expected an accelerate config with a distributed_type; `accelerate config` writes one"
+        )
+    return settings
 
 
 def count_gpus(name: str, use_cpu: bool) -> int:

@@ -277,7 +277,7 @@ def trainable_digest(model: nn.Module) -> str:
 
     Sharded weights are gathered, one after another: all ranks call it.
     """
-    return _digest((name, tensor) for name, p, tensor in whole_parameters(model) if p.requires_grad)
+    return _digest((name, tensor) for name, _, tensor in whole_parameters(model, trained=True))
 
 
 def revision_of(model: PreTrainedModel) -> str:

@@ -60,16 +60,17 @@ def skeleton(policy: "Policy", accelerator: "Accelerator") -> "Policy | None":
     Taken before training shards it.
 
     Raises:
-        UserError: LoRA with new tokens under ZeRO-3.
+        UserError: LoRA that trains rows of embeddings which cannot be sharded so.
     """
     if not shards_weights(accelerator):
         return None
-    with_adapter = hasattr(policy.model, "peft_config")
-    if accelerator.distributed_type == "DEEPSPEED" and with_adapter and policy.added_token_ids:
-        raise UserError(
-            "use_peft with added tokens: peft cannot train rows of embeddings that ZeRO-3 shards; "
-            "take accelerate config fsdp2 or zero2, or use_peft false"
-        )
+    if hasattr(policy.model, "peft_config") and policy.added_token_ids:
+        tied = policy.model.config.get_text_config().tie_word_embeddings
+        if accelerator.distributed_type == "DEEPSPEED" or tied:
+            raise UserError(
+                "use_peft with added tokens: peft trains rows of the embeddings, which ZeRO-3 cannot shard, nor FSDP2 "
+                "where input and output share them; take accelerate config multi_gpu or zero2, or use_peft false"
+            )
     return replace(policy, **{name: _without_weights(getattr(policy, name)) for name in MODELS})
 
 
@@ -84,7 +85,8 @@ def _without_weights(model: nn.Module | None) -> nn.Module | None:
 def place_reference(model: nn.Module, accelerator: "Accelerator") -> nn.Module:
     """The frozen model where the policy's forward will be: on the device, and sharded where the policy is."""
     if not shards_weights(accelerator):
-        return model.to(accelerator.device)
+        zero2 = accelerator.distributed_type == "DEEPSPEED"  # which casts the policy, where others use autocast
+        return model.to(device=accelerator.device, dtype=DTYPES.get(accelerator.mixed_precision) if zero2 else None)
     if accelerator.distributed_type == "FSDP":
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
@@ -111,13 +113,14 @@ def whole_parameter(parameter: nn.Parameter) -> torch.Tensor:
     return parameter.detach()
 
 
-def whole_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, torch.Tensor]]:
-    """(name, parameter, all of it), one at a time, each under its first name."""
+def whole_parameters(model: nn.Module, trained: bool = False) -> Iterator[tuple[str, nn.Parameter, torch.Tensor]]:
+    """(name, parameter, all of it), one at a time, each under its first name; `trained`: not those that are frozen."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # what its last forward left gathered has the precision of the computation
     for name, parameter in getattr(model, "module", model).named_parameters():  # DeepSpeed's engine adds a prefix
-        yield name, parameter, whole_parameter(parameter)
+        if parameter.requires_grad or not trained:
+            yield name, parameter, whole_parameter(parameter)
 
 
 def fill(empty: nn.Module, model: nn.Module, *, device: torch.device, dtype: torch.dtype | None, keep: bool) -> None:
