@@ -309,9 +309,62 @@ def test_accelerate_config_starts_the_same_command(monkeypatch, capsys):
     monkeypatch.setattr(os, "execv", lambda *call: started.append(call[1]))
     monkeypatch.setattr(cli, "build", lambda values: (_ for _ in ()).throw(UserError("stop here")))
     monkeypatch.delenv("RANK", raising=False)
-    fails(capsys, "train", "--beta", "2", "--accelerate_config", "fsdp2", "--seed", "1")
+    given = [
+        "--beta",
+        "2",
+        "--accelerate_config",
+        "fsdp2",
+        "--num-processes=4",
+        "--mixed_precision",
+        "no",
+        "--seed",
+        "1",
+    ]
+    fails(capsys, "train", *given)
     command = started[0]
     assert command[1:4] == ["-m", "accelerate.commands.launch", "--config_file"]
     assert command[4].endswith("fsdp2.yaml")
-    assert command[5:] == ["-m", "nlf", "train", "--beta", "2", "--seed", "1"]
+    launched, own = command[5 : command.index("nlf") - 1], command[command.index("nlf") + 1 :]
+    assert launched == ["--num_processes", "4", "--mixed_precision", "no"]
+    assert own == ["train", "--beta", "2", "--seed", "1"]
     assert "did you mean zero2" in fails(capsys, "train", "--accelerate_config", "zero22")
+
+
+def test_a_process_for_each_gpu_of_each_machine(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *call: started.append(call[1]))
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 8)
+    monkeypatch.delenv("RANK", raising=False)
+    cli.launch("fsdp2", {"num_machines": 2}, [], use_cpu=False)
+    assert started[0][5:9] == ["--num_machines", "2", "--num_processes", "16"]
+    assert started[0][-2:] == ["--bf16", "true"]  # as the config says
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--accelerate_config", "fsdp"], "did you mean fsdp2"),
+        (["--accelerate_config", "ddp"], "unknown accelerate config (or file) ddp"),
+        (["--accelerate_config", "multi_gpu", "--use_cpu"], "add --num_processes N"),
+        (["--accelerate_config", "multi_gpu", "--num_processes", "two"], "invalid int value: 'two'"),
+        (["--accelerate_config", __file__, "--num_processes", "2"], "expected an accelerate config"),
+        (["--num_processes", "2"], "--num_processes belongs to --accelerate_config"),
+    ],
+)
+def test_mistakes_in_starting_several_processes(monkeypatch, capsys, flags, said):
+    monkeypatch.setattr(os, "execv", lambda *call: pytest.fail("started"))
+    monkeypatch.delenv("RANK", raising=False)
+    assert said in fails(capsys, "train", *flags)
+
+
+def test_deepspeed_configs_say_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.delenv("RANK", raising=False)
+    assert "pip install deepspeed" in fails(capsys, "train", "--accelerate_config", "zero3", "--num_processes", "2")
+
+
+def test_processes_without_an_accelerator_do_not_each_train_alone(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    said = fails(capsys, "train", "--output_dir", str(tmp_path))
+    assert "2 processes were started, each sees 1" in said and "--use_cpu true" in said

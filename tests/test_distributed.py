@@ -1,7 +1,9 @@
-"""Two processes over gloo do what one does: the same pool, the same losses up to float error."""
+"""Several processes over gloo do what one does: the same pool, the same losses up to float error, sharded or not."""
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,58 +11,108 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import tiny
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
 
 
-def nlf_train(folder: Path, model: str, prompts: Path, processes: int, *flags: str) -> str:
-    """`nlf train` in one or several processes; returns what it printed."""
+def nlf_train(folder: Path, model: str, prompts: Path, processes: int, *flags: str, config: str | None = None) -> str:
+    """`nlf train` in one process, in several under torchrun, or started by an accelerate config; returns what it
+    printed.
+    """
     launcher = [sys.executable, "-m"]
-    if processes > 1:
+    if processes > 1 and config is None:
         launcher += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), "-m"]
     command = [
         *launcher, "nlf", "train", "--use_cpu", "true", "--model_name_or_path", model, "--output_dir", str(folder),
-        "--dataset", str(prompts), "--eval_dataset", str(prompts), "--max_eval_prompts", "5", "--reward_funcs", "tiny:vowels",
+        "--dataset", str(prompts), "--eval_dataset", str(prompts), "--max_eval_prompts", "5",
+        "--reward_funcs", "test_distributed:vowels",
         "--num_train_epochs", "2", "--steps_per_iteration", "3", "--per_device_train_batch_size", str(8 // processes),
         "--prompts_per_iteration", "10", "--prompts_per_part", "3", "--num_generations", "2",
         "--max_completion_length", "5", "--eval_max_completion_length", "5", "--eval_num_generations", "2",
         "--logging_steps", "1", "--learning_rate", "0.01", "--disable_tqdm", "true", *flags,
     ]  # fmt: skip
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]), "OMP_NUM_THREADS": "1"}
+    if config is not None:
+        port = ["--main_process_port", str(free_port())]
+        command += ["--accelerate_config", config, "--num_processes", str(processes), "--mixed_precision", "no", *port]
+    paths = [str(HERE), str(HERE / "sharding_on_cpu"), *sys.path]
+    expected = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "EXPECTED_WORLD": str(processes)}
+    environment = os.environ | expected | {"PYTHONPATH": os.pathsep.join(paths), "EXPECTED_SHARDS": str(config)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout + done.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def vowels(prompts, completions, completion_ids, **columns):
+    """As `tiny.vowels`, in a process that knows of all the others and shards as it was told."""
+    world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    assert world == int(os.environ["EXPECTED_WORLD"])
+    kind = PartialState().distributed_type.value
+    assert kind == {"fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}.get(
+        os.environ["EXPECTED_SHARDS"], kind
+    )
+    return tiny.vowels(prompts, completions, completion_ids)
+
+
+def assert_same_run(one: Path, other: Path, parts: int = 4) -> None:
+    """The same rollouts, and the same measured figures up to float error."""
+    for iteration in (0, 1):
+        for name in (f"rollouts/iteration-{iteration:04d}/part-{p:05d}.parquet" for p in range(parts)):
+            left, right = (pq.read_table(run / name) for run in (one, other))
+            assert left["completion_ids"].to_pylist() == right["completion_ids"].to_pylist()
+            assert left["reward"].to_pylist() == right["reward"].to_pylist()
+    for left, right in zip(metrics(one), metrics(other), strict=True):
+        for name in ("loss", "grad_norm", "kl", "contrast", "tag_margin", "eval_reward", "eval_perplexity", "eval_kl"):
+            assert (name in left) == (name in right)
+            if name in left:
+                assert right[name] == pytest.approx(left[name], rel=1e-3, abs=1e-5), (left["step"], name)
 
 
 def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture
-def inputs(tmp_path):
-    prompts = tmp_path / "prompts.jsonl"
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in tiny.PROMPTS))
-    return tiny.save(tmp_path / "model"), prompts
+    return tiny.save(folder / "model"), prompts
 
 
-def test_two_processes_match_one(tmp_path, inputs):
-    nlf_train(tmp_path / "one", *inputs, 1)
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, inputs):
+    """What one process does."""
+    folder = tmp_path_factory.mktemp("one")
+    nlf_train(folder / "run", *inputs, 1)
+    return folder / "run"
+
+
+def test_two_processes_match_one(tmp_path, inputs, one):
     nlf_train(tmp_path / "two", *inputs, 2)
-    for iteration in (0, 1):
-        names = [f"rollouts/iteration-{iteration:04d}/part-{p:05d}.parquet" for p in range(4)]
-        for name in names:
-            one, two = (pq.read_table(tmp_path / run / name) for run in ("one", "two"))
-            assert one["completion_ids"].to_pylist() == two["completion_ids"].to_pylist()
-            assert one["reward"].to_pylist() == two["reward"].to_pylist()
-    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
-    assert len(one) == len(two)
-    for left, right in zip(one, two, strict=True):
-        for name in ("loss", "grad_norm", "kl", "contrast", "tag_margin", "eval_reward", "eval_perplexity", "eval_kl"):
-            assert (name in left) == (name in right)
-            if name in left:
-                assert right[name] == pytest.approx(left[name], rel=1e-3, abs=1e-5), (left["step"], name)
-    world = json.loads((tmp_path / "two" / "checkpoint-6" / "nlf.json").read_text())["world_size"]
-    assert world == 2
+    assert_same_run(one, tmp_path / "two")
+    assert json.loads((tmp_path / "two" / "checkpoint-6" / "nlf.json").read_text())["world_size"] == 2
+
+
+def test_two_processes_that_shard_match_one(tmp_path, inputs, one):
+    """FSDP2: sampled from gathered weights, against a sharded reference, and saved whole."""
+    nlf_train(tmp_path / "two", *inputs, 2, config="fsdp2")
+    assert_same_run(one, tmp_path / "two")
+    assert_same_weights(one, tmp_path / "two")
+
+
+def assert_same_weights(one: Path, other: Path, tolerance: float = 1e-4) -> None:
+    left, right = (load_file(run / "model.safetensors") for run in (one, other))
+    assert left.keys() == right.keys()
+    assert max(float((left[name] - right[name]).abs().max()) for name in left) <= tolerance
 
 
 def distant(prompts, completions, completion_ids, **columns):
@@ -101,11 +153,49 @@ def test_the_first_rank_asks_the_remote_rewards_for_all(tmp_path, inputs, monkey
 
 
 @pytest.mark.extended
-def test_four_processes_match_one(tmp_path, inputs):
-    nlf_train(tmp_path / "one", *inputs, 1)
+def test_four_processes_match_one(tmp_path, inputs, one):
     nlf_train(tmp_path / "four", *inputs, 4)
-    one, four = metrics(tmp_path / "one"), metrics(tmp_path / "four")
-    for left, right in zip(one, four, strict=True):
-        for name in ("loss", "grad_norm", "eval_reward"):
-            if name in left:
-                assert right[name] == pytest.approx(left[name], rel=1e-3, abs=1e-5), (left["step"], name)
+    assert_same_run(one, tmp_path / "four")
+
+
+@pytest.mark.extended
+def test_four_processes_that_shard_match_one(tmp_path, inputs, one):
+    """More ranks than parts in the last round: those without prompts do not keep the others waiting."""
+    nlf_train(tmp_path / "four", *inputs, 4, "--prompts_per_part", "4", config="fsdp2")
+    left, right = metrics(one), metrics(tmp_path / "four")
+    assert [row["loss"] for row in right if "loss" in row] == pytest.approx(
+        [row["loss"] for row in left if "loss" in row], rel=1e-3
+    )
+    assert_same_weights(one, tmp_path / "four")
+
+
+def resumed_equals_unbroken(folder: Path, inputs, *flags: str, config: str) -> None:
+    """Train, take the last checkpoint away, resume: the same weights, bit for bit."""
+    nlf_train(folder, *inputs, 2, *flags, config=config)
+    before = load_file(folder / "model.safetensors")
+    shutil.rmtree(folder / "checkpoint-6")
+    (folder / "model.safetensors").unlink()
+    nlf_train(folder, *inputs, 2, *flags, "--resume_from_checkpoint", "true", config=config)
+    after = load_file(folder / "model.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.extended
+def test_a_sharded_run_resumes_exactly(tmp_path, inputs):
+    resumed_equals_unbroken(tmp_path / "two", inputs, config="fsdp2")
+
+
+@pytest.mark.extended
+def test_a_sharded_adapter_matches_one_process_and_resumes_exactly(tmp_path, inputs):
+    inputs = tiny.save(tmp_path / "llama", "llama"), inputs[1]  # its embeddings are not tied
+    nlf_train(tmp_path / "one", *inputs, 1, "--use_peft", "true")
+    resumed_equals_unbroken(tmp_path / "two", inputs, "--use_peft", "true", config="fsdp2")
+    assert_same_weights(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("config", ["zero2", "zero3"])
+def test_deepspeed_matches_one_process_and_resumes_exactly(tmp_path, inputs, one, config):
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: ZeRO was not run")
+    resumed_equals_unbroken(tmp_path / "two", inputs, config=config)
+    assert_same_weights(one, tmp_path / "two")

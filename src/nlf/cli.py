@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -42,6 +43,16 @@ Sample, score, tag, train, and again: align a language model with language tags.
 model shipped here, in minutes on two cores. Every name below is also a key of the YAML file; flags override the file."""
 
 
+LAUNCH_FLAGS = {  # handed to `accelerate launch`
+    "num_processes": (int, "processes on all machines together [one for each GPU]"),
+    "num_machines": (int, "machines of the run; start the same command on each [1]"),
+    "machine_rank": (int, "which of the machines this is, from 0 [0]"),
+    "main_process_ip": (str, "address of machine 0"),
+    "main_process_port": (int, "a free port of machine 0"),
+    "mixed_precision": (str, "no, bf16 or fp16 [bf16]"),
+}
+
+
 def train_settings_knobs() -> dict[str, Knob]:
     """The knobs of train; resuming takes true or a checkpoint's folder."""
     knobs = dict(train_knobs())
@@ -59,6 +70,8 @@ def train_parser(knobs: dict[str, Knob]) -> argparse.ArgumentParser:
     run.add_argument(
         "--accelerate_config", metavar="NAME|PATH", help=f"Start through `accelerate launch` with: {names}, or a file."
     )
+    for name, (kind, about) in LAUNCH_FLAGS.items():
+        run.add_argument(f"--{name}", type=kind, metavar=kind.__name__, help=f"With --accelerate_config: {about}.")
     add_knobs(parser, {"resume_from_checkpoint": knobs["resume_from_checkpoint"]} | knobs)
     return parser
 
@@ -67,7 +80,7 @@ def train(argv: Sequence[str]) -> int:
     """`nlf train`."""
     knobs = train_settings_knobs()
     given = vars(parse_flags(train_parser(knobs), argv, knobs))
-    special = {name: given.pop(name) for name in ("config", "dry_run", "accelerate_config")}
+    special = {name: given.pop(name) for name in ("config", "dry_run", "accelerate_config", *LAUNCH_FLAGS)}
     values = (read_recipe(special["config"], knobs) if special["config"] else {}) | given
     settings = SimpleNamespace(**{name: values.get(name, knob.default) for name, knob in knobs.items()})
     config.join_attributes(settings)
@@ -76,8 +89,13 @@ def train(argv: Sequence[str]) -> int:
         from nlf.planning import plan
 
         return show(plan(settings))
+    wanted = {name: special[name] for name in LAUNCH_FLAGS if special[name] is not None}
     if special["accelerate_config"]:
-        launch(special["accelerate_config"], argv)
+        launch(special["accelerate_config"], wanted, argv, bool(settings.use_cpu))
+    if wanted:
+        raise UserError(
+            f"--{next(iter(wanted))} belongs to --accelerate_config; give that too, or start with torchrun"
+        )
     resume = values.pop("resume_from_checkpoint", None)
     log_to_stderr()
     args, model_options, data_options = build(values)
@@ -122,11 +140,15 @@ def accelerate_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def launch(name: str, argv: Sequence[str]) -> None:
+def launch(name: str, wanted: dict[str, Any], argv: Sequence[str], use_cpu: bool) -> None:
     """Become `accelerate launch --config_file … -m nlf train …`, with the same arguments.
 
+    Args:
+        wanted: Those of `LAUNCH_FLAGS` that were given.
+
     Raises:
-        UserError: neither one of our configurations nor a file; or torchrun has started this process already.
+        UserError: neither one of our configurations nor a file; what it needs is not installed or not there; or
+            torchrun has started this process already.
     """
     if "RANK" in os.environ:
         raise UserError("--accelerate_config starts the processes itself: leave out torchrun, or this flag")
@@ -134,12 +156,66 @@ def launch(name: str, argv: Sequence[str]) -> None:
     path = known.get(name, Path(name))
     if not path.is_file():
         raise unknown(name, known, what="accelerate config (or file)")
-    rest = list(argv)
-    for i, word in reversed(list(enumerate(argv))):
-        if word.replace("-", "_").startswith("__accelerate_config"):
-            del rest[i : i + (1 if "=" in word else 2)]
-    start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path)]
-    os.execv(sys.executable, [*start, "-m", "nlf", "train", *rest])
+    settings = accelerate_settings(path)
+    kind, precision = settings["distributed_type"], wanted.get("mixed_precision", settings.get("mixed_precision"))
+    if kind == "DEEPSPEED" and find_spec("deepspeed") is None:
+        raise UserError(f"accelerate config {name} needs DeepSpeed: pip install deepspeed, or take fsdp2")
+    if use_cpu and kind in ("FSDP", "DEEPSPEED"):
+        print(
+            f"nlf: {name}: accelerate shards on GPUs only; on CPU each process holds the whole model", file=sys.stderr
+        )
+    if name in known and "num_processes" not in wanted:
+        wanted = wanted | {"num_processes": count_gpus(name, use_cpu) * wanted.get("num_machines", 1)}
+    flags = [word for flag, value in wanted.items() for word in (f"--{flag}", str(value))]
+    start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path), *flags]
+    own = without(argv, ("accelerate_config", *LAUNCH_FLAGS))
+    if precision in ("bf16", "fp16") and without(own, [precision]) == own:
+        own += [f"--{precision}", "true"]  # DeepSpeed compares the two
+    os.execv(sys.executable, [*start, "-m", "nlf", "train", *own])
+
+
+def accelerate_settings(path: Path) -> dict[str, Any]:
+    """What an accelerate configuration holds.
+
+    Raises:
+        UserError: the file is not one.
+    """
+    import yaml
+
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        settings = None
+    if not isinstance(settings, dict) or "distributed_type" not in settings:
+        raise UserError(
+            f"{path}: expected an accelerate config with a distributed_type; `accelerate config` writes one"
+        )
+    return settings
+
+
+def count_gpus(name: str, use_cpu: bool) -> int:
+    """GPUs of this machine, each of which gets a process.
+
+    Raises:
+        UserError: there are none, or they are not wanted.
+    """
+    import torch
+
+    found = 0 if use_cpu else torch.accelerator.device_count()
+    if not found:
+        raise UserError(f"accelerate config {name}: no GPU to count here; add --num_processes N (and --use_cpu true)")
+    return found
+
+
+def without(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The arguments less these flags and their values."""
+    rest, skip = [], False
+    for word in argv:
+        flag = word.partition("=")[0].replace("-", "_").removeprefix("__")
+        if not skip and not (word.startswith("--") and flag in names):
+            rest.append(word)
+        skip = not skip and word.startswith("--") and flag in names and "=" not in word
+    return rest
 
 
 def log_to_stderr() -> None:

@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from nlf.config import ModelOptions
 from nlf.errors import UserError
+from nlf.sharding import whole_parameters
 from nlf.tags import TagScheme
 
 EMBEDDED = "embedded"
@@ -336,8 +337,11 @@ def forward_parameters(model: nn.Module) -> set[str]:
 
 
 def trainable_digest(model: nn.Module) -> str:
-    """A digest of the weights that training changes: two policies with equal digests sample equal completions."""
-    return _digest((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    """A digest of the weights that training changes: two policies with equal digests sample equal completions.
+
+    Sharded weights are gathered, one after another: all ranks call it.
+    """
+    return _digest((name, tensor) for name, _, tensor in whole_parameters(model, trained=True))
 
 
 def revision_of(model: PreTrainedModel) -> str:

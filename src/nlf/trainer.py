@@ -13,10 +13,11 @@ docs/method.md.
 import contextlib
 import functools
 import json
+import os
 import signal
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,7 @@ from nlf.policy import (
 from nlf.prompts import all_conversations, as_prompts, load_prompts
 from nlf.rewards import Reward, check_weights, configure, resolve_reward, reward_names
 from nlf.rollouts import Pool, digest
+from nlf.sharding import DTYPES, MODELS, load_whole, place_reference, skeleton, whole
 from nlf.tags import TagScheme
 
 
@@ -91,6 +93,7 @@ class ALTConfig(
         config.join_attributes(self)
         config.check(self)
         TrainingArguments.__post_init__(self)
+        load_whole()
         self.train_sampling_strategy = "sequential"  # the dataset itself fixes the order
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"  # it would only warn
         if self.num_train_epochs != int(self.num_train_epochs):
@@ -187,10 +190,12 @@ class ALTTrainer(Trainer):
             callbacks=[*callbacks],
             optimizers=optimizers,
         )  # fmt: skip
+        load_whole()
         self.add_callback(IterationCallback(self))
         self.loss_is_scaled_for_ga, self.model_accepts_loss_kwargs = True, False
+        self.skeleton = skeleton(self.policy, self.accelerator)
         if self.policy.reference_model is not None:
-            self.policy.reference_model.to(args.device)
+            self.policy.reference_model = place_reference(self.policy.reference_model, self.accelerator)
         self.coefficients = {"beta": args.beta, "entropy_coef": args.entropy_coef}
         self.sums: dict[str, float] = {}  # since the last log
         self.step_sums: dict[str, float] = {}  # of this optimizer step
@@ -208,6 +213,7 @@ class ALTTrainer(Trainer):
             raise UserError(
                 "several GPUs in one process: start with `torchrun --nproc_per_node N -m nlf train …` instead"
             )
+        check_world(args)
         self.run_dir = Path(args.output_dir)
         rundir.make_folder(self.run_dir)
         self.prompts = as_prompts(train_dataset if train_dataset is not None else load_prompts("embedded"))
@@ -324,9 +330,9 @@ class ALTTrainer(Trainer):
         tag, options = self.args.eval_tag or self.policy.scheme.best, config.sampling_options(self.args, "eval_")
         shard = [rows[i] for i, _ in mine]
         advance = self.bar("evaluating", len(shard) * options.num_generations, 0)
-        with self.evaluating():
+        with self.evaluating() as policy:
             lines = evaluated_lines(
-                self.policy, self.encoder, shard, [n for _, n in mine], tag, options, self.rewards_here(),
+                policy, self.encoder, shard, [n for _, n in mine], tag, options, self.rewards_here(),
                 seed=self.args.seed, token_budget=self.args.sampling_batch_tokens, progress=advance,
                 context=self.reward_context(),
             )  # fmt: skip
@@ -378,8 +384,9 @@ class ALTTrainer(Trainer):
             "policy": self.rollout_digest,
             "settings": digest(self.sampling_settings()),
         }
-        with self.evaluating():
-            pool, quantiles = run_iteration(iteration, self.loop(iteration), stamp)
+        start = iteration == 0 and self.policy.reference_model is not None
+        with self.evaluating(["reference_model" if start else "model"]) as policy:
+            pool, quantiles = run_iteration(iteration, self.loop(iteration, policy), stamp)
         conversations = None
         if all_conversations(self.prompts):
             conversations = {row["prompt_id"]: row["prompt"] for row in self.prompts}
@@ -388,8 +395,8 @@ class ALTTrainer(Trainer):
         if offset == 0:
             self.log(pool_statistics(pool, quantiles, iteration, self.feedback) | self.logged_by_rewards())
 
-    def loop(self, iteration: int) -> Loop:
-        """What `run_iteration` needs, out of this trainer."""
+    def loop(self, iteration: int, policy: Policy) -> Loop:
+        """What `run_iteration` needs, out of this trainer and the policy with its weights at hand."""
         args = self.args
         past = partial(Pool.load, self.run_dir, iteration - 1, args.pool_keep)
         scored = partial(
@@ -402,9 +409,9 @@ class ALTTrainer(Trainer):
             return self.feedback.to_sample_under(len(self.prompts), iteration, past)
 
         def sample(rows: Sequence[tuple[int, int]], iteration: int, advance: Callable) -> pa.Table:
-            with self.start_model(iteration) as policy:
+            with start_model(policy, iteration) as model:
                 table = sample_table(
-                    policy, self.encoder, [self.prompts[i] for i, _ in rows], [n for _, n in rows],
+                    model, self.encoder, [self.prompts[i] for i, _ in rows], [n for _, n in rows],
                     [words()[i] for i, _ in rows], config.sampling_options(args),
                     seed=args.seed, iteration=iteration, token_budget=args.sampling_batch_tokens, progress=advance,
                 )  # fmt: skip
@@ -461,24 +468,20 @@ class ALTTrainer(Trainer):
         return found
 
     @contextlib.contextmanager
-    def start_model(self, iteration: int):
-        """The policy to sample from: the reference in iteration 0, the policy after."""
-        if iteration > 0:
-            yield self.policy
-        else:
-            with self.policy.reference() as model:
-                yield Policy(model, self.policy.tokenizer, self.policy.scheme, None, self.policy.added_token_ids)
-
-    @contextlib.contextmanager
-    def evaluating(self):
-        """Sampling and measuring: no dropout, the run's precision, and the mode restored after."""
+    def evaluating(self, models: Sequence[str] = MODELS):
+        """Sampling and measuring: all weights here, no dropout, the run's precision, and the mode restored after."""
         mode = self.policy.model.training
         self.policy.model.eval()
         try:
-            with self.accelerator.autocast():
-                yield
+            with self.whole(models) as policy, self.accelerator.autocast():
+                yield policy
         finally:
             self.policy.model.train(mode)
+
+    def whole(self, models: Sequence[str] = MODELS):
+        """The policy with all its weights on this rank's device, in the run's precision, where they are sharded."""
+        dtype = DTYPES.get(self.accelerator.mixed_precision)
+        return whole(self.policy, self.skeleton, models, device=self.args.device, dtype=dtype)
 
     # ---- state ----------------------------------------------------------------------------------------------------
 
@@ -534,12 +537,13 @@ class ALTTrainer(Trainer):
 
     def finish(self) -> None:
         """Write the tagged model at the run's root: an ordinary Hugging Face folder with its tags and card."""
-        if self.is_world_process_zero():
-            rundir.write_folder(self.run_dir, partial(save_policy, self.policy))
-            card = model_card(
-                self.run_dir, self.policy, self.args, self.state.log_history, ", ".join(r.label for r in self.rewards)
-            )
-            rundir.write_text(self.run_dir / "README.md", card)
+        first, cpu = self.is_world_process_zero(), torch.device("cpu")
+        with whole(self.policy, self.skeleton, ["model"], device=cpu, keep=first) as policy:
+            if first:
+                rundir.write_folder(self.run_dir, partial(save_policy, policy))
+                rewards = ", ".join(reward.label for reward in self.rewards)
+                card = model_card(self.run_dir, policy, self.args, self.state.log_history, rewards)
+                rundir.write_text(self.run_dir / "README.md", card)
         self.accelerator.wait_for_everyone()
 
     def adapt(self) -> None:
@@ -644,6 +648,29 @@ def least_tokens(args: ALTConfig) -> int | None:
     """
     alone = args.world_size == 1 and not args.deepspeed and not args.fsdp
     return LEAST_TOKENS if alone else None
+
+
+def check_world(args: ALTConfig) -> None:
+    """Every process that was started takes part.
+
+    Raises:
+        UserError: there is no accelerator for them, so that each would train alone, in one folder.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != args.world_size:
+        raise UserError(
+            f"{started} processes were started, each sees {args.world_size}: no GPU was found; add --use_cpu true"
+        )
+
+
+@contextlib.contextmanager
+def start_model(policy: Policy, iteration: int) -> Iterator[Policy]:
+    """What to sample from: the reference in iteration 0, the policy after."""
+    if iteration > 0:
+        yield policy
+    else:
+        with policy.reference() as model:
+            yield Policy(model, policy.tokenizer, policy.scheme, None, policy.added_token_ids)
 
 
 def check_judges(rewards: Sequence[Reward], args: ALTConfig) -> None:
