@@ -54,6 +54,13 @@ def make(folder, architecture="gpt2", reward=tiny.vowels, prompts=tiny.PROMPTS, 
     )
 
 
+def test_fsdp_can_be_switched_on_by_a_flag(tmp_path):
+    """TrainingArguments takes the text 'true' for the name of a sharding strategy, and refuses it."""
+    assert settings(tmp_path, fsdp="true").fsdp is True
+    assert not settings(tmp_path, fsdp="false").fsdp
+    assert not settings(tmp_path).fsdp
+
+
 def lines(folder) -> list[dict]:
     return [json.loads(line) for line in (Path(folder) / rundir.METRICS).read_text().splitlines()]
 

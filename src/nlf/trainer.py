@@ -92,6 +92,7 @@ class ALTConfig(
     def __post_init__(self):
         config.join_attributes(self)
         config.check(self)
+        self.fsdp = {"true": True, "false": None}.get(str(self.fsdp).lower(), self.fsdp)  # a flag's text
         TrainingArguments.__post_init__(self)
         load_whole()
         self.train_sampling_strategy = "sequential"  # the dataset itself fixes the order
