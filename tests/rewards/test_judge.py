@@ -177,8 +177,8 @@ def test_any_answer_is_read_or_is_none(text):
     assert found is None or (found[0] and "\n" not in found[0] and 0 <= found[1] <= 3)
 
 
-def test_deep_or_long_answers_are_read_in_no_time():
-    started = time.monotonic()
+def test_deep_or_long_answers_are_read():
+    """Were any pattern to go back over them again and again, this would not end."""
     for text in (
         "{" * 20_000,
         '{"a":' * 20_000,
@@ -188,7 +188,6 @@ def test_deep_or_long_answers_are_read_in_no_time():
         "1" * 20_000,
     ):
         assert category_of(text, FOUR) is None and sentence_of(f"Feedback: x\nScore: {text}", 3) is None
-    assert time.monotonic() - started < 5
 
 
 # ---- what is asked ------------------------------------------------------------------------------------------------
