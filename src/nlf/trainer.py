@@ -471,18 +471,14 @@ class ALTTrainer(Trainer):
     @contextlib.contextmanager
     def evaluating(self, models: Sequence[str] = MODELS):
         """Sampling and measuring: all weights here, no dropout, the run's precision, and the mode restored after."""
-        mode = self.policy.model.training
+        mode, dtype = self.policy.model.training, DTYPES.get(self.accelerator.mixed_precision)
         self.policy.model.eval()
+        gathered = whole(self.policy, self.skeleton, models, device=self.args.device, dtype=dtype)
         try:
-            with self.whole(models) as policy, self.accelerator.autocast():
+            with gathered as policy, self.accelerator.autocast():
                 yield policy
         finally:
             self.policy.model.train(mode)
-
-    def whole(self, models: Sequence[str] = MODELS):
-        """The policy with all its weights on this rank's device, in the run's precision, where they are sharded."""
-        dtype = DTYPES.get(self.accelerator.mixed_precision)
-        return whole(self.policy, self.skeleton, models, device=self.args.device, dtype=dtype)
 
     # ---- state ----------------------------------------------------------------------------------------------------
 
