@@ -18,8 +18,8 @@ SERVING = ("fastapi", "uvicorn", "openai")  # transformers[serving]
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[str]:
-    """The URL of a server that runs inside `with`."""
+def serving(seconds: float = 60) -> Iterator[str]:
+    """The URL of a server that runs inside `with`; so long it may take to start."""
     missing = [name for name in SERVING if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"needs {', '.join(missing)}: pip install 'transformers[serving]'")
@@ -30,7 +30,7 @@ def serving() -> Iterator[str]:
     words = [sys.executable, "-c", command, "serve", "--device", "cpu", "--port", str(port)]
     server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(240):
+        for _ in range(int(4 * seconds)):
             assert server.poll() is None, "transformers serve has ended"
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"http://localhost:{port}/health", timeout=5).close()

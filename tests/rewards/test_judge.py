@@ -1,16 +1,10 @@
 """Judging models: what is asked, how answers are read, and whole runs against servers on this machine."""
 
 import asyncio
-import contextlib
-import importlib.util
 import json
 import logging
 import re
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -22,6 +16,7 @@ from chat_server import ChatServer, texts_of, words
 from faulty_server import FAULTS
 from hypothesis import given
 from hypothesis import strategies as st
+from serve import serving
 
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
@@ -537,33 +532,6 @@ def test_as_many_tags_as_levels(made, tmp_path):
 # ---- a real server ------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def transformers_serve():
-    """`transformers serve` on this machine: its URL."""
-    missing = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)}: pip install 'transformers[serving]'")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = "from transformers.cli.transformers import main; main()"
-    flags = ["serve", "--device", "cpu", "--host", "localhost", "--port", str(port)]
-    server = subprocess.Popen(
-        [sys.executable, "-c", command, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        for _ in range(480):
-            assert server.poll() is None, "transformers serve has ended"
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://localhost:{port}/health", timeout=5).close()
-                break
-            time.sleep(0.25)
-        yield f"http://localhost:{port}/v1"
-    finally:
-        server.kill()
-        server.wait()
-
-
 def parrot(folder) -> str:
     """A model in a folder that answers every conversation with " the the the …"."""
     tokenizer, model = tiny.tokenizer(), tiny.model("llama")
@@ -585,7 +553,8 @@ def test_transformers_serve(made, folder, monkeypatch, caplog):
     """A real server: what it can read is a level; what it cannot is None, counted; a model that is not there is an error."""
     monkeypatch.setenv("NLF_JUDGE_MODEL", parrot(folder / "model"))
     monkeypatch.setattr(remote, "_options", RemoteOptions(max_concurrency=2, max_tries=2))
-    with transformers_serve() as url, caplog.at_level(logging.WARNING):
+    with serving(120) as server, caplog.at_level(logging.WARNING):
+        url = f"{server}/v1"
         judge = made(url, {**CATEGORIES, "categories": ["a", "the", "an"], "max_tokens": 3})
         assert rewards_of(judge, "one", "two words") == [1.0, 1.0]
         assert ask(made(url, SENTENCES, max_tokens=3), "one", "two words") == [Judgement(None)] * 2
