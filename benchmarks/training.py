@@ -22,6 +22,7 @@ from processes import in_fresh_process, peak_megabytes
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config
 
+from nlf.activations import use_fast_gelu
 from nlf.batches import Example, collate, pad
 from nlf.losses import alt_loss
 from nlf.objective import LEAST_TOKENS, completion_stats
@@ -32,11 +33,14 @@ COEFS = {
 }
 
 
-def build(args: argparse.Namespace):
+def build(args: argparse.Namespace, side: str):
+    """Policy, reference and Adam; nlf's own with the activation that `load_model` gives every model."""
     torch.manual_seed(0)
     shape = {"n_embd": args.width, "n_layer": args.layers, "n_head": args.width // 64, "n_positions": 256}
     config = GPT2Config(vocab_size=args.vocabulary, bos_token_id=None, eos_token_id=None, pad_token_id=0, **shape)
     policy = AutoModelForCausalLM.from_config(config).to(args.device).eval()
+    if side == "nlf":
+        use_fast_gelu(policy)
     reference = copy.deepcopy(policy).requires_grad_(False)
     return policy, reference, torch.optim.AdamW(policy.parameters(), lr=1e-5)
 
@@ -132,7 +136,7 @@ def step(side: str, made, number: int, args: argparse.Namespace) -> tuple[float,
 def memory(side: str, args: argparse.Namespace, results) -> None:
     """Peak megabytes of a side's steps above what the models and Adam take."""
     torch.set_num_threads(args.threads)
-    made = build(args)
+    made = build(args, side)
     small = argparse.Namespace(**vars(args) | {"batch": 1})
     step(side, made, 0, small)
     gc.collect()
@@ -155,7 +159,7 @@ def main() -> None:
     peaks = {
         side: in_fresh_process(memory, side, args) for side in SIDES
     }  # before this process is large: a child counts that
-    made = {side: build(args) for side in SIDES}
+    made = {side: build(args, side) for side in SIDES}
     seconds = {side: [] for side in SIDES}
     for number in range(args.repeats + 1):
         values = []

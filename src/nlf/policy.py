@@ -21,6 +21,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from nlf.activations import use_fast_gelu
 from nlf.config import ModelOptions
 from nlf.errors import UserError
 from nlf.sharding import whole_parameters
@@ -133,6 +134,7 @@ def load_model(
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # masked everywhere, so its identity does not matter
+    use_fast_gelu(model)
     return model, tokenizer
 
 
@@ -155,6 +157,7 @@ def prepare_policy(
         tag_tokens: Each tag becomes one new token (Quark) instead of words.
         reference_model: The frozen start; default: a copy of `model`, or `model` with its adapter off.
     """
+    use_fast_gelu(model)
     if reference_model is None and peft_config is None and not hasattr(model, "peft_config"):
         reference_model = copy.deepcopy(model)
     separator = [] if conversational or not scheme.separator else [scheme.separator]
