@@ -22,7 +22,7 @@ from nlf.config import SamplingOptions
 from nlf.errors import UserError
 from nlf.losses import guided_log_probs
 from nlf.sampling import Request, request_key
-from nlf.sampling.draw import inverse_cdf, kept, pick, uniforms
+from nlf.sampling.draw import best, inverse_cdf, kept, pick, uniforms
 from nlf.sampling.hf import HFSampler, batch_size
 
 EOS = 0
@@ -158,16 +158,37 @@ def test_kept_sets_are_those_of_the_warpers(top_k, top_p, scale):
 
 def test_tokens_tied_at_the_edge_are_all_kept():
     scores = torch.tensor([[1.0, 3.0, 1.0, 1.0, -2.0]])
-    assert kept_sets(scores, 2, 1.0, 2)[0] == [{0, 1, 2, 3}]  # width 2 is too small, so all are looked at
+    assert kept_sets(scores, 2, 1.0, 2)[0] == [{0, 1, 2, 3}]
     assert kept_sets(scores, 0, 0.8, 2)[0] == [{0, 1, 2, 3}]
+
+
+@pytest.mark.parametrize("size", [7, 64, 300, 5_001])
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_best_are_all_there_in_vocabulary_order(size, ties):
+    scores = torch.randn(9, size, generator=torch.Generator().manual_seed(size))
+    scores = scores.round() if ties else scores
+    scores[3, 5:] = -torch.inf  # fewer than k to be had
+    scores[4] = 0.5
+    for k in (1, 6, 50):
+        values, ids = best(scores, k)
+        for row, value, token in zip(scores, values, ids, strict=True):
+            there = token[value > -torch.inf]
+            assert there.tolist() == sorted(set(there.tolist()))
+            assert torch.equal(row[there], value[value > -torch.inf])
+            expected = (row >= row.topk(min(k, size)).values[-1]) & (row > -torch.inf)
+            assert set(expected.nonzero()[:, 0].tolist()) <= set(there.tolist())
 
 
 def test_a_nucleus_wider_than_what_is_sorted_first():
     scores = torch.cat([torch.zeros(1, 600), torch.linspace(9, 0, 600)[None]])
     u = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    assert kept(scores, 256, 0, 0.9)[2].tolist() == [False, False]  # all 600 are tied, and so looked at
+    scores[0] -= torch.arange(600) * 1e-4
     assert kept(scores, 256, 0, 0.9)[2].tolist() == [True, False]
     assert pick(scores, u, top_p=0.9).tolist() == pick(scores, u, top_p=0.9, width=600).tolist()
-    assert pick(scores, u, top_p=0.9)[0] == 300  # all 600 are tied, so kept: the middle one
+    assert pick(scores, u, top_p=0.9)[0] > 256
+    scores[0] = 0.0
+    assert pick(scores, u, top_p=0.9)[0] == 300  # all 600 are kept: the middle one
 
 
 def test_inverse_cdf_by_hand():

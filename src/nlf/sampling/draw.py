@@ -18,37 +18,77 @@ NUCLEUS = 256  # tokens looked at before the whole vocabulary is sorted
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's step
 
 
-def pick(scores: Tensor, u: Tensor, *, top_k: int = 0, top_p: float = 1.0, width: int | None = None) -> Tensor:
+def pick(scores: Tensor, u: Tensor, *, top_k: int = 0, top_p: float = 1.0, width: int = NUCLEUS) -> Tensor:
     """Draw from scores (R, V) with uniforms (R,), after top-k and top-p → ids (R,).
 
-    Only the best `width` tokens are sorted; rows whose kept tokens go beyond them are drawn again from all.
+    Without top-k only the best `width` tokens are sorted; rows whose nucleus goes beyond them are drawn again from all.
     """
-    vocabulary = scores.shape[-1]
-    top_k = top_k if top_k < vocabulary else 0
-    if not top_k and top_p >= 1:
-        return inverse_cdf(scores, u)
-    width = min(width or (top_k + 8 if top_k else NUCLEUS), vocabulary)
+    if not 0 < top_k < scores.shape[-1]:
+        top_k = 0
+        if top_p >= 1:
+            return inverse_cdf(scores, u)
     values, ids, cut = kept(scores, width, top_k, top_p)
-    ids, order = ids.sort()  # draws are in vocabulary order, however many tokens were looked at
-    token = ids.gather(1, inverse_cdf(values.gather(1, order), u)[:, None])[:, 0]  # (R,)
-    if width < vocabulary and cut.any():
-        token[cut] = pick(scores[cut], u[cut], top_k=top_k, top_p=top_p, width=vocabulary)
+    token = ids.gather(1, inverse_cdf(values, u)[:, None])[:, 0]  # (R,)
+    if cut.any():
+        token[cut] = pick(scores[cut], u[cut], top_p=top_p, width=scores.shape[-1])
     return token
 
 
 def kept(scores: Tensor, width: int, top_k: int, top_p: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The best `width` scores (R, W), -inf where filtered; their ids (R, W); whether `width` cut kept ones off (R,)."""
-    values, ids = scores.topk(width)
-    if top_k:
-        values = values.masked_fill(values < values[:, top_k - 1 : top_k], -INF)
-        cut = values[:, -1] > -INF  # more tokens may be tied with the k-th
+    """Scores (R, W) of each row's best tokens in vocabulary order, -inf where filtered; their ids (R, W); and whether the
+    nucleus goes beyond them (R,), which it cannot after top-k. `width` counts only without top-k.
+    """
+    values, ids = best(scores, top_k or width)
+    ranked = values.sort(-1, descending=True).values
+    least = ranked[:, top_k - 1 : top_k] if top_k else ranked[:, -1:]  # (R, 1)
+    partial = not top_k and values.shape[-1] < scores.shape[-1]
+    cut = torch.full((len(scores),), partial, device=scores.device)
     if top_p < 1:
-        mass = (values.double() - (values if top_k else scores).logsumexp(-1, keepdim=True)).exp()
-        needed = mass.cumsum(-1) - mass < top_p  # the mass above a token does not yet reach top_p
+        ranked = ranked.masked_fill(ranked < least, -INF)
+        mass = (ranked.double() - (ranked if top_k else scores).logsumexp(-1, keepdim=True)).exp()
+        total = mass.cumsum(-1)
+        needed = total - mass < top_p  # the mass above a token does not yet reach top_p
         needed[:, 0] = True
-        edge = values.masked_fill(~needed, INF).amin(-1, keepdim=True)  # (R, 1)
-        values = values.masked_fill(values < edge, -INF)
-    return values, ids, cut if top_k else values[:, -1] > -INF
+        least = ranked.masked_fill(~needed, INF).amin(-1, keepdim=True)
+        cut &= total[:, -1] < top_p
+    return values.masked_fill(values < least, -INF), ids, cut
+
+
+def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Of each row of (R, V) the k best scores, what is tied with them, and perhaps a few more: (R, W) in vocabulary order,
+    -inf after a row's last; and their ids (R, W).
+
+    A full `topk` would sort pairs; a bound from below leaves few tokens over.
+    """
+    rows, vocabulary = scores.shape
+    if k >= vocabulary:
+        return scores, torch.arange(vocabulary, device=scores.device).expand_as(scores)
+    floor = _floor(scores, k).clamp(min=torch.finfo(scores.dtype).min)  # what is -inf is never among them
+    flat = _nonzero(scores >= floor)  # (N,)
+    row, token = flat // vocabulary, flat % vocabulary
+    count = row.bincount(minlength=rows)  # (R,)
+    place = torch.arange(len(flat), device=flat.device) - (count.cumsum(0) - count)[row]
+    width = int(count.max())
+    values, ids = scores.new_full((rows, width), -INF), token.new_zeros(rows, width)
+    values[row, place], ids[row, place] = scores.flatten()[flat], token
+    return values, ids
+
+
+def _floor(scores: Tensor, k: int) -> Tensor:
+    """At most the k-th largest score of each row, and not far below it: (R, V) → (R, 1)."""
+    if scores.device.type != "cpu":
+        return scores.topk(k).values[:, -1:]
+    share = max(1, min(16, scores.shape[-1] // (2 * k)))
+    width = scores.shape[-1] // share
+    maxima = scores[:, : share * width].unflatten(1, (share, width)).amax(1)  # k of these are no larger than the k best
+    return torch.from_numpy(np.partition(maxima.numpy(), width - k, axis=-1)[:, width - k, None])
+
+
+def _nonzero(mask: Tensor) -> Tensor:
+    """Positions in the flattened mask; NumPy's search is eight times as fast on a CPU."""
+    if mask.device.type != "cpu":
+        return mask.flatten().nonzero()[:, 0]
+    return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
 def inverse_cdf(scores: Tensor, u: Tensor) -> Tensor:

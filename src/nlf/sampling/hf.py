@@ -179,7 +179,8 @@ class HFSampler:
             )
         if options.temperature == 0:
             return scores.argmax(-1).to(self.device)
-        return pick(scores / options.temperature, u, top_k=options.top_k, top_p=options.top_p).to(self.device)
+        scores = scores if options.temperature == 1 else scores / options.temperature
+        return pick(scores, u, top_k=options.top_k, top_p=options.top_p).to(self.device)
 
 
 def batch_size(rows: Sequence[tuple[int, int]], start: int, cost: Sequence[int], budget: int) -> int:
