@@ -8,6 +8,7 @@ table gives medians, their spread and the median of the paired ratios.
 """
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from collections.abc import Callable
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from nlf.activations import use_fast_gelu
 from nlf.config import SamplingOptions
 from nlf.sampling import Request
 from nlf.sampling.hf import HFSampler
@@ -28,6 +30,8 @@ def build(args: argparse.Namespace) -> GPT2LMHeadModel:
 
 
 def ours(model: GPT2LMHeadModel, prompts: list[list[int]], args: argparse.Namespace) -> Callable[[int], int]:
+    model = copy.deepcopy(model)
+    use_fast_gelu(model)  # as `load_model` does
     options = SamplingOptions(
         num_generations=args.generations, max_completion_length=args.new, top_k=args.top_k, top_p=args.top_p
     )

@@ -27,18 +27,19 @@ class _TanhGELU(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         gate = _gate(x)
-        slope = x.square().mul_(3 * B).add_(A).mul_(x)  # x · du/dx, of gate = σ(u)
+        slope = (x * x).mul_(3 * B).add_(A).mul_(x)  # x · du/dx, of gate = σ(u)
         return slope.mul_(torch.ops.aten.sigmoid_backward(grad, gate)).addcmul_(grad, gate)
 
 
 def _gate(x: Tensor) -> Tensor:
-    return x.square().mul_(B).add_(A).mul_(x).sigmoid_()
+    return (x * x).mul_(B).add_(A).mul_(x).sigmoid_()
 
 
 class TanhGELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        fast = x.device.type == "cpu" and x.dtype == torch.float32
-        return _TanhGELU.apply(x) if fast else F.gelu(x, approximate="tanh")
+        if x.device.type != "cpu" or x.dtype != torch.float32:
+            return F.gelu(x, approximate="tanh")
+        return _TanhGELU.apply(x) if torch.is_grad_enabled() else _gate(x).mul_(x)
 
 
 def use_fast_gelu(model: nn.Module) -> None:

@@ -334,10 +334,13 @@ def test_bfloat16_models():
 
 def test_each_prompt_is_read_once_and_finished_rows_leave():
     model, sizes = tiny(), []
+    sampler = HFSampler(model, eos_token_ids=range(10))
+    options = SamplingOptions(num_generations=10, max_completion_length=10)
+    sampler.sample(requests([2]), options, seed=0, iteration=0)  # tries whether prompts can be shared
     model.register_forward_pre_hook(
         lambda _, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    sample(model, requests([6, 5, 5]), num_generations=10, eos=range(10), max_completion_length=10)
+    sampler.sample(requests([6, 5, 5]), options, seed=3, iteration=0)
     assert sizes[0] == (3, 6) and sizes[1][1] == 1
     rows = [size[0] for size in sizes[1:]]
     assert rows[0] < 30 and rows == sorted(rows, reverse=True) and rows[-1] < 10

@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
 
 from nlf.errors import UserError
 from nlf.losses import guided_log_probs
 from nlf.sampling import Request, check_lengths, context_of
 from nlf.sampling.cache import select_with_room
 from nlf.sampling.draw import INF, pick, uniforms
+from nlf.sampling.shared import configs_with_sdpa, keep, share, shared_attention
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -65,6 +67,8 @@ class HFSampler:
         self.token_budget = token_budget or (CPU_TOKENS if self.device.type == "cpu" else DEVICE_TOKENS)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft hides the signature
         self.accepted = inspect.signature(base.forward).parameters
+        self.attending = configs_with_sdpa(model)
+        self.shares_prompts: bool | None = None  # not tried yet
 
     def sample(
         self,
@@ -92,7 +96,8 @@ class HFSampler:
         with eval_mode(self.model), torch.inference_mode():
             while start < len(rows):
                 batch = rows[start : start + batch_size(rows, start, cost, budget)]
-                prompts, owner = np.unique([i for i, _ in batch], return_inverse=True)
+                prompts = {i: place for place, i in enumerate(dict.fromkeys(i for i, _ in batch))}
+                owner = [prompts[i] for i, _ in batch]
                 keys = [requests[i].key for i, _ in batch]
                 noise = uniforms(seed, iteration, keys, [j for _, j in batch], new)
                 ids = self._try([prefixes[i] for i in prompts], owner, noise, options)
@@ -106,7 +111,7 @@ class HFSampler:
                     progress(len(batch))
         return results
 
-    def _try(self, prefixes: list[tuple], owner: np.ndarray, noise: np.ndarray, options) -> list[list[int]] | None:
+    def _try(self, prefixes: list[tuple], owner: list[int], noise: np.ndarray, options) -> list[list[int]] | None:
         """The batch's completions, or None if it did not fit the memory of the device."""
         with contextlib.suppress(torch.cuda.OutOfMemoryError):
             draw_on = "cpu" if self.device.type == "mps" else self.device  # no float64 on mps
@@ -127,8 +132,12 @@ class HFSampler:
         position = mask[:, :width].cumsum(-1).sub(1).clamp(min=0)  # (BP, L)
         logits, cache = self._forward(ids, mask[:, :width], position)  # (BP, V)
         take = _in_branches(owner, branches, len(prefixes))  # (BR,): a prompt's cache for each of its completions
+        shared = self._share(cache)
+        if shared:
+            share(cache, take, mask[:, :width].bool(), steps)
+        else:
+            select_with_room(cache, take, steps)
         logits, mask, position = logits[take], mask[take], position[take, -1]  # (BR, V), (BR, L+T), (BR,)
-        select_with_room(cache, take, steps)
         eos = torch.tensor(self.eos, dtype=torch.long, device=self.device)
         out = torch.full(noise.shape, -1, device=self.device)  # (R, T)
         live = torch.arange(len(owner), device=self.device)  # (R,): the row of `out` that each row of the batch writes
@@ -142,15 +151,42 @@ class HFSampler:
             if not left or step + 1 == steps:
                 break
             if left <= COMPACT_AT * len(live):
-                keep = going.nonzero()[:, 0]
-                take = _in_branches(keep, branches, len(live))
-                live, token, going = live[keep], token[keep], going[keep]
+                stay = going.nonzero()[:, 0]
+                take = _in_branches(stay, branches, len(live))
+                live, token, going = live[stay], token[stay], going[stay]
                 mask, position = mask[take], position[take]
-                cache.reorder_cache(take)
+                keep(cache, take) if shared else cache.reorder_cache(take)
             position = position + 1
             tokens, seen = token.repeat(branches)[:, None], mask[:, : width + step + 1]  # (BR, 1), (BR, L+step+1)
-            logits, cache = self._forward(tokens, seen, position[:, None], cache)  # (BR, V)
+            logits, cache = self._forward(tokens, seen, position[:, None], cache, shared)  # (BR, V)
         return [[t for t in row if t >= 0] for row in out.tolist()]
+
+    def _share(self, cache: "Cache") -> bool:
+        """Whether the model can let a prompt's completions share its cache; tried once."""
+        if not self.attending or any(type(layer) is not DynamicLayer for layer in cache.layers):
+            return False
+        if self.shares_prompts is None:
+            with torch.no_grad():
+                self.shares_prompts = self._try_sharing()
+        return self.shares_prompts
+
+    def _try_sharing(self) -> bool:
+        """Whether one token after shared prompts gets the logits that it gets after a cache for each row."""
+        ids, mask = self._left_pad([(1, 2), (2,)], 1)  # (2, 2), (2, 3)
+        position = mask.cumsum(-1).sub(1).clamp(min=0)
+        rows = torch.tensor([0, 1, 0], device=self.device)
+        step = (torch.ones_like(rows)[:, None], mask[rows], position[rows, -1:])
+        _, cache = self._forward(ids, mask[:, :2], position[:, :2])
+        _, plain = self._forward(ids, mask[:, :2], position[:, :2])
+        select_with_room(plain, rows, 1)
+        share(cache, rows, mask[:, :2].bool(), 1)
+        expected, _ = self._forward(*step, plain)
+        try:
+            got, _ = self._forward(*step, cache, shared=True)
+        except Exception as error:  # a model that attends in its own way; it does without
+            logger.info("prompts are not shared between completions: %s", error)
+            return False
+        return bool((got - expected).abs().max() <= torch.finfo(got.dtype).eps ** 0.5 * expected.abs().max())
 
     def _left_pad(self, prefixes: list[tuple], extra: int) -> tuple[Tensor, Tensor]:
         """Ids (N, L), and a mask (N, L + extra) that is already 1 where new tokens will come."""
@@ -159,11 +195,14 @@ class HFSampler:
         pad = torch.tensor([width - len(p) for p in prefixes], device=self.device)
         return ids, (torch.arange(width + extra, device=self.device) >= pad[:, None]).long()
 
-    def _forward(self, ids: Tensor, mask: Tensor, position: Tensor, cache=None) -> tuple[Tensor, "Cache"]:
-        """Logits (N, V) of the last position, and the cache."""
+    def _forward(
+        self, ids: Tensor, mask: Tensor, position: Tensor, cache: "Cache | None" = None, shared: bool = False
+    ) -> tuple[Tensor, "Cache"]:
+        """Logits (N, V) of the last position, and the cache, in which prompts are `shared` or not."""
         optional = {"position_ids": position, "logits_to_keep": 1}
         extra = {name: value for name, value in optional.items() if name in self.accepted}
-        out = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+        with shared_attention(self.attending) if shared else contextlib.nullcontext():
+            out = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
         return out.logits[:, -1], out.past_key_values
 
     def _next(self, logits: Tensor, u: Tensor, step: int, options) -> Tensor:

@@ -1,0 +1,146 @@
+"""Attention in which a prompt's completions read its keys and values from one place.
+
+n completions of a prompt would each carry a copy of its cache, and every step would read them all. Here the prompt's part
+is kept once: its completions' queries meet it as one matrix product, each completion's own tokens are a second part, and
+one softmax runs over both (the two-level attention of Hydragen, arXiv 2402.05099). Own tokens are written in place.
+
+It stands in for transformers' "sdpa" through its AttentionInterface, for one new token at a time, where a small trial
+(`shares_prompts`) shows that the model then says what it says with a cache of its own per row: layers of plain attention over
+all tokens, one code path from cache to attention. Other models keep `cache.select_with_room`.
+
+Letters in shapes: P prompts, R rows, n rows of a prompt at most, H heads, K heads of keys, G = H / K, L prompt tokens (left padded), t own
+tokens so far, D width of a head.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+NAME = "nlf_shared_prompts"  # has no mask function, so that transformers builds no mask
+
+
+class Sharing:
+    """Which prompt each row reads, for all layers of a batch."""
+
+    def __init__(self, owner: Tensor, mask: Tensor):
+        """Owner (R,) in 0..P-1, mask (P, L) of the prompts' tokens."""
+        self.owner = owner
+        self.bias = None if mask.all() else torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
+        self._place()
+
+    def keep(self, rows: Tensor) -> Tensor:
+        """Go on with these rows only → the prompts that still have one."""
+        left, self.owner = self.owner[rows].unique(return_inverse=True)
+        self.bias = None if self.bias is None else self.bias[left]
+        self._place()
+        return left
+
+    def _place(self) -> None:
+        """`slot` (R,): where a row stands in (P, n); None where that is the rows as they are."""
+        count = self.owner.bincount()  # (P,)
+        self.prompts, self.most = len(count), int(count.max())
+        order = self.owner.argsort(stable=True)
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order), device=order.device) - (count.cumsum(0) - count)[self.owner[order]]
+        slot = self.owner * self.most + rank
+        straight = len(slot) == self.prompts * self.most and torch.equal(slot, torch.arange(len(slot)).to(slot))
+        self.slot = None if straight else slot
+
+    def by_prompt(self, x: Tensor) -> Tensor:
+        """(R, K, G, E) → (P, K, n·G, E), zeros where a prompt has fewer than n rows."""
+        if self.slot is not None:
+            x = x.new_zeros(self.prompts * self.most, *x.shape[1:]).index_copy_(0, self.slot, x)
+        return x.view(self.prompts, self.most, *x.shape[1:]).transpose(1, 2).flatten(2, 3)
+
+    def by_row(self, x: Tensor, group: int) -> Tensor:
+        """(P, K, n·G, E) → (R, K, G, E)."""
+        x = x.view(*x.shape[:2], self.most, group, x.shape[3]).transpose(1, 2).flatten(0, 1)
+        return x if self.slot is None else x[self.slot]
+
+
+class SharedLayer(DynamicLayer):
+    """A layer's prompts (P, K, L, D), as they were prefilled, and the rows' own tokens (R, K, t, D), the front of tensors made once."""
+
+    def __init__(self, layer: DynamicLayer, sharing: Sharing, room: int):
+        super().__init__()
+        self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
+        self.prompt, self.sharing = (layer.keys, layer.values), sharing
+        self.room = [x.new_empty(len(sharing.owner), x.shape[1], room, x.shape[3]) for x in self.prompt]
+        self.own = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        start, self.own = self.own, self.own + key_states.shape[2]
+        for room, new in zip(self.room, (key_states, value_states), strict=True):
+            room[:, :, start : self.own] = new
+        keys, values = (room[:, :, : self.own] for room in self.room)
+        keys.layer = self  # for `attend`, which gets the keys and not the cache
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        return self.prompt[0].shape[2] + self.own
+
+    def keep(self, rows: Tensor, prompts: Tensor) -> None:
+        self.room = [room.index_select(0, rows) for room in self.room]
+        if len(prompts) < len(self.prompt[0]):
+            self.prompt = tuple(x.index_select(0, prompts) for x in self.prompt)
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float, **kwargs
+) -> tuple[Tensor, None]:
+    """Query (R, H, 1, D), the rows' own keys and values as `SharedLayer.update` gave them → (R, 1, H, D), None."""
+    sharing, (prompt_keys, prompt_values) = key.layer.sharing, key.layer.prompt
+    heads, length = key.shape[1], prompt_keys.shape[2]
+    query = (query * scaling).view(len(query), heads, -1, query.shape[3])  # (R, K, G, D)
+    group = query.shape[2]
+    prompt = sharing.by_prompt(query) @ prompt_keys.transpose(2, 3)  # (P, K, n·G, L)
+    if sharing.bias is not None:
+        prompt = prompt + sharing.bias[:, None, None].to(prompt.dtype)
+    scores = torch.cat([sharing.by_row(prompt, group), query @ key.transpose(2, 3)], -1)  # (R, K, G, L + t)
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    prompt, own = weights[..., :length], weights[..., length:]
+    out = own @ value + sharing.by_row(sharing.by_prompt(prompt) @ prompt_values, group)  # (R, K, G, D)
+    return out.flatten(1, 2)[:, None], None
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+
+
+def share(cache: "Cache", owner: Tensor, mask: Tensor, room: int) -> Sharing:
+    """Turn a cache prefilled with P prompts, mask (P, L), into one of R rows that share them, in place."""
+    sharing = Sharing(owner, mask)
+    cache.layers[:] = [SharedLayer(layer, sharing, room) for layer in cache.layers]
+    return sharing
+
+
+def keep(cache: "Cache", rows: Tensor) -> None:
+    """Go on with these rows of a shared cache."""
+    prompts = cache.layers[0].sharing.keep(rows)
+    for layer in cache.layers:
+        layer.keep(rows, prompts)
+
+
+def configs_with_sdpa(model: nn.Module) -> list:
+    """The configurations by which the parts of the model choose how they attend, where that is "sdpa"."""
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    return [c for c in configs.values() if getattr(c, "_attn_implementation", None) == "sdpa"]
+
+
+@contextlib.contextmanager
+def shared_attention(configs: list) -> Iterator[None]:
+    """Models with these configurations attend by `attend`; their own way is back after."""
+    for config in configs:
+        config._attn_implementation_internal = NAME  # the property would set its parts too
+    try:
+        yield
+    finally:
+        for config in configs:
+            config._attn_implementation_internal = "sdpa"
