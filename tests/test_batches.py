@@ -1,5 +1,7 @@
 """From rollouts to tensors: ids stay as sampled, positions count attended tokens, a step knows its denominators."""
 
+import itertools
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -80,11 +82,11 @@ def test_collate_by_hand():
     ]
     [group] = collate(examples, pad_id=0)["groups"]
     policy, reference = group["policy"], group["reference"]
-    assert policy["input_ids"].tolist() == [[1, 2, 3, 7, 8], [1, 5, 9, 0, 0], [4, 3, 7, 8, 0], [4, 6, 5, 9, 0]]
-    assert policy["attention_mask"].sum(1).tolist() == [5, 3, 4, 4]
-    assert policy["position_ids"].tolist() == [[0, 1, 2, 3, 4]] * 4
+    assert policy["input_ids"].tolist() == [[1, 2, 3, 7], [1, 5, 0, 0], [4, 3, 7, 0], [4, 6, 5, 0]]
+    assert policy["attention_mask"].all()
+    assert policy["position_ids"].tolist() == [[0, 1, 2, 3]] * 4
     assert policy["predicts"].nonzero().tolist() == [[0, 2], [0, 3], [1, 1], [2, 1], [2, 2], [3, 2]]
-    assert reference["input_ids"].tolist() == [[3, 7, 8], [6, 5, 9]]
+    assert reference["input_ids"].tolist() == [[3, 7], [6, 5]]
     assert reference["predicts"].nonzero().tolist() == [[0, 0], [0, 1], [1, 1]]
     assert group["labels"].tolist() == [[7, 8], [9, 0]]
     assert group["completion_mask"].tolist() == [[True, True], [True, False]]
@@ -92,19 +94,26 @@ def test_collate_by_hand():
 
 
 def test_groups_by_hand():
-    assert group_by_length([9, 1, 1, 9, 1], least_tokens=3) == [[1, 2, 4], [0, 3]]
-    assert group_by_length([9, 1, 1, 9, 1], least_tokens=50) == [[1, 2, 4, 0, 3]]  # too small to stand alone
-    assert group_by_length([10, 10, 11, 10], least_tokens=1) == [[0, 1, 3, 2]]  # padding is below a tenth
-    assert group_by_length([3], least_tokens=100) == [[0]]
+    assert group_by_length([9, 1, 1, 9, 1], pass_tokens=3) == [[1, 2, 4], [0, 3]]
+    assert group_by_length([9, 1, 1, 9, 1], pass_tokens=50) == [[1, 2, 4, 0, 3]]  # 24 tokens of padding are cheaper
+    assert group_by_length([1, 2, 6], pass_tokens=2) == [[0, 1], [2]]
+    assert group_by_length([3], pass_tokens=100) == [[0]]
 
 
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 200))
-def test_groups_hold_every_row_once_and_none_is_small(lengths, least):
-    groups = group_by_length(lengths, least)
-    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
-    assert len(groups) == 1 or all(sum(lengths[i] for i in group) >= least for group in groups)
-    order = [lengths[i] for group in groups for i in group]
-    assert order == sorted(order)
+def cost(lengths, groups, pass_tokens):
+    return sum(max(lengths[i] for i in group) * len(group) + pass_tokens for group in groups)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(1, 200))
+def test_groups_are_the_cheapest_of_all(lengths, pass_tokens):
+    groups = group_by_length(lengths, pass_tokens)
+    order = [i for group in groups for i in group]
+    assert sorted(order) == list(range(len(lengths))) and [lengths[i] for i in order] == sorted(lengths)
+    ways = itertools.product([False, True], repeat=len(lengths) - 1)  # whether to cut after each
+    for way in ways:
+        cuts = [0, *(i + 1 for i, cut in enumerate(way) if cut), len(lengths)]
+        other = [order[a:b] for a, b in itertools.pairwise(cuts)]
+        assert cost(lengths, groups, pass_tokens) <= cost(lengths, other, pass_tokens)
 
 
 def test_a_step_knows_its_tokens_and_an_item_depends_on_its_number_only():

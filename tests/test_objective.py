@@ -28,9 +28,9 @@ def drawn(count=9, contrast=True, seed=0, vocabulary=250) -> list[Example]:
     return [Example(ids(4) + p, ids(4) + p if contrast else None, p, c, tokens, count) for p, c in rows]
 
 
-def ours(model, reference, examples, *, least=None, bare=True, **options):
+def ours(model, reference, examples, *, pass_tokens=None, bare=True, **options):
     loss = 0.0
-    for group in collate(examples, 0, least)["groups"]:
+    for group in collate(examples, 0, pass_tokens)["groups"]:
         branches = completion_stats(model, reference, group, bare=bare, **options)
         loss = loss + alt_loss(
             branches[0], group["completion_mask"], branches[1] if branches[1:] else None,
@@ -83,12 +83,12 @@ def gradients(loss, model) -> list[torch.Tensor]:
     "options",
     [
         {},
-        {"least": 20},
+        {"pass_tokens": 20},
         {"most_logits": 300},  # one token at a time
-        {"most_logits": 300 * 7, "least": 20},
+        {"most_logits": 300 * 7, "pass_tokens": 20},
         {"bare": False},
         {"kl_direction": "reverse", "excluded_ids": (299,), "most_logits": 900},
-        {"excluded_ids": (3, 299), "least": 20},
+        {"excluded_ids": (3, 299), "pass_tokens": 20},
     ],
 )
 def test_loss_and_gradients_are_the_naive_ones(architecture, options):
@@ -106,7 +106,7 @@ def test_loss_and_gradients_are_the_naive_ones(architecture, options):
 def test_one_branch_is_right_alone():
     model, reference = pair()
     examples = drawn(contrast=False)
-    torch.testing.assert_close(ours(model, reference, examples, least=20), naive(model, reference, examples))
+    torch.testing.assert_close(ours(model, reference, examples, pass_tokens=20), naive(model, reference, examples))
 
 
 def test_padding_is_marked_by_zeros():
@@ -182,8 +182,10 @@ def test_right_padding_does_not_reach_what_is_read():
     model = tiny.model("llama").double()
     [group] = collate(drawn(), 0)["groups"]
     other = {**group, "policy": {**group["policy"]}}
-    ids, mask = other["policy"]["input_ids"], other["policy"]["attention_mask"]
-    other["policy"]["input_ids"] = torch.where(mask.bool(), ids, 77)
+    ids, predicts = other["policy"]["input_ids"], other["policy"]["predicts"]
+    padding = predicts.flip(1).cumsum(1).flip(1) == 0  # after the last that predicts a token
+    assert padding.any() and not ids[padding].any()
+    other["policy"]["input_ids"] = torch.where(padding, 77, ids)
     for first, second in zip(*(completion_stats(model, model, g, bare=True) for g in (group, other)), strict=True):
         torch.testing.assert_close(first.logp, second.logp)
     assert pad([[1], [2, 3]], 0, "right").tolist() == [[1, 0], [2, 3]]

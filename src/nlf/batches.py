@@ -244,54 +244,54 @@ def model_inputs(queries: Sequence[Sequence[int]], completions: Sequence[Sequenc
 
 
 def read_whole(queries: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int) -> dict:
-    """Inputs of one forward pass over whole rows, padded on the right, `(B, L)` each; `predicts` is true where the next
-    token is one of the completion's.
+    """Inputs of one forward pass over whole rows but for their last token, which predicts nothing: `(B, L)` each;
+    `predicts` is true where the next token is one of the completion's.
+
+    Rows are padded on the right, where what is read does not look, so that the mask hides nothing and attention is plainly
+    causal.
     """
-    rows = [list(query) + list(completion) for query, completion in zip(queries, completions, strict=True)]
-    mask = pad([[1] * len(row) for row in rows], 0, "right")
+    rows = [[*query, *completion] for query, completion in zip(queries, completions, strict=True)]
     told = [[0] * (len(q) - 1) + [1] * len(c) for q, c in zip(queries, completions, strict=True)]
-    predicts = pad([row + [0] * (mask.shape[1] - len(row)) for row in told], 0, "right").bool()
-    positions = torch.arange(mask.shape[1]).expand_as(mask).contiguous()
+    ids = pad([row[: max(len(row) - 1, 1)] for row in rows], pad_id, "right")
     return {
-        **{"input_ids": pad(rows, pad_id, "right"), "attention_mask": mask},
-        **{"position_ids": positions, "predicts": predicts},
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "position_ids": torch.arange(ids.shape[1]).expand_as(ids).contiguous(),
+        "predicts": pad([row + [0] * (ids.shape[1] - len(row)) for row in told], 0, "right").bool(),
     }
 
 
-def group_by_length(lengths: Sequence[int], least_tokens: int, waste: float = 0.1) -> list[list[int]]:
-    """Rows cut into groups of like length, so that padding them costs little.
+def group_by_length(lengths: Sequence[int], pass_tokens: int) -> list[list[int]]:
+    """Rows cut into groups of like length, so that their tokens, padded, and their passes cost least together.
 
     Args:
-        least_tokens: A group of fewer takes in more, whatever the padding: small passes are slow.
-        waste: The share of padding from which on another group is begun.
+        pass_tokens: What one more pass costs, in tokens.
     """
-    groups: list[list[int]] = [[]]
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        group, width = groups[-1], lengths[i]
-        padded = width * (len(group) + 1)
-        used = sum(lengths[j] for j in group)
-        if used >= least_tokens and padded - used - width > waste * padded:
-            groups.append(group := [])
-        group.append(i)
-    if len(groups) > 1 and sum(lengths[j] for j in groups[-1]) < least_tokens:
-        last = groups.pop()
-        groups[-1] += last
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    best = [(0, 0)]  # for the first n rows: their cost, and where their last group begins
+    for end, i in enumerate(order, start=1):
+        best.append(min((best[start][0] + lengths[i] * (end - start) + pass_tokens, start) for start in range(end)))
+    groups, end = [], len(order)
+    while end:
+        start = best[end][1]
+        groups.insert(0, order[start:end])
+        end = start
     return groups
 
 
-def collate(examples: Sequence[Example], pad_id: int, least_tokens: int | None = None) -> dict[str, list[dict]]:
+def collate(examples: Sequence[Example], pad_id: int, pass_tokens: int | None = None) -> dict[str, list[dict]]:
     """One micro-batch as `groups` of examples of like length; the loss of the micro-batch is the sum of theirs.
 
     Args:
-        least_tokens: As of `group_by_length`; None = one group.
+        pass_tokens: As of `group_by_length`; None = one group.
 
     Returns:
         For each group of B examples: `policy`, `read_whole` of B or 2B rows, right branch first; `reference`, of B rows
         without feedback; `labels`, `completion_mask`: `(B, T)`; `num_tokens`, `num_completions`: of the whole step,
         scalars.
     """
-    lengths = [len(e.right) + len(e.completion) for e in examples]
-    groups = group_by_length(lengths, least_tokens) if least_tokens else [range(len(examples))]
+    lengths = [max(len(e.right), len(e.wrong or ())) + len(e.completion) for e in examples]
+    groups = group_by_length(lengths, pass_tokens) if pass_tokens else [range(len(examples))]
     return {"groups": [_collate_group([examples[i] for i in group], pad_id) for group in groups]}
 
 

@@ -52,58 +52,80 @@ def token_stats(
     labels = labels.expand(logits.shape[:-1])
     with torch.autocast(logits.device.type, enabled=False):  # sums over a vocabulary want their 24 bits
         if ref_logits is None:
-            logp, entropy, _ = _Stats.apply(logits, labels, None, slice(0), kl_direction)
+            logp, entropy, _ = _Stats.apply(logits, labels, None, slice(None), slice(0), kl_direction)
             return TokenStats(logp, entropy, torch.zeros_like(logp))
-        kept = _kept_ids(logits.shape[-1], ref_logits.shape[-1], excluded_ids, logits.device)
+        kept, others = _compared_ids(logits.shape[-1], ref_logits.shape[-1], excluded_ids, logits.device)
         log_q = _log_softmax(ref_logits.detach()[..., kept])  # (..., T, V'')
-        return TokenStats(*_Stats.apply(logits, labels, log_q, kept, kl_direction))
+        return TokenStats(*_Stats.apply(logits, labels, log_q, kept, others, kl_direction))
 
 
 class _Stats(torch.autograd.Function):
-    """`token_stats` with its gradient by hand, in one pass over the vocabulary: autograd would keep and walk a tensor of
+    """`token_stats` with its gradient by hand, in few passes over the vocabulary: autograd would keep and walk a tensor of
     that size for every term of every sum. A statistic that no loss uses costs nothing.
+
+    p and q are distributions over the ids that are compared; `mass` is what the policy gives to them all, and `rest` its
+    log-probabilities of the few others.
     """
 
     @staticmethod
-    def forward(ctx, logits, labels, log_q, kept, kl_direction):
-        log_p = _log_softmax(logits)  # (..., T, V)
-        logp = log_p.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-        p = log_p.exp()
-        entropy = -_dot(p, log_p)
-        kl = mass = None
-        if log_q is not None:
-            kept_p = log_p[..., kept]  # (..., T, V'')
-            mass = kept_p.logsumexp(-1)  # what the policy gives to the ids that are compared
-            if kl_direction == "forward":
-                q = log_q.exp()
-                kl = _dot(q, log_q) - _dot(q, kept_p) + mass
-            else:
-                kept_p = kept_p - mass.unsqueeze(-1)
-                kl = _dot(kept_p.exp(), kept_p) - _dot(kept_p.exp(), log_q)
-        ctx.save_for_backward(log_p, labels, log_q, entropy, kl, mass)
-        ctx.kept, ctx.forward_kl, ctx.dtype = kept, kl_direction == "forward", logits.dtype
+    def forward(ctx, logits, labels, log_q, kept, others, kl_direction):
+        top = logits[..., kept].amax(-1, keepdim=True).to(torch.promote_types(logits.dtype, torch.float32))
+        own = logits[..., kept] - top  # (..., T, V''), in float32 at least
+        p = own.exp()
+        unit = p.sum(-1)
+        p /= unit.unsqueeze(-1)
+        rest = logits[..., others] - top
+        total = torch.logaddexp(unit.log(), rest.logsumexp(-1))
+        rest -= total.unsqueeze(-1)
+        logp = logits.gather(-1, labels.unsqueeze(-1)).sub(top).squeeze(-1) - total
+        log_mass = unit.log() - total
+        mass = log_mass.exp()
+        p_log_p = _dot(p, own) - unit.log()
+        entropy = -mass * (p_log_p + log_mass) - _dot(rest.exp(), rest)
+        kl = against = None
+        if log_q is not None and kl_direction == "forward":
+            against = log_q.exp()
+            kl = _dot(against, log_q) - _dot(against, own) + unit.log()
+        elif log_q is not None:
+            against = log_q
+            kl = p_log_p - _dot(p, log_q)
+        ctx.save_for_backward(p, labels, against, rest, log_mass, entropy, kl)
+        ctx.ids, ctx.forward_kl = (kept, others), kl_direction == "forward"
+        ctx.shape, ctx.dtype = logits.shape, logits.dtype
         ctx.set_materialize_grads(False)
         return logp, entropy, kl
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, of_logp, of_entropy, of_kl):
-        log_p, labels, log_q, entropy, kl, mass = ctx.saved_tensors
-        p = log_p.exp()
-        grad = torch.zeros_like(p) if of_logp is None else p * -of_logp.unsqueeze(-1)
+        p, labels, against, rest, log_mass, entropy, kl = ctx.saved_tensors
+        kept, others = ctx.ids
+        mass, rest_p = log_mass.exp(), rest.exp()
+        by_p, by_p_log_p = torch.zeros_like(mass), None  # the gradient: by_p · p + by_p_log_p · p log p - of_kl · q
+        of_rest = torch.zeros_like(rest)
         if of_logp is not None:  # d log p_y = 1[y] - p
-            grad.scatter_add_(-1, labels.unsqueeze(-1), of_logp.unsqueeze(-1))
+            by_p -= of_logp * mass
+            of_rest -= of_logp.unsqueeze(-1) * rest_p
         if of_entropy is not None:  # dH = -p (log p + H)
-            grad -= of_entropy.unsqueeze(-1) * p * (log_p + entropy.unsqueeze(-1))
+            by_p -= of_entropy * mass * (log_mass + entropy)
+            by_p_log_p = -of_entropy * mass
+            of_rest -= of_entropy.unsqueeze(-1) * rest_p * (rest + entropy.unsqueeze(-1))
+        if of_kl is not None and ctx.forward_kl:  # d KL(q‖p) = p - q
+            by_p += of_kl
+        elif of_kl is not None:  # d KL(p‖q) = p (log p/q - KL)
+            by_p -= of_kl * kl
+            by_p_log_p = of_kl if by_p_log_p is None else by_p_log_p + of_kl
+            against = p * against
+        part = p * by_p.unsqueeze(-1)  # (..., T, V'')
+        if by_p_log_p is not None:
+            part += torch.xlogy(p, p).mul_(by_p_log_p.unsqueeze(-1))
         if of_kl is not None:
-            of_kl, mass = of_kl.unsqueeze(-1), mass.unsqueeze(-1)
-            kept_p = log_p[..., ctx.kept] - mass  # log of the policy over the ids that are compared
-            if ctx.forward_kl:  # d KL(q‖p) = p - q
-                part = (kept_p.exp_() - log_q.exp()).mul_(of_kl)
-            else:  # d KL(p‖q) = p (log p/q - KL)
-                part = (kept_p.exp() * (kept_p - log_q - kl.unsqueeze(-1))).mul_(of_kl)
-            grad[..., ctx.kept] += part
-        return grad.to(ctx.dtype), None, None, None, None
+            part.addcmul_(against, of_kl.unsqueeze(-1), value=-1)
+        grad = part.new_empty(ctx.shape)
+        grad[..., kept], grad[..., others] = part, of_rest
+        if of_logp is not None:
+            grad.scatter_add_(-1, labels.unsqueeze(-1), of_logp.unsqueeze(-1))
+        return grad.to(ctx.dtype), None, None, None, None, None
 
 
 def alt_loss(
@@ -165,18 +187,23 @@ def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vecdot(a, b)  # no (..., T, V) product in between
 
 
-def _kept_ids(width: int, other: int, excluded: Sequence[int], device: torch.device) -> slice | torch.Tensor:
-    """The ids both models know: a slice, hence a view, where those left out stand at the end, as added tokens do."""
+def _compared_ids(
+    width: int, other: int, excluded: Sequence[int], device: torch.device
+) -> tuple[slice | torch.Tensor, slice | torch.Tensor]:
+    """The ids both models know, and the policy's others: slices, hence views, where those stand at the end, as added
+    tokens do.
+    """
     end = min(width, other)
     dropped = {i for i in excluded if 0 <= i < end}
     while end - 1 in dropped:
         end -= 1
         dropped.remove(end)
     if not dropped:
-        return slice(end)
-    keep = torch.ones(end, dtype=torch.bool)
+        return slice(end), slice(end, width)
+    keep = torch.zeros(width, dtype=torch.bool)
+    keep[:end] = True
     keep[sorted(dropped)] = False
-    return keep.nonzero().squeeze(-1).to(device)
+    return keep.nonzero().squeeze(-1).to(device), (~keep).nonzero().squeeze(-1).to(device)
 
 
 def _masked(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from nlf.losses import TokenStats, token_stats
 from nlf.policy import predicting_hidden, predicting_logits, project, unwrapped
 
-LEAST_TOKENS = 512  # of a pass over rows of like length; smaller ones are slow
+CPU_PASS, DEVICE_PASS = 32, 4096  # what one more pass over rows of like length costs, in tokens
 CPU_LOGITS, DEVICE_LOGITS = 2**23, 2**28  # most logits of one branch at a time
 
 

@@ -44,7 +44,7 @@ from nlf.monitor import (
     pool_statistics,
     scores_of,
 )
-from nlf.objective import LEAST_TOKENS, completion_stats
+from nlf.objective import CPU_PASS, DEVICE_PASS, completion_stats
 from nlf.policy import (
     Policy,
     bare_head,
@@ -181,7 +181,7 @@ class ALTTrainer(Trainer):
         super().__init__(
             model=self.policy.model,
             args=args,
-            data_collator=partial(collate, pad_id=processing_class.pad_token_id, least_tokens=least_tokens(args)),
+            data_collator=partial(collate, pad_id=processing_class.pad_token_id, pass_tokens=pass_tokens(args)),
             train_dataset=PoolDataset(
                 args.steps_per_iteration, args.total_batch_size,
                 seed=args.seed, contrast=args.contrast_coef != 0, weights=args.quantile_weights,
@@ -639,12 +639,13 @@ class IterationCallback(TrainerCallback):
         return control
 
 
-def least_tokens(args: ALTConfig) -> int | None:
-    """Of a group of like length within a micro-batch. None = no groups, where ranks wait for each other: they would have
-    to make equally many passes.
+def pass_tokens(args: ALTConfig) -> int | None:
+    """What one more pass within a micro-batch costs. None = no groups, where ranks wait for each other: they would have to
+    make equally many passes.
     """
-    alone = args.world_size == 1 and not args.deepspeed and not args.fsdp
-    return LEAST_TOKENS if alone else None
+    if args.world_size > 1 or args.deepspeed or args.fsdp:
+        return None
+    return CPU_PASS if args.device.type == "cpu" else DEVICE_PASS
 
 
 def check_world(args: ALTConfig) -> None:
