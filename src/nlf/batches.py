@@ -268,9 +268,11 @@ def group_by_length(lengths: Sequence[int], pass_tokens: int) -> list[list[int]]
         pass_tokens: What one more pass costs, in tokens.
     """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    best = [(0, 0)]  # for the first n rows: their cost, and where their last group begins
-    for end, i in enumerate(order, start=1):
-        best.append(min((best[start][0] + lengths[i] * (end - start) + pass_tokens, start) for start in range(end)))
+    ends = [n for n in range(1, len(order)) if lengths[order[n - 1]] < lengths[order[n]]] + [len(order)]
+    best = {0: (0, 0)}  # for the first n rows: their cost, and where their last group begins
+    for end in ends:
+        width = lengths[order[end - 1]]
+        best[end] = min((cost + width * (end - start) + pass_tokens, start) for start, (cost, _) in best.items())
     groups, end = [], len(order)
     while end:
         start = best[end][1]

@@ -1,5 +1,6 @@
 """The sampler against transformers' generate and warpers, against exact probabilities, and against itself."""
 
+import copy
 import json
 import random
 
@@ -23,7 +24,7 @@ from nlf.errors import UserError
 from nlf.losses import guided_log_probs
 from nlf.sampling import Request, request_key
 from nlf.sampling.draw import best, inverse_cdf, kept, pick, uniforms
-from nlf.sampling.hf import HFSampler, batch_size
+from nlf.sampling.hf import CPU_TOKENS, HFSampler, batch_size, default_budget
 
 EOS = 0
 COMMON = {
@@ -50,7 +51,7 @@ CONFIGS = {
 def tiny(name: str = "gpt2"):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+        return AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name])).eval()  # tests change it
 
 
 def requests(lengths, negative=False) -> list[Request]:
@@ -371,6 +372,13 @@ def test_batches_by_length():
         [3] * 4,
     ]  # 10 rows of 30: 2 whole prompts
     assert batches(1) == [[i] for i, _ in rows]
+
+
+def test_the_cache_of_a_large_model_bounds_a_batch_on_a_cpu():
+    cpu, model = torch.device("cpu"), tiny()
+    assert default_budget(model, cpu) == CPU_TOKENS
+    model.config.n_layer, model.config.n_embd = 36, 1280  # GPT-2-large: 360 KiB a token
+    assert default_budget(model, cpu) == 2**30 // (2 * 36 * 1280 * 4) == 2912
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on():

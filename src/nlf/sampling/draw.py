@@ -80,7 +80,9 @@ def _floor(scores: Tensor, k: int) -> Tensor:
         return scores.topk(k).values[:, -1:]
     share = max(1, min(16, scores.shape[-1] // (2 * k)))
     width = scores.shape[-1] // share
-    maxima = scores[:, : share * width].unflatten(1, (share, width)).amax(1)  # k of these are no larger than the k best
+    maxima = (
+        scores[:, : share * width].unflatten(1, (share, width)).amax(1)
+    )  # k of these are no larger than the k best
     return torch.from_numpy(np.partition(maxima.numpy(), width - k, axis=-1)[:, width - k, None])
 
 

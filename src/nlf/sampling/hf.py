@@ -22,8 +22,10 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
+from nlf.batches import group_by_length
 from nlf.errors import UserError
 from nlf.losses import guided_log_probs
+from nlf.objective import CPU_PASS, DEVICE_PASS
 from nlf.sampling import Request, check_lengths, context_of
 from nlf.sampling.cache import select_with_room
 from nlf.sampling.draw import INF, pick, uniforms
@@ -38,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 COMPACT_AT = 7 / 8  # share of rows still going below which finished ones are dropped: that copies the cache once
 CPU_TOKENS, DEVICE_TOKENS = 8_192, 65_536  # default token budgets
+CPU_CACHE = 2**30  # bytes of keys and values: on a CPU there is no running out of memory that one could go on from
 
 
 class HFSampler:
@@ -64,9 +67,10 @@ class HFSampler:
         self.model = model
         self.device = next(model.parameters()).device
         self.eos, self.banned = sorted(eos_token_ids), sorted(banned_token_ids)
-        self.token_budget = token_budget or (CPU_TOKENS if self.device.type == "cpu" else DEVICE_TOKENS)
+        self.token_budget = token_budget or default_budget(model, self.device)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft hides the signature
         self.accepted = inspect.signature(base.forward).parameters
+        self.pass_tokens = CPU_PASS if self.device.type == "cpu" else DEVICE_PASS
         self.attending = configs_with_sdpa(model)
         self.shares_prompts: bool | None = None  # not tried yet
 
@@ -127,17 +131,15 @@ class HFSampler:
     def _decode(self, prefixes: list[tuple], owner: Tensor, noise: Tensor, options) -> list[list[int]]:
         """P prefixes of B branches each, owner (R,) in 0..P-1, noise (R, T) → R completions."""
         branches, steps = len(prefixes[0]), options.max_completion_length
-        ids, mask = self._left_pad([p[b] for b in range(branches) for p in prefixes], steps)  # (BP, L), (BP, L+T)
-        width = ids.shape[1]
-        position = mask[:, :width].cumsum(-1).sub(1).clamp(min=0)  # (BP, L)
-        logits, cache = self._forward(ids, mask[:, :width], position)  # (BP, V)
-        take = _in_branches(owner, branches, len(prefixes))  # (BR,): a prompt's cache for each of its completions
-        shared = self._share(cache)
-        if shared:
-            share(cache, take, mask[:, :width].bool(), steps)
-        else:
-            select_with_room(cache, take, steps)
-        logits, mask, position = logits[take], mask[take], position[take, -1]  # (BR, V), (BR, L+T), (BR,)
+        read = [p[b] for b in range(branches) for p in prefixes]  # BP
+        take = _in_branches(owner, branches, len(prefixes))  # (BR,): the one in `read` that each row goes on from
+        logits, cache, shared = self._prefill(read, take, steps)  # (BP, V)
+        lengths = torch.tensor([len(ids) for ids in read], device=self.device)
+        width = int(lengths.max())
+        mask = (
+            torch.arange(width + steps, device=self.device) >= width - lengths[:, None]
+        ).long()  # 1 where tokens come
+        logits, mask, position = logits[take], mask[take], lengths[take] - 1  # (BR, V), (BR, L+T), (BR,)
         eos = torch.tensor(self.eos, dtype=torch.long, device=self.device)
         out = torch.full(noise.shape, -1, device=self.device)  # (R, T)
         live = torch.arange(len(owner), device=self.device)  # (R,): the row of `out` that each row of the batch writes
@@ -161,39 +163,47 @@ class HFSampler:
             logits, cache = self._forward(tokens, seen, position[:, None], cache, shared)  # (BR, V)
         return [[t for t in row if t >= 0] for row in out.tolist()]
 
-    def _share(self, cache: "Cache") -> bool:
-        """Whether the model can let a prompt's completions share its cache; tried once."""
-        if not self.attending or any(type(layer) is not DynamicLayer for layer in cache.layers):
-            return False
+    def _prefill(self, prompts: Sequence[Sequence[int]], rows: Tensor, room: int) -> tuple[Tensor, "Cache", bool]:
+        """Read BP prompts → logits of their last positions (BP, V), a cache for `rows` of them with room for more tokens,
+        and whether it is shared. Prompts of like length are read together where their caches can be put together.
+        """
         if self.shares_prompts is None:
-            with torch.no_grad():
-                self.shares_prompts = self._try_sharing()
-        return self.shares_prompts
+            self.shares_prompts = self._try_sharing()
+        lengths = [len(ids) for ids in prompts]
+        groups = group_by_length(lengths, self.pass_tokens) if self.shares_prompts else [range(len(prompts))]
+        read = [self._read([prompts[i] for i in group]) for group in groups]
+        logits = torch.cat([each for each, _ in read])  # (BP, V), group by group
+        caches = [cache for _, cache in read]
+        if not self.shares_prompts:
+            select_with_room(caches[0], rows, room)
+            return logits, caches[0], False
+        order = torch.tensor([i for group in groups for i in group], device=self.device)
+        return logits[order.argsort()], share(caches, order, lengths, rows, room), True
+
+    def _read(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, "Cache"]:
+        """P prompts, left padded to L → logits of the last position (P, V), and the cache."""
+        lengths = torch.tensor([len(ids) for ids in prompts], device=self.device)
+        width = int(lengths.max())
+        ids = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=self.device)  # (P, L)
+        mask = (torch.arange(width, device=self.device) >= width - lengths[:, None]).long()
+        return self._forward(ids, mask, mask.cumsum(-1).sub(1).clamp(min=0))
 
     def _try_sharing(self) -> bool:
-        """Whether one token after shared prompts gets the logits that it gets after a cache for each row."""
-        ids, mask = self._left_pad([(1, 2), (2,)], 1)  # (2, 2), (2, 3)
-        position = mask.cumsum(-1).sub(1).clamp(min=0)
-        rows = torch.tensor([0, 1, 0], device=self.device)
-        step = (torch.ones_like(rows)[:, None], mask[rows], position[rows, -1:])
-        _, cache = self._forward(ids, mask[:, :2], position[:, :2])
-        _, plain = self._forward(ids, mask[:, :2], position[:, :2])
+        """Whether a token after shared prompts gets the logits that it gets after a cache for each row."""
+        prompts, rows = [(1, 2), (2,)], torch.tensor([0, 1, 0], device=self.device)
+        (_, plain), (_, cache) = self._read(prompts), self._read(prompts)
+        if not self.attending or any(type(layer) is not DynamicLayer for layer in cache.layers):
+            return False
         select_with_room(plain, rows, 1)
-        share(cache, rows, mask[:, :2].bool(), 1)
+        mask = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 1, 1]], device=self.device)
+        step = (torch.ones_like(rows)[:, None], mask, mask.sum(-1, keepdim=True) - 1)
         expected, _ = self._forward(*step, plain)
         try:
-            got, _ = self._forward(*step, cache, shared=True)
+            got, _ = self._forward(*step, share([cache], torch.arange(2), [2, 1], rows, 1), shared=True)
         except Exception as error:  # a model that attends in its own way; it does without
             logger.info("prompts are not shared between completions: %s", error)
             return False
         return bool((got - expected).abs().max() <= torch.finfo(got.dtype).eps ** 0.5 * expected.abs().max())
-
-    def _left_pad(self, prefixes: list[tuple], extra: int) -> tuple[Tensor, Tensor]:
-        """Ids (N, L), and a mask (N, L + extra) that is already 1 where new tokens will come."""
-        width = max(map(len, prefixes))
-        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prefixes], device=self.device)
-        pad = torch.tensor([width - len(p) for p in prefixes], device=self.device)
-        return ids, (torch.arange(width + extra, device=self.device) >= pad[:, None]).long()
 
     def _forward(
         self, ids: Tensor, mask: Tensor, position: Tensor, cache: "Cache | None" = None, shared: bool = False
@@ -220,6 +230,17 @@ class HFSampler:
             return scores.argmax(-1).to(self.device)
         scores = scores if options.temperature == 1 else scores / options.temperature
         return pick(scores, u, top_k=options.top_k, top_p=options.top_p).to(self.device)
+
+
+def default_budget(model: nn.Module, device: torch.device) -> int:
+    """Tokens in a batch where nobody says how many."""
+    if device.type != "cpu":
+        return DEVICE_TOKENS
+    config = model.config.get_text_config()
+    token_bytes = (
+        2 * config.num_hidden_layers * config.hidden_size * next(model.parameters()).element_size()
+    )  # at most
+    return max(1, min(CPU_TOKENS, CPU_CACHE // token_bytes))
 
 
 def batch_size(rows: Sequence[tuple[int, int]], start: int, cost: Sequence[int], budget: int) -> int:

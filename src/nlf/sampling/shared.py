@@ -13,7 +13,7 @@ tokens so far, D width of a head.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,10 +30,11 @@ NAME = "nlf_shared_prompts"  # has no mask function, so that transformers builds
 class Sharing:
     """Which prompt each row reads, for all layers of a batch."""
 
-    def __init__(self, owner: Tensor, mask: Tensor):
-        """Owner (R,) in 0..P-1, mask (P, L) of the prompts' tokens."""
-        self.owner = owner
-        self.bias = None if mask.all() else torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
+    def __init__(self, owner: Tensor, lengths: Tensor):
+        """Owner (R,) in 0..P-1, lengths (P,) of the prompts."""
+        self.owner, self.width = owner, int(lengths.max())
+        pad = torch.arange(self.width, device=lengths.device) < self.width - lengths[:, None]  # (P, L)
+        self.bias = torch.zeros(pad.shape, device=pad.device).masked_fill(pad, -torch.inf) if pad.any() else None
         self._place()
 
     def keep(self, rows: Tensor) -> Tensor:
@@ -69,12 +70,15 @@ class Sharing:
 class SharedLayer(DynamicLayer):
     """A layer's prompts (P, K, L, D), as they were prefilled, and the rows' own tokens (R, K, t, D), the front of tensors made once."""
 
-    def __init__(self, layer: DynamicLayer, sharing: Sharing, room: int):
+    def __init__(self, parts: Sequence[DynamicLayer], order: Tensor, sharing: Sharing, room: int):
         super().__init__()
-        self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
-        self.prompt, self.sharing = (layer.keys, layer.values), sharing
+        self.dtype, self.device, self.is_initialized = parts[0].dtype, parts[0].device, True
+        self.sharing, self.own = sharing, 0
+        order = order.to(self.device)
+        self.prompt = [
+            together([getattr(p, name) for p in parts], order, sharing.width) for name in ("keys", "values")
+        ]
         self.room = [x.new_empty(len(sharing.owner), x.shape[1], room, x.shape[3]) for x in self.prompt]
-        self.own = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         start, self.own = self.own, self.own + key_states.shape[2]
@@ -90,7 +94,17 @@ class SharedLayer(DynamicLayer):
     def keep(self, rows: Tensor, prompts: Tensor) -> None:
         self.room = [room.index_select(0, rows) for room in self.room]
         if len(prompts) < len(self.prompt[0]):
-            self.prompt = tuple(x.index_select(0, prompts) for x in self.prompt)
+            self.prompt = [x.index_select(0, prompts) for x in self.prompt]
+
+
+def together(parts: Sequence[Tensor], order: Tensor, width: int) -> Tensor:
+    """Keys or values of prompts read in several passes (p, K, l, D) → (P, K, L, D), left padded with zeros."""
+    if len(parts) == 1 and parts[0].shape[2] == width:
+        return parts[0][order.argsort()]
+    whole = parts[0].new_zeros(len(order), parts[0].shape[1], width, parts[0].shape[3])
+    for rows, part in zip(order.split([len(part) for part in parts]), parts, strict=True):
+        whole[rows, :, width - part.shape[2] :] = part
+    return whole
 
 
 def attend(
@@ -114,11 +128,19 @@ def attend(
 ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
 
 
-def share(cache: "Cache", owner: Tensor, mask: Tensor, room: int) -> Sharing:
-    """Turn a cache prefilled with P prompts, mask (P, L), into one of R rows that share them, in place."""
-    sharing = Sharing(owner, mask)
-    cache.layers[:] = [SharedLayer(layer, sharing, room) for layer in cache.layers]
-    return sharing
+def share(caches: "Sequence[Cache]", order: Tensor, lengths: Sequence[int], owner: Tensor, room: int) -> "Cache":
+    """One cache of R rows that share prompts, from those that P prompts were read into, some at a time.
+
+    Args:
+        order: (P,), the prompts in the order in which `caches` hold them.
+        lengths: Of the P prompts.
+        owner: (R,), the prompt that each row reads.
+        room: Tokens to come.
+    """
+    sharing = Sharing(owner, torch.tensor(lengths, device=owner.device))
+    layers = zip(*(cache.layers for cache in caches), strict=True)
+    caches[0].layers[:] = [SharedLayer(parts, order, sharing, room) for parts in layers]
+    return caches[0]
 
 
 def keep(cache: "Cache", rows: Tensor) -> None:
