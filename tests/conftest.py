@@ -1,6 +1,8 @@
 """Fixtures shared by all tests: where optional data lies, and the tiny model and tokenizer of `tiny.py`."""
 
+import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,17 @@ def data_dir() -> Path:
 def parity_dir() -> Path:
     """Numbers of the published implementation: `$NLF_PARITY`, else `../shared/parity`, else the test is skipped."""
     return _folder("NLF_PARITY", "parity")
+
+
+@pytest.fixture
+def stand_in(monkeypatch, tmp_path):
+    """A stand-in for vLLM in this process and in those it starts; what it was asked, as a function."""
+    folder = REPO / "tests" / "sampling" / "stand_in"
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *sys.path]))
+    monkeypatch.setenv("STAND_IN_LOG", str(tmp_path / "log"))
+    yield lambda: [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    sys.modules.pop("vllm", None)
 
 
 @pytest.fixture(scope="session")

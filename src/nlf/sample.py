@@ -21,7 +21,7 @@ from nlf.generations import FILE, append, keep_lines, mend, read
 from nlf.iteration import number_occurrences
 from nlf.policy import Policy, best_device, load_policy, revision_of, vocabulary_digest
 from nlf.prompts import load_prompts
-from nlf.sampling import Sampler
+from nlf.sampling import Sampler, closing
 from nlf.tags import TagScheme
 
 logger = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ def sample_file(
 
     Args:
         negative: The tag that guidance moves away from.
-        part: Prompts sampled, and written, at a time; vLLM, which is loaded for each call, takes all at once.
+        part: Prompts sampled, and written, at a time.
         sampler: What samples; None = this process.
 
     Raises:
@@ -176,20 +176,20 @@ def sample_file(
     encoder = PromptEncoder(policy.tokenizer, policy.scheme, max_prompt_length)
     drawing = sampler_of(policy, sampler, token_budget)
     settings = settings_of(policy, tag, negative, options, seed, drawing.label)
-    part = max(len(rows), 1) if drawing.label == "vllm" else part
     occurrences = [n for _, n in number_occurrences(range(len(rows)), [row["prompt_id"] for row in rows])]
     done = done_already(path, rows, tag, settings, part)
     advance = progress_bar(what, len(rows) * options.num_generations, done * options.num_generations)
-    while done < len(rows):
-        stop = min((done // part + 1) * part, len(rows))
-        append(
-            path,
-            sample_lines(
-                policy, encoder, rows[done:stop], occurrences[done:stop], tag, options, settings,
-                negative=negative, seed=seed, sampler=drawing, progress=advance,
-            ),
-        )  # fmt: skip
-        done = stop
+    with closing(drawing):
+        while done < len(rows):
+            stop = min((done // part + 1) * part, len(rows))
+            append(
+                path,
+                sample_lines(
+                    policy, encoder, rows[done:stop], occurrences[done:stop], tag, options, settings,
+                    negative=negative, seed=seed, sampler=drawing, progress=advance,
+                ),
+            )  # fmt: skip
+            done = stop
 
 
 def settings_of(

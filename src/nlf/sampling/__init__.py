@@ -1,12 +1,13 @@
 """What a sampler is: requests in, token ids out.
 
-`hf.py` samples in this process, `vllm.py` in one of its own, `server.py` asks one that runs somewhere. A completion is a
+`hf.py` samples in this process, `vllm.py` in processes of its own, `server.py` asks one that runs somewhere. A completion is a
 function of the weights, the prompt's ids, the options and (seed, iteration, request key, index) only; the other two keep
 that as far as the engine repeats itself for a seed. No torch here, so that naming a request costs nothing.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,7 +16,7 @@ from nlf.errors import UserError
 if TYPE_CHECKING:
     from nlf.config import SamplingOptions
 
-__all__ = ["Request", "Sampler", "check_lengths", "context_of", "request_key", "seed_of"]
+__all__ = ["Request", "Sampler", "check_lengths", "closing", "context_of", "request_key", "seed_of"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Request:
 
 
 class Sampler(Protocol):
+    """One that keeps processes between calls also has a `close`, which gives back what they hold."""
+
     label: str  # what files of samples say they came from
 
     def sample(
@@ -44,6 +47,16 @@ class Sampler(Protocol):
         `progress` is called with the number of completions finished since it was last called.
         """
         ...
+
+
+@contextlib.contextmanager
+def closing(sampler: Sampler) -> Iterator[Sampler]:
+    """The sampler, closed after where there is something to close."""
+    try:
+        yield sampler
+    finally:
+        if hasattr(sampler, "close"):
+            sampler.close()
 
 
 def request_key(prompt_id: str, occurrence: int) -> int:

@@ -1,13 +1,16 @@
 """A stand-in for vLLM: the signatures and refusals of its `LLM` and `SamplingParams` as its sources have them.
 
-It writes a line about each engine to $STAND_IN_LOG, and completions that are a function of the prompt and the seed, to
-which it adds the index as vLLM does.
+It writes a line about each call to $STAND_IN_LOG, and completions that are a function of the prompt and the seed, to
+which it adds the index as vLLM does. Like vLLM it has a process of its own. $STAND_IN_DIES_AT: the call it dies at.
 """
 
 import hashlib
 import json
 import os
+import signal
+import subprocess
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 
@@ -60,18 +63,31 @@ class LLM:
         seed: int = 0,
         gpu_memory_utilization: float = 0.9,
         enforce_eager: bool = False,
+        max_model_len: int | None = None,
     ):
         print("INFO: vLLM writes to stdout")
+        assert not {"RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"} & set(os.environ), "it would join their rendezvous"
         if not os.path.isfile(os.path.join(model, "config.json")):
             raise ValueError(f"Invalid repository ID or local directory specified: {model!r}")
         self.told = {
             **{"model": model, "tensor": tensor_parallel_size, "dtype": dtype, "memory": gpu_memory_utilization},
             **{"revision": revision, "trust": trust_remote_code, "pid": os.getpid()},
-            "devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            **{"devices": os.environ.get("CUDA_VISIBLE_DEVICES"), "room": max_model_len, "weights": weights(model)},
+            "core": subprocess.Popen(["sleep", "600"], stdin=subprocess.DEVNULL).pid,
         }
+        self.rows = json.loads(Path(model, "config.json").read_text())["vocab_size"]
+        self.calls = 0
 
     def generate(self, prompts, sampling_params=None, *, use_tqdm=True, lora_request=None, priority=None):
         assert len(prompts) == len(sampling_params)
+        self.calls += 1
+        if self.calls == int(os.environ.get("STAND_IN_DIES_AT", "0")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        for prompt, params in zip(prompts, sampling_params, strict=True):
+            if unknown := [i for i in params.logit_bias or {} if i >= self.rows]:
+                raise ValueError(f"token_id(s) {unknown} in logit_bias contain out-of-vocab token ids.")
+            if self.told["room"] is not None and len(prompt["prompt_token_ids"]) > self.told["room"]:
+                raise ValueError("The decoder prompt is longer than the maximum model length")
         self.told |= {"prompts": len(prompts), "params": [asdict(params) for params in sampling_params]}
         with open(os.environ["STAND_IN_LOG"], "a") as log:
             log.write(json.dumps(self.told) + "\n")
@@ -79,6 +95,14 @@ class LLM:
             SimpleNamespace(outputs=[completion(prompt["prompt_token_ids"], params, i) for i in range(params.n)])
             for prompt, params in zip(prompts, sampling_params, strict=True)
         ]
+
+
+def weights(folder: str | Path) -> str:
+    """A digest of a folder's tensors."""
+    from safetensors.numpy import load_file
+
+    tensors = load_file(Path(folder, "model.safetensors"))
+    return hashlib.sha256(b"".join(name.encode() + tensors[name].tobytes() for name in sorted(tensors))).hexdigest()
 
 
 def completion(ids: list[int], params: SamplingParams, index: int) -> SimpleNamespace:
