@@ -16,6 +16,7 @@ LEVELS = [  # a folder stands for all its modules
     {"sampling", "rewards", "activations", "policy", "sharding", "batches", "likelihoods", "objective"},
     {
         "completions",
+        "handover",
         "iteration",
         "sample",
         "score",

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from tqdm.auto import tqdm
 
 from nlf.batches import PromptEncoder
-from nlf.config import SamplerOptions, SamplingOptions
+from nlf.config import RolloutSamplerOptions, SamplerOptions, SamplingOptions
 from nlf.errors import UserError
 from nlf.policy import Policy, model_path, revision_of
 from nlf.quantize import total
@@ -17,6 +18,9 @@ from nlf.rewards import Reward, Scores, check_weights, reward_names, score
 from nlf.rollouts import SCHEMA, by_name
 from nlf.sampling import Request, Sampler, context_of, request_key
 from nlf.sampling.hf import HFSampler
+
+if TYPE_CHECKING:
+    from nlf.sampling.vllm import VLLMSampler
 
 
 def sampler_of(policy: Policy, options: SamplerOptions | None = None, token_budget: int | None = None) -> Sampler:
@@ -37,18 +41,42 @@ def _hf(policy: Policy, options: SamplerOptions, token_budget: int | None) -> Sa
 
 
 def _vllm(policy: Policy, options: SamplerOptions, token_budget: int | None) -> Sampler:
+    path = model_path(policy.model.config._name_or_path)
+    return vllm_sampler(policy, options, path, revision=None if Path(path).is_dir() else revision_of(policy.model))
+
+
+def vllm_sampler(
+    policy: Policy,
+    options: RolloutSamplerOptions,
+    path: str,
+    *,
+    revision: str | None = None,
+    dtype=None,
+    device: int | None = None,
+) -> "VLLMSampler":
+    """vLLM over the policy as it stands in a folder or on the hub.
+
+    Args:
+        dtype: torch's, of weights and activations; None = the model's.
+        device: As of `VLLMSampler`.
+
+    Raises:
+        UserError: vLLM is not installed, or too few GPUs.
+    """
     from nlf.sampling.vllm import VLLMSampler
 
-    path = model_path(policy.model.config._name_or_path)
+    model = policy.model
+    code = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__module__
     return VLLMSampler(
         path,
-        revision=None if Path(path).is_dir() else revision_of(policy.model),
-        dtype=str(policy.model.dtype).removeprefix("torch."),
-        trust_remote_code=type(policy.model).__module__.startswith("transformers_modules"),  # then it was for us
-        context=context_of(policy.model.config),
+        revision=revision,
+        dtype=str(dtype or model.dtype).removeprefix("torch."),
+        trust_remote_code=code.startswith("transformers_modules"),  # then it was for us
+        context=context_of(model.config),
         tensor_parallel_size=options.tensor_parallel_size,
         data_parallel_size=options.data_parallel_size,
         gpu_memory_utilization=options.gpu_memory_utilization,
+        device=device,
         **_ends(policy),
     )
 

@@ -181,8 +181,31 @@ class SamplingOptions:
 
 
 @dataclass
-class SamplerOptions:
-    """What draws the completions of a command; training always samples in its own process."""
+class RolloutSamplerOptions:
+    """What draws the completions that are trained on; evaluation during training samples in its own process."""
+
+    sampler: Literal["hf", "vllm"] = knob(
+        "hf",
+        "What samples rollouts: 'hf', the training process; 'vllm', offline vLLM in a process of its own, on the same GPUs, "
+        "that ends before training goes on. A server would keep the weights it was started with (docs/scaling.md).",
+    )
+    tensor_parallel_size: int = knob(
+        1, "vllm: GPUs that share one copy of the model; where there are several ranks, that many share a vLLM."
+    )
+    data_parallel_size: int = knob(
+        1, "vllm: copies of the model, each on GPUs of its own; where there are several ranks, each has a copy anyway."
+    )
+    gpu_memory_utilization: float = knob(
+        0.7, "vllm: share of each GPU's memory it may take; what this process keeps there needs the rest."
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass
+class SamplerOptions(RolloutSamplerOptions):
+    """What draws the completions of a command."""
 
     sampler: Literal["hf", "vllm", "server"] = knob(
         "hf",
@@ -197,14 +220,6 @@ class SamplerOptions:
     )
     sampler_concurrency: int = knob(16, "Requests to the server under way at a time.")
     sampler_timeout: float = knob(600.0, "Seconds that one request to the server may take.")
-    tensor_parallel_size: int = knob(1, "vllm: GPUs that share one copy of the model.")
-    data_parallel_size: int = knob(1, "vllm: copies of the model, each on GPUs of its own.")
-    gpu_memory_utilization: float = knob(
-        0.7, "vllm: share of each GPU's memory it may take; what this process keeps there needs the rest."
-    )
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 EVAL_SAMPLING_DEFAULTS: dict[str, Any] = {"num_generations": 25, "top_p": 0.9}
@@ -497,6 +512,7 @@ OPTION_GROUPS: dict[str, type] = {
     "Remote rewards": RemoteOptions,
     "Tags": TagOptions,
     "Sampling": SamplingOptions,
+    "Sampler": RolloutSamplerOptions,
     "Evaluation sampling": EvalSamplingOptions,
     "Loop": LoopOptions,
     "Objective": ObjectiveOptions,

@@ -40,10 +40,11 @@ class Loop:
     score: Callable[[pa.Table, Sequence[tuple[int, int]]], pa.Table]  # the same with rewards
     quantize: Callable[[Pool], np.ndarray]
     progress: Progress
-    rank: int = 0
-    world_size: int = 1
+    rank: int = 0  # -1 = it has no parts, others sample and score them
+    world_size: int = 1  # ranks that have parts
     wait: Callable[[], None] = lambda: None
     check: Callable[[], None] = lambda: None  # called between parts; raises when the run is asked to stop
+    end_sampling: Callable[[], None] = lambda: None  # when this rank has sampled its parts, before it scores
     pool_keep: int | None = None
     first_scores: bool = False  # the first rank scores the parts of all
 
@@ -61,6 +62,7 @@ def run_iteration(iteration: int, loop: Loop, stamp: dict) -> tuple[Pool, np.nda
     for n, rows in unsampled:
         loop.check()
         write_part(samples_path(loop.run_dir, iteration, n), loop.sample(rows, iteration, sampled), stamp)
+    loop.end_sampling()
     if loop.first_scores:
         mine = list(enumerate(parts)) if loop.rank == 0 else []
         todo = [(n, rows) for n, rows in mine if not is_written(part_path(loop.run_dir, iteration, n), stamp)]
@@ -72,7 +74,7 @@ def run_iteration(iteration: int, loop: Loop, stamp: dict) -> tuple[Pool, np.nda
         write_part(part_path(loop.run_dir, iteration, n), table, stamp)
         path.unlink()
         scored(table.num_rows)
-    for n in range(len(parts) if loop.first_scores else 0):
+    for n in range(len(parts) if loop.first_scores or loop.rank < 0 else 0):
         wait_for(lambda n=n: is_written(part_path(loop.run_dir, iteration, n), stamp), loop.check)
     loop.wait()
     pool = Pool.load(loop.run_dir, iteration, keep=loop.pool_keep)

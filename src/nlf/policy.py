@@ -66,9 +66,11 @@ class Policy:
 
     @property
     def banned_token_ids(self) -> tuple[int, ...]:
-        """Ids that are never sampled: what tags added, and rows of the head that name no token."""
+        """Ids that are never sampled: what tags added, and rows of the head that name no token. Only those that the model
+        has: a reference does not know the tokens of tags.
+        """
         rows = self.model.get_input_embeddings().weight.shape[0]
-        return tuple(sorted({*self.added_token_ids, *range(len(self.tokenizer), rows)}))
+        return tuple(sorted({*(i for i in self.added_token_ids if i < rows), *range(len(self.tokenizer), rows)}))
 
 
 class _AdapterOff:

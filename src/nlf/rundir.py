@@ -29,6 +29,7 @@ FREE = {
     *("save_total_limit", "save_steps", "save_on_each_node", "push_to_hub", "hub_token", "hub_model_id"),
     *("hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision", "dataloader_num_workers"),
     *("dataloader_pin_memory", "dataloader_prefetch_factor", "local_rank", "ddp_timeout", "skip_memory_metrics"),
+    *("tensor_parallel_size", "data_parallel_size", "gpu_memory_utilization"),  # rounding, as ever with vLLM
     *("cache_dir", "replay", "rate_limit", "max_concurrency", "max_tries", "max_failures_in_a_row", "request_timeout"),
     *(
         "per_device_train_batch_size",
@@ -108,7 +109,8 @@ def claim(run_dir: Path, settings: dict, facts: dict, resume: bool) -> None:
                 f"{run_dir} already holds a run; add --resume_from_checkpoint true to go on with it, "
                 "or choose another --output_dir"
             )
-        changed = changed_settings(run_settings(run_dir), settings | facts)
+        earlier = {"sampler": "hf"} | run_settings(run_dir)  # as it was before there was a choice
+        changed = changed_settings(earlier, settings | facts)
         if changed:
             old, new = changed[0][1:]
             more = f" (and {', '.join(name for name, _, _ in changed[1:6])})" if changed[1:] else ""

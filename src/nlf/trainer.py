@@ -33,6 +33,7 @@ from nlf.batches import PoolDataset, PromptEncoder, collate
 from nlf.completions import progress_bar, sample_table, score_table
 from nlf.errors import UserError
 from nlf.feedback import make_feedback
+from nlf.handover import check_sampler, handed_over, share, start_model
 from nlf.iteration import Loop, number_occurrences, run_iteration, wait_for
 from nlf.losses import alt_loss
 from nlf.modelcard import model_card
@@ -56,7 +57,8 @@ from nlf.policy import (
 )
 from nlf.prompts import all_conversations, as_prompts, load_prompts
 from nlf.rewards import Reward, check_weights, configure, resolve_reward, reward_names
-from nlf.rollouts import Pool, digest
+from nlf.rollouts import Pool, digest, iteration_dir
+from nlf.sampling.vllm import VLLMSampler
 from nlf.sharding import DTYPES, MODELS, load_whole, place_reference, skeleton, whole
 from nlf.tags import TagScheme
 
@@ -78,6 +80,7 @@ class ALTConfig(
     config.RemoteOptions,
     config.TagOptions,
     config.SamplingOptions,
+    config.RolloutSamplerOptions,
     config.EvalSamplingOptions,
     config.LoopOptions,
     config.ObjectiveOptions,
@@ -91,6 +94,8 @@ class ALTConfig(
 
     def __post_init__(self):
         config.join_attributes(self)
+        if self.sampler == "server":
+            raise UserError("sampler server: it would keep the weights it was started with; training takes hf or vllm")
         config.check(self)
         self.fsdp = {"true": True, "false": None}.get(str(self.fsdp).lower(), self.fsdp)  # a flag's text
         TrainingArguments.__post_init__(self)
@@ -215,6 +220,7 @@ class ALTTrainer(Trainer):
                 "several GPUs in one process: start with `torchrun --nproc_per_node N -m nlf train …` instead"
             )
         check_world(args)
+        check_sampler(args)
         self.run_dir = Path(args.output_dir)
         rundir.make_folder(self.run_dir)
         self.prompts = as_prompts(train_dataset if train_dataset is not None else load_prompts("embedded"))
@@ -385,9 +391,8 @@ class ALTTrainer(Trainer):
             "policy": self.rollout_digest,
             "settings": digest(self.sampling_settings()),
         }
-        start = iteration == 0 and self.policy.reference_model is not None
-        with self.evaluating(["reference_model" if start else "model"]) as policy:
-            pool, quantiles = run_iteration(iteration, self.loop(iteration, policy), stamp)
+        with self.sampling_from(iteration) as (policy, sampler):
+            pool, quantiles = run_iteration(iteration, self.loop(iteration, policy, sampler), stamp)
         conversations = None
         if all_conversations(self.prompts):
             conversations = {row["prompt_id"]: row["prompt"] for row in self.prompts}
@@ -396,8 +401,24 @@ class ALTTrainer(Trainer):
         if offset == 0:
             self.log(pool_statistics(pool, quantiles, iteration, self.feedback) | self.logged_by_rewards())
 
-    def loop(self, iteration: int, policy: Policy) -> Loop:
-        """What `run_iteration` needs, out of this trainer and the policy with its weights at hand."""
+    @contextlib.contextmanager
+    def sampling_from(self, iteration: int) -> Iterator[tuple[Policy, VLLMSampler | None]]:
+        """The policy with the weights of this iteration, here or handed to vLLM, and what samples; None = this process."""
+        if self.args.sampler == "vllm":
+            fresh = self.has_weights_of(iteration)
+            with handed_over(self.policy, self.skeleton, iteration, fresh, self.args, self.accelerator) as handed:
+                yield handed
+            return
+        start = iteration == 0 and self.policy.reference_model is not None
+        with self.evaluating(["reference_model" if start else "model"]) as policy:
+            yield policy, None
+
+    def has_weights_of(self, iteration: int) -> bool:
+        """Whether rollouts of this iteration can be sampled: training has not moved on, or they are the reference's."""
+        return iteration == 0 or self.state.global_step == iteration * self.args.steps_per_iteration
+
+    def loop(self, iteration: int, policy: Policy, sampler: VLLMSampler | None) -> Loop:
+        """What `run_iteration` needs, out of this trainer and what `sampling_from` gives."""
         args = self.args
         past = partial(Pool.load, self.run_dir, iteration - 1, args.pool_keep)
         scored = partial(
@@ -410,12 +431,22 @@ class ALTTrainer(Trainer):
             return self.feedback.to_sample_under(len(self.prompts), iteration, past)
 
         def sample(rows: Sequence[tuple[int, int]], iteration: int, advance: Callable) -> pa.Table:
-            with start_model(policy, iteration) as model:
-                table = sample_table(
-                    model, self.encoder, [self.prompts[i] for i, _ in rows], [n for _, n in rows],
-                    [words()[i] for i, _ in rows], config.sampling_options(args),
-                    seed=args.seed, iteration=iteration, token_budget=args.sampling_batch_tokens, progress=advance,
-                )  # fmt: skip
+            if not self.has_weights_of(iteration):
+                raise UserError(
+                    f"{iteration_dir(self.run_dir, iteration)}: a part is missing, and training has moved on from the "
+                    "weights it was sampled from; restore it, or resume from the last checkpoint before this iteration"
+                )
+            try:
+                with start_model(policy, iteration) as model:
+                    table = sample_table(
+                        model, self.encoder, [self.prompts[i] for i, _ in rows], [n for _, n in rows],
+                        [words()[i] for i, _ in rows], config.sampling_options(args),
+                        seed=args.seed, iteration=iteration, token_budget=args.sampling_batch_tokens, sampler=sampler,
+                        progress=advance,
+                    )  # fmt: skip
+            except UserError:
+                self.stop_if_asked()  # who asked may have ended vLLM as well
+                raise
             if self.first_scores:  # the remote ones only
                 table = scored(table, [self.prompts[i] for i, _ in rows], allowed=self.rewards_here())
             return table
@@ -427,11 +458,13 @@ class ALTTrainer(Trainer):
             self.feedback.words(part, self.feedback.quantiles(part), iteration)  # what cannot be cut is not written
             return table
 
+        rank, world_size = share(args)
         return Loop(
             self.run_dir, [row["prompt_id"] for row in self.prompts], args.prompts_per_iteration, args.prompts_per_part,
             args.num_generations, args.seed, sample, score, self.feedback.quantiles, self.bar,
-            rank=args.process_index, world_size=args.world_size, wait=self.accelerator.wait_for_everyone,
-            check=self.stop_if_asked, pool_keep=args.pool_keep, first_scores=self.first_scores,
+            rank=rank, world_size=world_size, wait=self.accelerator.wait_for_everyone, check=self.stop_if_asked,
+            end_sampling=sampler.close if sampler else lambda: None,
+            pool_keep=args.pool_keep, first_scores=self.first_scores,
         )  # fmt: skip
 
     def reward_context(self) -> dict:
@@ -500,6 +533,8 @@ class ALTTrainer(Trainer):
         """What sampled and scored rollouts depend on besides the weights."""
         args = self.args
         words = {}  # only where sampling depends on them, so that runs of earlier versions go on
+        if args.sampler != "hf":
+            words["sampler"] = args.sampler
         if args.attributes:
             words["attributes"] = [args.attributes, args.attribute_template, args.feedback_sampling]
         if any(reward.judges for reward in self.rewards):
@@ -659,16 +694,6 @@ def check_world(args: ALTConfig) -> None:
         raise UserError(
             f"{started} processes were started, each sees {args.world_size}: no GPU was found; add --use_cpu true"
         )
-
-
-@contextlib.contextmanager
-def start_model(policy: Policy, iteration: int) -> Iterator[Policy]:
-    """What to sample from: the reference in iteration 0, the policy after."""
-    if iteration > 0:
-        yield policy
-    else:
-        with policy.reference() as model:
-            yield Policy(model, policy.tokenizer, policy.scheme, None, policy.added_token_ids)
 
 
 def check_judges(rewards: Sequence[Reward], args: ALTConfig) -> None:
