@@ -49,18 +49,25 @@ def train(folder, resume=None, **changes):
 def test_a_run_is_sampled_from_each_iterations_weights(tmp_path, stand_in):
     held = []
 
+    def look() -> None:
+        held.extend(pid for told in stand_in() for pid in (told["pid"], told["core"]) if alive(pid))
+
+    def reward(prompts, completions, completion_ids, **columns):
+        look()
+        return tiny.vowels(prompts, completions, completion_ids)
+
     class Watch(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
-            held.extend(pid for told in stand_in() for pid in (told["pid"], told["core"]) if alive(pid))
+            look()
 
     run = tmp_path / "run"
-    trainer = make(run, sampler="vllm", eval_guidance_scale=1.0)  # evaluation samples here
+    trainer = make(run, reward=reward, sampler="vllm", eval_guidance_scale=1.0)  # evaluation samples here
     trainer.add_callback(Watch())
     trainer.train()
     told = stand_in()
     assert [each["prompts"] for each in told] == [prompts for _, prompts in PARTS]
     assert [told[0]["pid"]] * 3 + [told[3]["pid"]] * 3 == [each["pid"] for each in told]  # one for each iteration
-    assert not held  # its memory is free when training goes on
+    assert not held  # its memory is free when rollouts are scored and trained on
     assert not (run / FOLDER).exists()
     tiny.save(tmp_path / "start")
     assert told[0]["weights"] == read(tmp_path / "start") and told[3]["weights"] == read(run / "checkpoint-3")
