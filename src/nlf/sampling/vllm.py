@@ -163,7 +163,7 @@ class VLLMSampler:
 def require_vllm() -> None:
     """Raise UserError where vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
-        raise UserError("sampler vllm needs vLLM: pip install vllm, or choose sampler hf")
+        raise UserError("sampler vllm needs vLLM: pip install vllm (docs/scaling.md), or choose sampler hf")
 
 
 def _devices(tensor: int, copies: int, first: int | None = None) -> list[str | None]:
