@@ -159,7 +159,6 @@ def prepare_policy(
         tag_tokens: Each tag becomes one new token (Quark) instead of words.
         reference_model: The frozen start; default: a copy of `model`, or `model` with its adapter off.
     """
-    use_fast_gelu(model)
     if reference_model is None and peft_config is None and not hasattr(model, "peft_config"):
         reference_model = copy.deepcopy(model)
     separator = [] if conversational or not scheme.separator else [scheme.separator]
@@ -167,6 +166,7 @@ def prepare_policy(
     if peft_config is not None:
         model = add_adapter(model, peft_config, added, seed)
     for each in filter(None, (model, reference_model)):
+        use_fast_gelu(each)
         if disable_dropout:
             switch_off_dropout(each)
     if reference_model is not None:
