@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from nlf.activations import use_fast_gelu
 from nlf.batches import Example, collate, pad
 from nlf.losses import alt_loss
-from nlf.objective import CPU_PASS, DEVICE_PASS, completion_stats
+from nlf.objective import completion_stats, loss_of_groups, pass_tokens
 
 COEFS = {
     "contrastive": {"nll_coef": 0.0, "contrast_coef": 1.0, "beta": 2.0, "entropy_coef": 0.0},
@@ -67,16 +67,16 @@ def examples(args: argparse.Namespace, step: int) -> list[Example]:
 
 
 def ours(policy, reference, batch: list[Example], args: argparse.Namespace) -> Tensor:
-    loss = torch.zeros((), device=args.device)
-    pass_tokens = CPU_PASS if args.device == "cpu" else DEVICE_PASS
-    for group in moved(collate(batch, 0, pass_tokens)["groups"], args.device):
+    def group_loss(group: dict) -> Tensor:
         branches = completion_stats(policy, reference, group, bare=True, most_logits=args.most_logits)
-        share, _ = alt_loss(
+        return alt_loss(
             branches[0], group["completion_mask"], branches[1] if branches[1:] else None,
             num_tokens=group["num_tokens"], num_completions=group["num_completions"], **COEFS[args.objective],
-        )  # fmt: skip
-        share.backward()
-        loss += share.detach()
+        )[0]  # fmt: skip
+
+    groups = collate(batch, 0, pass_tokens(torch.device(args.device), True))["groups"]
+    loss = loss_of_groups(moved(groups, args.device), group_loss, Tensor.backward)
+    loss.backward()
     return loss
 
 

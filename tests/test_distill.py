@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import random
 import resource
 import shutil
 import signal
@@ -24,7 +25,7 @@ from nlf.distill import distill, lessons
 from nlf.errors import UserError
 from nlf.generations import read
 from nlf.losses import distillation_kl, guided_log_probs, teacher_log_probs
-from nlf.policy import load_model, load_policy, prepare_policy, save_policy
+from nlf.policy import Policy, load_model, load_policy, prepare_policy, save_policy
 from nlf.tags import SEPARATOR, TagScheme
 
 fork = multiprocessing.get_context("fork")
@@ -122,20 +123,68 @@ def test_the_loss_is_nothing_for_the_teacher_itself_and_more_for_others(seed, sc
     assert (distillation_kl(teacher, other) > 0).all()
 
 
+def naive_lesson(student, teacher, examples, top_k):
+    """A row at a time, nothing padded, every position's logits, autograd's own sums."""
+    total = 0.0
+    for e in examples:
+
+        def logits_of(net, query, completion=e.completion):
+            return net(input_ids=torch.tensor([query + completion])).logits[0, len(query) - 1 : -1]
+
+        with torch.no_grad():
+            best, worst = (logits_of(teacher.model, query).log_softmax(-1) for query in (e.best, e.worst))
+            p = (1 + e.scale) * best - e.scale * worst
+            p[:, 0] = -torch.inf  # EOS keeps what it had
+            p = p.softmax(-1) * (1 - best[:, :1].exp())
+            p[:, 0] = best[:, 0].exp()
+            p = p[:, :299]  # the separator stands at the end
+            if top_k:
+                p = p * (p >= p.topk(top_k, dim=-1).values[:, -1:])
+            p = p / p.sum(-1, keepdim=True)
+        log_q = logits_of(student, e.student).log_softmax(-1)[:, :299]
+        total = total + (torch.xlogy(p, p) - p * log_q).sum()
+    return total / examples[0].num_tokens
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    "options", [{}, {"most_logits": 300 * 7}, {"bare": False}, {"pass_tokens": 10, "top_k": 5, "most_logits": 900}]
+)
+def test_loss_and_gradients_are_the_naive_ones(architecture, options):
+    student, model = tiny.model(architecture, seed=1).double(), tiny.model(architecture, seed=2).double()
+    teacher = Policy(model, tiny.tokenizer(), None, None, (299,))
+    draw = random.Random(0)
+
+    def ids(most):
+        return draw.choices(range(1, 299), k=draw.randint(1, most))
+
+    rows = [(ids(9), ids(7)) for _ in range(7)]
+    tokens = sum(len(completion) for _, completion in rows)
+    examples = [module.Example(ids(4) + q, ids(4) + q, draw.choice([0, 0.5, 2]), q, c, tokens) for q, c in rows]
+    options = {"bare": True, "top_k": 0, **options}
+    groups = module.collate(examples, 0, options.pop("pass_tokens", None))["groups"]
+    found = sum(module.lesson_loss(student, teacher, group, **options) for group in groups)
+    expected = naive_lesson(student, teacher, examples, options["top_k"])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+    weights = list(student.parameters())
+    for mine, theirs in zip(*(torch.autograd.grad(loss, weights) for loss in (found, expected)), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-9)
+
+
 # ---- the command --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def losses(monkeypatch):
-    """Every loss that is computed, in order."""
-    seen, original = [], module.DistillTrainer.compute_loss
+    """Every loss whose gradient is taken, in order."""
+    seen, original = [], module.DistillTrainer.training_step
 
     def spied(self, *args, **kwargs):
         loss = original(self, *args, **kwargs)
         seen.append(loss.item())
         return loss
 
-    monkeypatch.setattr(module.DistillTrainer, "compute_loss", spied)
+    monkeypatch.setattr(module.DistillTrainer, "training_step", spied)
     return seen
 
 
@@ -296,10 +345,11 @@ def test_conversations(tmp_path, losses, monkeypatch):
     run = save_run(tmp_path, template=tiny.CHAT_TEMPLATE, prompts=CONVERSATIONS)
     tokenizer, seen, original = tiny.tokenizer(), [], module.collate
 
-    def spied(examples, pad_id):
-        inputs = original(examples, pad_id)
-        texts = [tokenizer.batch_decode(inputs[f"{who}input_ids"]) for who in ("", "teacher_")]
-        seen.extend(zip(texts[0], texts[1], texts[1][len(examples) :], strict=False))
+    def spied(*args, **kwargs):
+        inputs = original(*args, **kwargs)
+        for group in inputs["groups"]:
+            texts = [tokenizer.batch_decode(group[who]["input_ids"]) for who in ("student", "teacher")]
+            seen.extend(zip(texts[0], texts[1], texts[1][len(texts[0]) :], strict=False))
         return inputs
 
     monkeypatch.setattr(module, "collate", spied)

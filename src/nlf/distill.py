@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from nlf import __version__
-from nlf.batches import PromptEncoder, model_inputs, pad, with_feedback
+from nlf.batches import PromptEncoder, group_by_length, read_whole, with_feedback
 from nlf.config import (
     COMMAND_GROUPS,
     EVAL_SAMPLING_DEFAULTS,
@@ -41,11 +41,15 @@ from nlf.evaluate import DISTILLED, System, evaluate
 from nlf.generations import read
 from nlf.iteration import choose_prompts
 from nlf.losses import distillation_kl, teacher_log_probs
+from nlf.objective import in_chunks, loss_of_groups, pass_tokens, rows_at_a_time
 from nlf.policy import (
     Policy,
     add_adapter,
-    completion_logits,
+    bare_head,
     lora_config,
+    predicting_hidden,
+    predicting_logits,
+    project,
     revision_of,
     save_policy,
     switch_off_dropout,
@@ -131,17 +135,57 @@ class LessonDataset(Dataset):
         return Example(best, worst, lesson.scale, student, row["completion_ids"][j], self.step_tokens[i // self.batch])
 
 
-def collate(examples: Sequence[Example], pad_id: int) -> dict[str, torch.Tensor]:
-    """One micro-batch: the student's inputs `(B, S + T)`, the teacher's `(2B, Q + T)` (best tag first), and its scales."""
+def collate(examples: Sequence[Example], pad_id: int, pass_tokens: int | None = None) -> dict[str, list[dict]]:
+    """One micro-batch as `groups` of examples of like length (all, where `pass_tokens` is None). For each group of B
+    examples with N completion tokens: `student`, `read_whole` of B rows; `teacher`, of 2B, best tag first; `scale` `(N,)`,
+    how strong guidance is; `num_tokens` of the whole step, a scalar.
+    """
+    lengths = [max(len(e.best), len(e.worst)) + len(e.completion) for e in examples]
+    groups = group_by_length(lengths, pass_tokens) if pass_tokens else [range(len(examples))]
+    return {"groups": [_collate_group([examples[i] for i in group], pad_id) for group in groups]}
+
+
+def _collate_group(examples: Sequence[Example], pad_id: int) -> dict:
     completions = [e.completion for e in examples]
-    teacher = model_inputs([e.best for e in examples] + [e.worst for e in examples], completions * 2, pad_id)
     return {
-        **model_inputs([e.student for e in examples], completions, pad_id),
-        **{f"teacher_{name}": value for name, value in teacher.items()},
-        "scale": torch.tensor([e.scale for e in examples])[:, None, None],
-        "completion_mask": pad([[1] * len(c) for c in completions], 0, "right").bool(),
+        "student": read_whole([e.student for e in examples], completions, pad_id),
+        "teacher": read_whole([e.best for e in examples] + [e.worst for e in examples], completions * 2, pad_id),
+        "scale": torch.tensor([e.scale for e in examples for _ in e.completion]),
         "num_tokens": torch.tensor(examples[0].num_tokens),
     }
+
+
+def lesson_loss(
+    student: torch.nn.Module,
+    teacher: Policy,
+    group: dict,
+    *,
+    bare: bool,
+    top_k: int = 0,
+    most_logits: int | None = None,
+) -> torch.Tensor:
+    """KL(teacher‖student) over the completion tokens of a group of `collate`: its share in the loss of the step.
+
+    Args:
+        bare, most_logits: As of `objective.completion_stats`.
+    """
+    read = predicting_hidden if bare else predicting_logits
+    with torch.no_grad():
+        best, worst = read(teacher.model, group["teacher"]).chunk(2)  # (N, D or V) each
+    own = read(student, group["student"])  # (N, D' or V')
+
+    def kl(own: torch.Tensor, best: torch.Tensor, worst: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            if bare:
+                best, worst = project(teacher.model, best), project(teacher.model, worst)  # (n, V) each
+            target = teacher_log_probs(
+                best, worst, scale[:, None], top_k=top_k,
+                kept_ids=teacher.eos_token_ids, excluded_ids=teacher.banned_token_ids,
+            )  # fmt: skip
+        return distillation_kl(target, project(student, own) if bare else own)  # (n,)
+
+    parts = in_chunks(kl, rows_at_a_time(student, most_logits) if bare else None, own, best, worst, group["scale"])
+    return torch.cat(parts).sum() / group["num_tokens"]
 
 
 class DistillTrainer(Trainer):
@@ -150,23 +194,15 @@ class DistillTrainer(Trainer):
     def __init__(self, *args, teacher: Policy, top_k: int = 0, **kwargs):
         super().__init__(*args, **kwargs)
         self.teacher, self.top_k = teacher, top_k
-        self.model_accepts_loss_kwargs = True  # the loss has the step's denominator already
+        self.bare = bare_head(self.model) and bare_head(teacher.model)
+        self.loss_is_scaled_for_ga = True  # it has the step's denominator already
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        mask = inputs["completion_mask"]
-        asked = {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids")}
-        taught = {name: inputs[f"teacher_{name}"] for name in asked}
-        with torch.no_grad():
-            both = completion_logits(self.teacher.model, **taught, num_completion_tokens=mask.shape[1])  # (2B, T, V)
-            best, worst = both.chunk(2)
-            target = teacher_log_probs(
-                best, worst, inputs["scale"], top_k=self.top_k,
-                kept_ids=self.teacher.eos_token_ids, excluded_ids=self.teacher.banned_token_ids,
-            )  # fmt: skip
-        logits = completion_logits(model, **asked, num_completion_tokens=mask.shape[1])  # (B, T, V')
-        kl = distillation_kl(target, logits).masked_fill(~mask, 0.0)
-        loss = kl.sum() / inputs["num_tokens"]
-        return loss * self.accelerator.num_processes
+        def loss(group: dict) -> torch.Tensor:
+            found = lesson_loss(model, self.teacher, group, bare=self.bare, top_k=self.top_k)
+            return found * self.accelerator.num_processes
+
+        return loss_of_groups(inputs["groups"], loss, self.accelerator.backward)
 
     def _get_train_sampler(self, *args):
         """In the data set's own order."""
@@ -354,7 +390,9 @@ def teach(
         student.model,
         args,
         train_dataset=LessonDataset(rows, encoder, options.max_steps, batch, options.seed),
-        data_collator=partial(collate, pad_id=teacher.tokenizer.pad_token_id),
+        data_collator=partial(
+            collate, pad_id=teacher.tokenizer.pad_token_id, pass_tokens=pass_tokens(args.device, args.world_size == 1)
+        ),
         teacher=teacher,
         top_k=options.teacher_top_k,
     ).train()

@@ -9,6 +9,7 @@ Letters in shapes: B completions, K branches (2 with contrast), T positions, N c
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,19 +47,45 @@ def completion_stats(
         ref = read(reference, group["reference"])  # (N, D or V)
     own = read(model, group["policy"])  # (KN, D or V)
     branches = len(group["policy"]["input_ids"]) // len(labels)
-    own, labels = own.unflatten(0, (branches, len(ref))), labels[mask]  # (K, N, .), (N,)
+    own = own.unflatten(0, (branches, len(ref))).transpose(0, 1)  # (N, K, .)
 
     def stats(own: Tensor, ref: Tensor, labels: Tensor) -> TokenStats:
         if bare:
             with torch.no_grad():
                 ref = project(reference, ref)  # (n, V)
-            own = project(model, own)  # (K, n, V)
-        return token_stats(own, labels, ref, excluded_ids, kl_direction)
+            own = project(model, own)  # (n, K, V)
+        return token_stats(own, labels[:, None], ref[:, None], excluded_ids, kl_direction)
 
-    found = in_chunks(stats, rows_at_a_time(model, most_logits) if bare else None, own, ref, labels)  # (K, N) each
-    empty = found.logp.new_zeros(len(own), *mask.shape)  # (K, B, T)
+    rows = rows_at_a_time(model, most_logits) if bare else None
+    parts = in_chunks(stats, rows, own, ref, labels[mask])
+    found = [torch.cat(each).T for each in zip(*parts, strict=True)]  # (K, N) each
+    empty = found[0].new_zeros(branches, *mask.shape)  # (K, B, T)
     filled = [empty.masked_scatter(mask.expand_as(empty), values) for values in found]
     return [TokenStats(*branch) for branch in zip(*filled, strict=True)]
+
+
+def loss_of_groups(
+    groups: Sequence[dict], loss: Callable[[dict], Tensor], backward: Callable[[Tensor], Any]
+) -> Tensor:
+    """The sum of the groups' losses. Gradients of all but the last are taken at once, so that one group's activations are
+    kept at a time.
+    """
+    *first, last = groups
+    taken = 0.0
+    for group in first:
+        value = loss(group)
+        backward(value)
+        taken += value.detach()
+    return loss(last) + taken
+
+
+def pass_tokens(device: torch.device, alone: bool) -> int | None:
+    """What one more pass within a micro-batch costs. None = no groups, where ranks wait for each other: they would have to
+    make equally many passes.
+    """
+    if not alone:
+        return None
+    return CPU_PASS if device.type == "cpu" else DEVICE_PASS
 
 
 def rows_at_a_time(model: nn.Module, most_logits: int | None) -> int:
@@ -68,16 +95,13 @@ def rows_at_a_time(model: nn.Module, most_logits: int | None) -> int:
     return max(1, most // unwrapped(model).get_output_embeddings().weight.shape[0])
 
 
-def in_chunks(
-    stats: Callable[..., TokenStats], rows: int | None, own: Tensor, ref: Tensor, labels: Tensor
-) -> TokenStats:
-    """`stats` of a few tokens after the other, forgotten in between and made again for the gradient; at once where they
-    are few, or `rows` is None.
+def in_chunks(function: Callable, rows: int | None, *tensors: Tensor) -> list:
+    """What `function` makes of a few tokens after the other, the tensors' first dimension; forgotten in between and made
+    again for the gradient. At once where they are few, or `rows` is None.
     """
-    count = labels.shape[0]
+    count = len(tensors[0])
     if rows is None or count <= rows:
-        return stats(own, ref, labels)
+        return [function(*tensors)]
     pieces = -(-count // rows)
-    cut = zip(own.tensor_split(pieces, 1), ref.tensor_split(pieces), labels.tensor_split(pieces), strict=True)
-    parts = [checkpoint(stats, *each, use_reentrant=False, preserve_rng_state=False) for each in cut]
-    return TokenStats(*(torch.cat(values, dim=1) for values in zip(*parts, strict=True)))
+    cut = zip(*(each.tensor_split(pieces) for each in tensors), strict=True)
+    return [checkpoint(function, *each, use_reentrant=False, preserve_rng_state=False) for each in cut]

@@ -45,7 +45,7 @@ from nlf.monitor import (
     pool_statistics,
     scores_of,
 )
-from nlf.objective import CPU_PASS, DEVICE_PASS, completion_stats
+from nlf.objective import completion_stats, loss_of_groups, pass_tokens
 from nlf.policy import (
     Policy,
     bare_head,
@@ -183,10 +183,13 @@ class ALTTrainer(Trainer):
         )
         longest = args.max_feedback_length
         self.encoder.max_feedback_length = longest if room is None else min(longest, room)
+        alone = args.world_size == 1 and not args.deepspeed and not args.fsdp
         super().__init__(
             model=self.policy.model,
             args=args,
-            data_collator=partial(collate, pad_id=processing_class.pad_token_id, pass_tokens=pass_tokens(args)),
+            data_collator=partial(
+                collate, pad_id=processing_class.pad_token_id, pass_tokens=pass_tokens(args.device, alone)
+            ),
             train_dataset=PoolDataset(
                 args.steps_per_iteration, args.total_batch_size,
                 seed=args.seed, contrast=args.contrast_coef != 0, weights=args.quantile_weights,
@@ -279,13 +282,7 @@ class ALTTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The objective of docs/method.md over one micro-batch, in units of the whole step."""
-        *first, last = inputs["groups"]
-        taken = 0.0
-        for group in first:  # their gradients are taken at once, so that one group's activations are kept at a time
-            loss = self.group_loss(model, group)
-            self.accelerator.backward(loss)
-            taken += loss.detach()
-        return self.group_loss(model, last) + taken
+        return loss_of_groups(inputs["groups"], partial(self.group_loss, model), self.accelerator.backward)
 
     def group_loss(self, model, group: dict) -> torch.Tensor:
         """The share of one group of examples in the loss of the step; its sums are kept for the log."""
@@ -672,15 +669,6 @@ class IterationCallback(TrainerCallback):
         control.should_save = not (self.trainer.run_dir / f"checkpoint-{state.global_step}" / rundir.MARKER).is_file()
         control.should_evaluate = control.should_evaluate and not self.trainer.stopping
         return control
-
-
-def pass_tokens(args: ALTConfig) -> int | None:
-    """What one more pass within a micro-batch costs. None = no groups, where ranks wait for each other: they would have to
-    make equally many passes.
-    """
-    if args.world_size > 1 or args.deepspeed or args.fsdp:
-        return None
-    return CPU_PASS if args.device.type == "cpu" else DEVICE_PASS
 
 
 def check_world(args: ALTConfig) -> None:

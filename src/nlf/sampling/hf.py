@@ -25,7 +25,7 @@ from transformers.cache_utils import DynamicLayer
 from nlf.batches import group_by_length
 from nlf.errors import UserError
 from nlf.losses import guided_log_probs
-from nlf.objective import CPU_PASS, DEVICE_PASS
+from nlf.objective import pass_tokens
 from nlf.sampling import Request, check_lengths, context_of
 from nlf.sampling.cache import select_with_room
 from nlf.sampling.draw import INF, pick, uniforms
@@ -70,7 +70,7 @@ class HFSampler:
         self.token_budget = token_budget or default_budget(model, self.device)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft hides the signature
         self.accepted = inspect.signature(base.forward).parameters
-        self.pass_tokens = CPU_PASS if self.device.type == "cpu" else DEVICE_PASS
+        self.pass_tokens = pass_tokens(self.device, alone=True)
         self.attending = configs_with_sdpa(model)
         self.shares_prompts: bool | None = None  # not tried yet
 
