@@ -47,6 +47,12 @@ def test_order_of_the_pool_does_not_matter(rewards, k, random):
     assert (quantize(rewards[order], k) == quantize(rewards, k)[order]).all()
 
 
+@given(REWARDS, st.integers(1, 9))
+def test_one_group_is_the_whole_pool(rewards, k):
+    rewards = np.array(rewards)
+    assert quantize(rewards, k, np.zeros(len(rewards), int)).tolist() == quantize(rewards, k).tolist()
+
+
 @given(st.integers(0, 200), st.integers(1, 12))
 def test_without_ties_sizes_differ_by_at_most_one(n, k):
     quantiles = quantize(np.random.default_rng(n).permutation(n).astype(float), k)

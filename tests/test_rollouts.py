@@ -25,7 +25,7 @@ def table(rows) -> pa.Table:
 
 def row(n: int = 0, **changes) -> dict:
     return {
-        **{"prompt_id": f"p{n % 3}", "prompt": "the “river”", "prompt_ids": [n, 5], "completion": " is calm"},
+        **{"prompt_id": f"p{n % 3}", "prompt": "the “river”", "prompt_ids": [n % 3, 5], "completion": " is calm"},
         **{"completion_ids": [n, 7, 0][: n % 3 + 1], "generation": n, "ended": n % 2 == 0, "feedback": None},
         **{"reward": n / 10, "rewards": [("vowels", n / 10), ("other", None)], "attributes": [], "scorer": "vowels"},
         **changes,
@@ -127,6 +127,24 @@ def test_what_each_function_gave():
     )
 
 
+def test_the_only_reward_is_kept_once_until_it_is_no_longer_the_sum():
+    pool = Pool()
+    for n in (1, 2):
+        pool.add(table([row(n, rewards=[("vowels", n / 10)])]), 0)
+    assert pool.by_function["vowels"] is pool.rewards
+    pool.add(table([row(3, reward=0.6, rewards=[("vowels", 0.3), ("new", 0.3)])]), 1)
+    np.testing.assert_equal(pool.by_function, {"vowels": [0.1, 0.2, 0.3], "new": [np.nan, np.nan, 0.3]})
+    assert pool.rewards.tolist() == [0.1, 0.2, 0.6]
+
+
+def test_a_prompt_is_kept_once_whenever_it_comes_back():
+    pool = Pool()
+    pool.add(table([row(0), row(1), row(3)]), 0)
+    pool.add(table([row(4), row(2), row(5)]), 1)  # prompts 1, 2, 2
+    assert [pool.prompt_ids(i).tolist() for i in range(6)] == [[n, 5] for n in (0, 1, 0, 1, 2, 2)]
+    assert pool.prompt_ids(0).base is pool.prompt_ids(2).base and pool.prompt_group.tolist() == [0, 1, 0, 1, 2, 2]
+
+
 def test_what_a_killed_writer_left_is_ignored_and_removed(tmp_path):
     path = part_path(tmp_path, 0, 0)
     path.parent.mkdir(parents=True)
@@ -196,10 +214,10 @@ def test_the_pool_by_hand(tmp_path):
     assert contents(pool) == [
         (0, "p0", 0, None, "0.0", [0, 5], [0], 1),
         (0, "p1", 1, None, "nan", [1, 5], [1, 7], 2),
-        (1, "p0", 0, "Lowest Toxicity", "0.3", [3, 5], [], 0),
+        (1, "p0", 0, "Lowest Toxicity", "0.3", [0, 5], [], 0),
     ]
     assert pool.prompt_ids(0).dtype == pool.completion_ids(0).dtype == pool.iteration.dtype == np.int32
-    assert pool.rewards.dtype == np.float64 and pool.prompt_group.dtype == np.int64
+    assert pool.rewards.dtype == np.float64
 
 
 @pytest.mark.parametrize(("keep", "expected"), [(None, [0, 1, 2]), (1, [2]), (2, [1, 2]), (9, [0, 1, 2])])
@@ -211,9 +229,9 @@ def test_old_iterations_can_be_dropped(tmp_path, keep, expected):
 
 def test_the_order_is_iteration_part_row_whoever_wrote_first(tmp_path):
     for iteration, part in [(1, 0), (0, 100_000), (0, 2), (0, 10), (0, 99_999), (0, 0)]:
-        write_part(part_path(tmp_path, iteration, part), table([row(part, generation=part), row(1)]), STAMP)
+        write_part(part_path(tmp_path, iteration, part), table([row(part, completion_ids=[part]), row(1)]), STAMP)
     pool = Pool.load(tmp_path, 1)
-    assert [int(pool.prompt_ids(i)[0]) for i in range(0, len(pool), 2)] == [0, 2, 10, 99_999, 100_000, 0]
+    assert [int(pool.completion_ids(i)[0]) for i in range(0, len(pool), 2)] == [0, 2, 10, 99_999, 100_000, 0]
     assert pool.iteration.tolist() == [0] * 10 + [1] * 2
 
 
@@ -244,7 +262,7 @@ def test_a_missing_or_broken_iteration_is_said(tmp_path):
 def test_ids_of_any_length_stay_apart():
     pool = Pool()
     lengths = [0, 3, 0, 1, 70_000]
-    made = table([row(completion_ids=list(range(n)), prompt_ids=[n] * 2) for n in lengths])
+    made = table([row(completion_ids=list(range(n)), prompt_id=str(n), prompt_ids=[n] * 2) for n in lengths])
     pool.add(pa.concat_tables([made.slice(0, 2), made.slice(2)]), 0)  # chunks and offsets that do not start at 0
     assert pool.completion_lengths.tolist() == lengths
     assert all((pool.completion_ids(i) == np.arange(n)).all() for i, n in enumerate(lengths))

@@ -31,13 +31,31 @@ def quantize(rewards: np.ndarray, num_quantiles: int, groups: np.ndarray | None 
     if not 1 <= num_quantiles <= 127:
         raise UserError(f"{num_quantiles} quantiles: expected 1 to 127")
     rewards = np.asarray(rewards, dtype=np.float64)
+    return _over_all(rewards, num_quantiles) if groups is None else _per_group(rewards, num_quantiles, groups)
+
+
+def _over_all(rewards: np.ndarray, num_quantiles: int) -> np.ndarray:
+    """By the best reward of each quantile: numbers are sorted, not rows."""
+    unscored = np.isnan(rewards)
+    ordered = np.sort(-rewards)[: len(rewards) - np.count_nonzero(unscored)]  # best first; NaN sorts last
+    n, quantiles = len(ordered), -unscored.astype(np.int8)
+    for quantile in range(1, num_quantiles if n else 1):
+        value = ordered[quantile * n // num_quantiles]
+        first, last = np.searchsorted(ordered, value), np.searchsorted(ordered, value, "right")  # a run of ties
+        edge = first if num_quantiles * (first + last) >= 2 * quantile * n else last
+        if edge < n:
+            quantiles += rewards <= -ordered[edge]
+    return quantiles
+
+
+def _per_group(rewards: np.ndarray, num_quantiles: int, groups: np.ndarray) -> np.ndarray:
     quantiles = np.full(rewards.shape, -1, dtype=np.int8)
     rows = np.flatnonzero(~np.isnan(rewards))
     if not len(rows):
         return quantiles
-    keys = (-rewards[rows],) if groups is None else (-rewards[rows], np.asarray(groups)[rows])
+    keys = (-rewards[rows], np.asarray(groups)[rows])
     order = np.lexsort(keys)  # the last key sorts first
-    new_group = np.zeros(len(rows), dtype=bool) if groups is None else _changes(keys[1][order])
+    new_group = _changes(keys[1][order])
     start, end = _runs(new_group)
     first, last = _runs(new_group | _changes(keys[0][order]))
     twice_middle = (first - start) + (last - 1 - start)
@@ -173,15 +191,14 @@ class Draws:
                 "no completion has a reward, so none can be trained on; look at what the reward functions return"
             )
         self.counts = _fill_empty(step_counts(batch_size, count, weights), sizes)
-        self._quantile, self._turn = _interleave(self.counts)
+        self._slots = list(zip(*(each.tolist() for each in _interleave(self.counts)), strict=True))
         self._permutations: dict[tuple[int, int], np.ndarray] = {}
 
     def __getitem__(self, i: int) -> int:
         step, slot = divmod(i, self.batch_size)
-        quantile = int(self._quantile[slot])
+        quantile, first = self._slots[slot]
         rows = self._members[quantile]
-        nth = step * self.counts[quantile] + self._turn[slot]
-        turn, position = divmod(int(nth), len(rows))
+        turn, position = divmod(step * int(self.counts[quantile]) + first, len(rows))
         return int(rows[self._permutation(quantile, turn, len(rows))[position]])
 
     def _permutation(self, quantile: int, turn: int, size: int) -> np.ndarray:
