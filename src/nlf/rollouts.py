@@ -132,8 +132,9 @@ class Pool:
     """All rollouts so far, as flat arrays of N rows: token ids, rewards, prompts and feedback. Texts stay on disk, but
     for what a judge wrote.
 
-    A million rollouts of 20 tokens take about 105 MB. A prompt's ids are kept once, however many rollouts it has: a prompt id is the digest of its prompt. Rows stand in the
-    order (iteration, part, row), so the pool is the same however many processes wrote the parts.
+    A million rollouts of 20 tokens take about 105 MB. A prompt's ids are kept once, however many rollouts it has: a
+    prompt id is the digest of its prompt. Rows stand in the order (iteration, part, row), so the pool is the same
+    however many processes wrote the parts.
 
     Attributes:
         rewards: float64 `(N,)`, NaN = not scored: the weighted sum.
