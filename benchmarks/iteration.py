@@ -1,0 +1,238 @@
+"""Sampling, scoring and training together: our trainer against TRL's GRPO, and against the same loop in plain code.
+
+    python benchmarks/iteration.py                    # 64 completions and a step, against a step of GRPO: 8 prompts x 8
+    python benchmarks/iteration.py --against plain    # an eighth of an iteration of `make demo`: 256 completions, 5 steps
+
+grpo    An iteration of `ALTTrainer` (sample 8 x 8, score, write, load the pool, cut quantiles, tag, one step of 64 with
+        its contrast and its reference; `--objective published`: without contrast) and a step of `GRPOTrainer` (sample
+        8 x 8, score, one step of 64, with the `--grpo_beta` of benchmarks/frontier.py, so with its reference too; 0,
+        which is TRL's default, is without).
+plain   An iteration of `ALTTrainer` with the demo's settings and what one writes first: `generate` on prompts in file
+        order, 256 rows at a time, a list of dicts that is sorted by reward and copied, and the naive step of
+        benchmarks/training.py, which makes all logits of all passes.
+
+Model, prompts and reward are the embedded ones, and the same for both sides. Each trainer runs in a thread of its own and
+stands still while the other works, so one process holds both and they alternate, iteration by iteration. Timed is from
+the beginning of an iteration (of GRPO: of its step) to the end of its last optimizer step. Not timed on either side:
+building, evaluation (off), and the checkpoint that ours saves after every iteration, which is told in a line of its own.
+The first iteration, which is sampled without a tag, is the warm-up.
+"""
+
+import argparse
+import copy
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from frontier_systems import plain_arguments
+from paired import Side, alternate, ratio_line, table
+from training import COEFS, naive
+from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers.utils import logging
+
+from nlf.batches import Example, PromptEncoder
+from nlf.config import TRAINING_DEFAULTS, LoopOptions, TagOptions
+from nlf.policy import load_model, model_path, prepare_policy
+from nlf.prompts import load_prompts
+from nlf.quantize import Draws, quantize
+from nlf.rewards import resolve_reward
+from nlf.tags import TagScheme
+from nlf.trainer import ALTConfig, ALTTrainer
+
+LEARNING_RATE = 1e-5  # small, so that completions stay as they are
+LENGTH = 20
+ROWS = 256  # completions that `generate` makes at a time
+
+
+class Paced(TrainerCallback):
+    """Training in a thread of its own that goes on by one iteration a call and stands still in between."""
+
+    def __init__(self, train: Callable[["Paced"], None], begins_with: str, steps: int, amount: int):
+        self.train, self.begins_with, self.steps, self.amount = train, begins_with, steps, amount
+        self.go, self.reached = threading.Semaphore(0), threading.Semaphore(0)
+        self.error: BaseException | None = None
+        self.between: list[float] = []  # seconds from the end of each iteration to the next
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def prepare(self) -> None:
+        start = time.perf_counter()
+        self._resume()
+        self.between.append(time.perf_counter() - start)
+
+    def __call__(self, number: int) -> int:
+        self._resume()
+        return self.amount
+
+    def _resume(self) -> None:
+        self.go.release()
+        self.reached.acquire()
+        if self.error:
+            raise self.error
+
+    def _run(self) -> None:
+        self.go.acquire()
+        try:
+            self.train(self)
+        except BaseException as error:  # raised again in the thread that waits
+            self.error = error
+        self.reached.release()
+
+    def _stand(self) -> None:
+        self.reached.release()
+        self.go.acquire()
+
+    def on_epoch_begin(self, *args, **kwargs):
+        if self.begins_with == "epoch":
+            self._stand()
+
+    def on_step_begin(self, *args, **kwargs):
+        if self.begins_with == "step":
+            self._stand()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.steps == 0:
+            self._stand()
+
+
+def quietly(trainer: Trainer) -> None:
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+
+
+def ours(folder: Path, prompts: int, generations: int, steps: int, iterations: int, objective: str) -> Paced:
+    settings = ALTConfig(
+        output_dir=str(folder), num_train_epochs=iterations, prompts_per_iteration=prompts, steps_per_iteration=steps,
+        num_generations=generations, max_completion_length=LENGTH, learning_rate=LEARNING_RATE,
+        eval_strategy="no", save_total_limit=1, disable_tqdm=True, report_to="none", **COEFS[objective],
+    )  # fmt: skip
+
+    def train(paced: Paced) -> None:
+        quietly(ALTTrainer("embedded", "local", settings, load_prompts("embedded"), callbacks=[paced]))
+
+    return Paced(train, "epoch", steps, prompts * generations)
+
+
+def grpo(folder: Path, prompts: int, generations: int, beta: float, steps: int) -> Paced:
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    judge = resolve_reward("local")
+
+    def score(prompts, completions, completion_ids, **columns):
+        return judge(prompts, completions, completion_ids)
+
+    config = GRPOConfig(
+        **plain_arguments(folder, [steps], LEARNING_RATE, seed=42),
+        beta=beta,
+        per_device_train_batch_size=prompts * generations,
+        num_generations=generations,
+        max_completion_length=LENGTH,
+    )
+    rows = Dataset.from_list([{"prompt": row["prompt"]} for row in load_prompts("embedded")])
+
+    def train(paced: Paced) -> None:
+        quietly(GRPOTrainer(model_path("embedded"), score, args=config, train_dataset=rows, callbacks=[paced]))
+
+    return Paced(train, "step", 1, prompts * generations)
+
+
+def plain(prompts: int, generations: int, steps: int, objective: str) -> Side:
+    """The same loop in plain code, an iteration a call."""
+    model, tokenizer = load_model("embedded")
+    scheme = TagScheme(tuple(TagOptions().tags))
+    policy = prepare_policy(model, tokenizer, scheme, reference_model=copy.deepcopy(model))
+    model, reference = policy.model.eval(), policy.reference_model.requires_grad_(False).eval()
+    reference.resize_token_embeddings(model.get_input_embeddings().num_embeddings, mean_resizing=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    encoder, judge, rows = PromptEncoder(tokenizer, scheme), resolve_reward("local"), load_prompts("embedded")
+    batch, weights = TRAINING_DEFAULTS["per_device_train_batch_size"], LoopOptions().quantile_weights
+    how = argparse.Namespace(device=str(model.device), objective=objective)
+    pool: list[dict] = []
+    eos = policy.eos_token_ids[0]
+
+    @torch.inference_mode()
+    def sample(texts: list[str], tag: str | None) -> list[list[int]]:
+        queries = [encoder.query_ids(tag, encoder.prompt_ids(text)) for text in texts]
+        width = max(map(len, queries))
+        out = model.generate(
+            torch.tensor([[eos] * (width - len(q)) + q for q in queries], device=model.device),
+            attention_mask=torch.tensor([[0] * (width - len(q)) + [1] * len(q) for q in queries], device=model.device),
+            num_return_sequences=generations, max_new_tokens=LENGTH, do_sample=True, top_k=0,
+            eos_token_id=eos, pad_token_id=eos, suppress_tokens=list(policy.banned_token_ids) or None,
+        )  # fmt: skip
+        return [ids[: ids.index(eos) + 1] if eos in ids else ids for ids in out[:, width:].tolist()]
+
+    def example(row: dict, tokens: int, i: int) -> Example:
+        tags = [scheme.tags[row["quantile"]], scheme.tags[scheme.mirror(row["quantile"], i)]]
+        right, wrong = (encoder.query_ids(tag, row["prompt"]) for tag in tags)
+        wrong = wrong if objective == "contrastive" else None
+        return Example(right, wrong, row["prompt"], row["ids"], tokens, batch)
+
+    def iteration(number: int) -> int:
+        chosen = [rows[i % len(rows)]["prompt"] for i in range(number * prompts, (number + 1) * prompts)]
+        for start in range(0, prompts, ROWS // generations):
+            texts = chosen[start : start + ROWS // generations]
+            ids = sample(texts, scheme.best if number else None)
+            completions = tokenizer.batch_decode(ids, skip_special_tokens=True)
+            repeated = [text for text in texts for _ in range(generations)]
+            rewards = judge(repeated, completions, ids)
+            pool.extend(
+                {"prompt": encoder.prompt_ids(text), "ids": each, "text": words, "reward": reward}
+                for text, each, words, reward in zip(repeated, ids, completions, rewards, strict=True)
+            )
+        pool.sort(key=lambda row: -row["reward"])
+        for place, row in enumerate(pool):
+            row["quantile"] = place * len(scheme.tags) // len(pool)
+        drawable = copy.deepcopy(pool)
+        quantiles = quantize(torch.tensor([-float(row["quantile"]) for row in drawable]).numpy(), len(scheme.tags))
+        draws = Draws(quantiles, batch_size=batch, weights=weights, seed=0, iteration=number)
+        for step in range(steps):
+            drawn = [drawable[draws[i]] for i in range(step * batch, (step + 1) * batch)]
+            tokens = sum(len(row["ids"]) for row in drawn)
+            naive(model, reference, [example(row, tokens, i) for i, row in enumerate(drawn)], how)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return len(chosen) * generations
+
+    return iteration
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--against", choices=["grpo", "plain"], default="grpo")
+    parser.add_argument("--objective", choices=list(COEFS), default="contrastive")
+    parser.add_argument("--prompts", type=int, help="of an iteration; default: 8, 64 against plain")
+    parser.add_argument("--generations", type=int, help="of a prompt; default: 8, 4 against plain")
+    parser.add_argument("--steps", type=int, help="of an iteration; default: 1, 5 against plain")
+    parser.add_argument("--grpo_beta", type=float, default=0.04)
+    parser.add_argument("--repeats", type=int, help="pairs; default: 5, 3 against plain")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    sizes = {"prompts": (8, 64), "generations": (8, 4), "steps": (1, 5), "repeats": (5, 3)}
+    prompts, generations, steps, repeats = (
+        getattr(args, name) or of[args.against == "plain"] for name, of in sizes.items()
+    )
+    iterations = repeats + 1
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        mine = ours(folder / "nlf", prompts, generations, steps, iterations, args.objective)
+        if args.against == "grpo":
+            other = grpo(folder / "grpo", prompts, generations, args.grpo_beta, iterations)
+        else:
+            other = plain(prompts, generations, steps, args.objective)
+        taken = alternate({"nlf": mine, args.against: other}, repeats)
+    print(table(taken, "completions", 1))
+    what = f"{args.objective}, {prompts} prompts × {generations}, {steps} step{'s' * (steps > 1)}"
+    print(f"\n{what}: {ratio_line(taken)}")
+    print(f"ours between iterations, checkpoint and logs, not timed above: {min(mine.between[1:]):.2f} s at least")
+
+
+if __name__ == "__main__":
+    main()
