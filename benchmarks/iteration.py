@@ -1,15 +1,15 @@
 """Sampling, scoring and training together: our trainer against TRL's GRPO, and against the same loop in plain code.
 
     python benchmarks/iteration.py                    # 64 completions and a step, against a step of GRPO: 8 prompts x 8
-    python benchmarks/iteration.py --against plain    # an eighth of an iteration of `make demo`: 256 completions, 5 steps
+    python benchmarks/iteration.py --against plain    # a twentieth of an iteration of `make demo`
 
 grpo    An iteration of `ALTTrainer` (sample 8 x 8, score, write, load the pool, cut quantiles, tag, one step of 64 with
         its contrast and its reference; `--objective published`: without contrast) and a step of `GRPOTrainer` (sample
         8 x 8, score, one step of 64, with the `--grpo_beta` of benchmarks/frontier.py, so with its reference too; 0,
         which is TRL's default, is without).
-plain   An iteration of `ALTTrainer` with the demo's settings and what one writes first: `generate` on prompts in file
-        order, 256 rows at a time, a list of dicts that is sorted by reward and copied, and the naive step of
-        benchmarks/training.py, which makes all logits of all passes.
+plain   An iteration of `ALTTrainer` with the demo's settings, 104 completions and 2 steps for its 2,048 and 40, and
+        what one writes first: `generate` on prompts in file order, 256 rows at a time, a list of dicts that is sorted
+        by reward and copied, and the naive step of benchmarks/training.py, which makes all logits of all passes.
 
 Model, prompts and reward are the embedded ones, and the same for both sides. Each trainer runs in a thread of its own and
 stands still while the other works, so one process holds both and they alternate, iteration by iteration. Timed is from
@@ -205,9 +205,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", choices=["grpo", "plain"], default="grpo")
     parser.add_argument("--objective", choices=list(COEFS), default="contrastive")
-    parser.add_argument("--prompts", type=int, help="of an iteration; default: 8, 64 against plain")
+    parser.add_argument("--prompts", type=int, help="of an iteration; default: 8, 26 against plain")
     parser.add_argument("--generations", type=int, help="of a prompt; default: 8, 4 against plain")
-    parser.add_argument("--steps", type=int, help="of an iteration; default: 1, 5 against plain")
+    parser.add_argument("--steps", type=int, help="of an iteration; default: 1, 2 against plain")
     parser.add_argument("--grpo_beta", type=float, default=0.04)
     parser.add_argument("--repeats", type=int, help="pairs; default: 5, 3 against plain")
     parser.add_argument("--threads", type=int, default=1)
@@ -215,7 +215,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    sizes = {"prompts": (8, 64), "generations": (8, 4), "steps": (1, 5), "repeats": (5, 3)}
+    sizes = {"prompts": (8, 26), "generations": (8, 4), "steps": (1, 2), "repeats": (5, 3)}
     prompts, generations, steps, repeats = (
         getattr(args, name) or of[args.against == "plain"] for name, of in sizes.items()
     )

@@ -1,9 +1,10 @@
 """Every benchmark of speed and memory, one after the other; what they print goes to a Markdown page and their rows to JSON.
 
-    python benchmarks/run.py                       # make bench: about 20 minutes on one slow core
+    python benchmarks/run.py                       # make bench: half an hour and more on one slow core
     python benchmarks/run.py --only training       # those whose command has the word in it
 
-Each compares with what a user would use instead in one run, alternating; keep the machine free of other work.
+Each compares with what a user would use instead in one run, alternating; keep the machine free of other work. What each
+command took is printed, and the total at the end.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from nlf.environment import describe, git_revision
@@ -26,9 +28,13 @@ COMMANDS = [
     "training.py --objective published",
     f"training.py {SMALL} --batch 8",
     f"training.py {SMALL} --batch 8 --objective published",
+    "iteration.py",
+    "iteration.py --objective published",
+    "iteration.py --against plain",
     "perplexity.py",
     "pool.py",
     "metrics.py",
+    "growth.py",
 ]
 
 
@@ -54,6 +60,7 @@ def main() -> None:
     page, results = [], []
     for command in (each for each in COMMANDS if args.only in each):
         print(f"python benchmarks/{command}", flush=True)
+        start = time.perf_counter()
         done = subprocess.run(
             [sys.executable, str(HERE / command.split()[0]), *shlex.split(command)[1:]],
             stdout=subprocess.PIPE,
@@ -61,12 +68,15 @@ def main() -> None:
         )
         if done.returncode:
             raise SystemExit(f"benchmarks/{command}: stopped with {done.returncode}")
-        print(done.stdout, flush=True)
-        page.append(f"## `python benchmarks/{command}`\n\n{done.stdout}")
-        results.append({"command": command, "rows": rows_of(done.stdout), "output": done.stdout})
+        seconds = time.perf_counter() - start
+        print(f"{done.stdout}\n{seconds:.0f} s\n", flush=True)
+        page.append(f"## `python benchmarks/{command}`\n\n{done.stdout}\n{seconds:.0f} s\n")
+        rows = rows_of(done.stdout)
+        results.append({"command": command, "seconds": round(seconds), "rows": rows, "output": done.stdout})
         found = {"git_hash": git_revision(), "environment": describe(), "results": results}
         write_text(args.output_dir / "bench.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
         write_text(args.output_dir / "bench.md", "\n".join(page))
+    print(f"total: {sum(each['seconds'] for each in results) / 60:.0f} minutes")
 
 
 if __name__ == "__main__":
