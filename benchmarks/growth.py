@@ -99,7 +99,7 @@ def table(title: str, unit: str, sizes: dict[int, int], seconds: Callable[[int],
     for size, amount in sizes.items():
         took = seconds(size)
         exponent = "" if last is None else f"{math.log(took / last[1]) / math.log(size / last[0]):.2f}"
-        print(f"| {size:,} | {took:.3f} | {amount / took:,.0f} | {exponent} |", flush=True)
+        print(f"| {size:,} | {took:.3f} | {amount / took:,.1f} | {exponent} |", flush=True)
         last = size, took
 
 
