@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlf.errors import UserError
@@ -235,6 +235,7 @@ def test_the_order_is_iteration_part_row_whoever_wrote_first(tmp_path):
     assert pool.iteration.tolist() == [0] * 10 + [1] * 2
 
 
+@settings(deadline=None)  # every part is written through to the disk
 @given(st.lists(st.lists(st.integers(0, 20), max_size=6), min_size=1, max_size=5), st.integers(0, 5))
 def test_adding_equals_loading(tmp_path_factory, iterations, loaded):
     folder = tmp_path_factory.mktemp("pool")
