@@ -30,7 +30,7 @@ import torch
 from frontier_systems import plain_arguments
 from paired import Side, alternate, ratio_line, table
 from training import COEFS, naive
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import AutoModelForCausalLM, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 from transformers.utils import logging
 
 from nlf.batches import Example, PromptEncoder
@@ -139,14 +139,21 @@ def grpo(folder: Path, prompts: int, generations: int, beta: float, steps: int) 
     return Paced(train, "step", 1, prompts * generations)
 
 
+def as_it_comes(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with the modules that transformers gives it: ours has a GELU of its own."""
+    stock = AutoModelForCausalLM.from_config(model.config).eval()
+    stock.load_state_dict(model.state_dict())
+    return stock
+
+
 def plain(prompts: int, generations: int, steps: int, objective: str) -> Side:
     """The same loop in plain code, an iteration a call."""
     model, tokenizer = load_model("embedded")
     scheme = TagScheme(tuple(TagOptions().tags))
     policy = prepare_policy(model, tokenizer, scheme, reference_model=copy.deepcopy(model))
-    model, reference = policy.model.eval(), policy.reference_model.requires_grad_(False).eval()
+    model, reference = as_it_comes(policy.model), as_it_comes(policy.reference_model).requires_grad_(False)
     reference.resize_token_embeddings(model.get_input_embeddings().num_embeddings, mean_resizing=False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)  # Trainer's default
     encoder, judge, rows = PromptEncoder(tokenizer, scheme), resolve_reward("local"), load_prompts("embedded")
     batch, weights = TRAINING_DEFAULTS["per_device_train_batch_size"], LoopOptions().quantile_weights
     how = argparse.Namespace(device=str(model.device), objective=objective)
