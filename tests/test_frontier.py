@@ -147,7 +147,7 @@ def test_kl_of_best_of_n():
 
 
 def test_kl_to_the_base_is_the_library_s_read_the_other_way_round(tmp_path):
-    tokenizer, base, model = tiny.tokenizer(), tiny.model(seed=0), tiny.model(seed=1)
+    tokenizer, base, model = tiny.tokenizer(), tiny.model(seed=0).double(), tiny.model(seed=1).double()
     prompts, completions = [[5, 6, 7], [8, 9]], [[[1, 2, 3], [4]], [[5, 6], [7, 8]]]
     rest = {"feedback": None, "completions": ["", ""], "ended": [True, True], "settings": {"negative_tag": None}}
     lines = [
