@@ -40,7 +40,7 @@ def trainer(longer: int = 0, **changed) -> Run:
     """A contrastive step of 32 completions of prompts of 3 to 25 tokens and so many more, but for what is changed."""
     defaults = {"width": 256, "layers": 4, "vocabulary": 5120, "batch": 32, "device": "cpu", "most_logits": None}
     args = argparse.Namespace(**defaults | {"objective": "contrastive"} | changed)
-    policy, reference, optimizer = training.build(args)
+    policy, reference, optimizer = training.build(args, "nlf")
 
     def lengthened(e: Example) -> Example:
         more = [1] * longer

@@ -16,10 +16,11 @@ import copy
 import gc
 import random
 import statistics
-import time
 
 import torch
+from paired import Side, alternate, ratio_line, table
 from processes import in_fresh_process, peak_megabytes
+from roofline import line, training_flops
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config
 
@@ -123,29 +124,39 @@ def naive(policy, reference, batch: list[Example], args: argparse.Namespace) -> 
 SIDES = {"nlf": ours, "naive": naive}
 
 
-def step(side: str, made, number: int, args: argparse.Namespace) -> tuple[float, float]:
-    """Seconds and loss of one step."""
-    policy, reference, optimizer = made
-    batch = examples(args, number)
-    start = time.perf_counter()
-    loss = SIDES[side](policy, reference, batch, args)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    value = loss.item()
-    return time.perf_counter() - start, value
+def side(name: str, args: argparse.Namespace, batches: list[list[Example]], losses: list[float]) -> Side:
+    """A step with one of the batches a call; the loss goes to `losses`."""
+    policy, reference, optimizer = build(args, name)
+
+    def step(number: int) -> int:
+        loss = SIDES[name](policy, reference, batches[number], args)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        return args.batch
+
+    return step
 
 
-def memory(side: str, args: argparse.Namespace, results) -> None:
+def memory(name: str, args: argparse.Namespace, results) -> None:
     """Peak megabytes of a side's steps above what the models and Adam take."""
     torch.set_num_threads(args.threads)
-    made = build(args, side)
     small = argparse.Namespace(**vars(args) | {"batch": 1})
-    step(side, made, 0, small)
+    step = side(name, args, [examples(small, 0), examples(args, 0), examples(args, 1)], [])
+    step(0)
     gc.collect()
     before = peak_megabytes()
-    for number in range(2):
-        step(side, made, number, args)
+    step(1), step(2)
     results.put(peak_megabytes() - before)
+
+
+def needed(args: argparse.Namespace, batch: list[Example]) -> float:
+    """Operations of a step, as benchmarks/roofline.py counts them."""
+    completions = sum(len(e.completion) for e in batch)
+    branches = [[e.right for e in batch], [e.wrong for e in batch]][: 2 if batch[0].wrong else 1]
+    read = sum(len(query) for queries in branches for query in queries) + completions * len(branches)
+    ref_read = sum(len(e.prompt) for e in batch) + completions
+    return training_flops(build(args, "naive")[0], read, completions * len(branches), ref_read, completions)
 
 
 def main() -> None:
@@ -158,30 +169,20 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    peaks = {
-        side: in_fresh_process(memory, side, args) for side in SIDES
-    }  # before this process is large: a child counts that
-    made = {side: build(args, side) for side in SIDES}
-    seconds = {side: [] for side in SIDES}
-    for number in range(args.repeats + 1):
-        values = []
-        for side in SIDES:
-            took, value = step(side, made[side], number, args)
-            seconds[side].append(took)
-            values.append(value)
-        assert abs(values[0] - values[1]) < 1e-3 * max(1, abs(values[1])), f"losses differ: {values}"
-    print("| step | samples/s, median | least | most | peak memory |\n| --- | --- | --- | --- | --- |")
-    for side, taken in seconds.items():
-        speeds = [args.batch / each for each in taken[1:]]  # the first is the warm-up
-        print(
-            f"| {side} | {statistics.median(speeds):.1f} | {min(speeds):.1f} | {max(speeds):.1f} | {peaks[side]:,.0f} MB |"
-        )
-    ratios = [b / a for a, b in zip(seconds["nlf"][1:], seconds["naive"][1:], strict=True)]
-    print(
-        f"\n{args.objective}, {args.layers} layers of {args.width}, vocabulary {args.vocabulary:,}, {args.batch} a step: "
-        f"{statistics.median(ratios):.2f} × (median of {args.repeats} pairs, {min(ratios):.2f} to {max(ratios):.2f}), "
-        f"memory {peaks['nlf'] / peaks['naive']:.2f} ×"
-    )
+    # Before this process is large: a child counts that.
+    peaks = {name: in_fresh_process(memory, name, args) for name in SIDES}
+    batches = [examples(args, number) for number in range(args.repeats + 1)]
+    losses: dict[str, list[float]] = {name: [] for name in SIDES}
+    taken = alternate({name: side(name, args, batches, losses[name]) for name in SIDES}, args.repeats)
+    for ours, theirs in zip(*losses.values(), strict=True):
+        assert abs(ours - theirs) < 1e-3 * max(1, abs(theirs)), f"losses differ: {ours} and {theirs}"
+    print(table(taken, "samples", 1))
+    shape = f"{args.layers} layers of {args.width}, vocabulary {args.vocabulary:,}, {args.batch} a step"
+    print(f"\n{args.objective}, {shape}: {ratio_line(taken)}")
+    print(f"peak memory: {', '.join(f'{name} {each:,.0f} MB' for name, each in peaks.items())}", end="")
+    print(f": {peaks['nlf'] / peaks['naive']:.2f} ×")
+    rates = [needed(args, batch) / row.seconds for batch, row in zip(batches[1:], taken["nlf"], strict=True)]
+    print(line(args.device, {"training": statistics.median(rates)}))
 
 
 if __name__ == "__main__":
