@@ -9,6 +9,7 @@ command took is printed, and the total at the end.
 
 import argparse
 import json
+import platform
 import shlex
 import subprocess
 import sys
@@ -73,7 +74,8 @@ def main() -> None:
         page.append(f"## `python benchmarks/{command}`\n\n{done.stdout}\n{seconds:.0f} s\n")
         rows = rows_of(done.stdout)
         results.append({"command": command, "seconds": round(seconds), "rows": rows, "output": done.stdout})
-        found = {"git_hash": git_revision(), "environment": describe(), "results": results}
+        environment = describe() | {"python": platform.python_version()}  # not where it is installed
+        found = {"git_hash": git_revision(), "environment": environment, "results": results}
         write_text(args.output_dir / "bench.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
         write_text(args.output_dir / "bench.md", "\n".join(page))
     print(f"total: {sum(each['seconds'] for each in results) / 60:.0f} minutes")

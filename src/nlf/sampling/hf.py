@@ -136,9 +136,8 @@ class HFSampler:
         logits, cache, shared = self._prefill(read, take, steps)  # (BP, V)
         lengths = torch.tensor([len(ids) for ids in read], device=self.device)
         width = int(lengths.max())
-        mask = (
-            torch.arange(width + steps, device=self.device) >= width - lengths[:, None]
-        ).long()  # 1 where tokens come
+        reach = torch.arange(width + steps, device=self.device)
+        mask = (reach >= width - lengths[:, None]).long()  # (BP, L+T), 1 where new tokens will come
         logits, mask, position = logits[take], mask[take], lengths[take] - 1  # (BR, V), (BR, L+T), (BR,)
         eos = torch.tensor(self.eos, dtype=torch.long, device=self.device)
         out = torch.full(noise.shape, -1, device=self.device)  # (R, T)
@@ -190,9 +189,11 @@ class HFSampler:
 
     def _try_sharing(self) -> bool:
         """Whether a token after shared prompts gets the logits that it gets after a cache for each row."""
+        if not self.attending:
+            return False
         prompts, rows = [(1, 2), (2,)], torch.tensor([0, 1, 0], device=self.device)
         (_, plain), (_, cache) = self._read(prompts), self._read(prompts)
-        if not self.attending or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        if any(type(layer) is not DynamicLayer for layer in cache.layers):
             return False
         select_with_room(plain, rows, 1)
         mask = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 1, 1]], device=self.device)
