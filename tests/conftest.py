@@ -41,6 +41,17 @@ def stand_in(monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def inputs(tmp_path_factory):
+    """A tiny model's folder and a file of prompts, for commands."""
+    import tiny
+
+    folder = tmp_path_factory.mktemp("inputs")
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in tiny.PROMPTS))
+    return tiny.save(folder / "model"), prompts
+
+
+@pytest.fixture(scope="session")
 def tiny_tokenizer():
     """A byte-level BPE of 300 tokens; EOS is `<|endoftext|>`."""
     import tiny

@@ -81,14 +81,6 @@ def metrics(folder: Path) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    prompts = folder / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps(row) + "\n" for row in tiny.PROMPTS))
-    return tiny.save(folder / "model"), prompts
-
-
-@pytest.fixture(scope="module")
 def one(tmp_path_factory, inputs):
     """What one process does."""
     folder = tmp_path_factory.mktemp("one")

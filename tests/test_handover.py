@@ -1,6 +1,5 @@
 """Training on rollouts that vLLM draws: in real processes, with a stand-in for vLLM in them."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -214,14 +213,6 @@ def test_ranks_sample_alone_or_in_groups(stand_in, monkeypatch):
         UserError, match="tensor_parallel_size 8: the 4 processes of a machine cannot be grouped by it"
     ):
         check_sampler(ranks(16, tensor=8)[0])
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    prompts = folder / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps(row) + "\n" for row in tiny.PROMPTS))
-    return tiny.save(folder / "model"), prompts
 
 
 def completions(run: Path) -> list:
