@@ -22,7 +22,7 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from paired import Taken, alternate, ratio_line, table
+from paired import alternate, ratio_line, table
 from roofline import line, sampling_flops
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -110,16 +110,11 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def compare(model: GPT2LMHeadModel, prompts: list[list[int]], args: argparse.Namespace) -> dict[str, list[Taken]]:
-    """What the two sides took."""
-    return alternate({"nlf": ours(model, prompts, args), "generate": theirs(model, prompts, args)}, args.repeats)
-
-
 def main() -> None:
     args = options()
     torch.set_num_threads(args.threads)
     model, prompts, completions = build(args), prompts_of(args), args.prompts * args.generations
-    taken = compare(model, prompts, args)
+    taken = alternate({"nlf": ours(model, prompts, args), "generate": theirs(model, prompts, args)}, args.repeats)
     print(table(taken, "tokens"))
     print(f"\n{ratio_line(taken)}")
     kept = {name: statistics.mean(row.amount for row in rows) / completions for name, rows in taken.items()}

@@ -150,13 +150,13 @@ def memory(name: str, args: argparse.Namespace, results) -> None:
     results.put(peak_megabytes() - before)
 
 
-def needed(args: argparse.Namespace, batch: list[Example]) -> float:
+def needed(model, batch: list[Example]) -> float:
     """Operations of a step, as benchmarks/roofline.py counts them."""
     completions = sum(len(e.completion) for e in batch)
     branches = [[e.right for e in batch], [e.wrong for e in batch]][: 2 if batch[0].wrong else 1]
     read = sum(len(query) for queries in branches for query in queries) + completions * len(branches)
     ref_read = sum(len(e.prompt) for e in batch) + completions
-    return training_flops(build(args, "naive")[0], read, completions * len(branches), ref_read, completions)
+    return training_flops(model, read, completions * len(branches), ref_read, completions)
 
 
 def main() -> None:
@@ -181,7 +181,8 @@ def main() -> None:
     print(f"\n{args.objective}, {shape}: {ratio_line(taken)}")
     print(f"peak memory: {', '.join(f'{name} {each:,.0f} MB' for name, each in peaks.items())}", end="")
     print(f": {peaks['nlf'] / peaks['naive']:.2f} ×")
-    rates = [needed(args, batch) / row.seconds for batch, row in zip(batches[1:], taken["nlf"], strict=True)]
+    model = build(args, "naive")[0]
+    rates = [needed(model, batch) / row.seconds for batch, row in zip(batches[1:], taken["nlf"], strict=True)]
     print(line(args.device, {"training": statistics.median(rates)}))
 
 
