@@ -22,7 +22,7 @@ def select_with_room(cache: "Cache", rows: Tensor, extra: int) -> None:
     """
     for i, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer and layer.is_initialized:
-            cache.layers[i] = RoomyLayer(layer, rows, extra)
+            cache.layers[i] = RoomyLayer(layer.keys, layer.values, rows, extra)
         else:
             layer.reorder_cache(rows)
 
@@ -30,15 +30,15 @@ def select_with_room(cache: "Cache", rows: Tensor, extra: int) -> None:
 class RoomyLayer(DynamicLayer):
     """A DynamicLayer whose `keys` and `values` (N, H, S, D) are the front of tensors made once."""
 
-    def __init__(self, layer: DynamicLayer, rows: Tensor, extra: int):
+    def __init__(self, keys: Tensor, values: Tensor, rows: Tensor, extra: int):
         super().__init__()
-        self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         self.room = []
-        for old in (layer.keys, layer.values):
+        for old in (keys, values):
             room = old.new_empty(len(rows), old.shape[1], old.shape[2] + extra, old.shape[3])  # (N, H, S + extra, D)
             room[:, :, : old.shape[2]] = old.index_select(0, rows.to(old.device))
             self.room.append(room)
-        self._show(layer.keys.shape[2])
+        self._show(keys.shape[2])
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         start = self.keys.shape[2]

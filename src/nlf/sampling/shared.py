@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from nlf.sampling.cache import RoomyLayer
+
 if TYPE_CHECKING:
     from transformers import Cache
 
@@ -67,32 +69,25 @@ class Sharing:
         return x if self.slot is None else x[self.slot]
 
 
-class SharedLayer(DynamicLayer):
-    """A layer's prompts (P, K, L, D), as they were prefilled, and the rows' own tokens (R, K, t, D), the front of tensors made once."""
+class SharedLayer(RoomyLayer):
+    """A layer's prompts (P, K, L, D), as they were prefilled; its keys and values are the rows' own tokens (R, K, t, D)."""
 
     def __init__(self, parts: Sequence[DynamicLayer], order: Tensor, sharing: Sharing, room: int):
-        super().__init__()
-        self.dtype, self.device, self.is_initialized = parts[0].dtype, parts[0].device, True
-        self.sharing, self.own = sharing, 0
-        order = order.to(self.device)
-        self.prompt = [
-            together([getattr(p, name) for p in parts], order, sharing.width) for name in ("keys", "values")
-        ]
-        self.room = [x.new_empty(len(sharing.owner), x.shape[1], room, x.shape[3]) for x in self.prompt]
+        order = order.to(parts[0].device)
+        prompt = [together([getattr(p, name) for p in parts], order, sharing.width) for name in ("keys", "values")]
+        super().__init__(*(x[:, :, :0] for x in prompt), sharing.owner, room)
+        self.prompt, self.sharing = prompt, sharing
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        start, self.own = self.own, self.own + key_states.shape[2]
-        for room, new in zip(self.room, (key_states, value_states), strict=True):
-            room[:, :, start : self.own] = new
-        keys, values = (room[:, :, : self.own] for room in self.room)
+        keys, values = super().update(key_states, value_states)
         keys.layer = self  # for `attend`, which gets the keys and not the cache
         return keys, values
 
     def get_seq_length(self) -> int:
-        return self.prompt[0].shape[2] + self.own
+        return self.prompt[0].shape[2] + self.keys.shape[2]
 
     def keep(self, rows: Tensor, prompts: Tensor) -> None:
-        self.room = [room.index_select(0, rows) for room in self.room]
+        self.reorder_cache(rows)
         if len(prompts) < len(self.prompt[0]):
             self.prompt = [x.index_select(0, prompts) for x in self.prompt]
 
