@@ -261,12 +261,14 @@ def read_whole(queries: Sequence[Sequence[int]], completions: Sequence[Sequence[
     }
 
 
-def group_by_length(lengths: Sequence[int], pass_tokens: int) -> list[list[int]]:
+def group_by_length(lengths: Sequence[int], pass_tokens: int | None) -> list[list[int]]:
     """Rows cut into groups of like length, so that their tokens, padded, and their passes cost least together.
 
     Args:
-        pass_tokens: What one more pass costs, in tokens.
+        pass_tokens: What one more pass costs, in tokens; None = one group, as they come.
     """
+    if pass_tokens is None:
+        return [list(range(len(lengths)))]
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     ends = [n for n in range(1, len(order)) if lengths[order[n - 1]] < lengths[order[n]]] + [len(order)]
     best = {0: (0, 0)}  # for the first n rows: their cost, and where their last group begins
@@ -285,7 +287,7 @@ def collate(examples: Sequence[Example], pad_id: int, pass_tokens: int | None = 
     """One micro-batch as `groups` of examples of like length; the loss of the micro-batch is the sum of theirs.
 
     Args:
-        pass_tokens: As of `group_by_length`; None = one group.
+        pass_tokens: As of `group_by_length`.
 
     Returns:
         For each group of B examples: `policy`, `read_whole` of B or 2B rows, right branch first; `reference`, of B rows
@@ -293,7 +295,7 @@ def collate(examples: Sequence[Example], pad_id: int, pass_tokens: int | None = 
         scalars.
     """
     lengths = [max(len(e.right), len(e.wrong or ())) + len(e.completion) for e in examples]
-    groups = group_by_length(lengths, pass_tokens) if pass_tokens else [range(len(examples))]
+    groups = group_by_length(lengths, pass_tokens)
     return {"groups": [_collate_group([examples[i] for i in group], pad_id) for group in groups]}
 
 

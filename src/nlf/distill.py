@@ -141,7 +141,7 @@ def collate(examples: Sequence[Example], pad_id: int, pass_tokens: int | None = 
     how strong guidance is; `num_tokens` of the whole step, a scalar.
     """
     lengths = [max(len(e.best), len(e.worst)) + len(e.completion) for e in examples]
-    groups = group_by_length(lengths, pass_tokens) if pass_tokens else [range(len(examples))]
+    groups = group_by_length(lengths, pass_tokens)
     return {"groups": [_collate_group([examples[i] for i in group], pad_id) for group in groups]}
 
 

@@ -7,6 +7,7 @@ came from the same weights and settings; anything else is refused, never mixed a
 import logging
 import re
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from nlf.generations import FILE, append, keep_lines, mend, read
 from nlf.iteration import number_occurrences
 from nlf.policy import Policy, best_device, load_policy, revision_of, vocabulary_digest
 from nlf.prompts import load_prompts
-from nlf.sampling import Sampler, closing
+from nlf.sampling import Sampler
 from nlf.tags import TagScheme
 
 logger = logging.getLogger(__name__)

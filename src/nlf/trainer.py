@@ -30,7 +30,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from nlf import config, published, rundir
 from nlf.batches import PoolDataset, PromptEncoder, collate
-from nlf.completions import progress_bar, sample_table, score_table
+from nlf.completions import progress_bar, sample_table, sampler_of, score_table
 from nlf.errors import UserError
 from nlf.feedback import make_feedback
 from nlf.handover import check_sampler, handed_over, share, start_model
@@ -58,7 +58,7 @@ from nlf.policy import (
 from nlf.prompts import all_conversations, as_prompts, load_prompts
 from nlf.rewards import Reward, check_weights, configure, resolve_reward, reward_names
 from nlf.rollouts import Pool, digest, iteration_dir
-from nlf.sampling.vllm import VLLMSampler
+from nlf.sampling import Sampler
 from nlf.sharding import DTYPES, MODELS, load_whole, place_reference, skeleton, whole
 from nlf.tags import TagScheme
 
@@ -399,8 +399,8 @@ class ALTTrainer(Trainer):
             self.log(pool_statistics(pool, quantiles, iteration, self.feedback) | self.logged_by_rewards())
 
     @contextlib.contextmanager
-    def sampling_from(self, iteration: int) -> Iterator[tuple[Policy, VLLMSampler | None]]:
-        """The policy with the weights of this iteration, here or handed to vLLM, and what samples; None = this process."""
+    def sampling_from(self, iteration: int) -> Iterator[tuple[Policy, Sampler]]:
+        """The policy with the weights of this iteration, here or handed to vLLM, and what samples from it."""
         if self.args.sampler == "vllm":
             fresh = self.has_weights_of(iteration)
             with handed_over(self.policy, self.skeleton, iteration, fresh, self.args, self.accelerator) as handed:
@@ -408,13 +408,15 @@ class ALTTrainer(Trainer):
             return
         start = iteration == 0 and self.policy.reference_model is not None
         with self.evaluating(["reference_model" if start else "model"]) as policy:
-            yield policy, None
+            with start_model(policy, iteration) as model:
+                sampler = sampler_of(model, token_budget=self.args.sampling_batch_tokens)
+            yield policy, sampler
 
     def has_weights_of(self, iteration: int) -> bool:
         """Whether rollouts of this iteration can be sampled: training has not moved on, or they are the reference's."""
         return iteration == 0 or self.state.global_step == iteration * self.args.steps_per_iteration
 
-    def loop(self, iteration: int, policy: Policy, sampler: VLLMSampler | None) -> Loop:
+    def loop(self, iteration: int, policy: Policy, sampler: Sampler) -> Loop:
         """What `run_iteration` needs, out of this trainer and what `sampling_from` gives."""
         args = self.args
         past = partial(Pool.load, self.run_dir, iteration - 1, args.pool_keep)
@@ -438,8 +440,7 @@ class ALTTrainer(Trainer):
                     table = sample_table(
                         model, self.encoder, [self.prompts[i] for i, _ in rows], [n for _, n in rows],
                         [words()[i] for i, _ in rows], config.sampling_options(args),
-                        seed=args.seed, iteration=iteration, token_budget=args.sampling_batch_tokens, sampler=sampler,
-                        progress=advance,
+                        seed=args.seed, iteration=iteration, sampler=sampler, progress=advance,
                     )  # fmt: skip
             except UserError:
                 self.stop_if_asked()  # who asked may have ended vLLM as well
@@ -460,8 +461,7 @@ class ALTTrainer(Trainer):
             self.run_dir, [row["prompt_id"] for row in self.prompts], args.prompts_per_iteration, args.prompts_per_part,
             args.num_generations, args.seed, sample, score, self.feedback.quantiles, self.bar,
             rank=rank, world_size=world_size, wait=self.accelerator.wait_for_everyone, check=self.stop_if_asked,
-            end_sampling=sampler.close if sampler else lambda: None,
-            pool_keep=args.pool_keep, first_scores=self.first_scores,
+            end_sampling=sampler.close, pool_keep=args.pool_keep, first_scores=self.first_scores,
         )  # fmt: skip
 
     def reward_context(self) -> dict:

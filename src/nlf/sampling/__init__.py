@@ -5,9 +5,8 @@ function of the weights, the prompt's ids, the options and (seed, iteration, req
 that as far as the engine repeats itself for a seed. No torch here, so that naming a request costs nothing.
 """
 
-import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,7 +15,7 @@ from nlf.errors import UserError
 if TYPE_CHECKING:
     from nlf.config import SamplingOptions
 
-__all__ = ["Request", "Sampler", "check_lengths", "closing", "context_of", "request_key", "seed_of"]
+__all__ = ["Request", "Sampler", "check_lengths", "context_of", "request_key", "seed_of"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,6 @@ class Request:
 
 
 class Sampler(Protocol):
-    """One that keeps processes between calls also has a `close`, which gives back what they hold."""
-
     label: str  # what files of samples say they came from
 
     def sample(
@@ -48,15 +45,9 @@ class Sampler(Protocol):
         """
         ...
 
-
-@contextlib.contextmanager
-def closing(sampler: Sampler) -> Iterator[Sampler]:
-    """The sampler, closed after where there is something to close."""
-    try:
-        yield sampler
-    finally:
-        if hasattr(sampler, "close"):
-            sampler.close()
+    def close(self) -> None:
+        """Give back what is kept between calls: processes, and the memory they hold. Another call may follow."""
+        ...
 
 
 def request_key(prompt_id: str, occurrence: int) -> int:

@@ -115,6 +115,9 @@ class HFSampler:
                     progress(len(batch))
         return results
 
+    def close(self) -> None:
+        """Nothing is kept between calls."""
+
     def _try(self, prefixes: list[tuple], owner: list[int], noise: np.ndarray, options) -> list[list[int]] | None:
         """The batch's completions, or None if it did not fit the memory of the device."""
         with contextlib.suppress(torch.cuda.OutOfMemoryError):
@@ -169,7 +172,7 @@ class HFSampler:
         if self.shares_prompts is None:
             self.shares_prompts = self._try_sharing()
         lengths = [len(ids) for ids in prompts]
-        groups = group_by_length(lengths, self.pass_tokens) if self.shares_prompts else [range(len(prompts))]
+        groups = group_by_length(lengths, self.pass_tokens if self.shares_prompts else None)
         read = [self._read([prompts[i] for i in group]) for group in groups]
         logits = torch.cat([each for each, _ in read])  # (BP, V), group by group
         caches = [cache for _, cache in read]

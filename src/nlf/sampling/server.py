@@ -128,6 +128,9 @@ class ServerSampler:
             run(self._all(requests, options, iter(jobs), results, progress or (lambda n: None)))
         return results
 
+    def close(self) -> None:
+        """Nothing is kept between calls."""
+
     async def _all(self, requests, options, jobs: Iterator[tuple[int, int, int]], results, progress) -> None:
         """Fill `results`, (request, index) by (request, index)."""
         async with httpx2.AsyncClient(timeout=None, limits=httpx2.Limits(max_connections=None)) as client:
