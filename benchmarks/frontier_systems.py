@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from nlf import cli, metrics
 from nlf.arguments import read_recipe, train_knobs
-from nlf.batches import PromptEncoder, model_inputs, pad
+from nlf.batches import PromptEncoder, read_whole
 from nlf.config import DistillOptions, LoadOptions, SamplingOptions
 from nlf.distill import distill
 from nlf.errors import UserError
@@ -25,7 +25,7 @@ from nlf.evaluate import with_intervals
 from nlf.generations import read, write_lines
 from nlf.losses import distillation_kl, teacher_log_probs
 from nlf.perplexity import measure_file, model_label
-from nlf.policy import Policy, completion_logits, model_path
+from nlf.policy import Policy, model_path, predicting_logits
 from nlf.prompts import load_prompts
 from nlf.rewards import Reward, resolve_reward
 from nlf.rundir import write_text
@@ -407,18 +407,15 @@ def kl_to_base(path: Path, setting: Setting, policy: Policy, base: Policy) -> me
             read_after[0], read_after[-1], setting.guidance,
             kept_ids=policy.eos_token_ids, excluded_ids=policy.added_token_ids,
         )  # fmt: skip
-        kl = distillation_kl(own, logits(base, row["prompt_ids"], ids))  # (n, T)
-        mask = pad([[1] * len(each) for each in ids], 0, "right").bool().to(kl.device)
-        sums.append(kl.masked_fill(~mask, 0.0).sum().item())
+        sums.append(distillation_kl(own, logits(base, row["prompt_ids"], ids)).sum().item())
         counts.append(float(len(row["completion_ids"])))
     return metrics.Ratio(*(torch.tensor(each, dtype=torch.float64).numpy() for each in (sums, counts)))
 
 
 def logits(policy: Policy, query: list[int], ids: list[list[int]]) -> torch.Tensor:
-    """Those of several completions of one prompt, `(n, T, V)`."""
-    inputs = model_inputs([query] * len(ids), ids, policy.tokenizer.pad_token_id or 0)
-    inputs = {name: value.to(policy.model.device) for name, value in inputs.items()}
-    return completion_logits(policy.model, **inputs, num_completion_tokens=max(map(len, ids)))
+    """Those of the N tokens of several completions of one prompt, `(N, V)`."""
+    inputs = read_whole([query] * len(ids), ids, policy.tokenizer.pad_token_id or 0)
+    return predicting_logits(policy.model, {name: value.to(policy.model.device) for name, value in inputs.items()})
 
 
 def kl_of_best(n: int) -> float:

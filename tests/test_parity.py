@@ -14,10 +14,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, get_linear_schedule_with_warmup
 
 from nlf import metrics, published
-from nlf.batches import PromptEncoder, model_inputs, pad
+from nlf.batches import Example, PromptEncoder, collate, read_whole
 from nlf.config import SamplingOptions
 from nlf.losses import alt_loss, token_stats
-from nlf.policy import completion_logits
+from nlf.objective import completion_stats
+from nlf.policy import predicting_logits
 from nlf.sampling import Request
 from nlf.sampling.draw import kept
 from nlf.sampling.hf import HFSampler
@@ -89,13 +90,11 @@ def logits_of(net, arrays: dict, suffix: str = "") -> torch.Tensor:
     ids = torch.cat([arrays[f"query_input_ids{suffix}"], arrays["response_input_ids"]], 1)
     mask = torch.cat([arrays[f"query_mask{suffix}"], arrays["response_mask"]], 1)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    if (arrays[f"query_mask{suffix}"][:, -1] == 1).all():
-        return completion_logits(net, ids, mask, positions, arrays["response_input_ids"].shape[1])
     return middle_padded(net(input_ids=ids, attention_mask=mask, position_ids=positions).logits, arrays, suffix)
 
 
 def middle_padded(logits: torch.Tensor, arrays: dict, suffix: str) -> torch.Tensor:
-    """Where the prompt is padded on its right, its last token stands before the padding."""
+    """The prompt's last token stands before its padding, where it is padded on its right."""
     mask, length = arrays[f"query_mask{suffix}"], arrays["response_input_ids"].shape[1]
     last = (mask * torch.arange(1, mask.shape[1] + 1)).argmax(-1)  # (B,)
     first = logits[torch.arange(len(mask)), last].unsqueeze(1)
@@ -137,7 +136,7 @@ def test_loss_per_token_values_and_gradients(case, numbers, batch, model):
 
 @pytest.mark.parametrize("case", CASES)
 def test_our_padding_gives_the_same_loss(case, numbers, batch, model):
-    """Queries packed and padded left: only attended tokens count, wherever the padding is."""
+    """As training collates and reads: queries packed, rows padded right; only attended tokens count."""
     expected, arrays = numbers("loss_cases")[case], batch(case)
     queries, prompts = (
         [
@@ -149,14 +148,13 @@ def test_our_padding_gives_the_same_loss(case, numbers, batch, model):
     completions = [
         i[m.bool()].tolist() for i, m in zip(arrays["response_input_ids"], arrays["response_mask"], strict=True)
     ]
-    labels, mask = pad(completions, EOS, "right"), pad([[1] * len(c) for c in completions], 0, "right").bool()
-    logits, ref_logits = (
-        completion_logits(net, **model_inputs(asked, completions, EOS), num_completion_tokens=labels.shape[1])
-        for net, asked in ((model("policy"), queries), (model("ref"), prompts))
-    )
+    tokens = sum(map(len, completions))
+    rows = zip(queries, prompts, completions, strict=True)
+    (group,) = collate([Example(q, None, p, c, tokens, len(completions)) for q, p, c in rows], EOS)["groups"]
+    (stats,) = completion_stats(model("policy"), model("ref"), group, bare=True, excluded_ids=[SEPARATOR])
     loss, _ = alt_loss(
-        token_stats(logits, labels, ref_logits, [SEPARATOR]), mask, None,
-        num_tokens=mask.sum(), num_completions=len(mask),
+        stats, group["completion_mask"], None,
+        num_tokens=group["num_tokens"], num_completions=group["num_completions"],
         nll_coef=1.0, contrast_coef=0.0, beta=expected["kl_coef"], entropy_coef=expected["entropy_coef"],
     )  # fmt: skip
     assert loss.item() == near(expected["total_loss"])
@@ -257,11 +255,8 @@ def test_perplexity(judge, numbers, model):
             if not completion:  # an empty text; it has no perplexity
                 assert value is None
                 continue
-            labels = torch.tensor([completion])
-            logits = completion_logits(
-                net, **model_inputs([prompt], [completion], EOS), num_completion_tokens=len(completion)
-            )
-            nll = -token_stats(logits, labels, None).logp.sum().item()
+            logits = predicting_logits(net, read_whole([prompt], [completion], EOS))  # (T, V)
+            nll = -token_stats(logits, torch.tensor(completion), None).logp.sum().item()
             values.append(metrics.mean_perplexity([nll], [len(completion)]))
             lengths.append(len(prompt))
             if value is None:

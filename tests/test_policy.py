@@ -4,9 +4,9 @@ import pytest
 import tiny
 import torch
 
-from nlf.batches import model_inputs
+from nlf.batches import read_whole
 from nlf.errors import UserError
-from nlf.policy import completion_logits, load_model, load_policy, prepare_policy, save_policy, trainable_digest
+from nlf.policy import load_model, load_policy, predicting_logits, prepare_policy, save_policy, trainable_digest
 from nlf.tags import TagScheme
 
 
@@ -40,22 +40,21 @@ def test_with_lora_the_model_without_adapter_is_the_reference():
 
     config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     start = tiny.model("llama")
-    batch = model_inputs([[5, 6], [7]], [[8, 9], [10]], 0)
-    expected = completion_logits(start, **batch, num_completion_tokens=2)
+    batch = read_whole([[5, 6], [7]], [[8, 9], [10]], 0)
+    expected = predicting_logits(start, batch)
     policy = prepare_policy(start, tiny.tokenizer(), TagScheme(), peft_config=config)
     with policy.reference() as reference:
-        found = completion_logits(reference, **batch, num_completion_tokens=2)
+        found = predicting_logits(reference, batch)
     assert torch.allclose(found[..., :300], expected, atol=1e-6)
-    assert not torch.allclose(completion_logits(policy.model, **batch, num_completion_tokens=2), found, atol=1e-3)
+    assert not torch.allclose(predicting_logits(policy.model, batch), found, atol=1e-3)
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_padding_does_not_change_logits(architecture):
     model = tiny.model(architecture)
-    alone = completion_logits(model, **model_inputs([[5, 6, 7]], [[8, 9]], 0), num_completion_tokens=2)
-    padded = model_inputs([[5, 6, 7], [1] * 9], [[8, 9], [1, 2, 3, 4]], 0)
-    together = completion_logits(model, **padded, num_completion_tokens=4)
-    assert torch.allclose(alone[0], together[0, :2], atol=1e-5)
+    alone = predicting_logits(model, read_whole([[5, 6, 7]], [[8, 9]], 0))
+    together = predicting_logits(model, read_whole([[5, 6, 7], [1] * 9], [[8, 9], [1, 2, 3, 4]], 0))
+    assert torch.allclose(alone, together[:2], atol=1e-5)
 
 
 def test_saved_and_loaded(tmp_path):

@@ -233,16 +233,6 @@ def pad(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:
     return filled
 
 
-def model_inputs(queries: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int) -> dict:
-    """Inputs of one forward pass: `input_ids`, `attention_mask`, `position_ids`, each `(B, Q + T)`."""
-    left, right = pad(queries, pad_id, "left"), pad(completions, pad_id, "right")
-    mask = torch.cat(
-        [pad([[1] * len(q) for q in queries], 0, "left"), pad([[1] * len(c) for c in completions], 0, "right")], dim=1
-    )
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    return {"input_ids": torch.cat([left, right], dim=1), "attention_mask": mask, "position_ids": positions}
-
-
 def read_whole(queries: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int) -> dict:
     """Inputs of one forward pass over whole rows but for their last token, which predicts nothing: `(B, L)` each;
     `predicts` is true where the next token is one of the completion's.

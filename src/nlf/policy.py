@@ -243,30 +243,16 @@ def best_device() -> torch.device:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
-def completion_logits(
-    model: nn.Module,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    position_ids: torch.Tensor,
-    num_completion_tokens: int,
-) -> torch.Tensor:
-    """Next-token logits at completion positions only.
-
-    Shape:
-        - input_ids, attention_mask, position_ids: `(B, Q + T)`, queries padded left, completions padded right
-        - returns: `(B, T, V)`; row t is the distribution of completion token t
-    """
-    first = input_ids.shape[1] - num_completion_tokens - 1
-    columns = torch.arange(first, input_ids.shape[1] - 1, device=input_ids.device)
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids}
-    return _logits_at(model, inputs, columns)
-
-
 def predicting_logits(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Next-token logits where `batches.read_whole` says that a completion's token is next: `(N, V)`, row by row."""
     predicts = inputs["predicts"]  # (B, L)
     columns = predicts.any(0).nonzero()[:, 0]  # (C,)
-    return _logits_at(model, inputs, columns)[predicts[:, columns]]
+    asked = _asked(inputs)
+    if "logits_to_keep" in forward_parameters(model):  # of those columns alone where the model can
+        logits = model(**asked, logits_to_keep=columns).logits  # (B, C, V)
+    else:
+        logits = model(**asked).logits[:, columns]
+    return logits[predicts[:, columns]]
 
 
 def predicting_hidden(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -274,14 +260,6 @@ def predicting_hidden(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torc
     none = inputs["input_ids"].new_empty(0)  # logits of no position
     out = model(**_asked(inputs), logits_to_keep=none, output_hidden_states=True)
     return out.hidden_states[-1][inputs["predicts"]]
-
-
-def _logits_at(model: nn.Module, inputs: dict[str, torch.Tensor], columns: torch.Tensor) -> torch.Tensor:
-    """Logits `(B, C, V)` at some columns of every row; of those alone where the model can."""
-    asked = _asked(inputs)
-    if "logits_to_keep" in forward_parameters(model):
-        return model(**asked, logits_to_keep=columns).logits
-    return model(**asked).logits[:, columns]
 
 
 def _asked(inputs: dict[str, torch.Tensor]) -> dict:
