@@ -29,6 +29,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from nlf.batches import pad
 from nlf.errors import UserError
 from nlf.losses import token_stats
+from nlf.packing import packed_weights
 from nlf.policy import forward_parameters
 from nlf.sampling.cache import select_with_room
 from nlf.sampling.hf import eval_mode
@@ -150,9 +151,12 @@ def _measure(
     found = [np.zeros((len(rows), width)) for rows in completions]
     progress(sum(len(rows.pop((), ())) for rows in places.values()))  # empty ones are done
     budget = (batch_tokens or _default_budget(models)) // len(models)
+    tokens = sum(len(ids) for rows in completions for ids in rows)
     with contextlib.ExitStack() as stack:
-        for context in (*map(eval_mode, models), torch.inference_mode()):
-            stack.enter_context(context)
+        for model in models:
+            stack.enter_context(eval_mode(model))
+            stack.enter_context(packed_weights(model, tokens))
+        stack.enter_context(torch.inference_mode())
         for before, ids, sums in _sums(models, {key: set(rows) for key, rows in places.items()}, measure, budget):
             for i, j in places[before][ids]:
                 if not np.isfinite(sums).all():

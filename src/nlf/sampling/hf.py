@@ -26,6 +26,7 @@ from nlf.batches import group_by_length
 from nlf.errors import UserError
 from nlf.losses import guided_log_probs
 from nlf.objective import pass_tokens
+from nlf.packing import packed_weights
 from nlf.sampling import Request, check_lengths, context_of
 from nlf.sampling.cache import select_with_room
 from nlf.sampling.draw import INF, pick, uniforms
@@ -97,7 +98,7 @@ class HFSampler:
         rows = [(i, j) for i in order for j in range(n)]
         results = [[[] for _ in range(n)] for _ in requests]
         start, budget = 0, self.token_budget
-        with eval_mode(self.model), torch.inference_mode():
+        with eval_mode(self.model), torch.inference_mode(), packed_weights(self.model, len(rows) * new):
             while start < len(rows):
                 batch = rows[start : start + batch_size(rows, start, cost, budget)]
                 prompts = {i: place for place, i in enumerate(dict.fromkeys(i for i, _ in batch))}
