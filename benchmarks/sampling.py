@@ -71,7 +71,8 @@ def ours(model: GPT2LMHeadModel, prompts: list[list[int]], args: argparse.Namesp
     options = SamplingOptions(
         num_generations=args.generations, max_completion_length=args.new, top_k=args.top_k, top_p=args.top_p
     )
-    sampler = HFSampler(model, eos_token_ids=(EOS,) if args.ends else (), token_budget=args.token_budget)
+    ends = (EOS,) if args.ends else ()
+    sampler = HFSampler(model, eos_token_ids=ends, token_budget=args.token_budget, compile=args.compile)
     requests = [Request(tuple(ids), key) for key, ids in enumerate(prompts)]
     return lambda seed: sum(
         len(ids) for rows in sampler.sample(requests, options, seed=seed, iteration=0) for ids in rows
@@ -106,6 +107,7 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--top_p", type=float, default=0.9)
     parser.add_argument("--token_budget", type=int)
+    parser.add_argument("--compile", action="store_true", help="as sampler_compile, for nlf's side")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args(argv)
 

@@ -37,7 +37,7 @@ def sampler_of(policy: Policy, options: SamplerOptions | None = None, token_budg
 
 
 def _hf(policy: Policy, options: SamplerOptions, token_budget: int | None) -> Sampler:
-    return HFSampler(policy.model, **_ends(policy), token_budget=token_budget)
+    return HFSampler(policy.model, **_ends(policy), token_budget=token_budget, compile=options.sampler_compile)
 
 
 def _vllm(policy: Policy, options: SamplerOptions, token_budget: int | None) -> Sampler:

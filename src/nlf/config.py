@@ -189,6 +189,11 @@ class RolloutSamplerOptions:
         "What samples rollouts: 'hf', the training process; 'vllm', offline vLLM in a process of its own, on the same GPUs, "
         "that ends before training goes on. A server would keep the weights it was started with (docs/scaling.md).",
     )
+    sampler_compile: bool = knob(
+        False,
+        "hf: decode under torch.compile, on a GPU as CUDA graphs; the first batch waits for the compiler. Changes no result, "
+        "up to rounding.",
+    )
     tensor_parallel_size: int = knob(
         1, "vllm: GPUs that share one copy of the model; where there are several ranks, that many share a vLLM."
     )

@@ -15,6 +15,7 @@ from nlf.quantize import quantile_edges
 from nlf.rewards import Reward
 from nlf.rollouts import Pool
 from nlf.sample import sample_lines
+from nlf.sampling import Sampler
 from nlf.score import SUM, add_sum, score_rows
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def evaluated_lines(
     rewards: Sequence[Reward],
     *,
     seed: int,
-    token_budget: int | None = None,
+    sampler: Sampler | None = None,
     progress: Callable[[int], None] | None = None,
     context: dict | None = None,
 ) -> list[dict]:
@@ -42,7 +43,7 @@ def evaluated_lines(
     negative = options.negative_tag or policy.scheme.worst
     lines = sample_lines(
         policy, encoder, rows, occurrences, tag, options, {},
-        negative=negative, seed=seed, token_budget=token_budget, progress=progress,
+        negative=negative, seed=seed, sampler=sampler, progress=progress,
     )  # fmt: skip
     prompts, completions = [line["prompt_ids"] for line in lines], [line["completion_ids"] for line in lines]
     queries = [encoder.query_ids(tag, line["prompt_ids"], line["prompt"]) for line in lines]

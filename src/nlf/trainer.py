@@ -334,11 +334,10 @@ class ALTTrainer(Trainer):
         tag, options = self.args.eval_tag or self.policy.scheme.best, config.sampling_options(self.args, "eval_")
         shard = [rows[i] for i, _ in mine]
         advance = self.bar("evaluating", len(shard) * options.num_generations, 0)
-        with self.evaluating() as policy:
+        with self.evaluating() as policy, self.sampler_here(policy) as sampler:
             lines = evaluated_lines(
                 policy, self.encoder, shard, [n for _, n in mine], tag, options, self.rewards_here(),
-                seed=self.args.seed, token_budget=self.args.sampling_batch_tokens, progress=advance,
-                context=self.reward_context(),
+                seed=self.args.seed, sampler=sampler, progress=advance, context=self.reward_context(),
             )  # fmt: skip
         lines = self.gather_lines(lines, [i for i, _ in mine])
         if self.first_scores:
@@ -407,10 +406,17 @@ class ALTTrainer(Trainer):
                 yield handed
             return
         start = iteration == 0 and self.policy.reference_model is not None
-        with self.evaluating(["reference_model" if start else "model"]) as policy:
-            with start_model(policy, iteration) as model:
-                sampler = sampler_of(model, token_budget=self.args.sampling_batch_tokens)
+        with (
+            self.evaluating(["reference_model" if start else "model"]) as policy,
+            start_model(policy, iteration) as model,
+            self.sampler_here(model) as sampler,
+        ):
             yield policy, sampler
+
+    def sampler_here(self, policy: Policy) -> contextlib.closing:
+        """What draws a policy's completions in this process."""
+        options = config.SamplerOptions(sampler_compile=self.args.sampler_compile)
+        return contextlib.closing(sampler_of(policy, options, self.args.sampling_batch_tokens))
 
     def has_weights_of(self, iteration: int) -> bool:
         """Whether rollouts of this iteration can be sampled: training has not moved on, or they are the reference's."""

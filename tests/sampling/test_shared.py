@@ -6,8 +6,9 @@ from tests.sampling.test_hf import CONFIGS, MIXED, requests, sample, tiny
 from transformers import DynamicCache
 
 from nlf.config import SamplingOptions
+from nlf.sampling.cache import Rows
 from nlf.sampling.hf import HFSampler
-from nlf.sampling.shared import Sharing, attend, keep, share
+from nlf.sampling.shared import SharedRows, Sharing, attend
 
 HEADS, WIDTH = 2, 4  # of keys
 
@@ -40,26 +41,27 @@ def test_attention_is_that_over_prompt_and_own_tokens(owner, group):
         ]
         caches.append(DynamicCache())
         caches[-1].update(*padded, 0)
-    cache = share(caches, torch.tensor([1, 2, 0]), lengths, torch.tensor(owner), room=3)
+    order, take = torch.tensor([1, 2, 0]), torch.tensor(owner)
+    rows = SharedRows([], None, caches, order, torch.tensor(lengths), take, 3)
     own = [([], []) for _ in owner]
     for step in range(3):
         if step == 2:  # rows leave, and with them the prompt that nobody reads any more
             stay = [0, 1, 4]
-            keep(cache, torch.tensor(stay))
+            rows.keep(torch.tensor(stay))
             owner, own = [owner[r] for r in stay], [own[r] for r in stay]
         new = states(len(owner), 1, seed=10 + step)
         for row, k, v in zip(own, *new, strict=True):
             row[0].append(k)
             row[1].append(v)
         query = states(len(owner), 1, seed=20 + step, heads=HEADS * group)[0]
-        got, _ = attend(None, query, *cache.update(*new, 0), None, scaling=0.5)
+        got, _ = attend(None, query, *rows.cache.update(*new, 0), None, scaling=0.5)
         whole = [
             [torch.cat([prompts[i][which][0], *row[which]], 1) for i, row in zip(owner, own, strict=True)]
             for which in (0, 1)
         ]
         torch.testing.assert_close(got[:, 0], attended(query, *whole))
-        assert cache.get_seq_length() == 5 + step + 1
-    assert len(cache.layers[0].prompt[0]) == len(set(owner))
+        assert rows.cache.get_seq_length() == 5 + step + 1
+    assert len(rows.cache.layers[0].prompt[0]) == len(set(owner))
 
 
 def test_rows_are_moved_only_where_prompts_have_unlike_numbers_of_them():
@@ -77,7 +79,7 @@ def test_which_models_share(name):
     model = tiny(name)
     sampler = HFSampler(model, eos_token_ids=(0,))
     sampler.sample(requests(MIXED), SamplingOptions(max_completion_length=3), seed=0, iteration=0)
-    assert sampler.shares_prompts is (name != "mistral")  # its window needs a cache of its own kind
+    assert (sampler.rows is Rows) == (name == "mistral")  # its window needs a cache of its own kind
     assert model.config._attn_implementation == "sdpa"
 
 
@@ -99,7 +101,7 @@ def test_a_model_that_cannot_share_samples_the_same_without(spoil, monkeypatch):
         monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "nlf_shared_prompts", other)
     sampler = HFSampler(model, eos_token_ids=(0,))
     got = sampler.sample(requests(MIXED), SamplingOptions(**options), seed=3, iteration=0)
-    assert sampler.shares_prompts is False and got == expected
+    assert sampler.rows is Rows and got == expected
     assert model.config._attn_implementation == ("eager" if spoil == "eager" else "sdpa")
 
 

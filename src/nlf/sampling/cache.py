@@ -1,18 +1,66 @@
-"""A cache with room for the tokens to come.
+"""Rows that go on from prompts, each with a cache of its own that has room for the tokens to come.
 
 transformers' dynamic cache copies all keys and values at every step; on a small model that takes longer than the model
 does. Here a step writes one token in place, and the copy is made only when rows leave the batch.
 
-Letters in shapes: N rows, H heads, S tokens so far, D width of a head.
+Letters in shapes: N rows, P prompts, H heads, L prompt tokens (left padded), S tokens so far, T to come, D width of a head,
+V vocabulary.
 """
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 if TYPE_CHECKING:
     from transformers import Cache
+
+COMPACT_AT = 7 / 8  # share of rows still going below which finished ones are dropped: that copies the cache once
+
+
+class Rows:
+    """Rows that go on by one token a step. This kind suits every model; `shared.SharedRows` and `static.StaticRows` are faster.
+
+    Args:
+        forward: (ids (N, 1), mask (N, S + 1), position (N, 1), cache) → logits (N, V) of the last position, and the cache.
+        caches: Those that the prompts were read into; only one, in this kind.
+        order: (P,), the prompts in the order in which `caches` hold them.
+        lengths: (P,), of the prompts.
+        take: (N,), the prompt that each row goes on from.
+        room: Tokens to come, T at most.
+    """
+
+    def __init__(
+        self, forward: Callable, caches: "Sequence[Cache]", order: Tensor, lengths: Tensor, take: Tensor, room: int
+    ):
+        self.forward, self.seen = forward, int(lengths.max())  # tokens in the cache
+        reach = torch.arange(self.seen + room, device=lengths.device)
+        self.mask = (reach >= self.seen - lengths[take, None]).long()  # (N, L + T), 1 where new tokens will come
+        self.position = lengths[take] - 1  # (N,)
+        self.cache = self._hold(caches, order, lengths, take, room)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        """Each row's next token (N,) → logits (N, V) of the one after."""
+        self.seen, self.position = self.seen + 1, self.position + 1
+        mask = self.mask[:, : self.seen]
+        logits, self.cache = self.forward(tokens[:, None], mask, self.position[:, None], self.cache)
+        return logits
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        self.mask, self.position = self.mask[rows], self.position[rows]
+        self.cache.reorder_cache(rows)
+
+    def shrinks(self, left: int) -> bool:
+        """Whether to drop the others is worth what it costs where so many rows are left."""
+        return left <= COMPACT_AT * len(self.position)
+
+    def _hold(self, caches: "Sequence[Cache]", order: Tensor, lengths: Tensor, take: Tensor, room: int) -> "Cache":
+        (cache,) = caches
+        select_with_room(cache, take, room)
+        return cache
 
 
 def select_with_room(cache: "Cache", rows: Tensor, extra: int) -> None:

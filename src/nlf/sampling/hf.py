@@ -15,6 +15,7 @@ import contextlib
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,9 +29,10 @@ from nlf.losses import guided_log_probs
 from nlf.objective import pass_tokens
 from nlf.packing import packed_weights
 from nlf.sampling import Request, check_lengths, context_of
-from nlf.sampling.cache import select_with_room
+from nlf.sampling.cache import Rows
 from nlf.sampling.draw import INF, pick, uniforms
-from nlf.sampling.shared import configs_with_sdpa, keep, share, shared_attention
+from nlf.sampling.shared import SharedRows, configs_with_sdpa
+from nlf.sampling.static import StaticRows, Store
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-COMPACT_AT = 7 / 8  # share of rows still going below which finished ones are dropped: that copies the cache once
 CPU_TOKENS, DEVICE_TOKENS = 8_192, 65_536  # default token budgets
 CPU_CACHE = 2**30  # bytes of keys and values: on a CPU there is no running out of memory that one could go on from
 
@@ -53,6 +54,7 @@ class HFSampler:
         banned_token_ids: Ids that are never sampled; those beyond the model's vocabulary are ignored.
         token_budget: Most tokens in a batch: completions x (longest prompt + max_completion_length), both branches
             counted. Halved when memory runs out.
+        compile: Decode under `torch.compile`, with keys and values that stay where they are (`static.py`).
     """
 
     label = "hf"
@@ -64,16 +66,17 @@ class HFSampler:
         eos_token_ids: Sequence[int],
         banned_token_ids: Sequence[int] = (),
         token_budget: int | None = None,
+        compile: bool = False,
     ):
         self.model = model
         self.device = next(model.parameters()).device
         self.eos, self.banned = sorted(eos_token_ids), sorted(banned_token_ids)
         self.token_budget = token_budget or default_budget(model, self.device)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft hides the signature
-        self.accepted = inspect.signature(base.forward).parameters
+        self.accepted = frozenset(inspect.signature(base.forward).parameters)
         self.pass_tokens = pass_tokens(self.device, alone=True)
-        self.attending = configs_with_sdpa(model)
-        self.shares_prompts: bool | None = None  # not tried yet
+        self.store = Store(self._forward, self.device) if compile else None
+        self.rows: Callable[..., Rows] | None = None  # how rows go on from prompts: found at the first batch
 
     def sample(
         self,
@@ -98,7 +101,7 @@ class HFSampler:
         rows = [(i, j) for i in order for j in range(n)]
         results = [[[] for _ in range(n)] for _ in requests]
         start, budget = 0, self.token_budget
-        with eval_mode(self.model), torch.inference_mode(), packed_weights(self.model, len(rows) * new):
+        with eval_mode(self.model), self._reading(len(rows) * new):
             while start < len(rows):
                 batch = rows[start : start + batch_size(rows, start, cost, budget)]
                 prompts = {i: place for place, i in enumerate(dict.fromkeys(i for i, _ in batch))}
@@ -117,7 +120,19 @@ class HFSampler:
         return results
 
     def close(self) -> None:
-        """Nothing is kept between calls."""
+        """Give back the keys and values of compiled decoding; nothing else is kept between calls."""
+        if self.store:
+            self.store.clear()
+
+    @contextlib.contextmanager
+    def _reading(self, tokens: int) -> Iterator[None]:
+        """No gradients; weights packed, except for the compiler, which has ways of its own."""
+        if self.store:
+            with torch.no_grad():
+                yield
+        else:
+            with torch.inference_mode(), packed_weights(self.model, tokens):
+                yield
 
     def _try(self, prefixes: list[tuple], owner: list[int], noise: np.ndarray, options) -> list[list[int]] | None:
         """The batch's completions, or None if it did not fit the memory of the device."""
@@ -137,12 +152,7 @@ class HFSampler:
         branches, steps = len(prefixes[0]), options.max_completion_length
         read = [p[b] for b in range(branches) for p in prefixes]  # BP
         take = _in_branches(owner, branches, len(prefixes))  # (BR,): the one in `read` that each row goes on from
-        logits, cache, shared = self._prefill(read, take, steps)  # (BP, V)
-        lengths = torch.tensor([len(ids) for ids in read], device=self.device)
-        width = int(lengths.max())
-        reach = torch.arange(width + steps, device=self.device)
-        mask = (reach >= width - lengths[:, None]).long()  # (BP, L+T), 1 where new tokens will come
-        logits, mask, position = logits[take], mask[take], lengths[take] - 1  # (BR, V), (BR, L+T), (BR,)
+        logits, ahead = self._prefill(read, take, steps)  # (BR, V), BR rows
         eos = torch.tensor(self.eos, dtype=torch.long, device=self.device)
         out = torch.full(noise.shape, -1, device=self.device)  # (R, T)
         live = torch.arange(len(owner), device=self.device)  # (R,): the row of `out` that each row of the batch writes
@@ -155,33 +165,25 @@ class HFSampler:
             left = int(going.sum())
             if not left or step + 1 == steps:
                 break
-            if left <= COMPACT_AT * len(live):
+            if ahead.shrinks(branches * left):
                 stay = going.nonzero()[:, 0]
-                take = _in_branches(stay, branches, len(live))
+                ahead.keep(_in_branches(stay, branches, len(live)))
                 live, token, going = live[stay], token[stay], going[stay]
-                mask, position = mask[take], position[take]
-                keep(cache, take) if shared else cache.reorder_cache(take)
-            position = position + 1
-            tokens, seen = token.repeat(branches)[:, None], mask[:, : width + step + 1]  # (BR, 1), (BR, L+step+1)
-            logits, cache = self._forward(tokens, seen, position[:, None], cache, shared)  # (BR, V)
+            logits = ahead.step(token.repeat(branches))  # (BR, V)
         return [[t for t in row if t >= 0] for row in out.tolist()]
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], rows: Tensor, room: int) -> tuple[Tensor, "Cache", bool]:
-        """Read BP prompts → logits of their last positions (BP, V), a cache for `rows` of them with room for more tokens,
-        and whether it is shared. Prompts of like length are read together where their caches can be put together.
+    def _prefill(self, prompts: Sequence[Sequence[int]], take: Tensor, room: int) -> tuple[Tensor, Rows]:
+        """Read BP prompts → for the rows (N,) that `take` them, logits (N, V) and how they go on for `room` tokens. Prompts of
+        like length are read together where their caches can be put together.
         """
-        if self.shares_prompts is None:
-            self.shares_prompts = self._try_sharing()
+        self.rows = self.rows or self._best_rows()
         lengths = [len(ids) for ids in prompts]
-        groups = group_by_length(lengths, self.pass_tokens if self.shares_prompts else None)
+        groups = group_by_length(lengths, None if self.rows is Rows else self.pass_tokens)
         read = [self._read([prompts[i] for i in group]) for group in groups]
         logits = torch.cat([each for each, _ in read])  # (BP, V), group by group
-        caches = [cache for _, cache in read]
-        if not self.shares_prompts:
-            select_with_room(caches[0], rows, room)
-            return logits, caches[0], False
         order = torch.tensor([i for group in groups for i in group], device=self.device)
-        return logits[order.argsort()], share(caches, order, lengths, rows, room), True
+        caches, lengths = [cache for _, cache in read], torch.tensor(lengths, device=self.device)
+        return logits[order.argsort()[take]], self.rows(self._forward, caches, order, lengths, take, room)
 
     def _read(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, "Cache"]:
         """P prompts, left padded to L → logits of the last position (P, V), and the cache."""
@@ -191,33 +193,43 @@ class HFSampler:
         mask = (torch.arange(width, device=self.device) >= width - lengths[:, None]).long()
         return self._forward(ids, mask, mask.cumsum(-1).sub(1).clamp(min=0))
 
-    def _try_sharing(self) -> bool:
-        """Whether a token after shared prompts gets the logits that it gets after a cache for each row."""
-        if not self.attending:
-            return False
-        prompts, rows = [(1, 2), (2,)], torch.tensor([0, 1, 0], device=self.device)
+    def _best_rows(self) -> Callable[..., Rows]:
+        """The fastest way to go on that the model allows."""
+        kinds = [("compiled decoding", logging.WARNING, partial(StaticRows, self.store))] if self.store else []
+        kinds.append(
+            ("a cache shared by completions", logging.INFO, partial(SharedRows, configs_with_sdpa(self.model)))
+        )
+        for name, level, kind in kinds:
+            reason = self._objection(kind)
+            if reason is None:
+                return kind
+            logger.log(level, "%s is not for this model, which is sampled without: %s", name, reason)
+        return Rows
+
+    def _objection(self, kind: Callable[..., Rows]) -> str | None:
+        """Why a token after prompts does not get the logits that it gets in rows with a cache of their own; None where it
+        does.
+        """
+        prompts, take = [(1, 2), (2,)], torch.tensor([0, 1, 0], device=self.device)
         (_, plain), (_, cache) = self._read(prompts), self._read(prompts)
-        if any(type(layer) is not DynamicLayer for layer in cache.layers):
-            return False
-        select_with_room(plain, rows, 1)
-        mask = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 1, 1]], device=self.device)
-        step = (torch.ones_like(rows)[:, None], mask, mask.sum(-1, keepdim=True) - 1)
-        expected, _ = self._forward(*step, plain)
+        if not configs_with_sdpa(self.model) or any(type(layer) is not DynamicLayer for layer in cache.layers):
+            return "its attention is not sdpa over all tokens in every layer"
+        order, lengths, token = torch.arange(2).to(take), torch.tensor([2, 1]).to(take), torch.ones_like(take)
+        expected = Rows(self._forward, [plain], order, lengths, take, 1).step(token)
         try:
-            got, _ = self._forward(*step, share([cache], torch.arange(2), [2, 1], rows, 1), shared=True)
-        except Exception as error:  # a model that attends in its own way; it does without
-            logger.info("prompts are not shared between completions: %s", error)
-            return False
-        return bool((got - expected).abs().max() <= torch.finfo(got.dtype).eps ** 0.5 * expected.abs().max())
+            got = kind(self._forward, [cache], order, lengths, take, 1).step(token)
+        except Exception as error:  # a model that attends in its own way, or no compiler
+            return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        close = (got - expected).abs().max() <= torch.finfo(got.dtype).eps ** 0.5 * expected.abs().max()
+        return None if close else "its logits differ"
 
     def _forward(
-        self, ids: Tensor, mask: Tensor, position: Tensor, cache: "Cache | None" = None, shared: bool = False
+        self, ids: Tensor, mask: Tensor, position: Tensor, cache: "Cache | None" = None
     ) -> tuple[Tensor, "Cache"]:
-        """Logits (N, V) of the last position, and the cache, in which prompts are `shared` or not."""
+        """Logits (N, V) of the last position, and the cache."""
         optional = {"position_ids": position, "logits_to_keep": 1}
         extra = {name: value for name, value in optional.items() if name in self.accepted}
-        with shared_attention(self.attending) if shared else contextlib.nullcontext():
-            out = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+        out = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
         return out.logits[:, -1], out.past_key_values
 
     def _next(self, logits: Tensor, u: Tensor, step: int, options) -> Tensor:

@@ -5,8 +5,8 @@ is kept once: its completions' queries meet it as one matrix product, each compl
 one softmax runs over both (the two-level attention of Hydragen, arXiv 2402.05099). Own tokens are written in place.
 
 It stands in for transformers' "sdpa" through its AttentionInterface, for one new token at a time, where a small trial
-(`shares_prompts`) shows that the model then says what it says with a cache of its own per row: layers of plain attention over
-all tokens, one code path from cache to attention. Other models keep `cache.select_with_room`.
+(`HFSampler._objection`) shows that the model then says what it says with a cache of its own per row: layers of plain attention over
+all tokens, one code path from cache to attention. Other models keep `cache.Rows`.
 
 Letters in shapes: P prompts, R rows, n rows of a prompt at most, H heads, K heads of keys, G = H / K, L prompt tokens (left padded), t own
 tokens so far, D width of a head.
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from nlf.sampling.cache import RoomyLayer
+from nlf.sampling.cache import RoomyLayer, Rows
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -123,26 +123,28 @@ def attend(
 ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
 
 
-def share(caches: "Sequence[Cache]", order: Tensor, lengths: Sequence[int], owner: Tensor, room: int) -> "Cache":
-    """One cache of R rows that share prompts, from those that P prompts were read into, some at a time.
+class SharedRows(Rows):
+    """Rows of a model with `configs` that share their prompts' cache."""
 
-    Args:
-        order: (P,), the prompts in the order in which `caches` hold them.
-        lengths: Of the P prompts.
-        owner: (R,), the prompt that each row reads.
-        room: Tokens to come.
-    """
-    sharing = Sharing(owner, torch.tensor(lengths, device=owner.device))
-    layers = zip(*(cache.layers for cache in caches), strict=True)
-    caches[0].layers[:] = [SharedLayer(parts, order, sharing, room) for parts in layers]
-    return caches[0]
+    def __init__(self, configs: list, *args):
+        self.configs = configs
+        super().__init__(*args)
 
+    def step(self, tokens: Tensor) -> Tensor:
+        with shared_attention(self.configs):
+            return super().step(tokens)
 
-def keep(cache: "Cache", rows: Tensor) -> None:
-    """Go on with these rows of a shared cache."""
-    prompts = cache.layers[0].sharing.keep(rows)
-    for layer in cache.layers:
-        layer.keep(rows, prompts)
+    def keep(self, rows: Tensor) -> None:
+        self.mask, self.position = self.mask[rows], self.position[rows]
+        prompts = self.cache.layers[0].sharing.keep(rows)
+        for layer in self.cache.layers:
+            layer.keep(rows, prompts)
+
+    def _hold(self, caches: "Sequence[Cache]", order: Tensor, lengths: Tensor, take: Tensor, room: int) -> "Cache":
+        sharing = Sharing(take, lengths)
+        layers = zip(*(cache.layers for cache in caches), strict=True)
+        caches[0].layers[:] = [SharedLayer(parts, order, sharing, room) for parts in layers]
+        return caches[0]
 
 
 def configs_with_sdpa(model: nn.Module) -> list:
