@@ -178,6 +178,36 @@ def test_the_tested_architectures_have_bare_heads(architecture):
     assert not model.get_output_embeddings()._forward_hooks
 
 
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_reference_elsewhere_is_given_all_it_reads(bare, monkeypatch):
+    """There is no second device here: tensors that go to one by name are marked."""
+    away, to, moved = torch.device("cpu:0"), torch.Tensor.to, []
+
+    def marking(self, *args, **kwargs):
+        found = to(self, *args, **kwargs)
+        if args[:1] == (away,):
+            moved.append(found)
+        return found
+
+    monkeypatch.setattr(torch.Tensor, "to", marking)
+    model, reference = tiny.model("gpt2"), tiny.model("gpt2")
+
+    def read_where(there: bool):
+        def look(module, args, inputs):
+            tensors = [
+                each for name, each in inputs.items() if name in ("input_ids", "attention_mask", "position_ids")
+            ]
+            assert all(any(each is other for other in moved) == there for each in tensors if each is not None)
+
+        return look
+
+    model.register_forward_pre_hook(read_where(False), with_kwargs=True)
+    reference.register_forward_pre_hook(read_where(True), with_kwargs=True)
+    elsewhere = ours(model, reference, drawn(), bare=bare, reference_device=away)
+    assert moved
+    torch.testing.assert_close(elsewhere, naive(tiny.model("gpt2"), tiny.model("gpt2"), drawn()))
+
+
 def test_right_padding_does_not_reach_what_is_read():
     model = tiny.model("llama").double()
     [group] = collate(drawn(), 0)["groups"]

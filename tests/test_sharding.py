@@ -9,7 +9,7 @@ from torch import nn
 
 from nlf.errors import UserError
 from nlf.policy import prepare_policy
-from nlf.sharding import _without_weights, drop, fill, place_reference, skeleton, whole
+from nlf.sharding import _without_weights, drop, fill, moved, place_reference, skeleton, whole
 from nlf.tags import TagScheme
 
 CPU = torch.device("cpu")
@@ -86,6 +86,23 @@ def test_the_reference_follows_the_precision_that_deepspeed_gives_the_policy():
     assert (
         next(place_reference(tiny.model(), sharding("NO", mixed_precision="bf16")).parameters()).dtype == torch.float32
     )
+
+
+def test_a_sharded_reference_has_no_device_of_its_own():
+    with pytest.raises(UserError, match="reference_device cpu: .* sharded as the policy's; leave it out"):
+        place_reference(tiny.model(), sharding("FSDP"), CPU)
+    assert place_reference(None, sharding("FSDP")) is None
+
+
+def test_a_model_that_comes_over_goes_back_whatever_happens():
+    places = []
+    model = SimpleNamespace(parameters=lambda: iter([torch.empty(0, device="meta")]), to=places.append)
+    with pytest.raises(KeyboardInterrupt), moved(model, CPU):
+        assert places == [CPU]
+        raise KeyboardInterrupt
+    assert places == [CPU, torch.device("meta")]
+    with moved(None, CPU):
+        pass
 
 
 def test_what_cannot_be_sharded_is_refused():

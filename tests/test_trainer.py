@@ -283,6 +283,28 @@ def test_lora_has_no_second_copy_and_resumes(tmp_path):
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "half"))
 
 
+def test_a_reference_elsewhere_trains_the_same(tmp_path, unbroken):
+    trainer = make(tmp_path, reference_device="cpu")
+    trainer.train()
+    assert same(weights(unbroken), weights(tmp_path))
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "gpu", "meta"])
+def test_a_reference_on_no_device_is_refused(device, tmp_path):
+    with pytest.raises(UserError, match=f"reference_device '{device}': expected cpu, or a device of this machine"):
+        make(tmp_path, reference_device=device)
+
+
+def test_an_adapter_has_no_reference_to_move(tmp_path):
+    from peft import LoraConfig
+
+    config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    with pytest.raises(
+        UserError, match="reference_device cpu: .* it is the policy with its adapter off; leave it out"
+    ):
+        make(tmp_path, "llama", peft_config=config, reference_device="cpu")
+
+
 def test_published_objective_draws_and_rule(tmp_path):
     make(
         tmp_path,

@@ -293,6 +293,11 @@ class ObjectiveOptions:
     kl_direction: Literal["forward", "reverse"] = knob(
         "forward", "KL(reference || policy), as ALT, or 'reverse': KL(policy || reference), as Quark."
     )
+    reference_device: str | None = knob(
+        None,
+        "Where the frozen reference computes in training: 'cpu', or another GPU, 'cuda:1' say, which leaves memory to the "
+        "policy; null is where the policy is. To sample and to evaluate it comes over.",
+    )
     adaptive_kl: bool = knob(False, "Steer beta towards target_kl.")
     target_kl: float = knob(3.0, "KL per completion (summed over its tokens) that adaptive_kl aims at.")
     horizon: int = knob(2500, "Completions over which adaptive_kl moves beta.")

@@ -31,20 +31,23 @@ def completion_stats(
     excluded_ids: Sequence[int] = (),
     kl_direction: str = "forward",
     most_logits: int | None = None,
+    reference_device: torch.device | None = None,
 ) -> list[TokenStats]:
     """Log-probability, entropy and KL of the completion tokens of a group of `batches.collate`, for each branch.
 
     Args:
         bare: Both models have a `bare_head`, and whole weights on every rank.
         most_logits: Of one branch at a time; None = by the device.
+        reference_device: Where the reference is, if not where the policy is.
 
     Returns:
         K statistics `(B, T)`, differentiable in the model; where there is no completion token they are 0.
     """
     labels, mask = group["labels"], group["completion_mask"]  # (B, T)
     read = predicting_hidden if bare else predicting_logits
+    away = reference_device or labels.device
     with torch.no_grad():
-        ref = read(reference, group["reference"])  # (N, D or V)
+        ref = read(reference, {name: each.to(away) for name, each in group["reference"].items()})  # (N, D or V)
     own = read(model, group["policy"])  # (KN, D or V)
     branches = len(group["policy"]["input_ids"]) // len(labels)
     own = own.unflatten(0, (branches, len(ref))).transpose(0, 1)  # (N, K, .)
@@ -54,7 +57,7 @@ def completion_stats(
             with torch.no_grad():
                 ref = project(reference, ref)  # (n, V)
             own = project(model, own)  # (n, K, V)
-        return token_stats(own, labels[:, None], ref[:, None], excluded_ids, kl_direction)
+        return token_stats(own, labels[:, None], ref.to(own.device)[:, None], excluded_ids, kl_direction)
 
     rows = rows_at_a_time(model, most_logits) if bare else None
     parts = in_chunks(stats, rows, own, ref, labels[mask])

@@ -82,11 +82,24 @@ def _without_weights(model: nn.Module | None) -> nn.Module | None:
     return copy.deepcopy(model, empty)
 
 
-def place_reference(model: nn.Module, accelerator: "Accelerator") -> nn.Module:
-    """The frozen model where the policy's forward will be: on the device, and sharded where the policy is."""
-    if not shards_weights(accelerator):
+def place_reference(
+    model: nn.Module | None, accelerator: "Accelerator", device: torch.device | None = None
+) -> nn.Module | None:
+    """The frozen model where the policy's forward will be: on its device, or on this one, and sharded where the policy is.
+
+    Raises:
+        UserError: a device for a reference that has none of its own: the policy's with its adapter off, or a sharded one.
+    """
+    sharded = shards_weights(accelerator)
+    if device is not None and (model is None or sharded):
+        why = "its weights are sharded as the policy's" if sharded else "it is the policy with its adapter off"
+        raise UserError(f"reference_device {device}: the reference has no device of its own, {why}; leave it out")
+    if model is None:
+        return None
+    if not sharded:
         zero2 = accelerator.distributed_type == "DEEPSPEED"  # which casts the policy, where others use autocast
-        return model.to(device=accelerator.device, dtype=DTYPES.get(accelerator.mixed_precision) if zero2 else None)
+        dtype = DTYPES.get(accelerator.mixed_precision) if zero2 else None
+        return model.to(device=device or accelerator.device, dtype=dtype)
     if accelerator.distributed_type == "FSDP":
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
@@ -99,6 +112,20 @@ def place_reference(model: nn.Module, accelerator: "Accelerator") -> nn.Module:
     engine = deepspeed.initialize(model=model, config=settings)[0]
     engine.eval()  # it returns nothing
     return engine
+
+
+@contextlib.contextmanager
+def moved(model: nn.Module | None, device: torch.device) -> Iterator[None]:
+    """Within, the model is on this device; after, where it was."""
+    if model is None:
+        yield
+        return
+    home = next(model.parameters()).device
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)
 
 
 def whole_parameter(parameter: nn.Parameter) -> torch.Tensor:

@@ -49,6 +49,7 @@ from nlf.objective import completion_stats, loss_of_groups, pass_tokens
 from nlf.policy import (
     Policy,
     bare_head,
+    best_device,
     load_model,
     lora_config,
     prepare_policy,
@@ -59,7 +60,7 @@ from nlf.prompts import all_conversations, as_prompts, load_prompts
 from nlf.rewards import Reward, check_weights, configure, resolve_reward, reward_names
 from nlf.rollouts import Pool, digest, iteration_dir
 from nlf.sampling import Sampler
-from nlf.sharding import DTYPES, MODELS, load_whole, place_reference, skeleton, whole
+from nlf.sharding import DTYPES, MODELS, load_whole, moved, place_reference, skeleton, whole
 from nlf.tags import TagScheme
 
 
@@ -149,6 +150,7 @@ class ALTTrainer(Trainer):
         optimizers=(None, None),
     ):
         args = args or ALTConfig()
+        self.reference_device = known_device(args.reference_device)
         self.take_inputs(args, reward_funcs, train_dataset, eval_dataset)
         if isinstance(model, str):
             model, processing_class = load_model(model)
@@ -203,8 +205,9 @@ class ALTTrainer(Trainer):
         self.add_callback(IterationCallback(self))
         self.loss_is_scaled_for_ga, self.model_accepts_loss_kwargs = True, False
         self.skeleton = skeleton(self.policy, self.accelerator)
-        if self.policy.reference_model is not None:
-            self.policy.reference_model = place_reference(self.policy.reference_model, self.accelerator)
+        self.policy.reference_model = place_reference(
+            self.policy.reference_model, self.accelerator, self.reference_device
+        )
         self.coefficients = {"beta": args.beta, "entropy_coef": args.entropy_coef}
         self.sums: dict[str, float] = {}  # since the last log
         self.step_sums: dict[str, float] = {}  # of this optimizer step
@@ -291,6 +294,7 @@ class ALTTrainer(Trainer):
             branches = completion_stats(
                 model, self.policy.reference_module(), group, bare=self.bare_heads(),
                 excluded_ids=self.policy.added_token_ids, kl_direction=self.args.kl_direction,
+                reference_device=self.reference_device,
             )  # fmt: skip
         loss, sums = alt_loss(
             branches[0], mask, branches[1] if len(branches) > 1 else None,
@@ -510,8 +514,9 @@ class ALTTrainer(Trainer):
         mode, dtype = self.policy.model.training, DTYPES.get(self.accelerator.mixed_precision)
         self.policy.model.eval()
         gathered = whole(self.policy, self.skeleton, models, device=self.args.device, dtype=dtype)
+        away = self.policy.reference_model if self.reference_device else None
         try:
-            with gathered as policy, self.accelerator.autocast():
+            with moved(away, self.args.device), gathered as policy, self.accelerator.autocast():
                 yield policy
         finally:
             self.policy.model.train(mode)
@@ -688,6 +693,23 @@ def check_world(args: ALTConfig) -> None:
         raise UserError(
             f"{started} processes were started, each sees {args.world_size}: no GPU was found; add --use_cpu true"
         )
+
+
+def known_device(name: str | None) -> torch.device | None:
+    """The device of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name is None:
+        return None
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):  # torch asserts that it was built for it
+        device = None
+    if device is None or device.type not in ("cpu", best_device().type):
+        raise UserError(f"reference_device {name!r}: expected cpu, or a device of this machine, cuda:1 say")
+    return device
 
 
 def check_judges(rewards: Sequence[Reward], args: ALTConfig) -> None:
