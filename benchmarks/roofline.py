@@ -9,7 +9,8 @@ Attention between tokens, norms, softmaxes and drawing are not counted: at these
 operations, and more of the time.
 
     sampling   2 N (prompt tokens, once per prompt + completion tokens - 1 each) + 2 H (completion tokens)
-    training   3 (2 N (tokens of each branch) + 2 H (completion tokens of each branch)) + the same once for the reference
+    training   3 (2 N (tokens of each branch) + 2 H (completion tokens of each branch)) + the same once for the reference,
+               less what the last layer's feed-forward part would do at tokens that predict none of the completion
 
 The rate is the best of a few products of square matrices: float32 on a processor, bfloat16 on an accelerator, where the
 bandwidth is told too (a copy, bytes read and written), since decoding is bound by it there.
@@ -21,6 +22,8 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+
+from nlf.policy import last_feed_forward
 
 MATRIX = {"cpu": 1_536, "cuda": 8_192}
 
@@ -66,7 +69,13 @@ def sampling_flops(model: nn.Module, prompt_tokens: float, completions: float, c
 
 def training_flops(model: nn.Module, tokens: float, logits: float, ref_tokens: float, ref_logits: float) -> float:
     """Operations of a step: tokens and logits of all branches with gradient, those of the reference without."""
-    return 3 * forward_flops(model, tokens, logits) + forward_flops(model, ref_tokens, ref_logits)
+    last = last_feed_forward(model)
+    spared = 2.0 * sum(p.numel() for p in last.parameters()) if last else 0.0  # for each token without logits
+
+    def forward(tokens: float, logits: float) -> float:
+        return forward_flops(model, tokens, logits) - spared * (tokens - logits)
+
+    return 3 * forward(tokens, logits) + forward(ref_tokens, ref_logits)
 
 
 def line(device: str, shares: dict[str, float]) -> str:

@@ -28,6 +28,7 @@ from nlf.activations import use_fast_gelu
 from nlf.batches import Example, collate, pad
 from nlf.losses import alt_loss
 from nlf.objective import completion_stats, loss_of_groups, pass_tokens
+from nlf.policy import last_feed_forward
 
 COEFS = {
     "contrastive": {"nll_coef": 0.0, "contrast_coef": 1.0, "beta": 2.0, "entropy_coef": 0.0},
@@ -68,8 +69,10 @@ def examples(args: argparse.Namespace, step: int) -> list[Example]:
 
 
 def ours(policy, reference, batch: list[Example], args: argparse.Namespace) -> Tensor:
+    last = (last_feed_forward(policy), last_feed_forward(reference))  # the trainer looks once
+
     def group_loss(group: dict) -> Tensor:
-        branches = completion_stats(policy, reference, group, bare=True, most_logits=args.most_logits)
+        branches = completion_stats(policy, reference, group, bare=True, most_logits=args.most_logits, last=last)
         return alt_loss(
             branches[0], group["completion_mask"], branches[1] if branches[1:] else None,
             num_tokens=group["num_tokens"], num_completions=group["num_completions"], **COEFS[args.objective],

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from nlf.batches import Example, collate, pad
 from nlf.losses import alt_loss
 from nlf.objective import completion_stats
-from nlf.policy import Policy, bare_head
+from nlf.policy import Policy, bare_head, last_feed_forward
 
 COEFS = {"nll_coef": 0.3, "contrast_coef": 1.0, "beta": 0.7, "entropy_coef": 0.1}
 
@@ -28,8 +28,11 @@ def drawn(count=9, contrast=True, seed=0, vocabulary=250) -> list[Example]:
     return [Example(ids(4) + p, ids(4) + p if contrast else None, p, c, tokens, count) for p, c in rows]
 
 
-def ours(model, reference, examples, *, pass_tokens=None, bare=True, **options):
+def ours(model, reference, examples, *, pass_tokens=None, bare=True, last=False, **options):
     loss = 0.0
+    if last:
+        options["last"] = (last_feed_forward(model), last_feed_forward(reference))
+        assert None not in options["last"]
     for group in collate(examples, 0, pass_tokens)["groups"]:
         branches = completion_stats(model, reference, group, bare=bare, **options)
         loss = loss + alt_loss(
@@ -87,6 +90,8 @@ def gradients(loss, model) -> list[torch.Tensor]:
         {"most_logits": 300},  # one token at a time
         {"most_logits": 300 * 7, "pass_tokens": 20},
         {"bare": False},
+        {"last": True},
+        {"last": True, "most_logits": 300 * 7, "pass_tokens": 20},
         {"kl_direction": "reverse", "excluded_ids": (299,), "most_logits": 900},
         {"excluded_ids": (3, 299), "pass_tokens": 20},
     ],
@@ -144,7 +149,7 @@ def test_an_adapter_that_is_off_is_the_reference():
     assert bare_head(model) and bare_head(off)
     examples = drawn()
     for most in (None, 900):
-        found, expected = (ours(model, ref, examples, most_logits=most) for ref in (off, start))
+        found, expected = (ours(model, ref, examples, most_logits=most, last=True) for ref in (off, start))
         torch.testing.assert_close(found, expected)
         for mine, theirs in zip(gradients(found, model), gradients(expected, model), strict=True):
             torch.testing.assert_close(mine, theirs)
@@ -176,6 +181,50 @@ def test_the_tested_architectures_have_bare_heads(architecture):
     assert bare_head(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model.get_output_embeddings()._forward_hooks
+
+
+def test_the_last_feed_forward_part_is_asked_for_completions_only():
+    model, asked = tiny.model(), []
+    layers = [module for name, module in model.named_modules() if name.endswith(".mlp")]
+    assert last_feed_forward(model) is layers[-1]
+    for layer in layers:
+        layer.register_forward_hook(lambda module, given, made: asked.append(given[0].shape[:-1].numel()))
+    [group] = collate(drawn(), 0)["groups"]
+    completion_stats(model, model, group, bare=True, last=(layers[-1], None))
+    tokens, read = int(group["completion_mask"].sum()), group["policy"]["input_ids"].numel()
+    assert asked[-len(layers) :] == [read] * (len(layers) - 1) + [2 * tokens]
+    assert all(len(layer._forward_hooks) == 1 and not layer._forward_pre_hooks for layer in layers)
+
+
+class Mixing(torch.nn.Module):
+    """A part that looks at other tokens too."""
+
+    def forward(self, x):
+        return x + x.cumsum(-2)
+
+
+class Named(torch.nn.Module):
+    """One that is called by name."""
+
+    def forward(self, *, hidden_states):
+        return hidden_states
+
+
+@pytest.mark.parametrize("part", [Mixing(), Named()])
+def test_a_last_part_that_is_not_token_by_token_is_left_alone(part):
+    model = tiny.model()
+    block = [module for name, module in model.named_modules() if hasattr(module, "mlp")][-1]
+    block.mlp = part
+    if isinstance(part, Named):
+        block.forward = lambda hidden_states, *args, **kwargs: part(hidden_states=hidden_states)
+    assert last_feed_forward(model) is None
+    assert not part._forward_hooks and not part._forward_pre_hooks
+
+
+def test_activations_that_are_made_again_are_made_as_before():
+    model = tiny.model()
+    model.gradient_checkpointing_enable()
+    assert last_feed_forward(model) is None
 
 
 @pytest.mark.parametrize("bare", [True, False])

@@ -10,6 +10,7 @@ two extremes learn from themselves under guidance, the others stay as they are. 
 """
 
 import copy
+import functools
 import json
 import logging
 from collections.abc import Sequence
@@ -46,9 +47,9 @@ from nlf.policy import (
     Policy,
     add_adapter,
     bare_head,
+    last_feed_forward,
     lora_config,
-    predicting_hidden,
-    predicting_logits,
+    predicting,
     project,
     revision_of,
     save_policy,
@@ -163,16 +164,16 @@ def lesson_loss(
     bare: bool,
     top_k: int = 0,
     most_logits: int | None = None,
+    last: tuple[torch.nn.Module | None, torch.nn.Module | None] = (None, None),
 ) -> torch.Tensor:
     """KL(teacher‖student) over the completion tokens of a group of `collate`: its share in the loss of the step.
 
     Args:
-        bare, most_logits: As of `objective.completion_stats`.
+        bare, most_logits, last: As of `objective.completion_stats`, of student and teacher.
     """
-    read = predicting_hidden if bare else predicting_logits
+    own = predicting(student, group["student"], bare, last[0])  # (N, D' or V')
     with torch.no_grad():
-        best, worst = read(teacher.model, group["teacher"]).chunk(2)  # (N, D or V) each
-    own = read(student, group["student"])  # (N, D' or V')
+        best, worst = predicting(teacher.model, group["teacher"], bare, last[1]).chunk(2)  # (N, D or V) each
 
     def kl(own: torch.Tensor, best: torch.Tensor, worst: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -197,9 +198,14 @@ class DistillTrainer(Trainer):
         self.bare = bare_head(self.model) and bare_head(teacher.model)
         self.loss_is_scaled_for_ga = True  # it has the step's denominator already
 
+    @functools.cached_property
+    def last_layers(self) -> tuple[torch.nn.Module | None, ...]:
+        """Of student and teacher; known once training has set its mode."""
+        return tuple(last_feed_forward(each) if self.bare else None for each in (self.model, self.teacher.model))
+
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         def loss(group: dict) -> torch.Tensor:
-            found = lesson_loss(model, self.teacher, group, bare=self.bare, top_k=self.top_k)
+            found = lesson_loss(model, self.teacher, group, bare=self.bare, top_k=self.top_k, last=self.last_layers)
             return found * self.accelerator.num_processes
 
         return loss_of_groups(inputs["groups"], loss, self.accelerator.backward)

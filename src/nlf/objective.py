@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nlf.losses import TokenStats, token_stats
-from nlf.policy import predicting_hidden, predicting_logits, project, unwrapped
+from nlf.policy import predicting, project, unwrapped
 
 CPU_PASS, DEVICE_PASS = 32, 4096  # what one more pass over rows of like length costs, in tokens
 CPU_LOGITS, DEVICE_LOGITS = 2**23, 2**28  # most logits of one branch at a time
@@ -32,6 +32,7 @@ def completion_stats(
     kl_direction: str = "forward",
     most_logits: int | None = None,
     reference_device: torch.device | None = None,
+    last: tuple[nn.Module | None, nn.Module | None] = (None, None),
 ) -> list[TokenStats]:
     """Log-probability, entropy and KL of the completion tokens of a group of `batches.collate`, for each branch.
 
@@ -39,16 +40,17 @@ def completion_stats(
         bare: Both models have a `bare_head`, and whole weights on every rank.
         most_logits: Of one branch at a time; None = by the device.
         reference_device: Where the reference is, if not where the policy is.
+        last: The `policy.last_feed_forward` of both, where they are bare.
 
     Returns:
         K statistics `(B, T)`, differentiable in the model; where there is no completion token they are 0.
     """
     labels, mask = group["labels"], group["completion_mask"]  # (B, T)
-    read = predicting_hidden if bare else predicting_logits
     away = reference_device or labels.device
     with torch.no_grad():
-        ref = read(reference, {name: each.to(away) for name, each in group["reference"].items()})  # (N, D or V)
-    own = read(model, group["policy"])  # (KN, D or V)
+        there = {name: each.to(away) for name, each in group["reference"].items()}
+        ref = predicting(reference, there, bare, last[1])  # (N, D or V)
+    own = predicting(model, group["policy"], bare, last[0])  # (KN, D or V)
     branches = len(group["policy"]["input_ids"]) // len(labels)
     own = own.unflatten(0, (branches, len(ref))).transpose(0, 1)  # (N, K, .)
 

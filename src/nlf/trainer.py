@@ -50,6 +50,7 @@ from nlf.policy import (
     Policy,
     bare_head,
     best_device,
+    last_feed_forward,
     load_model,
     lora_config,
     prepare_policy,
@@ -290,9 +291,11 @@ class ALTTrainer(Trainer):
     def group_loss(self, model, group: dict) -> torch.Tensor:
         """The share of one group of examples in the loss of the step; its sums are kept for the log."""
         labels, mask = group["labels"], group["completion_mask"]  # (B, T)
+        bare = self.bare_heads()
         with self.accelerator.autocast():
             branches = completion_stats(
-                model, self.policy.reference_module(), group, bare=self.bare_heads(),
+                model, self.policy.reference_module(), group,
+                bare=bare, last=self._last_layers if bare else (None, None),
                 excluded_ids=self.policy.added_token_ids, kl_direction=self.args.kl_direction,
                 reference_device=self.reference_device,
             )  # fmt: skip
@@ -313,6 +316,11 @@ class ALTTrainer(Trainer):
     @functools.cached_property
     def _bare_heads(self) -> bool:
         return bare_head(self.policy.model) and bare_head(self.policy.reference_module())
+
+    @functools.cached_property
+    def _last_layers(self) -> tuple[torch.nn.Module | None, torch.nn.Module | None]:
+        """Of policy and reference, what is asked for completion tokens only."""
+        return last_feed_forward(self.policy.model), last_feed_forward(self.policy.reference_module())
 
     def bare_heads(self) -> bool:
         """Whether logits may be made outside of the models: by their output layers alone, whole on every rank."""

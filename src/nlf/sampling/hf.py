@@ -28,6 +28,7 @@ from nlf.errors import UserError
 from nlf.losses import guided_log_probs
 from nlf.objective import pass_tokens
 from nlf.packing import packed_weights
+from nlf.policy import equal_but_for_rounding
 from nlf.sampling import Request, check_lengths, context_of
 from nlf.sampling.cache import Rows
 from nlf.sampling.draw import INF, pick, uniforms
@@ -220,8 +221,7 @@ class HFSampler:
             got = kind(self._forward, [cache], order, lengths, take, 1).step(token)
         except Exception as error:  # a model that attends in its own way, or no compiler
             return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        close = (got - expected).abs().max() <= torch.finfo(got.dtype).eps ** 0.5 * expected.abs().max()
-        return None if close else "its logits differ"
+        return None if equal_but_for_rounding(got, expected) else "its logits differ"
 
     def _forward(
         self, ids: Tensor, mask: Tensor, position: Tensor, cache: "Cache | None" = None
