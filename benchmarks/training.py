@@ -3,6 +3,7 @@
     python benchmarks/training.py                                    # the embedded model's size, contrastive
     python benchmarks/training.py --objective published
     python benchmarks/training.py --width 768 --layers 12 --vocabulary 50257 --batch 8 --repeats 3
+    python benchmarks/training.py --against compiled                 # ours, with the policy through torch.compile
 
 Both take the same steps of the same drawn rollouts from the same random weights: right branch, wrong branch (contrastive)
 and reference, loss, backward, Adam (fused, which is Trainer's default). The naive step has GPT-2 as it comes, ours as
@@ -42,9 +43,11 @@ def build(args: argparse.Namespace, side: str):
     shape = {"n_embd": args.width, "n_layer": args.layers, "n_head": args.width // 64, "n_positions": 256}
     config = GPT2Config(vocab_size=args.vocabulary, bos_token_id=None, eos_token_id=None, pad_token_id=0, **shape)
     policy = AutoModelForCausalLM.from_config(config).to(args.device).eval()
-    if side == "nlf":
+    if side != "naive":
         use_fast_gelu(policy)
     reference = copy.deepcopy(policy).requires_grad_(False)
+    if side == "compiled":
+        policy = torch.compile(policy, dynamic=True)
     return policy, reference, torch.optim.AdamW(policy.parameters(), lr=1e-5, fused=True)
 
 
@@ -124,7 +127,7 @@ def naive(policy, reference, batch: list[Example], args: argparse.Namespace) -> 
     return loss
 
 
-SIDES = {"nlf": ours, "naive": naive}
+SIDES = {"nlf": ours, "naive": naive, "compiled": ours}
 
 
 def side(name: str, args: argparse.Namespace, batches: list[list[Example]], losses: list[float]) -> Side:
@@ -168,22 +171,24 @@ def main() -> None:
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--objective", choices=list(COEFS), default="contrastive")
+    parser.add_argument("--against", choices=["naive", "compiled"], default="naive")
     parser.add_argument("--most_logits", type=int, help="as of nlf.objective.completion_stats")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    sides = ["nlf", args.against]
     # Before this process is large: a child counts that.
-    peaks = {name: in_fresh_process(memory, name, args) for name in SIDES}
+    peaks = {name: in_fresh_process(memory, name, args) for name in sides}
     batches = [examples(args, number) for number in range(args.repeats + 1)]
-    losses: dict[str, list[float]] = {name: [] for name in SIDES}
-    taken = alternate({name: side(name, args, batches, losses[name]) for name in SIDES}, args.repeats)
+    losses: dict[str, list[float]] = {name: [] for name in sides}
+    taken = alternate({name: side(name, args, batches, losses[name]) for name in sides}, args.repeats)
     for ours, theirs in zip(*losses.values(), strict=True):
         assert abs(ours - theirs) < 1e-3 * max(1, abs(theirs)), f"losses differ: {ours} and {theirs}"
     print(table(taken, "samples", 1))
     shape = f"{args.layers} layers of {args.width}, vocabulary {args.vocabulary:,}, {args.batch} a step"
     print(f"\n{args.objective}, {shape}: {ratio_line(taken)}")
     print(f"peak memory: {', '.join(f'{name} {each:,.0f} MB' for name, each in peaks.items())}", end="")
-    print(f": {peaks['nlf'] / peaks['naive']:.2f} ×")
+    print(f": {peaks['nlf'] / peaks[args.against]:.2f} ×")
     model = build(args, "naive")[0]
     rates = [needed(model, batch) / row.seconds for batch, row in zip(batches[1:], taken["nlf"], strict=True)]
     print(line(args.device, {"training": statistics.median(rates)}))

@@ -29,6 +29,14 @@ def test_only_x_is_kept_for_the_gradient():
     assert kept == [x.data_ptr()]
 
 
+def test_compiled_it_is_torchs_own_which_takes_any_shape():
+    compiled = torch.compile(TanhGELU(), backend="aot_eager", dynamic=True)
+    for size in (8, 9):
+        x = torch.randn(2, size, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        expected = torch.autograd.grad(NewGELUActivation()(x).sum(), x)
+        torch.testing.assert_close(torch.autograd.grad(compiled(x).sum(), x), expected)
+
+
 def test_half_precision_is_torchs_own():
     x = torch.randn(64, dtype=torch.bfloat16)
     assert torch.equal(TanhGELU()(x), torch.nn.functional.gelu(x, approximate="tanh"))

@@ -6,7 +6,16 @@ import torch
 
 from nlf.batches import read_whole
 from nlf.errors import UserError
-from nlf.policy import load_model, load_policy, predicting_logits, prepare_policy, save_policy, trainable_digest
+from nlf.policy import (
+    forward_parameters,
+    load_model,
+    load_policy,
+    predicting_logits,
+    prepare_policy,
+    save_policy,
+    trainable_digest,
+    unwrapped,
+)
 from nlf.tags import TagScheme
 
 
@@ -55,6 +64,13 @@ def test_padding_does_not_change_logits(architecture):
     alone = predicting_logits(model, read_whole([[5, 6, 7]], [[8, 9]], 0))
     together = predicting_logits(model, read_whole([[5, 6, 7], [1] * 9], [[8, 9], [1, 2, 3, 4]], 0))
     assert torch.allclose(alone, together[:2], atol=1e-5)
+
+
+def test_a_compiled_model_is_looked_into():
+    model = tiny.model()
+    compiled = torch.compile(model, backend="eager")
+    assert unwrapped(compiled) is model
+    assert forward_parameters(compiled) == forward_parameters(model)
 
 
 def test_saved_and_loaded(tmp_path):

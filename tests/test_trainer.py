@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from nlf import rundir
 from nlf.errors import UserError
+from nlf.policy import unwrapped
 from nlf.trainer import ALTConfig, ALTTrainer
 
 fork = multiprocessing.get_context("fork")
@@ -303,6 +304,36 @@ def test_an_adapter_has_no_reference_to_move(tmp_path):
         UserError, match="reference_device cpu: .* it is the policy with its adapter off; leave it out"
     ):
         make(tmp_path, "llama", peft_config=config, reference_device="cpu")
+
+
+def test_compiled_training_is_the_same_and_resumes(tmp_path, unbroken):
+    """One graph for all groups, whichever came first; the plain model is what is sampled from, digested and saved."""
+
+    def compiled(folder, **changes):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        trainer = make(folder, torch_compile=True, torch_compile_backend="eager", **changes)
+        trainer.train(resume_from_checkpoint=folder.is_dir() and any(folder.iterdir()))
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+        assert unwrapped(trainer.model_wrapped) is trainer.policy.model is not trainer.model_wrapped
+        assert trainer.bare_heads()
+        return trainer
+
+    compiled(tmp_path / "whole")
+    first, other = ([row for row in lines(run) if "loss" in row][:3] for run in (tmp_path / "whole", unbroken))
+    for name in ("loss", "grad_norm", "kl", "tag_margin"):
+        assert [row[name] for row in first] == pytest.approx([row[name] for row in other], rel=1e-4), name
+    compiled(tmp_path / "half", num_train_epochs=1)
+    compiled(tmp_path / "half")
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "half"))
+    assert weights(tmp_path / "whole").keys() == weights(unbroken).keys()
+
+
+def test_compilers_that_are_not_there_are_refused(tmp_path):
+    with pytest.raises(UserError, match="torch_compile_backend 'inducter': expected one of .*inductor"):
+        settings(tmp_path, torch_compile_backend="inducter")
+    with pytest.raises(UserError, match="torch_compile_mode 'fast': expected one of default, .*max-autotune"):
+        settings(tmp_path, torch_compile=True, torch_compile_mode="fast")
 
 
 def test_published_objective_draws_and_rule(tmp_path):

@@ -37,7 +37,9 @@ def _gate(x: Tensor) -> Tensor:
 
 class TanhGELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or x.dtype != torch.float32:
+        if (
+            x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling()
+        ):  # which fuses it itself
             return F.gelu(x, approximate="tanh")
         return _TanhGELU.apply(x) if torch.is_grad_enabled() else _gate(x).mul_(x)
 

@@ -370,9 +370,9 @@ def project(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside DDP and the like."""
-    while hasattr(model, "module"):
-        model = model.module
+    """The model inside DDP, `torch.compile` and the like."""
+    while inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None):
+        model = inner
     return model
 
 

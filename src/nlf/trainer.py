@@ -24,7 +24,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
-from accelerate.utils import gather_object
+from accelerate import Accelerator
+from accelerate.utils import DynamoBackend, gather_object
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -99,6 +100,7 @@ class ALTConfig(
         if self.sampler == "server":
             raise UserError("sampler server: it would keep the weights it was started with; training takes hf or vllm")
         config.check(self)
+        check_compile(self)
         self.fsdp = {"true": True, "false": None}.get(str(self.fsdp).lower(), self.fsdp)  # a flag's text
         TrainingArguments.__post_init__(self)
         load_whole()
@@ -203,6 +205,7 @@ class ALTTrainer(Trainer):
             optimizers=optimizers,
         )  # fmt: skip
         load_whole()
+        compile_for_all_shapes(self.accelerator)
         self.add_callback(IterationCallback(self))
         self.loss_is_scaled_for_ga, self.model_accepts_loss_kwargs = True, False
         self.skeleton = skeleton(self.policy, self.accelerator)
@@ -718,6 +721,31 @@ def known_device(name: str | None) -> torch.device | None:
     if device is None or device.type not in ("cpu", best_device().type):
         raise UserError(f"reference_device {name!r}: expected cpu, or a device of this machine, cuda:1 say")
     return device
+
+
+def check_compile(args: ALTConfig) -> None:
+    """Before anything is loaded or sampled.
+
+    Raises:
+        UserError: accelerate knows no such backend, or torch no such mode.
+    """
+    known = {
+        "torch_compile_backend": lambda: [backend.value.lower() for backend in DynamoBackend],
+        "torch_compile_mode": torch._inductor.list_mode_options,
+    }
+    for name, choices in known.items():
+        value = getattr(args, name)
+        if value is not None and value not in choices():
+            raise UserError(f"{name} {value!r}: expected one of {', '.join(choices())}")
+
+
+def compile_for_all_shapes(accelerator: Accelerator) -> None:
+    """With `torch_compile`, one graph for groups of any size from the first on. Left to itself torch makes one for the
+    first group alone and another for those that follow, and a resumed run has another first group.
+    """
+    plugin = accelerator.state.dynamo_plugin
+    if plugin.dynamic is None:
+        plugin.dynamic = True
 
 
 def check_judges(rewards: Sequence[Reward], args: ALTConfig) -> None:
