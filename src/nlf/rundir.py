@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from nlf.errors import UserError
 
 CONFIG, FACTS, METRICS, MARKER = "config.yaml", "run.json", "metrics.jsonl", "nlf.json"
+AGAIN = {"iteration", "train_runtime"}  # in lines of the pool, when an iteration begins, and of the end of a run
 
 # Settings that cannot change the result; a resumed run may change them.
 FREE = {
@@ -191,7 +192,9 @@ def clear_checkpoint(checkpoint: Path) -> None:
 
 
 def truncate_metrics(run_dir: Path, step: int) -> None:
-    """Drop the logged lines after `step`: a resumed run writes them again."""
+    """Drop the logged lines that a run resumed at `step` writes again: those after it, at it what `AGAIN` names, and all
+    where it starts anew.
+    """
     path = run_dir / METRICS
     if path.is_file():
         write_text(path, "".join(_lines_up_to(path.read_text(encoding="utf-8").splitlines(), step)))
@@ -200,7 +203,8 @@ def truncate_metrics(run_dir: Path, step: int) -> None:
 def _lines_up_to(lines: Iterable[str], step: int) -> Iterable[str]:
     for line in lines:
         try:
-            kept = json.loads(line)["step"] <= step
+            row = json.loads(line)
+            kept = row["step"] < step or (row["step"] == step > 0 and not AGAIN & row.keys())
         except ValueError:  # the line being written when the run was killed
             kept = False
         if kept:
