@@ -174,6 +174,23 @@ def test_heads_that_scale_or_cap_are_told_from_bare_ones(kind, more, bare):
     assert bare_head(AutoModelForCausalLM.from_config(config).eval()) is bare
 
 
+def deaf_to_states(forward):
+    return lambda input_ids, logits_to_keep=0, **_: forward(input_ids, logits_to_keep=logits_to_keep)
+
+
+def deaf_to_positions(forward):
+    return lambda input_ids, output_hidden_states=None, **_: forward(
+        input_ids, output_hidden_states=output_hidden_states
+    )
+
+
+@pytest.mark.parametrize("deaf", [deaf_to_states, deaf_to_positions])
+def test_a_forward_that_lacks_one_of_both_arguments_has_no_bare_head(deaf):
+    model = tiny.model()
+    model.forward = deaf(model.forward)
+    assert not bare_head(model)
+
+
 @pytest.mark.parametrize("architecture", sorted(tiny.ARCHITECTURES))
 def test_the_tested_architectures_have_bare_heads(architecture):
     model = tiny.model(architecture)

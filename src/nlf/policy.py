@@ -335,11 +335,11 @@ def _only_at(module: nn.Module | None, positions: torch.Tensor) -> Iterator[None
 
 
 def bare_head(model: nn.Module) -> bool:
-    """Whether logits are what the output layer makes of the last hidden state, with nothing done before or after it: no
-    scale, no cap. Seen by putting marks in the place of what the layer says.
+    """Whether logits are what the output layer makes of the last hidden state, at the positions that are asked for and
+    with nothing done before or after it: no scale, no cap. Seen by putting marks in the place of what the layer says.
     """
     head = unwrapped(model).get_output_embeddings()
-    if head is None or not {"logits_to_keep", "output_hidden_states"} & forward_parameters(model):
+    if head is None:
         return False
     seen = {}
 
@@ -352,12 +352,15 @@ def bare_head(model: nn.Module) -> bool:
     try:
         with torch.no_grad():
             ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
-            out = model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=0)
+            kept = ids.new_tensor([1])
+            out = model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=kept)
     except TypeError:  # it does not take one of these
         return False
     finally:
         hook.remove()
-    return bool(seen) and torch.equal(out.logits, seen["marks"]) and torch.equal(seen["read"], out.hidden_states[-1])
+    if not seen or not getattr(out, "hidden_states", None):
+        return False
+    return torch.equal(out.logits, seen["marks"]) and torch.equal(seen["read"], out.hidden_states[-1][:, kept])
 
 
 def project(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
