@@ -166,6 +166,17 @@ def test_dry_run_tells_the_cost(capsys, tmp_path):
     assert "270; 270 of them remote, 0.0 hours at 10 a second" in capsys.readouterr().out
 
 
+def test_dry_run_counts_the_whole_model_that_is_written_for_vllm(capsys, inputs):
+    model, prompts = inputs
+    command = ["train", "--dry_run", "--model_name_or_path", model, "--dataset", str(prompts), "--use_peft", "true"]
+    assert main(command) == 0
+    assert "vLLM" not in capsys.readouterr().out
+    for dtype, size in (("float32", "51.7 kB"), ("bfloat16", "25.9 kB")):  # of 12,928 parameters
+        assert main([*command, "--sampler", "vllm", "--dtype", dtype]) == 0
+        told = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+        assert told["disk, weights for vLLM"].strip() == f"about {size} while it samples"
+
+
 ATTRIBUTES = """
 quantile_weights: null
 attributes:

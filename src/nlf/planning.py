@@ -73,18 +73,21 @@ def passes(s: SimpleNamespace) -> int:
 
 
 def disk(s: SimpleNamespace, sampled: int, iterations: int, steps: int) -> dict[str, str]:
-    """Sizes of the model, the rollouts and the checkpoints."""
+    """Sizes of the model, the rollouts and the checkpoints, and of the whole model that vLLM reads."""
     shapes = weight_shapes(s)
     size = sum(math.prod(shape) for shape in shapes)
     trained = adapter_size(shapes, s.lora_r) if s.use_peft else size
     between = {"no": 0, "epoch": 0}.get(s.save_strategy, int(steps // s.save_steps) if s.save_steps >= 1 else 0)
     checkpoints = min(iterations + between, s.save_total_limit or math.inf)
     rollouts = sampled * (150 + 8 * s.max_completion_length)  # a row's prompt and fixed columns; ids and text a token
-    checkpoint = trained * (BYTES.get(s.dtype, 4) * 3)  # weights and the two moments of Adam
+    width = BYTES.get(s.dtype, 4)
+    checkpoint = trained * width * 3  # weights and the two moments of Adam
+    handed = {"disk, weights for vLLM": f"about {human(size * width)} while it samples"} if s.sampler == "vllm" else {}
     return {
         "parameters": f"{size:,}" + (f", {trained:,} trained (adapters)" if s.use_peft else ""),
         "disk, rollouts": f"about {human(rollouts)}",
         "disk, checkpoints": f"about {human(checkpoints * checkpoint)} ({checkpoints} of {human(checkpoint)})",
+        **handed,
     }
 
 
