@@ -37,9 +37,8 @@ def _gate(x: Tensor) -> Tensor:
 
 class TanhGELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        if (
-            x.device.type != "cpu" or x.dtype != torch.float32 or torch.compiler.is_compiling()
-        ):  # which fuses it itself
+        fused = torch.compiler.is_compiling()  # by the compiler
+        if fused or x.device.type != "cpu" or x.dtype != torch.float32:
             return F.gelu(x, approximate="tanh")
         return _TanhGELU.apply(x) if torch.is_grad_enabled() else _gate(x).mul_(x)
 

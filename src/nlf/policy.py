@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from accelerate.utils import is_compiled_module
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -268,8 +269,9 @@ def predicting_hidden(
     """What the output layer of a model with a `bare_head` makes those logits of: `(N, D)`.
 
     Args:
-        last: The model's `last_feed_forward`, which is then asked for those N positions alone.
+        last: The model's `last_feed_forward`, which is then asked for those N positions alone; not of a compiled model.
     """
+    last = None if is_compiled_module(model) else last
     none = inputs["input_ids"].new_empty(0)  # logits of no position
     with _only_at(last, inputs["predicts"]):
         out = model(**_asked(inputs), logits_to_keep=none, output_hidden_states=True)
