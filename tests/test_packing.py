@@ -54,6 +54,15 @@ def test_the_weights_are_those_at_the_time():
         layer.weight.add_(1)
 
 
+def test_autocast_computes_as_it_does_without():
+    layer, x = nn.Linear(8, 8), torch.randn(5, 8)
+    with packed_weights(layer, FEWEST_TOKENS), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        inside = layer(x)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), packed_weights(layer, FEWEST_TOKENS):
+        assert not packed_layers(layer)
+        assert inside.dtype == torch.bfloat16 and torch.equal(inside, layer(x))
+
+
 def test_forwards_are_back_after_an_error():
     model = tiny.model("gpt2")
     with pytest.raises(KeyboardInterrupt), packed_weights(model, FEWEST_TOKENS):
@@ -91,13 +100,14 @@ def test_few_tokens_and_many_weights_are_left_alone(monkeypatch):
         assert not packed_layers(layer)
 
 
-def test_a_torch_without_these_operations_does_without(monkeypatch):
+@pytest.mark.parametrize("name", ["_reorder_linear_weight", "_linear_pointwise"])
+def test_a_torch_without_these_operations_does_without(name, monkeypatch):
     layer = nn.Linear(8, 8)
 
-    def missing(layer):
-        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_reorder_linear_weight'")
+    def other(*args):
+        raise RuntimeError("mkldnn: another signature")
 
-    monkeypatch.setattr(packing, "_packed_forward", missing)
+    monkeypatch.setattr(torch.ops.mkldnn, name, other)
     with packed_weights(layer, FEWEST_TOKENS):
         assert not packed_layers(layer)
 

@@ -304,6 +304,13 @@ def test_lora_has_no_second_copy_and_resumes(tmp_path):
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "half"))
 
 
+@pytest.mark.parametrize("compile", [True, False])
+def test_the_trainers_own_sampler_is_compiled_where_asked_for(compile, tmp_path):
+    trainer = make(tmp_path, sampler_compile=compile)
+    with trainer.open_sampler(trainer.policy) as sampler:
+        assert sampler.compile is compile
+
+
 def test_a_reference_elsewhere_trains_the_same(tmp_path, unbroken):
     trainer = make(tmp_path, reference_device="cpu")
     trainer.train()

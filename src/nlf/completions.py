@@ -113,7 +113,6 @@ def sample_table(
     negative: str | None = None,
     seed: int,
     iteration: int = 0,
-    token_budget: int | None = None,
     sampler: Sampler | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> pa.Table:
@@ -123,7 +122,7 @@ def sample_table(
         occurrences: How often each row's prompt has come before; with (seed, iteration) it fixes the random numbers.
         feedback: What is put before the prompt, the same for all or one for each row; None = the bare prompt.
         negative: The other feedback of tag-contrast guidance, used where `options.guidance_scale` is not 0.
-        sampler: What draws them; None = this process, `token_budget` tokens at a time.
+        sampler: What draws them; None = this process.
     """
     words = [feedback] * len(rows) if feedback is None or isinstance(feedback, str) else feedback
     prompts = [encoder.prompt_ids(row["prompt"]) for row in rows]
@@ -141,7 +140,7 @@ def sample_table(
         )
         for i in range(len(rows))
     ]
-    sampler = sampler or sampler_of(policy, token_budget=token_budget)
+    sampler = sampler or sampler_of(policy)
     sampled = sampler.sample(requests, options, seed=seed, iteration=iteration, progress=progress)
     flat = [(i, n, ids) for i, completions in enumerate(sampled) for n, ids in enumerate(completions)]
     stop = set(policy.eos_token_ids)

@@ -299,7 +299,7 @@ def last_feed_forward(model: nn.Module) -> nn.Module | None:
         "position_ids": position,
         "predicts": ids % 3 == 0,
     }
-    with torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
+    with torch.no_grad():
         expected = predicting_hidden(model, inputs)
         try:
             got = predicting_hidden(model, inputs, found[-1])
@@ -309,8 +309,10 @@ def last_feed_forward(model: nn.Module) -> nn.Module | None:
 
 
 def equal_but_for_rounding(got: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether what a model says differs by no more than the order of sums makes it."""
-    return bool((got - expected).abs().max() <= torch.finfo(got.dtype).eps ** 0.5 * expected.abs().max())
+    """Whether what a model says differs by no more than the order of sums makes it, in the precision of its products."""
+    kind = got.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else got.dtype
+    return bool((got - expected).abs().max() <= torch.finfo(dtype).eps ** 0.5 * expected.abs().max())
 
 
 @contextlib.contextmanager

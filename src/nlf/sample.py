@@ -248,14 +248,13 @@ def sample_lines(
     *,
     negative: str | None = None,
     seed: int = 0,
-    token_budget: int | None = None,
     sampler: Sampler | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[dict]:
     """Sample prompts: a line of `generations.jsonl` for each."""
     table = sample_table(
         policy, encoder, rows, occurrences, tag, options,
-        negative=negative, seed=seed, iteration=EVALUATION, token_budget=token_budget, sampler=sampler,
+        negative=negative, seed=seed, iteration=EVALUATION, sampler=sampler,
         progress=progress,
     )  # fmt: skip
     return [

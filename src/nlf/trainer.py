@@ -349,7 +349,7 @@ class ALTTrainer(Trainer):
         tag, options = self.args.eval_tag or self.policy.scheme.best, config.sampling_options(self.args, "eval_")
         shard = [rows[i] for i, _ in mine]
         advance = self.bar("evaluating", len(shard) * options.num_generations, 0)
-        with self.evaluating() as policy, self.sampler_here(policy) as sampler:
+        with self.evaluating() as policy, self.open_sampler(policy) as sampler:
             lines = evaluated_lines(
                 policy, self.encoder, shard, [n for _, n in mine], tag, options, self.rewards_here(),
                 seed=self.args.seed, sampler=sampler, progress=advance, context=self.reward_context(),
@@ -424,11 +424,11 @@ class ALTTrainer(Trainer):
         with (
             self.evaluating(["reference_model" if start else "model"]) as policy,
             start_model(policy, iteration) as model,
-            self.sampler_here(model) as sampler,
+            self.open_sampler(model) as sampler,
         ):
             yield policy, sampler
 
-    def sampler_here(self, policy: Policy) -> contextlib.closing:
+    def open_sampler(self, policy: Policy) -> contextlib.closing:
         """What draws a policy's completions in this process."""
         options = config.SamplerOptions(sampler_compile=self.args.sampler_compile)
         return contextlib.closing(sampler_of(policy, options, self.args.sampling_batch_tokens))

@@ -79,7 +79,7 @@ def test_which_models_share(name):
     model = tiny(name)
     sampler = HFSampler(model, eos_token_ids=(0,))
     sampler.sample(requests(MIXED), SamplingOptions(max_completion_length=3), seed=0, iteration=0)
-    assert (sampler.rows is Rows) == (name == "mistral")  # its window needs a cache of its own kind
+    assert (sampler.rows.func is Rows) == (name == "mistral")  # its window needs a cache of its own kind
     assert model.config._attn_implementation == "sdpa"
 
 
@@ -101,7 +101,7 @@ def test_a_model_that_cannot_share_samples_the_same_without(spoil, monkeypatch):
         monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "nlf_shared_prompts", other)
     sampler = HFSampler(model, eos_token_ids=(0,))
     got = sampler.sample(requests(MIXED), SamplingOptions(**options), seed=3, iteration=0)
-    assert sampler.rows is Rows and got == expected
+    assert sampler.rows.func is Rows and got == expected
     assert model.config._attn_implementation == ("eager" if spoil == "eager" else "sdpa")
 
 

@@ -1,17 +1,22 @@
 """Compiled decoding samples what the sampler samples without, from one graph for all shapes, in memory that stays."""
 
+import copy
 import logging
 import shutil
 
 import pytest
 import torch
+from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from tests.sampling.test_hf import CONFIGS, MIXED, requests, sample, tiny
 
-from nlf.config import SamplingOptions
-from nlf.sampling.cache import Rows
+from nlf.completions import sampler_of
+from nlf.config import SamplerOptions, SamplingOptions
+from nlf.errors import UserError
+from nlf.policy import Policy, load_model
 from nlf.sampling.hf import HFSampler
-from nlf.sampling.static import StaticRows, size_of_graph
+from nlf.sampling.shared import SharedRows
+from nlf.sampling.static import FixedLayer, StaticRows, rounded_up
 
 COMPILED = sorted(set(CONFIGS) - {"mistral"})
 
@@ -37,7 +42,7 @@ def graphs():
 def compiled(model, asked, *, seed=3, iteration=0, sampler=None, budget=None, **options):
     sampler = sampler or HFSampler(model, eos_token_ids=(0,), token_budget=budget, compile=True)
     found = sampler.sample(asked, SamplingOptions(**options), seed=seed, iteration=iteration)
-    assert sampler.rows is not Rows and sampler.rows.func is StaticRows
+    assert sampler.rows.func is StaticRows
     return found
 
 
@@ -79,24 +84,84 @@ def test_weights_are_those_at_the_time(graphs):
     assert len(graphs) == 1
 
 
+def held(sampler) -> dict:
+    """Where the compiled pass finds what it reads."""
+    (compiled,) = sampler.rows.args
+    return {(i, name): x.data_ptr() for i, layer in enumerate(compiled.layers) for name, x in layer.flat.items()}
+
+
 def test_memory_stays_where_it_is_until_the_sampler_is_closed(graphs):
     model = tiny()
     sampler = HFSampler(model, eos_token_ids=(0,), token_budget=600, compile=True)  # several batches
     compiled(model, requests([20] * 4), sampler=sampler, num_generations=9, max_completion_length=8)
-    places = {name: held.data_ptr() for name, held in sampler.store.memory.items()}
+    places = held(sampler)
     assert len(places) == 3 * model.config.num_hidden_layers
     compiled(model, requests([9, 3]), sampler=sampler, num_generations=4, max_completion_length=5)
-    assert {name: held.data_ptr() for name, held in sampler.store.memory.items()} == places
+    assert held(sampler) == places
     sampler.close()
-    assert not sampler.store.memory
+    assert sampler.rows is None
     asked, options = requests([5]), {"num_generations": 2, "max_completion_length": 4}
     assert compiled(model, asked, sampler=sampler, **options) == sample(model, asked, **options)
+    assert len(graphs) == 1
+
+
+def test_out_of_memory_leaves_nothing_of_the_failed_batch(graphs, monkeypatch):
+    """Memory for all of the batch but its last layer: with what the first layers took kept, no smaller one would fit."""
+    model, asked, options = tiny(), requests([9] * 16), {"num_generations": 2, "max_completion_length": 6}
+    expected = sample(model, asked, **options)
+    sampler = HFSampler(model, eos_token_ids=(0,), compile=True)
+    memory, taken, most = FixedLayer._memory, {}, 2 * 32 * 32 * 16 + 1000  # keys and values of 16 numbers a token
+
+    def limited(self, name, size, like):
+        places = [place for layer in sampler.rows.args[0].layers if layer is not self for place in layer.flat.values()]
+        if sum(map(len, places)) + size > most:
+            raise torch.cuda.OutOfMemoryError("no memory left")
+        taken[size] = name
+        return memory(self, name, size, like)
+
+    compiled(model, requests([3]), sampler=sampler, num_generations=1, max_completion_length=2)  # the trial
+    monkeypatch.setattr(FixedLayer, "_memory", limited)
+    assert compiled(model, asked, sampler=sampler, **options) == expected
+    assert 16 * 32 * 16 in taken  # half as many rows
+
+
+def test_numbers_that_are_not_finite_do_not_outlive_an_error(graphs):
+    model, options = tiny("llama"), {"num_generations": 3, "max_completion_length": 6}
+    expected, weights = sample(model, requests([4]), **options), copy.deepcopy(model.state_dict())
+    sampler = HFSampler(model, eos_token_ids=(0,), compile=True)
+    compiled(model, requests([4]), sampler=sampler, **options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    with pytest.raises(UserError, match="not finite"):
+        compiled(model, requests([30]), sampler=sampler, **options)
+    model.load_state_dict(weights)
+    assert compiled(model, requests([4]), sampler=sampler, **options) == expected
+
+
+@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("compile", [True, False])
+def test_mixed_precision_has_the_same_ways(name, compile, graphs):
+    """As in training: the forward that accelerate prepares computes in bfloat16 and answers in float32."""
+    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+    model = accelerator.prepare(tiny(name)).eval()
+    options = {"num_generations": 2, "max_completion_length": 4}
+    sampler = HFSampler(model, eos_token_ids=(0,), compile=compile)
+    with accelerator.autocast():
+        sampler.sample(requests(MIXED), SamplingOptions(**options), seed=0, iteration=0)
+        assert sampler.rows.func is (StaticRows if compile else SharedRows)
+
+
+def test_the_flag_reaches_the_sampler():
+    policy = Policy(*load_model("embedded"))
+    for compile in (True, False):
+        assert sampler_of(policy, SamplerOptions(sampler_compile=compile)).compile is compile
 
 
 def test_sizes_are_few_and_not_much_too_large():
-    sizes = [size_of_graph(rows) for rows in range(1, 2049)]
-    assert all(rows <= size <= max(8, 1.25 * rows) or size - rows < 8 for rows, size in enumerate(sizes, 1))
-    assert len(set(sizes)) <= 32 and sizes == sorted(sizes)
+    sizes = [rounded_up(count, 8) for count in range(1, 2049)]
+    assert all(count <= size <= max(8, 1.5 * count) for count, size in enumerate(sizes, 1))
+    assert sorted(set(sizes)) == [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048]
 
 
 @pytest.mark.parametrize("spoil", ["window", "eager", "breaks"])
@@ -111,7 +176,7 @@ def test_a_model_that_does_not_allow_it_is_sampled_without(spoil, graphs, caplog
     got = sampler.sample(requests(MIXED), SamplingOptions(**options), seed=3, iteration=0)
     assert got == sample(model, requests(MIXED), **options)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert warning.startswith("compiled decoding is not for this model, which is sampled without: ")
+    assert warning.startswith("sampling goes on without compiled decoding: ")
 
 
 def _breaking(forward):

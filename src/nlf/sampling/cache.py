@@ -24,7 +24,8 @@ class Rows:
     """Rows that go on by one token a step. This kind suits every model; `shared.SharedRows` and `static.StaticRows` are faster.
 
     Args:
-        forward: (ids (N, 1), mask (N, S + 1), position (N, 1), cache) → logits (N, V) of the last position, and the cache.
+        forward: (ids (N, 1), mask (N, S + 1), position (N, 1), cache) → logits (N, V) of the last position, and the cache. In a
+            compiled pass the mask is of all that it reads, (N, 1, 1, S).
         caches: Those that the prompts were read into; only one, in this kind.
         order: (P,), the prompts in the order in which `caches` hold them.
         lengths: (P,), of the prompts.
@@ -51,7 +52,7 @@ class Rows:
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows only."""
         self.mask, self.position = self.mask[rows], self.position[rows]
-        self.cache.reorder_cache(rows)
+        self._keep(rows)
 
     def shrinks(self, left: int) -> bool:
         """Whether to drop the others is worth what it costs where so many rows are left."""
@@ -61,6 +62,9 @@ class Rows:
         (cache,) = caches
         select_with_room(cache, take, room)
         return cache
+
+    def _keep(self, rows: Tensor) -> None:
+        self.cache.reorder_cache(rows)
 
 
 def select_with_room(cache: "Cache", rows: Tensor, extra: int) -> None:
@@ -101,3 +105,13 @@ class RoomyLayer(DynamicLayer):
     def _show(self, size: int) -> tuple[Tensor, Tensor]:
         self.keys, self.values = (room[:, :, :size] for room in self.room)
         return self.keys, self.values
+
+
+def together(parts: Sequence[Tensor], order: Tensor, width: int) -> Tensor:
+    """Keys or values of prompts read in several passes (p, K, l, D) → (P, K, L, D), left padded with zeros."""
+    if len(parts) == 1 and parts[0].shape[2] == width:
+        return parts[0][order.argsort()]
+    whole = parts[0].new_zeros(len(order), parts[0].shape[1], width, parts[0].shape[3])
+    for rows, part in zip(order.split([len(part) for part in parts]), parts, strict=True):
+        whole[rows, :, width - part.shape[2] :] = part
+    return whole

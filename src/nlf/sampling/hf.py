@@ -33,7 +33,7 @@ from nlf.sampling import Request, check_lengths, context_of
 from nlf.sampling.cache import Rows
 from nlf.sampling.draw import INF, pick, uniforms
 from nlf.sampling.shared import SharedRows, configs_with_sdpa
-from nlf.sampling.static import StaticRows, Store
+from nlf.sampling.static import Compiled, StaticRows
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -76,8 +76,8 @@ class HFSampler:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft hides the signature
         self.accepted = frozenset(inspect.signature(base.forward).parameters)
         self.pass_tokens = pass_tokens(self.device, alone=True)
-        self.store = Store(self._forward, self.device) if compile else None
-        self.rows: Callable[..., Rows] | None = None  # how rows go on from prompts: found at the first batch
+        self.compile = compile
+        self.rows: partial[Rows] | None = None  # how rows go on from prompts: found before the first batch
 
     def sample(
         self,
@@ -102,33 +102,39 @@ class HFSampler:
         rows = [(i, j) for i in order for j in range(n)]
         results = [[[] for _ in range(n)] for _ in requests]
         start, budget = 0, self.token_budget
-        with eval_mode(self.model), self._reading(len(rows) * new):
-            while start < len(rows):
-                batch = rows[start : start + batch_size(rows, start, cost, budget)]
-                prompts = {i: place for place, i in enumerate(dict.fromkeys(i for i, _ in batch))}
-                owner = [prompts[i] for i, _ in batch]
-                keys = [requests[i].key for i, _ in batch]
-                noise = uniforms(seed, iteration, keys, [j for _, j in batch], new)
-                ids = self._try([prefixes[i] for i in prompts], owner, noise, options)
-                if ids is None:  # out of memory: everything from here on in batches half as large
-                    budget = len(batch) * cost[batch[0][0]] // 2
-                    continue
-                for (i, j), completion in zip(batch, ids, strict=True):
-                    results[i][j] = completion
-                start += len(batch)
-                if progress:
-                    progress(len(batch))
+        try:
+            with eval_mode(self.model), self._read_only(len(rows) * new):
+                while start < len(rows):
+                    batch = rows[start : start + batch_size(rows, start, cost, budget)]
+                    prompts = {i: place for place, i in enumerate(dict.fromkeys(i for i, _ in batch))}
+                    owner = [prompts[i] for i, _ in batch]
+                    keys = [requests[i].key for i, _ in batch]
+                    noise = uniforms(seed, iteration, keys, [j for _, j in batch], new)
+                    ids = self._try([prefixes[i] for i in prompts], owner, noise, options)
+                    if ids is None:  # out of memory: everything from here on in batches half as large
+                        budget = len(batch) * cost[batch[0][0]] // 2
+                        continue
+                    for (i, j), completion in zip(batch, ids, strict=True):
+                        results[i][j] = completion
+                    start += len(batch)
+                    if progress:
+                        progress(len(batch))
+        except BaseException:
+            self.close()  # what was computed last may not be finite, and would be in the memory of the next batch
+            raise
         return results
 
     def close(self) -> None:
-        """Give back the keys and values of compiled decoding; nothing else is kept between calls."""
-        if self.store:
-            self.store.clear()
+        """Give back the memory of compiled decoding; nothing else is kept between calls."""
+        if self.rows is not None and self.rows.func is StaticRows:
+            self.rows = None
 
     @contextlib.contextmanager
-    def _reading(self, tokens: int) -> Iterator[None]:
+    def _read_only(self, tokens: int) -> Iterator[None]:
         """No gradients; weights packed, except for the compiler, which has ways of its own."""
-        if self.store:
+        with torch.no_grad():
+            self.rows = self.rows or self._best_rows()
+        if self.rows.func is StaticRows:
             with torch.no_grad():
                 yield
         else:
@@ -144,6 +150,8 @@ class HFSampler:
             )
         if len(owner) == 1:
             raise UserError("out of memory with a single completion in the batch; use a smaller model or fewer tokens")
+        if self.rows.func is StaticRows:
+            self.rows.args[0].clear()  # what the failed batch took, the next would go without
         torch.cuda.empty_cache()
         logger.warning("out of memory with %d completions in a batch; going on with half as many", len(owner))
         return None
@@ -177,14 +185,13 @@ class HFSampler:
         """Read BP prompts → for the rows (N,) that `take` them, logits (N, V) and how they go on for `room` tokens. Prompts of
         like length are read together where their caches can be put together.
         """
-        self.rows = self.rows or self._best_rows()
         lengths = [len(ids) for ids in prompts]
-        groups = group_by_length(lengths, None if self.rows is Rows else self.pass_tokens)
+        groups = group_by_length(lengths, None if self.rows.func is Rows else self.pass_tokens)
         read = [self._read([prompts[i] for i in group]) for group in groups]
         logits = torch.cat([each for each, _ in read])  # (BP, V), group by group
         order = torch.tensor([i for group in groups for i in group], device=self.device)
         caches, lengths = [cache for _, cache in read], torch.tensor(lengths, device=self.device)
-        return logits[order.argsort()[take]], self.rows(self._forward, caches, order, lengths, take, room)
+        return logits[order.argsort()[take]], self.rows(caches, order, lengths, take, room)
 
     def _read(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, "Cache"]:
         """P prompts, left padded to L → logits of the last position (P, V), and the cache."""
@@ -194,31 +201,30 @@ class HFSampler:
         mask = (torch.arange(width, device=self.device) >= width - lengths[:, None]).long()
         return self._forward(ids, mask, mask.cumsum(-1).sub(1).clamp(min=0))
 
-    def _best_rows(self) -> Callable[..., Rows]:
+    def _best_rows(self) -> "partial[Rows]":
         """The fastest way to go on that the model allows."""
-        kinds = [("compiled decoding", logging.WARNING, partial(StaticRows, self.store))] if self.store else []
-        kinds.append(
-            ("a cache shared by completions", logging.INFO, partial(SharedRows, configs_with_sdpa(self.model)))
-        )
+        plain, configs = partial(Rows, self._forward), configs_with_sdpa(self.model)
+        kinds = [("shared prompts", logging.INFO, partial(SharedRows, configs, self._forward))]
+        if self.compile:
+            compiled = Compiled(self._forward, self.device)
+            kinds.insert(0, ("compiled decoding", logging.WARNING, partial(StaticRows, compiled)))
         for name, level, kind in kinds:
-            reason = self._objection(kind)
+            reason = self._objection(kind, plain) if configs else "its attention is not sdpa"
             if reason is None:
                 return kind
-            logger.log(level, "%s is not for this model, which is sampled without: %s", name, reason)
-        return Rows
+            logger.log(level, "sampling goes on without %s: %s", name, reason)
+        return plain
 
-    def _objection(self, kind: Callable[..., Rows]) -> str | None:
-        """Why a token after prompts does not get the logits that it gets in rows with a cache of their own; None where it
-        does.
-        """
+    def _objection(self, kind: "partial[Rows]", plain: "partial[Rows]") -> str | None:
+        """Why a token after prompts does not get the logits that it gets in `plain` rows; None where it does."""
         prompts, take = [(1, 2), (2,)], torch.tensor([0, 1, 0], device=self.device)
-        (_, plain), (_, cache) = self._read(prompts), self._read(prompts)
-        if not configs_with_sdpa(self.model) or any(type(layer) is not DynamicLayer for layer in cache.layers):
-            return "its attention is not sdpa over all tokens in every layer"
+        (_, one), (_, other) = self._read(prompts), self._read(prompts)
+        if any(type(layer) is not DynamicLayer for layer in other.layers):
+            return "its attention is not over all tokens in every layer"
         order, lengths, token = torch.arange(2).to(take), torch.tensor([2, 1]).to(take), torch.ones_like(take)
-        expected = Rows(self._forward, [plain], order, lengths, take, 1).step(token)
+        expected = plain([one], order, lengths, take, 1).step(token)
         try:
-            got = kind(self._forward, [cache], order, lengths, take, 1).step(token)
+            got = kind([other], order, lengths, take, 1).step(token)
         except Exception as error:  # a model that attends in its own way, or no compiler
             return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return None if equal_but_for_rounding(got, expected) else "its logits differ"

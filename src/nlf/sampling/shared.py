@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from nlf.sampling.cache import RoomyLayer, Rows
+from nlf.sampling.cache import RoomyLayer, Rows, together
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -92,16 +92,6 @@ class SharedLayer(RoomyLayer):
             self.prompt = [x.index_select(0, prompts) for x in self.prompt]
 
 
-def together(parts: Sequence[Tensor], order: Tensor, width: int) -> Tensor:
-    """Keys or values of prompts read in several passes (p, K, l, D) → (P, K, L, D), left padded with zeros."""
-    if len(parts) == 1 and parts[0].shape[2] == width:
-        return parts[0][order.argsort()]
-    whole = parts[0].new_zeros(len(order), parts[0].shape[1], width, parts[0].shape[3])
-    for rows, part in zip(order.split([len(part) for part in parts]), parts, strict=True):
-        whole[rows, :, width - part.shape[2] :] = part
-    return whole
-
-
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float, **kwargs
 ) -> tuple[Tensor, None]:
@@ -134,8 +124,7 @@ class SharedRows(Rows):
         with shared_attention(self.configs):
             return super().step(tokens)
 
-    def keep(self, rows: Tensor) -> None:
-        self.mask, self.position = self.mask[rows], self.position[rows]
+    def _keep(self, rows: Tensor) -> None:
         prompts = self.cache.layers[0].sharing.keep(rows)
         for layer in self.cache.layers:
             layer.keep(rows, prompts)
