@@ -13,7 +13,7 @@ ROOT = Path(nlf.__file__).parent
 LEVELS = [  # a folder stands for all its modules
     {"errors", "config", "tags", "quantize", "losses", "metrics", "published"},
     {"prompts", "rollouts", "feedback", "rundir", "generations", "environment", "http"},
-    {"sampling", "rewards", "activations", "policy", "sharding", "batches", "likelihoods", "objective"},
+    {"sampling", "rewards", "activations", "packing", "policy", "sharding", "batches", "likelihoods", "objective"},
     {
         "completions",
         "handover",

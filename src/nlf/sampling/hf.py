@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+NO_ROOM = "out of memory with a single completion in the batch; use a smaller model or fewer tokens"
 CPU_TOKENS, DEVICE_TOKENS = 8_192, 65_536  # default token budgets
 CPU_CACHE = 2**30  # bytes of keys and values: on a CPU there is no running out of memory that one could go on from
 
@@ -132,8 +133,11 @@ class HFSampler:
     @contextlib.contextmanager
     def _read_only(self, tokens: int) -> Iterator[None]:
         """No gradients; weights packed, except for the compiler, which has ways of its own."""
-        with torch.no_grad():
-            self.rows = self.rows or self._best_rows()
+        try:
+            with torch.no_grad():
+                self.rows = self.rows or self._best_rows()
+        except torch.cuda.OutOfMemoryError as error:
+            raise UserError(NO_ROOM) from error
         if self.rows.func is StaticRows:
             with torch.no_grad():
                 yield
@@ -149,7 +153,7 @@ class HFSampler:
                 prefixes, torch.tensor(owner).to(self.device), torch.tensor(noise).to(draw_on), options
             )
         if len(owner) == 1:
-            raise UserError("out of memory with a single completion in the batch; use a smaller model or fewer tokens")
+            raise UserError(NO_ROOM)
         if self.rows.func is StaticRows:
             self.rows.args[0].clear()  # what the failed batch took, the next would go without
         torch.cuda.empty_cache()
