@@ -86,8 +86,9 @@ def test_weights_are_those_at_the_time(graphs):
 
 def held(sampler) -> dict:
     """Where the compiled pass finds what it reads."""
-    (compiled,) = sampler.rows.args
-    return {(i, name): x.data_ptr() for i, layer in enumerate(compiled.layers) for name, x in layer.flat.items()}
+    return {
+        (i, name): x.data_ptr() for i, layer in enumerate(sampler.compiled.layers) for name, x in layer.flat.items()
+    }
 
 
 def test_memory_stays_where_it_is_until_the_sampler_is_closed(graphs):
@@ -99,7 +100,7 @@ def test_memory_stays_where_it_is_until_the_sampler_is_closed(graphs):
     compiled(model, requests([9, 3]), sampler=sampler, num_generations=4, max_completion_length=5)
     assert held(sampler) == places
     sampler.close()
-    assert sampler.rows is None
+    assert sampler.compiled is None
     asked, options = requests([5]), {"num_generations": 2, "max_completion_length": 4}
     assert compiled(model, asked, sampler=sampler, **options) == sample(model, asked, **options)
     assert len(graphs) == 1
@@ -113,7 +114,7 @@ def test_out_of_memory_leaves_nothing_of_the_failed_batch(graphs, monkeypatch):
     memory, taken, most = FixedLayer._memory, {}, 2 * 32 * 32 * 16 + 1000  # keys and values of 16 numbers a token
 
     def limited(self, name, size, like):
-        places = [place for layer in sampler.rows.args[0].layers if layer is not self for place in layer.flat.values()]
+        places = [place for layer in sampler.compiled.layers if layer is not self for place in layer.flat.values()]
         if sum(map(len, places)) + size > most:
             raise torch.cuda.OutOfMemoryError("no memory left")
         taken[size] = name

@@ -79,6 +79,7 @@ class HFSampler:
         self.pass_tokens = pass_tokens(self.device, alone=True)
         self.compile = compile
         self.rows: partial[Rows] | None = None  # how rows go on from prompts: found before the first batch
+        self.compiled: Compiled | None = None  # where that is so
 
     def sample(
         self,
@@ -127,8 +128,8 @@ class HFSampler:
 
     def close(self) -> None:
         """Give back the memory of compiled decoding; nothing else is kept between calls."""
-        if self.rows is not None and self.rows.func is StaticRows:
-            self.rows = None
+        if self.compiled:
+            self.rows = self.compiled = None
 
     @contextlib.contextmanager
     def _read_only(self, tokens: int) -> Iterator[None]:
@@ -138,7 +139,7 @@ class HFSampler:
                 self.rows = self.rows or self._best_rows()
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(NO_ROOM) from error
-        if self.rows.func is StaticRows:
+        if self.compiled:
             with torch.no_grad():
                 yield
         else:
@@ -154,8 +155,8 @@ class HFSampler:
             )
         if len(owner) == 1:
             raise UserError(NO_ROOM)
-        if self.rows.func is StaticRows:
-            self.rows.args[0].clear()  # what the failed batch took, the next would go without
+        if self.compiled:
+            self.compiled.clear()  # what the failed batch took, the next would go without
         torch.cuda.empty_cache()
         logger.warning("out of memory with %d completions in a batch; going on with half as many", len(owner))
         return None
@@ -207,24 +208,28 @@ class HFSampler:
 
     def _best_rows(self) -> "partial[Rows]":
         """The fastest way to go on that the model allows."""
-        plain, configs = partial(Rows, self._forward), configs_with_sdpa(self.model)
-        kinds = [("shared prompts", logging.INFO, partial(SharedRows, configs, self._forward))]
+        plain = partial(Rows, self._forward)
         if self.compile:
             compiled = Compiled(self._forward, self.device)
-            kinds.insert(0, ("compiled decoding", logging.WARNING, partial(StaticRows, compiled)))
-        for name, level, kind in kinds:
-            reason = self._objection(kind, plain) if configs else "its attention is not sdpa"
+            kind = partial(StaticRows, compiled)
+            reason = self._objection(kind, plain)
             if reason is None:
+                self.compiled = compiled
                 return kind
-            logger.log(level, "sampling goes on without %s: %s", name, reason)
+            logger.warning("sampling goes on without compiled decoding: %s", reason)
+        kind = partial(SharedRows, configs_with_sdpa(self.model), self._forward)
+        reason = self._objection(kind, plain)
+        if reason is None:
+            return kind
+        logger.info("sampling goes on without shared prompts: %s", reason)
         return plain
 
     def _objection(self, kind: "partial[Rows]", plain: "partial[Rows]") -> str | None:
         """Why a token after prompts does not get the logits that it gets in `plain` rows; None where it does."""
         prompts, take = [(1, 2), (2,)], torch.tensor([0, 1, 0], device=self.device)
         (_, one), (_, other) = self._read(prompts), self._read(prompts)
-        if any(type(layer) is not DynamicLayer for layer in other.layers):
-            return "its attention is not over all tokens in every layer"
+        if not configs_with_sdpa(self.model) or any(type(layer) is not DynamicLayer for layer in other.layers):
+            return "its attention is not sdpa over all tokens in every layer"
         order, lengths, token = torch.arange(2).to(take), torch.tensor([2, 1]).to(take), torch.ones_like(take)
         expected = plain([one], order, lengths, take, 1).step(token)
         try:
