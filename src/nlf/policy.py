@@ -289,7 +289,7 @@ def last_feed_forward(model: nn.Module) -> nn.Module | None:
     None also where activations are made again for the gradient, when nobody says any more which tokens are asked for.
     """
     found = [module for name, module in model.named_modules() if name.endswith(".mlp")]
-    if not found or getattr(unwrapped(model), "is_gradient_checkpointing", False):
+    if not found or any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         return None
     ids = torch.arange(1, 9, device=next(model.parameters()).device).view(2, 4)
     position = torch.arange(4).to(ids).expand(2, 4)
