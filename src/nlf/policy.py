@@ -356,8 +356,9 @@ def bare_head(model: nn.Module) -> bool:
     try:
         with torch.no_grad():
             ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
+            asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
             kept = ids.new_tensor([1])
-            out = model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=kept)
+            out = model(**asked, output_hidden_states=True, logits_to_keep=kept)
     except TypeError:  # it does not take one of these
         return False
     finally:
