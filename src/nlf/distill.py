@@ -171,9 +171,9 @@ def lesson_loss(
     Args:
         bare, most_logits, last: As of `objective.completion_stats`, of student and teacher.
     """
-    own = predicting(student, group["student"], bare, last[0])  # (N, D' or V')
     with torch.no_grad():
         best, worst = predicting(teacher.model, group["teacher"], bare, last[1]).chunk(2)  # (N, D or V) each
+    own = predicting(student, group["student"], bare, last[0])  # (N, D' or V')
 
     def kl(own: torch.Tensor, best: torch.Tensor, worst: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():

@@ -153,7 +153,6 @@ class ALTTrainer(Trainer):
         optimizers=(None, None),
     ):
         args = args or ALTConfig()
-        self.reference_device = known_device(args.reference_device)
         self.take_inputs(args, reward_funcs, train_dataset, eval_dataset)
         if isinstance(model, str):
             model, processing_class = load_model(model)
@@ -231,6 +230,7 @@ class ALTTrainer(Trainer):
             )
         check_world(args)
         check_sampler(args)
+        self.reference_device = known_device(args.reference_device)
         self.run_dir = Path(args.output_dir)
         rundir.make_folder(self.run_dir)
         self.prompts = as_prompts(train_dataset if train_dataset is not None else load_prompts("embedded"))
@@ -294,11 +294,10 @@ class ALTTrainer(Trainer):
     def group_loss(self, model, group: dict) -> torch.Tensor:
         """The share of one group of examples in the loss of the step; its sums are kept for the log."""
         labels, mask = group["labels"], group["completion_mask"]  # (B, T)
-        bare = self.bare_heads()
         with self.accelerator.autocast():
             branches = completion_stats(
                 model, self.policy.reference_module(), group,
-                bare=bare, last=self._last_layers if bare else (None, None),
+                bare=self.bare_heads(), last=self._last_layers,
                 excluded_ids=self.policy.added_token_ids, kl_direction=self.args.kl_direction,
                 reference_device=self.reference_device,
             )  # fmt: skip
@@ -323,6 +322,8 @@ class ALTTrainer(Trainer):
     @functools.cached_property
     def _last_layers(self) -> tuple[torch.nn.Module | None, torch.nn.Module | None]:
         """Of policy and reference, what is asked for completion tokens only."""
+        if not self.bare_heads():
+            return None, None
         return last_feed_forward(self.policy.model), last_feed_forward(self.policy.reference_module())
 
     def bare_heads(self) -> bool:

@@ -45,8 +45,7 @@ class Rows:
     def step(self, tokens: Tensor) -> Tensor:
         """Each row's next token (N,) → logits (N, V) of the one after."""
         self.seen, self.position = self.seen + 1, self.position + 1
-        mask = self.mask[:, : self.seen]
-        logits, self.cache = self.forward(tokens[:, None], mask, self.position[:, None], self.cache)
+        logits, self.cache = self.forward(*self._inputs(tokens), self.cache)
         return logits
 
     def keep(self, rows: Tensor) -> None:
@@ -62,6 +61,10 @@ class Rows:
         (cache,) = caches
         select_with_room(cache, take, room)
         return cache
+
+    def _inputs(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, mask and position of the next pass."""
+        return tokens[:, None], self.mask[:, : self.seen], self.position[:, None]
 
     def _keep(self, rows: Tensor) -> None:
         self.cache.reorder_cache(rows)

@@ -104,26 +104,22 @@ class HFSampler:
         rows = [(i, j) for i in order for j in range(n)]
         results = [[[] for _ in range(n)] for _ in requests]
         start, budget = 0, self.token_budget
-        try:
-            with eval_mode(self.model), self._read_only(len(rows) * new):
-                while start < len(rows):
-                    batch = rows[start : start + batch_size(rows, start, cost, budget)]
-                    prompts = {i: place for place, i in enumerate(dict.fromkeys(i for i, _ in batch))}
-                    owner = [prompts[i] for i, _ in batch]
-                    keys = [requests[i].key for i, _ in batch]
-                    noise = uniforms(seed, iteration, keys, [j for _, j in batch], new)
-                    ids = self._try([prefixes[i] for i in prompts], owner, noise, options)
-                    if ids is None:  # out of memory: everything from here on in batches half as large
-                        budget = len(batch) * cost[batch[0][0]] // 2
-                        continue
-                    for (i, j), completion in zip(batch, ids, strict=True):
-                        results[i][j] = completion
-                    start += len(batch)
-                    if progress:
-                        progress(len(batch))
-        except BaseException:
-            self.close()  # what was computed last may not be finite, and would be in the memory of the next batch
-            raise
+        with eval_mode(self.model), self._read_only(len(rows) * new):
+            while start < len(rows):
+                batch = rows[start : start + batch_size(rows, start, cost, budget)]
+                prompts = {i: place for place, i in enumerate(dict.fromkeys(i for i, _ in batch))}
+                owner = [prompts[i] for i, _ in batch]
+                keys = [requests[i].key for i, _ in batch]
+                noise = uniforms(seed, iteration, keys, [j for _, j in batch], new)
+                ids = self._try([prefixes[i] for i in prompts], owner, noise, options)
+                if ids is None:  # out of memory: everything from here on in batches half as large
+                    budget = len(batch) * cost[batch[0][0]] // 2
+                    continue
+                for (i, j), completion in zip(batch, ids, strict=True):
+                    results[i][j] = completion
+                start += len(batch)
+                if progress:
+                    progress(len(batch))
         return results
 
     def close(self) -> None:
@@ -140,8 +136,12 @@ class HFSampler:
         except torch.cuda.OutOfMemoryError as error:
             raise UserError(NO_ROOM) from error
         if self.compiled:
-            with torch.no_grad():
-                yield
+            try:
+                with torch.no_grad():
+                    yield
+            except BaseException:
+                self.close()  # what was computed last may not be finite, and would be in the memory of the next batch
+                raise
         else:
             with torch.inference_mode(), packed_weights(self.model, tokens):
                 yield

@@ -54,15 +54,16 @@ class StaticRows(Rows):
         super().__init__(compiled.forward, *args)
 
     def step(self, tokens: Tensor) -> Tensor:
-        self.seen, self.position = self.seen + 1, self.position + 1
+        return super().step(tokens)[: len(tokens)].clone()  # the next pass writes where this one did
+
+    def _inputs(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mask = torch.zeros(self.size, self.tokens, dtype=torch.bool, device=tokens.device)
         mask[:, : self.seen] = self.mask[self.fill, : self.seen]
         ids, position = tokens[self.fill, None], self.position[self.fill, None]  # (M, 1)
         mask = mask[:, None, None]  # (M, 1, 1, S)
         for tensor, sizes in ((ids, 0), (position, 0), (mask, (0, 3))):
             torch._dynamo.mark_dynamic(tensor, sizes)
-        logits, self.cache = self.forward(ids, mask, position, self.cache)
-        return logits[: len(tokens)].clone()  # the next pass writes where this one did
+        return ids, mask, position
 
     def shrinks(self, left: int) -> bool:
         return rounded_up(left, FEWEST_ROWS) < self.size
