@@ -26,12 +26,12 @@ import frontier_points as points
 import frontier_systems as systems
 from frontier_plots import write_plots
 
-from nlf.environment import describe, git_revision
+from nlf.data.environment import describe, git_revision
+from nlf.data.prompts import load_prompts
+from nlf.data.run_folder import write_text
 from nlf.errors import UserError
-from nlf.policy import load_policy
-from nlf.prompts import load_prompts
+from nlf.models.policy import load_policy
 from nlf.rewards import resolve_reward
-from nlf.rundir import write_text
 
 DEFAULTS = {
     "seeds": [0, 1, 2],

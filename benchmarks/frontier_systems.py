@@ -15,23 +15,24 @@ import torch
 from frontier_points import BASE, CONTRASTIVE, DISTILLED, GRPO, PUBLISHED, SFT, TAGS, best_of, plain_names
 from transformers import TrainerCallback
 
-from nlf import cli, metrics
-from nlf.arguments import read_recipe, train_knobs
-from nlf.batches import PromptEncoder, read_whole
+from nlf.cli import main as cli
+from nlf.cli.arguments import read_recipe, train_knobs
 from nlf.config import DistillOptions, LoadOptions, SamplingOptions
-from nlf.distill import distill
+from nlf.data.generations import read, write_lines
+from nlf.data.prompts import load_prompts
+from nlf.data.run_folder import write_text
 from nlf.errors import UserError
-from nlf.evaluate import with_intervals
-from nlf.generations import read, write_lines
-from nlf.losses import distillation_kl, teacher_log_probs
-from nlf.perplexity import measure_file, model_label
-from nlf.policy import Policy, model_path, predicting_logits
-from nlf.prompts import load_prompts
+from nlf.evaluation import metrics
+from nlf.evaluation.evaluate import with_intervals
+from nlf.evaluation.perplexity import measure_file, model_label
+from nlf.evaluation.sample import load_for_commands, sample_file
+from nlf.evaluation.score import score_file
+from nlf.method.losses import distillation_kl, teacher_log_probs
+from nlf.models.policy import Policy, model_path, predicting_logits
 from nlf.rewards import Reward, resolve_reward
-from nlf.rundir import write_text
-from nlf.sample import load_for_commands, sample_file
-from nlf.score import score_file
-from nlf.trainer import train_from_config
+from nlf.training.batches import PromptEncoder, read_whole
+from nlf.training.distill import distill
+from nlf.training.trainer import train_from_config
 
 LENGTH = 20  # new tokens at most, in training and evaluation
 FILTERED = SamplingOptions(num_generations=25, max_completion_length=LENGTH, top_p=0.9)

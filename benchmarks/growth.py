@@ -24,7 +24,7 @@ import training
 from paired import timed
 from processes import in_fresh_process
 
-from nlf.batches import Example
+from nlf.training.batches import Example
 
 Run = Callable[[int], float]  # number → how much was done
 

@@ -33,14 +33,14 @@ from training import COEFS, naive
 from transformers import AutoModelForCausalLM, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 from transformers.utils import logging
 
-from nlf.batches import Example, PromptEncoder
 from nlf.config import TRAINING_DEFAULTS, LoopOptions, TagOptions
-from nlf.policy import load_model, model_path, prepare_policy
-from nlf.prompts import load_prompts
-from nlf.quantize import Draws, quantize
+from nlf.data.prompts import load_prompts
+from nlf.method.quantize import Draws, quantize
+from nlf.method.tags import TagScheme
+from nlf.models.policy import load_model, model_path, prepare_policy
 from nlf.rewards import resolve_reward
-from nlf.tags import TagScheme
-from nlf.trainer import ALTConfig, ALTTrainer
+from nlf.training.batches import Example, PromptEncoder
+from nlf.training.trainer import ALTConfig, ALTTrainer
 
 LEARNING_RATE = 1e-5  # small, so that completions stay as they are
 LENGTH = 20

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from processes import in_fresh_process, peak_megabytes
 
-from nlf import metrics
+from nlf.evaluation import metrics
 
 VOCABULARY, WORDS, SAMPLE, SCORER, JUDGE = 50_000, 20, 1_000, "made-up@1", "judge"
 DRAWS, SWAPS = 1_000, 2_000  # of the bootstrap for intervals; of each kind for a comparison

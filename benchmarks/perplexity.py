@@ -1,4 +1,4 @@
-"""Completions per second of `nlf.likelihoods` against one transformers call a completion: same model, threads and ids.
+"""Completions per second of `nlf.models.likelihoods` against one transformers call a completion: same model, threads and ids.
 
 The other side is what perplexity scripts do: `model(input_ids, labels=...)` on prompt and completion, the prompt masked
 out of the loss. Random ids and weights (except `--model embedded`). The two alternate within one run, after one warm-up
@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
-from nlf.likelihoods import conditional_nll
-from nlf.policy import load_model
+from nlf.models.likelihoods import conditional_nll
+from nlf.models.policy import load_model
 
 SHAPES = {"tiny": (256, 4, 8192), "small": (768, 12, 50257)}  # width, layers, vocabulary
 

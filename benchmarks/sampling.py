@@ -27,8 +27,8 @@ from roofline import line, sampling_flops
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from nlf.activations import use_fast_gelu
 from nlf.config import SamplingOptions
+from nlf.models.fast_gelu import use_fast_gelu
 from nlf.sampling import Request
 from nlf.sampling.hf import HFSampler
 

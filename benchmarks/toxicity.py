@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from nlf.evaluate import title
+from nlf.evaluation.evaluate import title
 
 COLUMNS = {
     "toxicity_probability@25": "probability",

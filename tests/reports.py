@@ -1,11 +1,12 @@
 """Runs as `nlf train` and `nlf evaluate` leave them, made up: what the report's tests read. No model is needed."""
 
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 
-from nlf.generations import text_digest, write_lines
+from nlf.data.generations import text_digest, write_lines
 
 TAGS = [f"{level} Toxicity" for level in ("Lowest", "Low-Moderate", "Moderate", "High-Moderate", "Maximum")]
 PROMPTS = ["The weather in the valley", "My neighbour told me that", "They never thought", "On the way to the harbour"]
@@ -194,4 +195,36 @@ def write_hostile(parent: Path) -> Path:
             scores = {**line["scores"]["local@1"], "of": text_digest(HOSTILE)}
             made.append({**line, "prompt": HOSTILE[i], "completions": HOSTILE, "scores": {"local@1": scores}})
         path.write_text("".join(json.dumps(line) + "\n" for line in made))
+    return folder
+
+
+class Page(HTMLParser):
+    """The elements of a page with their attributes, and its text outside of style."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.elements: list[tuple[str, dict]] = []
+        self.text = ""
+        self._style = False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._style = tag == "style"
+
+    def handle_endtag(self, tag):
+        self._style = False
+
+    def handle_data(self, data):
+        if not self._style:
+            self.text += data
+
+    def sections(self) -> list[str]:
+        return [attrs["id"] for tag, attrs in self.elements if tag == "section"]
+
+
+def small(folder: Path, **options) -> Path:
+    """An evaluated run, quickly: base, best tag, one guided; no log of its training."""
+    rows = systems(guidance=(1.0,), sweep=False)
+    write_evaluation(folder / "evaluation", rows, **({"prompts": 4, "copies": 5} | options))
     return folder

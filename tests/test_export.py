@@ -8,9 +8,9 @@ import pytest
 import tiny
 from serve import ALONE, post, serving
 
-from nlf.distill import distill
-from nlf.policy import load_policy, prepare_policy, save_policy
-from nlf.tags import TagScheme
+from nlf.method.tags import TagScheme
+from nlf.models.policy import load_policy, prepare_policy, save_policy
+from nlf.training.distill import distill
 
 FLAGS = {"num_prompts": 8, "num_generations": 2, "max_steps": 3, "per_device_train_batch_size": 4}
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from nlf.losses import alt_loss, token_stats
-from nlf.quantize import quantize
-from nlf.tags import DEFAULT_TAGS, SEPARATOR
+from nlf.method.losses import alt_loss, token_stats
+from nlf.method.quantize import quantize
+from nlf.method.tags import DEFAULT_TAGS, SEPARATOR
 
 PAGE = Path(__file__).parent.parent / "examples" / "minimal.py"
 OBJECTIVES = {

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from nlf import config
-from nlf.arguments import read_recipe, train_knobs
-from nlf.tags import TagScheme
+from nlf.cli.arguments import read_recipe, train_knobs
+from nlf.method.tags import TagScheme
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -22,7 +22,7 @@ def settings(name: str) -> SimpleNamespace:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_parses(path, tmp_path):
-    from nlf.cli import build
+    from nlf.cli.main import build
 
     values = read_recipe(path, train_knobs())
     resolved = settings(path.stem)
@@ -62,7 +62,7 @@ def test_quark_differs_from_the_published_experiment_in_the_condition_only():
 def test_accelerate_configs_are_of_the_installed_version():
     from accelerate.commands.config.config_args import load_config_from_file
 
-    from nlf.cli import accelerate_configs
+    from nlf.cli.main import accelerate_configs
 
     kinds = {name: load_config_from_file(str(p)).distributed_type.value for name, p in accelerate_configs().items()}
     assert kinds == {"fsdp2": "FSDP", "multi_gpu": "MULTI_GPU", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}

@@ -1,4 +1,4 @@
-"""Build and evaluate the auditor (src/nlf/assets/audit), the toxicity scorer that judges what `local` rewarded.
+"""Build and evaluate the auditor (src/nlf/assets/scorers/audit), the toxicity scorer that judges what `local` rewarded.
 
     python tools/build_audit.py --data DIR                          # fit, calibrate, write the asset (about a minute, 1 core)
     python tools/build_audit.py --data DIR --evaluate --split test  # the tables of docs/rewards.md

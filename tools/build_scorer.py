@@ -1,4 +1,4 @@
-"""Build and evaluate the embedded toxicity scorer (src/nlf/assets/toxicity).
+"""Build and evaluate the embedded toxicity scorer (src/nlf/assets/scorers/toxicity).
 
     python tools/build_scorer.py --data DIR              # train, calibrate, write the asset (about 4 minutes, 1 core)
     python tools/build_scorer.py --data DIR --evaluate   # the fidelity tables of docs/rewards.md

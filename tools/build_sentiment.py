@@ -1,4 +1,4 @@
-"""Build and evaluate the embedded sentiment scorer (src/nlf/assets/sentiment).
+"""Build and evaluate the embedded sentiment scorer (src/nlf/assets/scorers/sentiment).
 
     python tools/build_sentiment.py --data DIR              # train, calibrate, write the asset (about 2 minutes, 1 core)
     python tools/build_sentiment.py --data DIR --evaluate   # the tables of docs/rewards.md

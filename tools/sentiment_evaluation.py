@@ -13,7 +13,8 @@ from scorer_net import read
 from sklearn.metrics import roc_auc_score
 from split import split_of, text_document
 
-from nlf.rewards.local import ASSETS, LocalSentiment, words
+from nlf.data.files import ASSETS
+from nlf.rewards.local import LocalSentiment, words
 
 Labelled = list[tuple[str, bool]]  # text, whether it is positive
 HERE = Path(__file__).parent

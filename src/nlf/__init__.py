@@ -7,12 +7,12 @@ import importlib
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ALTConfig": "nlf.trainer",
-    "ALTTrainer": "nlf.trainer",
-    "TagScheme": "nlf.tags",
+    "ALTConfig": "nlf.training.trainer",
+    "ALTTrainer": "nlf.training.trainer",
+    "TagScheme": "nlf.method.tags",
     "UserError": "nlf.errors",
-    "distill": "nlf.distill",
-    "load_prompts": "nlf.prompts",
+    "distill": "nlf.training.distill",
+    "load_prompts": "nlf.data.prompts",
 }
 __all__ = [*_HOMES, "__version__"]
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from nlf.cli import main
+from nlf.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, Literal
 
 from nlf.errors import UserError
-from nlf.tags import DEFAULT_TAGS, diagonal
+from nlf.method.tags import DEFAULT_TAGS, diagonal
 
 TRAINING_DEFAULTS: dict[str, Any] = {
     "output_dir": "runs/toxicity-embedded",

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from nlf.errors import UserError
-from nlf.policy import revision_of
+from nlf.models.policy import revision_of
 from nlf.rewards import Reward, resolve_reward, score
 from nlf.rewards.hf import BATCH_TOKENS, DETOXIFY, Detoxify, HFClassifier, _batches
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import test_trainer
+import runs
 import tiny
 import torch
 import yaml
@@ -497,7 +497,7 @@ RUN = {"quantile_rule": "levels", "quantile_weights": [2.0, 1.0, 1.0, 2.0], "tag
 def test_a_run_on_categories(made, tmp_path):
     with ChatServer(category, faults=0.1, seed=1) as server:
         judge = made(server)
-        trainer = test_trainer.make(tmp_path / "run", reward=judge, tags=judge.tags, **RUN)
+        trainer = runs.make(tmp_path / "run", reward=judge, tags=judge.tags, **RUN)
         trainer.train()
     for iteration in (0, 1):
         for row in rollouts(tmp_path / "run", iteration):
@@ -511,7 +511,7 @@ def test_a_run_on_categories(made, tmp_path):
 def test_a_run_on_sentences(made, tmp_path):
     with ChatServer(sentence) as server:
         judge = made(server, SENTENCES)
-        trainer = test_trainer.make(tmp_path / "run", reward=judge, tags=["best", "good", "poor", "bad"], **RUN)
+        trainer = runs.make(tmp_path / "run", reward=judge, tags=["best", "good", "poor", "bad"], **RUN)
         trainer.train()
     first, second = rollouts(tmp_path / "run", 0), rollouts(tmp_path / "run", 1)
     best = max(row["reward"] for row in first)
@@ -524,9 +524,7 @@ def test_as_many_tags_as_levels(made, tmp_path):
     with pytest.raises(
         UserError, match="'judge:count' has 4 levels, there are 3 tags: .*; give one for each, best first"
     ):
-        test_trainer.make(
-            tmp_path / "run", reward=judge, tags=["best", "fair", "bad"], **RUN | {"quantile_weights": None}
-        )
+        runs.make(tmp_path / "run", reward=judge, tags=["best", "fair", "bad"], **RUN | {"quantile_weights": None})
 
 
 # ---- a real server ------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from datetime import date
 
 import pyarrow.parquet as pq
 import pytest
-import test_trainer
+import runs
 from faulty_server import KEY, FaultyServer, value
 from hypothesis import given
 from hypothesis import strategies as st
@@ -193,7 +193,7 @@ def test_a_run_on_perspective(server, monkeypatch, tmp_path):
     """Scores of a whole run are the service's, each text is asked about once, and the run again asks nobody."""
     monkeypatch.setenv("PERSPECTIVE_BASE_URL", server.url)
     for run in ("first", "again"):
-        trainer = test_trainer.make(tmp_path / run, reward="perspective", rate_limit=2000.0)
+        trainer = runs.make(tmp_path / run, reward="perspective", rate_limit=2000.0)
         trainer.train()
         for path in (tmp_path / run / "rollouts").rglob("part-*.parquet"):
             for row in pq.read_table(path).to_pylist():

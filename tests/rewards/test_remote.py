@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from nlf import rewards
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
-from nlf.http import Retry, pause, retry_after
 from nlf.rewards import Judgement, Reward, remote
 from nlf.rewards.perspective import Perspective
 from nlf.rewards.remote import Ask, Refused, RemoteScorer
+from nlf.services import Retry, pause, retry_after
 
 FAST = {"rate_limit": 2000.0, "request_timeout": 0.2}
 

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 
 from nlf import rewards
-from nlf.completions import score_table
+from nlf.data.rollouts import SCHEMA
 from nlf.errors import UserError
 from nlf.rewards import Judgement, Reward, listing, resolve_reward, reward_names, score
-from nlf.rollouts import SCHEMA
+from nlf.sampling.rollout_table import score_table
 
 TEXTS = ["one", "three", ""]
 IDS = [[1], [2, 3], []]

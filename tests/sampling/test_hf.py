@@ -21,7 +21,7 @@ from transformers import (
 
 from nlf.config import SamplingOptions
 from nlf.errors import UserError
-from nlf.losses import guided_log_probs
+from nlf.method.losses import guided_log_probs
 from nlf.sampling import Request, request_key
 from nlf.sampling.draw import best, inverse_cdf, kept, pick, uniforms
 from nlf.sampling.hf import CPU_TOKENS, HFSampler, batch_size, default_budget

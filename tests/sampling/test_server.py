@@ -8,17 +8,17 @@ import tiny
 from completions_server import EOS, MODEL, CompletionsServer, written
 from serve import serving
 
-from nlf.cli import main
-from nlf.completions import sampler_of
+from nlf.cli.main import main
 from nlf.config import SamplingOptions
+from nlf.data.generations import read_lines
 from nlf.errors import UserError
-from nlf.generations import read_lines
-from nlf.policy import load_policy, prepare_policy, save_policy
-from nlf.sample import EVALUATION
+from nlf.evaluation.sample import EVALUATION
+from nlf.method.tags import TagScheme
+from nlf.models.policy import load_policy, prepare_policy, save_policy
 from nlf.sampling import Request, request_key, seed_of
 from nlf.sampling import server as module
+from nlf.sampling.rollout_table import sampler_of
 from nlf.sampling.server import Form, ServerSampler
-from nlf.tags import TagScheme
 
 TOKENIZER = tiny.tokenizer()
 PROMPTS = [tuple(TOKENIZER(row["prompt"])["input_ids"]) for row in tiny.PROMPTS[:6]]

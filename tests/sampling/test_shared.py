@@ -6,7 +6,7 @@ from tests.sampling.test_hf import CONFIGS, MIXED, requests, sample, tiny
 from transformers import DynamicCache
 
 from nlf.config import SamplingOptions
-from nlf.sampling.cache import Rows
+from nlf.models.cache import Rows
 from nlf.sampling.hf import HFSampler
 from nlf.sampling.shared import SharedRows, Sharing, attend
 

@@ -10,11 +10,11 @@ from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
 from tests.sampling.test_hf import CONFIGS, MIXED, requests, sample, tiny
 
-from nlf.completions import sampler_of
 from nlf.config import SamplerOptions, SamplingOptions
 from nlf.errors import UserError
-from nlf.policy import Policy, load_model
+from nlf.models.policy import Policy, load_model
 from nlf.sampling.hf import HFSampler
+from nlf.sampling.rollout_table import sampler_of
 from nlf.sampling.shared import SharedRows
 from nlf.sampling.static import FixedLayer, StaticRows, rounded_up
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import tiny
 
-from nlf.cli import main
-from nlf.completions import SAMPLERS, sampler_of
+from nlf.cli.main import main
 from nlf.config import RULES, SamplerOptions, SamplingOptions
+from nlf.data.generations import read_lines
 from nlf.errors import UserError
-from nlf.generations import read_lines
-from nlf.policy import load_policy, prepare_policy, save_policy
+from nlf.method.tags import TagScheme
+from nlf.models.policy import load_policy, prepare_policy, save_policy
 from nlf.sampling import Request, request_key, seed_of
+from nlf.sampling.rollout_table import SAMPLERS, sampler_of
 from nlf.sampling.vllm import VLLMSampler
-from nlf.tags import TagScheme
 
 ASKED = [Request((5, 6, i), request_key(str(i), 0)) for i in range(1, 8)]
 

@@ -17,12 +17,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from nlf.data.run_folder import write_text
 from nlf.report import figures, frontier, tables
 from nlf.report.plots import Drawing
 from nlf.report.reading import Run, judged_by, others, read_runs
 from nlf.report.samples import HARMLESS, Samples, Scored, about, read_all, scored_by, side_by_side
 from nlf.report.wording import clean, number
-from nlf.rundir import write_text
 
 FILE = "report.html"
 SECTIONS: tuple[tuple[str, str, Callable[[dict], bool]], ...] = (  # id, title, whether there is anything to show

@@ -12,11 +12,11 @@ from typing import Any
 
 import yaml
 
+from nlf.data.run_folder import CONFIG, FACTS, METRICS
 from nlf.errors import UserError
 from nlf.report.frontier import FILE as FRONTIER
 from nlf.report.frontier import read_frontier
 from nlf.report.wording import family, is_number
-from nlf.rundir import CONFIG, FACTS, METRICS
 
 RESULTS, SCHEMA_VERSION = "results.json", 1
 # What a system is judged by, the first one that is there; mean scores come after what they are thresholded to.

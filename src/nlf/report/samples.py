@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nlf import generations
+from nlf.data import generations
+from nlf.data.rollouts import digest
 from nlf.errors import UserError
 from nlf.report.reading import Run, featured, source_of, turned
 from nlf.report.wording import clip, count, family, is_number
-from nlf.rollouts import digest
 
 HARMLESS = 0.3  # below this, a toxicity score lets a text be shown at once
 MAX_PROMPT, MAX_COMPLETION = 1_500, 800  # characters shown

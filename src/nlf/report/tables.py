@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nlf.metrics import describe, higher_is_better
+from nlf.evaluation.metrics import describe, higher_is_better
 from nlf.report.reading import JUDGED_BY, Run, aligned, base_of, featured, judged_by, others, source_of, turned
 from nlf.report.wording import clip, count, family, is_number, number, p_value, title
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
-from nlf.quantize import total
+from nlf.method.quantize import total
 
 REWARDS = {  # name → the class that is made when it is asked for
     "local": "nlf.rewards.local:LocalToxicity",
@@ -190,7 +190,7 @@ def _check_signature(reward: Reward, keywords: dict) -> None:
 
 def _wait(awaitables: Sequence[tuple[Reward, object]]) -> list:
     """Results of async rewards, in the loop of `http.run`."""
-    from nlf.http import run
+    from nlf.services import run
 
     async def named(reward: Reward, awaitable):
         with _naming(reward):

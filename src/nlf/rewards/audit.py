@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nlf.rewards.local import ASSETS, MAX_CHARACTERS, LocalToxicity
+from nlf.rewards.local import MAX_CHARACTERS, SCORERS, LocalToxicity
 
-ASSET = ASSETS / "audit" / "audit-1.safetensors"
+ASSET = SCORERS / "audit" / "audit-1.safetensors"
 BITS = 20  # of a hash that are kept: 2^20 rows
 CHARACTERS = (2, 3, 4, 5)
 KINDS = (3, 2, 1, 1, 1, 1)  # how much a word, a word pair and 2 to 5 characters count

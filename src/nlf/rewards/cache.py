@@ -21,9 +21,9 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
+from nlf.data.generations import read_lines
+from nlf.data.run_folder import replacing
 from nlf.errors import UserError
-from nlf.generations import read_lines
-from nlf.rundir import replacing
 
 BUSY = 60.0  # seconds to wait for another process's write, which takes microseconds
 SECOND = 1.1  # of ours: a server's own second holds no more, although requests travel for different times

@@ -23,10 +23,10 @@ from urllib.parse import urlsplit
 
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
-from nlf.http import Rejected, Retry, checked_url, retry_after
 from nlf.rewards import Judgement
 from nlf.rewards.remote import Ask, Refused, RemoteScorer
 from nlf.rewards.templates import read_template
+from nlf.services import Rejected, Retry, checked_url, retry_after
 
 logger = logging.getLogger(__name__)
 

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
+from nlf.data.files import ASSETS
 from nlf.errors import UserError
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
-ASSET = ASSETS / "toxicity" / "local-1.safetensors"
-SENTIMENT = ASSETS / "sentiment" / "sentiment-1.safetensors"
+SCORERS = ASSETS / "scorers"
+ASSET = SCORERS / "toxicity" / "local-1.safetensors"
+SENTIMENT = SCORERS / "sentiment" / "sentiment-1.safetensors"
 MAX_CHARACTERS = 20_000  # Perspective takes 20,480 bytes; what comes after is not scored
 BLOCK = 512  # texts per numpy pass: bounds memory, measured no slower than larger
 CACHED_WORDS = 50_000

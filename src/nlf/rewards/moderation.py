@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
-from nlf.http import Rejected, checked_url, key_of, post
 from nlf.rewards import Judgement
 from nlf.rewards.remote import Ask, Refused, RemoteScorer, probability
+from nlf.services import Rejected, checked_url, key_of, post
 
 OFFICIAL = "https://api.openai.com/v1"
 MODEL = "omni-moderation-latest"

@@ -12,9 +12,9 @@ from datetime import date
 
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
-from nlf.http import Rejected, checked_url, key_of, post
 from nlf.rewards import Judgement
 from nlf.rewards.remote import Ask, Refused, RemoteScorer, probability
+from nlf.services import Rejected, checked_url, key_of, post
 
 OFFICIAL = "https://commentanalyzer.googleapis.com"
 LAST_DAY = date(2026, 12, 31)

@@ -23,9 +23,9 @@ from tqdm.auto import tqdm
 
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
-from nlf.http import LONGEST_PAUSE, Rejected, Retry, pause, said, timed, together
 from nlf.rewards import Judgement
 from nlf.rewards.cache import Cache, Pace, digest, gap
+from nlf.services import LONGEST_PAUSE, Rejected, Retry, pause, said, timed, together
 
 logger = logging.getLogger(__name__)
 

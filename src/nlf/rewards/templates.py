@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from nlf.data.files import ASSETS
 from nlf.errors import UserError
 from nlf.rewards import Judgement
 
-JUDGES = Path(__file__).resolve().parent.parent / "judges"
+JUDGES = ASSETS / "judges"
 FORMAT = 1  # of the messages: another one, another answer
 
 # What chat templates give a meaning of its own: a space in it takes that away.

@@ -23,17 +23,17 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 
-from nlf.batches import group_by_length
 from nlf.errors import UserError
-from nlf.losses import guided_log_probs
-from nlf.objective import pass_tokens
-from nlf.packing import packed_weights
-from nlf.policy import equal_but_for_rounding
+from nlf.method.losses import guided_log_probs
+from nlf.models.cache import Rows
+from nlf.models.packed_weights import packed_weights
+from nlf.models.policy import equal_but_for_rounding
 from nlf.sampling import Request, check_lengths, context_of
-from nlf.sampling.cache import Rows
 from nlf.sampling.draw import INF, pick, uniforms
 from nlf.sampling.shared import SharedRows, configs_with_sdpa
 from nlf.sampling.static import Compiled, StaticRows
+from nlf.training.batches import group_by_length
+from nlf.training.objective import pass_tokens
 
 if TYPE_CHECKING:
     from transformers import Cache

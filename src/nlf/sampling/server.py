@@ -32,8 +32,8 @@ import httpx2
 
 from nlf.config import refuse_guidance
 from nlf.errors import UserError
-from nlf.http import Rejected, Retry, checked_url, key_of, pause, post, run, said, timed, together
 from nlf.sampling import Request, check_lengths, seed_of
+from nlf.services import Rejected, Retry, checked_url, key_of, pause, post, run, said, timed, together
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from nlf.sampling.cache import RoomyLayer, Rows, together
+from nlf.models.cache import RoomyLayer, Rows, together
 
 if TYPE_CHECKING:
     from transformers import Cache

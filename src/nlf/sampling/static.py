@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticLayer
 
-from nlf.sampling.cache import Rows, together
+from nlf.models.cache import Rows, together
 
 if TYPE_CHECKING:
     from transformers import Cache

@@ -1,0 +1,227 @@
+"""`nlf import`: a checkpoint of the published code (ALT, Quark) as an ordinary model folder with `tags.json`.
+
+The published `.pth` is a dict of `policy_model` (the state dict of a GPT-2), `optimizer` and `scheduler`, written by
+`torch.save`. Its embedding has more rows than its base model:
+
+- ALT adds one, the separator, after the vocabulary; its tags are words, `{feedback}<|separator|>{prompt}`.
+- Quark adds its quantile tokens ` _TREE_TOKEN_00000` (the best: rewards are sorted downwards), `…00001` and so on, and
+  then ` _TREE_TOKEN_ZERO_COMMENTS`, which it never uses; a token stands directly before the prompt. That last row is
+  kept, so that every logit stays what it was, but no token is named after it: it is never read and never sampled.
+
+A `.pth` is a pickle, a program in effect: it is read with `weights_only=True`, which builds tensors and plain values
+and refuses anything else unrun. (The published code loads it without.) The weights are mapped from the disk, checked
+against the base model's configuration by name and shape, and written as safetensors; only the base's configuration
+and tokenizer are needed, not its weights.
+"""
+
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from shlex import quote
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from nlf.data.run_folder import write_folder
+from nlf.errors import UserError
+from nlf.method.tags import DEFAULT_TAGS, FEEDBACK, PROMPT, SEPARATOR, TagScheme
+from nlf.models.policy import Policy, model_path, save_policy
+
+WEIGHTS = "policy_model"
+BUFFERS = re.compile(r"(^|\.)(attn|crossattention)\.(bias|masked_bias)$")  # causal masks that old transformers stored
+MOST_TOKENS = 101  # of Quark's; its default is 5 quantiles and the unused one. More is another model's vocabulary
+EXPECTED = "expected a .pth that ALT or Quark saved, a dict with policy_model in it"
+
+
+def import_command(options) -> str:
+    """`nlf import`: write the folder and say what it is.
+
+    Args:
+        options: `config.ImportOptions`.
+
+    Raises:
+        UserError: the checkpoint is unreadable, unsafe, of another form or of another base model; or the folder holds
+            a model already or cannot be written.
+    """
+    folder = Path(options.output_dir)
+    taken = [name for name in ("config.json", "config.yaml", "tags.json") if (folder / name).exists()]
+    if taken:
+        raise UserError(f"{folder} holds a model or a run already ({taken[0]}); choose another --output_dir")
+    path = Path(options.checkpoint)
+    content = read_checkpoint(path)
+    policy = make_policy(content[WEIGHTS], options.base_model, options.model_revision, options.tags, str(path))
+    write_folder(folder, lambda temporary: save_policy(policy, temporary))
+    ignored = ", ".join(sorted(map(str, content.keys() - {WEIGHTS})))
+    return _summary(folder, options.base_model, policy, ignored)
+
+
+# ---- reading ------------------------------------------------------------------------------------------------------
+
+
+def read_checkpoint(path: Path) -> dict:
+    """What a `.pth` holds: `policy_model`, a state dict, and whatever else. Nothing in the file is executed.
+
+    Raises:
+        UserError: no such file, not a checkpoint, damaged, or a pickle of more than tensors and plain values.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of pickle protocols
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: refused: it is no pickle of tensors and plain values alone, and anything else in one is code "
+            f"({_reason(error)}); nothing in it was run; {EXPECTED}"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}; {EXPECTED}") from error
+    except Exception as error:  # a damaged pickle fails in any way there is
+        raise UserError(f"{path}: damaged, or no checkpoint ({_reason(error)}); {EXPECTED}") from error
+    weights = content.get(WEIGHTS) if isinstance(content, dict) else None
+    if not isinstance(weights, Mapping) or not weights:
+        kind = f"a dict of {_few(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise UserError(f"{path}: no state dict under {WEIGHTS!r} in it, it is {kind}; {EXPECTED}")
+    return content
+
+
+def _reason(error: Exception) -> str:
+    """What torch says is wrong, without its advice to load the file unsafely."""
+    advice = ("Weights only load failed", "Please file an issue", "Check the documentation")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith(advice)]
+    return next(iter(lines), type(error).__name__)[:160]
+
+
+def _few(names) -> str:
+    shown = [repr(name) for name in names]
+    return ", ".join(shown[:6]) + (", …" if len(shown) > 6 else "") or "nothing"
+
+
+# ---- making the model ---------------------------------------------------------------------------------------------
+
+
+def make_policy(
+    weights: Mapping[str, Tensor], base: str, revision: str = "main", tags: list[str] | None = None, where: str = ""
+) -> Policy:
+    """The policy of a published state dict.
+
+    Args:
+        weights: Tensors by name; masks of old transformers, `module.` before every name and a missing `transformer.`
+            are put right.
+        base: The model it was trained from: folder or hub id, of which configuration and tokenizer are read.
+        tags: Best first; None is the published five words, or Quark's tokens.
+
+    Raises:
+        UserError: the base cannot be loaded, or the weights do not fit it.
+    """
+    config, tokenizer = _load_base(base, revision)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    weights = _renamed(weights, model, where)
+    table = _name_of(model, model.get_input_embeddings())
+    if table not in weights:
+        raise UserError(f"{where}: no tensor {table!r}, it has {_few(weights)}; {EXPECTED}")
+    extra = weights[table].shape[0] - len(tokenizer)
+    scheme, names = _scheme(extra, tags, f"{where}: {table} has {weights[table].shape[0]} rows", len(tokenizer))
+    model.resize_token_embeddings(len(tokenizer) + extra, mean_resizing=False)
+    added = tuple(range(len(tokenizer), len(tokenizer) + extra))  # in the order in which they were added
+    tokenizer.add_tokens(names, special_tokens=True)
+    _fill(model, weights, where, base)
+    return Policy(model.eval(), tokenizer, scheme, None, added)
+
+
+def _load_base(base: str, revision: str):
+    path = model_path(base)
+    shared = {} if Path(path).is_dir() else {"revision": revision}
+    try:
+        config, tokenizer = AutoConfig.from_pretrained(path, **shared), AutoTokenizer.from_pretrained(path, **shared)
+    except (OSError, ValueError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"--base_model {base}: cannot be loaded: {reason} (expected a hub id or a folder with config.json and "
+            "tokenizer)"
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # as the published code does
+    return config, tokenizer
+
+
+def _renamed(weights: Mapping[str, Tensor], model: PreTrainedModel, where: str) -> dict[str, Tensor]:
+    """The state dict under the names that the model has today."""
+    for name, tensor in weights.items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            raise UserError(f"{where}: {name!r} is {type(tensor).__name__}, expected a dense tensor; {EXPECTED}")
+    if all(name.startswith("module.") for name in weights):  # nn.DataParallel
+        weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    known, prefix = set(model.state_dict()), f"{model.base_model_prefix}."
+    if not any(name.startswith(prefix) for name in weights):  # the model without its head
+        weights = {name if name in known else prefix + name: tensor for name, tensor in weights.items()}
+    return {name: tensor for name, tensor in weights.items() if name in known or not BUFFERS.search(name)}
+
+
+def _name_of(model: PreTrainedModel, module: torch.nn.Module) -> str:
+    return next(f"{name}.weight" for name, other in model.named_modules() if other is module)
+
+
+def _scheme(extra: int, tags: list[str] | None, where: str, vocabulary: int) -> tuple[TagScheme, list[str]]:
+    """The tag scheme that so many added rows stand for, and the tokens to name them by."""
+    if extra == 1:
+        return TagScheme(tuple(tags or DEFAULT_TAGS)), [SEPARATOR]
+    if not 3 <= extra <= MOST_TOKENS:
+        raise UserError(
+            f"{where} and the base model's vocabulary {vocabulary}: expected 1 more (ALT's separator), or 3 to "
+            f"{MOST_TOKENS} (Quark's quantile tokens and its unused one); is --base_model what it was trained from?"
+        )
+    tokens = tags or [f" _TREE_TOKEN_{i:05}" for i in range(extra - 1)]
+    if not extra - 1 <= len(tokens) <= extra:
+        raise UserError(
+            f"{where}, {extra} of them Quark's tokens: {len(tokens)} --tags; expected {extra - 1}, or {extra} if the "
+            "last row is a quantile's too"
+        )
+    return TagScheme(tuple(tokens), FEEDBACK + PROMPT, None), tokens
+
+
+def _fill(model: PreTrainedModel, weights: dict[str, Tensor], where: str, base: str) -> None:
+    """Give a model without storage its weights; the head stays tied to the embedding where the two are equal."""
+    head, table = (_name_of(model, m) for m in (model.get_output_embeddings(), model.get_input_embeddings()))
+    tied = head not in weights or torch.equal(weights[head], weights[table])
+    model.config.tie_word_embeddings = tied
+    weights = weights | {head: weights[table]} if tied else weights
+    _check(model, weights, where, base)
+    model.load_state_dict(weights, assign=True)
+    if tied:
+        model.tie_weights()
+
+
+def _check(model: PreTrainedModel, weights: dict[str, Tensor], where: str, base: str) -> None:
+    wanted = model.state_dict()
+    for what, names in (("no tensor", wanted.keys() - weights), ("an unknown tensor", weights.keys() - wanted)):
+        if names:
+            first = min(names)
+            raise UserError(
+                f"{where}: {what} {first!r}, and {len(names) - 1} more like it, for {base}; "
+                "is --base_model the model it was trained from?"
+            )
+    for name, tensor in weights.items():
+        if tensor.shape != wanted[name].shape:
+            raise UserError(
+                f"{where}: {name!r} has shape {tuple(tensor.shape)}, in {base} it is {tuple(wanted[name].shape)}; "
+                "is --base_model the model it was trained from?"
+            )
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise UserError(f"{where}: {name!r} ({tensor.dtype}) holds no finite floats; is the file damaged?")
+
+
+def _summary(folder: Path, base: str, policy: Policy, ignored: str) -> str:
+    tags = policy.scheme.tags
+    form = "Quark's tokens" if policy.scheme.separator is None else f"the separator {policy.scheme.separator}"
+    lines = [
+        f"{folder}: {base} with {form} and {len(tags)} tags, {tags[0]!r} (best) to {tags[-1]!r} (worst)",
+        f"left out: {ignored}" if ignored else "",
+        "" if policy.model.config.tie_word_embeddings else "its head is not tied to its embedding, and stays so",
+        f"next: nlf sample --model {quote(str(folder))} --output_dir {quote(str(folder / 'samples'))}",
+        f"  or: nlf evaluate --model {quote(str(folder))} --base_model {quote(base)}",
+    ]
+    return "\n".join(filter(None, lines))

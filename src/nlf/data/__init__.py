@@ -1,0 +1,1 @@
+"""What is read and written: prompts, rollouts, generations, the run folder."""

@@ -1,0 +1,218 @@
+"""Samples on disk: `generations.jsonl`, one line a prompt, appended part by part and annotated in place.
+
+A line holds the prompt, its completions as text and as token ids, the feedback they were sampled under, and the settings
+and weights they came from. What is measured of it later (scores, likelihoods) is added to the same line under the digest
+of the texts it belongs to, so that an old score can never stand beside new text. (The published code kept scores in a
+second file, paired by position: evaluating again in the same folder scored new text with old scores.)
+
+Annotating streams: results are appended to a journal beside the file as they come, and the file is replaced by one with
+them in it at the end. Killed anywhere, nothing that was finished is done again.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from nlf.data.rollouts import digest
+from nlf.data.run_folder import replacing, unwritable
+from nlf.errors import UserError
+
+FILE = "generations.jsonl"
+REQUIRED = ("prompt", "prompt_id", "prompt_ids", "feedback", "completions", "completion_ids", "ended")
+
+Row = dict
+Reader = Callable[[Path], Iterator[Row]]
+Writer = Callable[[Path, Iterable[Row]], None]
+
+
+def files_of(path: str | Path) -> list[Path]:
+    """The generations of a folder (its own, and those in its folder `evaluation`), or the file itself.
+
+    Raises:
+        UserError: nothing there.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    found = sorted(path.glob("generations*.jsonl")) or sorted(path.glob("evaluation/generations*.jsonl"))
+    if not found:
+        what = "no generations*.jsonl in it" if path.is_dir() else "no such file or folder"
+        raise UserError(f"{path}: {what}; expected what `nlf sample` or `nlf evaluate` wrote")
+    return found
+
+
+def read(path: str | Path) -> Iterator[Row]:
+    """The lines of a generations file.
+
+    Raises:
+        UserError: with file and line: not JSON, or without the fields of a generation.
+    """
+    for number, row in enumerate(read_lines(Path(path)), 1):
+        missing = [name for name in REQUIRED if name not in row]
+        if missing:
+            raise UserError(
+                f"{path}:{number}: no field {missing[0]!r}; expected a line of generations, as `nlf sample` writes them"
+            )
+        yield row
+
+
+def read_lines(path: Path) -> Iterator[Row]:
+    """The objects of a JSON Lines file, blank lines left out.
+
+    Raises:
+        UserError: with file and line: it cannot be read, or a line is no JSON object.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield _object(line, f"{path}:{number}")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason}); convert the file to UTF-8") from error
+
+
+def _object(line: str, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: broken JSON ({error}); expected one object a line; remove the line") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected an object, found {type(row).__name__}")
+    return row
+
+
+def write_lines(path: Path, rows: Iterable[Row]) -> None:
+    """Write a JSON Lines file whole or not at all, one line in memory at a time.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    with replacing(path) as file:
+        file.writelines(_line(row).encode() for row in rows)
+
+
+def append(path: Path, rows: Sequence[Row]) -> None:
+    """Add lines to a file in one write, on disk when it returns.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8", newline="\n") as file:
+            file.write("".join(map(_line, rows)))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
+
+
+def mend(path: Path) -> bool:
+    """Cut off what a killed writer left of a last line, so that the next one is appended to whole lines; whether there
+    was any.
+    """
+    if not path.is_file():
+        return False
+    with open(path, "rb+") as file:
+        size = end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(end - 65_536, 0)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            end = start
+            if newline >= 0:
+                end = start + newline + 1
+                break
+        if end < size:
+            file.truncate(end)
+        return end < size
+
+
+def keep_lines(path: Path, count: int) -> None:
+    """Cut the file off after its first lines."""
+    with open(path, "rb+") as file:
+        for _ in range(count):
+            file.readline()
+        file.truncate(file.tell())
+
+
+def texts_of(row: Row) -> list[str]:
+    """What is measured of a line: its completions."""
+    return row["completions"]
+
+
+def text_digest(texts: Sequence[str]) -> str:
+    """Names the texts that a measurement belongs to."""
+    return digest(list(texts))
+
+
+def measured(row: Row, kind: str, name: str, texts: Sequence[str]) -> dict | None:
+    """What is known of a line under `row[kind][name]`, if it belongs to these very texts."""
+    found = (row.get(kind) or {}).get(name)
+    return found if isinstance(found, dict) and found.get("of") == text_digest(texts) else None
+
+
+def annotate(
+    path: Path,
+    kind: str,
+    name: str,
+    measure: Callable[[list[Row]], list[dict]],
+    *,
+    texts: Callable[[Row], Sequence[str]] = texts_of,
+    block: int = 64,
+    reader: Reader = read_lines,
+    writer: Writer = write_lines,
+    progress: Callable[[int], None] = lambda texts: None,
+) -> int:
+    """Add `row[kind][name]` to every line of a file that lacks it, or whose texts have changed since.
+
+    `measure` gets the lines of a block of `block` consecutive ones that need it, and returns a dict for each; blocks do
+    not depend on what was done before. Results are journaled block by block and merged into the file at the end.
+
+    Args:
+        kind: "scores" or "likelihoods".
+        name: The scorer with its version, or the model.
+        progress: Called with the number of texts that are done, also of those that were done before.
+
+    Returns:
+        The number of lines that were measured now or had been journaled: 0 means the file is as it was.
+
+    Raises:
+        UserError: the file cannot be read or written.
+    """
+    journal = path.with_name(f".{path.name}.{kind}.{digest(name)}.journal")
+    mend(journal)
+    known = {entry["line"]: entry["found"] for entry in read_lines(journal)} if journal.is_file() else {}
+    rows = enumerate(reader(path))
+    while picked := list(islice(rows, block)):
+        todo = [
+            (i, row)
+            for i, row in picked
+            if measured(_with(row, kind, name, known.get(i)), kind, name, texts(row)) is None
+        ]
+        found = measure([row for _, row in todo]) if todo else []
+        entries = [
+            {"line": i, "found": {"of": text_digest(texts(row)), **new}}
+            for (i, row), new in zip(todo, found, strict=True)
+        ]
+        if entries:
+            append(journal, entries)
+        known |= {entry["line"]: entry["found"] for entry in entries}
+        progress(sum(len(texts(row)) for _, row in picked))
+    if known:
+        writer(path, (_with(row, kind, name, known.get(i)) for i, row in enumerate(reader(path))))
+    journal.unlink(missing_ok=True)
+    return len(known)
+
+
+def _with(row: Row, kind: str, name: str, found: dict | None) -> Row:
+    """The line with a measurement in it; None leaves it as it is."""
+    return row if found is None else {**row, kind: {**(row.get(kind) or {}), name: found}}

@@ -1,0 +1,240 @@
+"""Prompts in: JSONL (RealToxicityPrompts' `prompt.text` too), JSON, CSV, Parquet, plain text (one prompt a line), each
+also .gz, or a hub id.
+
+A prompt is text or a conversation (messages with role and content). Other columns are kept and reach the reward
+functions. Everything wrong is said in one line, with file, line and field. Only blank lines are passed over; a prompt
+without text is an error, not a row that quietly disappears.
+"""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from nlf.data.files import ASSETS
+from nlf.errors import UserError
+
+EMBEDDED = "embedded"
+PROMPTS = ASSETS / "prompts"
+
+
+def load_prompts(
+    source: str | Path, *, column: str = "prompt", split: str = "train", limit: int | None = None
+) -> list[dict]:
+    """Read prompt rows.
+
+    Args:
+        source: "embedded", "embedded:NAME" for another file of prompts shipped here, a path, or a hub id.
+        column: Where the prompt is; `{"text": …}` inside it is unpacked.
+        split: Of embedded or hub data.
+        limit: Keep only the first rows.
+
+    Returns:
+        Rows `{"prompt": text or messages, "prompt_id": digest of the prompt, **other columns}`.
+
+    Raises:
+        UserError: missing or unreadable source, broken line, no such column, wrong type, empty prompt, no prompts at
+        all.
+    """
+    kind, _, name = str(source).partition(":")
+    if kind == EMBEDDED:
+        source = PROMPTS / f"{name or split}.jsonl"
+        if not source.is_file():
+            known = ", ".join(sorted(path.stem for path in PROMPTS.glob("*.jsonl")))
+            raise UserError(f"the embedded prompts have no {name or f'split {split!r}'}; there are {known}")
+    rows = [_row(record, column, where) for where, record in islice(_records(source, column, split), limit)]
+    if not rows:
+        raise UserError(f"{source}: no prompts in it; expected at least one; is it the right file?")
+    return rows
+
+
+def as_prompts(dataset: Iterable[dict] | None, column: str = "prompt") -> list[dict] | None:
+    """The same rows out of anything that iterates over dicts: a list, a `datasets.Dataset`. Rows of `load_prompts`
+    come out as they are; a `prompt_id` of the data set's own is replaced.
+    """
+    if dataset is None:
+        return None
+    rows = [_row(row, column, f"row {i}") for i, row in enumerate(dataset)]
+    if not rows:
+        raise UserError("the dataset has no rows; expected at least one prompt")
+    return rows
+
+
+def all_conversations(rows: Iterable[dict]) -> bool:
+    """Whether the prompts are messages rather than text.
+
+    Raises:
+        UserError: some are and some are not.
+    """
+    kinds = {isinstance(row["prompt"], str) for row in rows}
+    if len(kinds) > 1:
+        raise UserError("some prompts are text and some are messages; expected one kind for training and evaluation")
+    return kinds == {False}
+
+
+def prompt_id(prompt: str | list[dict]) -> str:
+    """A short digest of the prompt alone, whatever its place in a file."""
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _row(record: dict, column: str, where: str) -> dict:
+    """Check one record and give it its prompt id."""
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: expected an object with a field {column!r}, found {type(record).__name__}")
+    if column not in record:
+        raise UserError(
+            f"{where}: no field {column!r}; there are {', '.join(map(repr, record)) or 'none'}; "
+            "name the right one with --dataset_prompt_column"
+        )
+    prompt = record[column]
+    if isinstance(prompt, dict) and "text" in prompt:
+        prompt = prompt["text"]
+    where = f"{where}: field {column!r}"
+    if isinstance(prompt, list):
+        _check_messages(prompt, where)
+    elif not isinstance(prompt, str):
+        raise UserError(
+            f"{where} is {type(prompt).__name__}; expected text, a list of messages, or an object with 'text'"
+        )
+    elif not prompt.strip():
+        raise UserError(f"{where} is empty; expected some text; remove the line or fill it")
+    others = {name: value for name, value in record.items() if name not in (column, "prompt_id")}
+    try:
+        return {**others, "prompt": prompt, "prompt_id": prompt_id(prompt)}
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where} holds half a character ({error.object[error.start]!a}); expected Unicode") from error
+
+
+def _check_messages(messages: list, where: str) -> None:
+    if not messages:
+        raise UserError(f"{where} has no messages; expected at least one")
+    for number, message in enumerate(messages, 1):
+        fields = [message.get("role"), message.get("content")] if isinstance(message, dict) else [None]
+        if not all(isinstance(field, str) for field in fields):
+            raise UserError(
+                f'{where}, message {number}: expected {{"role": "user", "content": "…"}} with both as text, '
+                f"found {json.dumps(message, default=str)[:60]}"
+            )
+    if messages[-1]["role"] == "assistant":
+        raise UserError(
+            f"{where}: the last message is the assistant's; expected one to answer, the user's; leave the answer out"
+        )
+    if not messages[-1]["content"].strip():
+        raise UserError(f"{where}: the last message is empty; expected some text; remove the line or fill it")
+
+
+def _records(source: str | Path, column: str, split: str) -> Iterator[tuple[str, dict]]:
+    """(where it stands, record) of every row."""
+    path = Path(source).expanduser()
+    suffix = next((s for s in READERS if path.name.lower().removesuffix(".gz").endswith(s)), None)
+    if path.is_dir():
+        raise UserError(f"{source}: a folder; expected a file in it, ending in {', '.join(READERS)} (or .gz of those)")
+    if suffix:
+        return READERS[suffix](_bytes(path), str(source), column)
+    if path.exists():
+        raise UserError(
+            f"{source}: unknown kind of file; expected {', '.join(READERS)} (or .gz of those), or a hub id"
+        )
+    return _hub(str(source), split)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+        return gzip.decompress(data) if path.name.lower().endswith(".gz") else data
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+
+
+def _text(data: bytes, path: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: not UTF-8 (byte {error.start}); convert the file to UTF-8") from error
+
+
+def _jsonl(data: bytes, path: str, column: str) -> Iterator[tuple[str, dict]]:
+    for number, line in enumerate(_text(data, path).split("\n"), 1):  # not splitlines: JSON text may hold U+2028
+        if line.strip():
+            yield f"{path}:{number}", _parsed(line, f"{path}:{number}", "one object a line")
+
+
+def _json(data: bytes, path: str, column: str) -> Iterator[tuple[str, dict]]:
+    rows = _parsed(_text(data, path), path, "a list of objects")
+    if not isinstance(rows, list):
+        raise UserError(
+            f"{path}: expected a list of objects, found {type(rows).__name__}; is it JSON Lines? name it .jsonl"
+        )
+    yield from ((f"{path}, item {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _parsed(text: str, where: str, expected: str):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}"
+        raise UserError(f"{where}: broken JSON ({error.msg}, {place}); expected {expected}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
+        raise UserError(f"{where}: JSON that cannot be read ({error}); expected {expected}") from error
+
+
+def _csv(data: bytes, path: str, column: str) -> Iterator[tuple[str, dict]]:
+    reader = csv.DictReader(io.StringIO(_text(data, path), newline=""), strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                count = sum(value is not None for value in row.values()) + len(row.get(None, [None])) - 1
+                raise UserError(
+                    f"{path}:{reader.line_num}: {count} fields where the header has {len(reader.fieldnames)}; "
+                    'a comma inside a field needs quotes, "like, this"'
+                )
+            yield f"{path}:{reader.line_num}", row
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: broken CSV ({error})") from error
+
+
+def _lines(data: bytes, path: str, column: str) -> Iterator[tuple[str, dict]]:
+    for number, line in enumerate(_text(data, path).split("\n"), 1):
+        if line.strip():
+            yield f"{path}:{number}", {column: line.rstrip("\r")}
+
+
+def _parquet(data: bytes, path: str, column: str) -> Iterator[tuple[str, dict]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+    rows = (row for batch in table.to_batches() for row in batch.to_pylist())
+    yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+
+
+READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".txt": _lines}
+
+
+def _hub(name: str, split: str) -> Iterator[tuple[str, dict]]:
+    folder, _, rest = name.rpartition("/")
+    if name.startswith((".", "/", "~")) or "/" in folder or not rest or (folder and Path(folder).is_dir()):
+        raise UserError(f"{name}: no such file")
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(name, split=split)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"{name}: no such file, and no data set that can be loaded from the hub ({reason}); "
+            "give the path of a file, or check the id, the split and the connection"
+        ) from error
+    yield from ((f"{name} ({split}), row {number}", row) for number, row in enumerate(rows, 1))

@@ -1,0 +1,1 @@
+"""The commands that measure: sample, score, perplexity, evaluate; and the metrics."""

@@ -1,0 +1,278 @@
+"""`nlf sample`: completions of prompts under a tag, into `generations.jsonl`, part by part.
+
+A part of the prompts is sampled, then appended in one write. Run again, the command goes on after what is there, if that
+came from the same weights and settings; anything else is refused, never mixed and never overwritten.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from nlf import __version__
+from nlf.config import SamplerOptions, SamplingOptions, sampler_options, sampling_options
+from nlf.data.generations import FILE, append, keep_lines, mend, read
+from nlf.data.prompts import load_prompts
+from nlf.errors import UserError
+from nlf.method.tags import TagScheme
+from nlf.models.policy import Policy, best_device, load_policy, revision_of, vocabulary_digest
+from nlf.sampling import Sampler
+from nlf.sampling.rollout_table import other_columns, progress_bar, sample_table, sampler_of
+from nlf.training.batches import PromptEncoder
+from nlf.training.iteration import number_occurrences
+
+logger = logging.getLogger(__name__)
+
+EVALUATION = -1  # stands for the iteration in the random numbers of samples that are not trained on
+
+
+def sample_command(options) -> str:
+    """`nlf sample`: write the files and say where they are.
+
+    Args:
+        options: The fields of `config.COMMAND_GROUPS["sample"]`.
+    """
+    policy = load_for_commands(options.model, options, "cpu" if options.sampler != "hf" else None)
+    policy = with_tags(policy, options.tags)
+    tag, sampling = chosen_tag(policy, options.tag), sampling_options(options)
+    negative = negative_tag(policy, options.negative_tag) if sampling.guidance_scale else None
+    paths = []
+    for source, rows in prompt_sets(options, options.prompts):
+        name = FILE if len(options.prompts) == 1 else f"generations-{slug(source)}.jsonl"
+        paths.append(Path(options.output_dir, name))
+        sample_file(
+            paths[-1], policy, rows, tag, sampling, negative=negative, seed=options.seed,
+            part=options.prompts_per_part, token_budget=options.sampling_batch_tokens, sampler=sampler_options(options),
+            what=source,
+        )  # fmt: skip
+    words = f"after {tag!r}" if tag else "without a tag"
+    return "\n".join(f"{sampling.num_generations} completions of each prompt, {words}: {path}" for path in paths)
+
+
+# ---- what is sampled ----------------------------------------------------------------------------------------------
+
+
+def load_for_commands(model: str, options, device: str | None = None) -> Policy:
+    """A model for inference, on the accelerator where there is one and no other device is named.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    policy = load_policy(
+        model, dtype=options.dtype, revision=options.model_revision, trust_remote_code=options.trust_remote_code
+    )
+    policy.model.to(device or best_device())
+    policy.model.config._commit_hash = revision_of(policy.model)  # digested once, not for every file
+    return policy
+
+
+def with_tags(policy: Policy, tags: Sequence[str] | None) -> Policy:
+    """The policy under other words for its quantiles: a list, best first, or one `tags.json`.
+
+    Raises:
+        UserError: no scheme can be made of them.
+    """
+    if tags is None:
+        return policy
+    if len(tags) == 1:
+        return replace(policy, scheme=TagScheme.load(tags[0]))
+    known = policy.scheme or TagScheme()
+    scheme = TagScheme(tuple(tags), known.template, known.separator)
+    if scheme.separator and scheme.separator not in policy.tokenizer.get_vocab():
+        logger.warning("this model has no token %r: it reads it, and the tags, as plain text", scheme.separator)
+    return replace(policy, scheme=scheme)
+
+
+def chosen_tag(policy: Policy, tag: str) -> str | None:
+    """The words that `--tag` names: 'best', 'middle' (of an even number, the better of two) or a tag; None for 'none',
+    and for the best of a model without tags.
+
+    Raises:
+        UserError: words that are none of the model's tags.
+    """
+    if tag == "none" or (tag == "best" and policy.scheme is None):
+        return None
+    tags = policy.scheme.tags if policy.scheme else ()
+    named = {"best": tags[0], "middle": tags[(len(tags) - 1) // 2]} if tags else {}
+    return _known_tag(policy, named.get(tag, tag))
+
+
+def negative_tag(policy: Policy, tag: str | None) -> str:
+    """The words that guidance moves away from: the worst tag unless another is named.
+
+    Raises:
+        UserError: the model has no tags, or not this one.
+    """
+    if policy.scheme is None:
+        raise UserError(
+            "guidance contrasts two tags and this model has none; leave --guidance_scale out, or give --tags"
+        )
+    return _known_tag(policy, tag or policy.scheme.worst)
+
+
+def _known_tag(policy: Policy, tag: str) -> str:
+    if policy.scheme is None:
+        raise UserError(f"unknown tag {tag!r}: this model has no tags.json; give --tags, or --tag none")
+    policy.scheme.quantile_of(tag)
+    return tag
+
+
+def prompt_sets(options, sources: Sequence[str]) -> list[tuple[str, list[dict]]]:
+    """(source, rows) of each source of prompts.
+
+    Raises:
+        UserError: a source cannot be read, or is named twice.
+    """
+    if len({slug(source) for source in sources}) < len(sources):
+        raise UserError(
+            f"prompts {', '.join(sources)}: two of one name; rename a file, their results would share a name"
+        )
+    found = {
+        "column": options.dataset_prompt_column,
+        "split": options.dataset_test_split,
+        "limit": options.max_prompts,
+    }
+    return [(source, load_prompts(source, **found)) for source in sources]
+
+
+def slug(name: str) -> str:
+    """The name of a source of prompts, or of a system, as part of a file's."""
+    name = re.sub(r"(\.(jsonl|json|csv|parquet|txt))?(\.gz)?$", "", name.removeprefix("embedded:").rpartition("/")[2])
+    return "-".join(re.findall(r"\w+", name.lower()))
+
+
+# ---- sampling into a file -----------------------------------------------------------------------------------------
+
+
+def sample_file(
+    path: Path,
+    policy: Policy,
+    rows: Sequence[dict],
+    tag: str | None,
+    options: SamplingOptions,
+    *,
+    negative: str | None = None,
+    seed: int = 0,
+    part: int = 64,
+    token_budget: int | None = None,
+    sampler: SamplerOptions | None = None,
+    max_prompt_length: int | None = None,
+    what: str = "sampling",
+) -> None:
+    """Append what is missing of these prompts' completions to a generations file.
+
+    Args:
+        negative: The tag that guidance moves away from.
+        part: Prompts sampled, and written, at a time.
+        sampler: What samples; None = this process.
+
+    Raises:
+        UserError: the file holds something else, a prompt does not fit the model, the file cannot be written, or as the
+            sampler.
+    """
+    encoder = PromptEncoder(policy.tokenizer, policy.scheme, max_prompt_length)
+    drawing = sampler_of(policy, sampler, token_budget)
+    settings = settings_of(policy, tag, negative, options, seed, drawing.label)
+    occurrences = [n for _, n in number_occurrences(range(len(rows)), [row["prompt_id"] for row in rows])]
+    done = done_already(path, rows, tag, settings, part)
+    advance = progress_bar(what, len(rows) * options.num_generations, done * options.num_generations)
+    with closing(drawing):
+        while done < len(rows):
+            stop = min((done // part + 1) * part, len(rows))
+            append(
+                path,
+                sample_lines(
+                    policy, encoder, rows[done:stop], occurrences[done:stop], tag, options, settings,
+                    negative=negative, seed=seed, sampler=drawing, progress=advance,
+                ),
+            )  # fmt: skip
+            done = stop
+
+
+def settings_of(
+    policy: Policy, tag: str | None, negative: str | None, options: SamplingOptions, seed: int, sampler: str = "hf"
+) -> dict:
+    """What samples depend on, beside their prompts: the `settings` of a line."""
+    return {
+        "model": policy.model.config._name_or_path,
+        "model_revision": revision_of(policy.model),
+        "vocabulary": vocabulary_digest(policy.tokenizer, policy.added_token_ids),
+        "template": policy.scheme.template if policy.scheme and tag else None,
+        **asdict(options),
+        "sampler": sampler,
+        "negative_tag": negative,
+        "seed": seed,
+        "nlf_version": __version__,
+    }
+
+
+def done_already(path: Path, rows: Sequence[dict], tag: str | None, settings: dict, part: int) -> int:
+    """How many of the prompts a file holds, after a line that was cut off in writing is removed, and its part with it.
+
+    Raises:
+        UserError: the file holds samples of other prompts, settings or weights.
+    """
+    torn = mend(path)
+    if not path.is_file():
+        return 0
+    count = 0
+    for count, line in enumerate(read(path), 1):
+        if count > len(rows):
+            break
+        given = {"prompt": line["prompt_id"], "feedback": line["feedback"], "sampler": "hf"} | line.get("settings", {})
+        wanted = {"prompt": rows[count - 1]["prompt_id"], "feedback": tag, **settings}
+        for name in [each for each in wanted if each not in ("nlf_version", "model")]:
+            if given.get(name) != wanted[name]:
+                raise UserError(
+                    f"{path}:{count}: sampled with {name}={given.get(name)!r}, now it is {wanted[name]!r}; "
+                    "go on with the old settings, or choose another --output_dir"
+                )
+    if torn:
+        count -= count % part
+        keep_lines(path, count)
+    return min(count, len(rows))
+
+
+def sample_lines(
+    policy: Policy,
+    encoder: PromptEncoder,
+    rows: Sequence[dict],
+    occurrences: Sequence[int],
+    tag: str | None,
+    options: SamplingOptions,
+    settings: dict,
+    *,
+    negative: str | None = None,
+    seed: int = 0,
+    sampler: Sampler | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[dict]:
+    """Sample prompts: a line of `generations.jsonl` for each."""
+    table = sample_table(
+        policy, encoder, rows, occurrences, tag, options,
+        negative=negative, seed=seed, iteration=EVALUATION, sampler=sampler,
+        progress=progress,
+    )  # fmt: skip
+    return [
+        _line(row, occurrence, table.slice(i * options.num_generations, options.num_generations), settings)
+        for i, (row, occurrence) in enumerate(zip(rows, occurrences, strict=True))
+    ]
+
+
+def _line(row: dict, occurrence: int, samples: pa.Table, settings: dict) -> dict:
+    return {
+        "prompt": row["prompt"],
+        "prompt_id": row["prompt_id"],
+        "occurrence": occurrence,
+        "prompt_ids": samples["prompt_ids"][0].as_py(),
+        "feedback": samples["feedback"][0].as_py(),
+        "completions": samples["completion"].to_pylist(),
+        "completion_ids": samples["completion_ids"].to_pylist(),
+        "ended": samples["ended"].to_pylist(),
+        "columns": other_columns(row),
+        "settings": settings,
+    }

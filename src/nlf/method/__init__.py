@@ -1,0 +1,1 @@
+"""The method as pure functions on tensors and arrays: numpy and torch, nothing else."""

@@ -1,0 +1,220 @@
+"""Weights that no process holds whole (FSDP2, DeepSpeed ZeRO-3): the reference is sharded like the policy, and whole
+weights are gathered where a model is sampled from, measured, digested or saved.
+
+Sampling calls forward as often as a rank's own prompts need. With sharded weights every call is a collective, so ranks
+would have to call equally often, and each token would move all weights over the network. Here they are gathered once
+before sampling, into an ordinary model on each rank, and dropped after: nothing is exchanged while completions are
+written, so no rank waits for another, and the decode loop is the one of an unsharded run. The price is one copy of the
+weights in the run's precision on each device while it samples (two while it evaluates: the reference is measured
+against), beside its shards; docs/scaling.md counts them.
+
+Every function that gathers is a collective: all ranks call it, in the same order.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from nlf.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from nlf.models.policy import Policy
+
+MODELS = ("model", "reference_model")  # the fields of a Policy that hold weights
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of what is gathered, by the run's mixed precision
+
+
+def load_whole() -> None:
+    """From here on `from_pretrained` gives whole models, although TrainingArguments has seen a ZeRO-3 config: tokens are
+    added, the reference copied and scorers loaded as in any run, and Trainer shards the policy when training starts.
+    """
+    unset_hf_deepspeed_config()
+
+
+def shards_weights(accelerator: "Accelerator") -> bool:
+    """Whether training will leave a rank with a part of each weight only.
+
+    Raises:
+        UserError: FSDP1, whose flattened weights are not read here.
+    """
+    plugin = accelerator.state.deepspeed_plugin if accelerator.distributed_type == "DEEPSPEED" else None
+    if plugin is not None:
+        return plugin.zero_stage == 3
+    if accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2:
+        raise UserError("fsdp_version 1 is not supported; set fsdp_version: 2 in the accelerate config")
+    return accelerator.distributed_type == "FSDP"
+
+
+def skeleton(policy: "Policy", accelerator: "Accelerator") -> "Policy | None":
+    """The policy with models that have no weights yet, to be filled by `whole`; None where nothing will be sharded.
+    Taken before training shards it.
+
+    Raises:
+        UserError: LoRA that trains rows of embeddings which cannot be sharded so.
+    """
+    if not shards_weights(accelerator):
+        return None
+    if hasattr(policy.model, "peft_config") and policy.added_token_ids:
+        tied = policy.model.config.get_text_config().tie_word_embeddings
+        if accelerator.distributed_type == "DEEPSPEED" or tied:
+            raise UserError(
+                "use_peft with added tokens: peft trains rows of the embeddings, which ZeRO-3 cannot shard, nor FSDP2 "
+                "where input and output share them; take accelerate config multi_gpu or zero2, or use_peft false"
+            )
+    return replace(policy, **{name: _without_weights(getattr(policy, name)) for name in MODELS})
+
+
+def _without_weights(model: nn.Module | None) -> nn.Module | None:
+    """A copy whose parameters are on the meta device; buffers and what is tied stay."""
+    if model is None:
+        return None
+    empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, empty)
+
+
+def place_reference(
+    model: nn.Module | None, accelerator: "Accelerator", device: torch.device | None = None
+) -> nn.Module | None:
+    """The frozen model where the policy's forward will be: on its device, or on this one, and sharded where the policy is.
+
+    Raises:
+        UserError: a device for a reference that has none of its own: the policy's with its adapter off, or a sharded one.
+    """
+    sharded = shards_weights(accelerator)
+    if device is not None and (model is None or sharded):
+        why = "its weights are sharded as the policy's" if sharded else "it is the policy with its adapter off"
+        raise UserError(f"reference_device {device}: the reference has no device of its own, {why}; leave it out")
+    if model is None:
+        return None
+    if not sharded:
+        zero2 = accelerator.distributed_type == "DEEPSPEED"  # which casts the policy, where others use autocast
+        dtype = DTYPES.get(accelerator.mixed_precision) if zero2 else None
+        return model.to(device=device or accelerator.device, dtype=dtype)
+    if accelerator.distributed_type == "FSDP":
+        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+        return fsdp2_prepare_model(accelerator, model).eval()
+    import deepspeed
+
+    settings = copy.deepcopy(accelerator.state.deepspeed_plugin.deepspeed_config)
+    for name in ("optimizer", "scheduler"):
+        settings.pop(name, None)
+    engine = deepspeed.initialize(model=model, config=settings)[0]
+    engine.eval()  # it returns nothing
+    return engine
+
+
+@contextlib.contextmanager
+def moved(model: nn.Module | None, device: torch.device) -> Iterator[None]:
+    """Within, the model is on this device; after, where it was."""
+    if model is None:
+        yield
+        return
+    home = next(model.parameters()).device
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)
+
+
+def whole_parameter(parameter: nn.Parameter) -> torch.Tensor:
+    """All of a parameter, without gradients; the parameter itself where it is not sharded."""
+    if isinstance(parameter, DTensor):
+        return parameter.detach().full_tensor()
+    if hasattr(parameter, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+    return parameter.detach()
+
+
+def whole_parameters(model: nn.Module, trained: bool = False) -> Iterator[tuple[str, nn.Parameter, torch.Tensor]]:
+    """(name, parameter, all of it), one at a time, each under its first name; `trained`: not those that are frozen."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # what its last forward left gathered has the precision of the computation
+    for name, parameter in getattr(model, "module", model).named_parameters():  # DeepSpeed's engine adds a prefix
+        if parameter.requires_grad or not trained:
+            yield name, parameter, whole_parameter(parameter)
+
+
+def fill(empty: nn.Module, model: nn.Module, *, device: torch.device, dtype: torch.dtype | None, keep: bool) -> None:
+    """Give the model that `_without_weights` made all weights of the sharded one.
+
+    Args:
+        dtype: What floating-point weights are cast to; None = as they are.
+        keep: False: this rank helps to gather and keeps nothing.
+    """
+    tied = {names[0]: names for names in _names(empty).values()}
+    for name, parameter, tensor in whole_parameters(model):
+        if keep:
+            tensor = tensor.to(device, dtype if tensor.is_floating_point() else None)
+            _put(empty, tied[name], nn.Parameter(tensor, parameter.requires_grad))
+    left = [name for name, parameter in empty.named_parameters() if parameter.is_meta]
+    if keep and left:
+        raise RuntimeError(f"{len(left)} weights of the sharded model were not gathered: {', '.join(left[:3])} …")
+    for module in empty.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
+
+
+def drop(empty: nn.Module) -> None:
+    """Forget what `fill` gave."""
+    for parameter, names in _names(empty).items():
+        _put(empty, names, nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad))
+
+
+def _names(model: nn.Module) -> dict[nn.Parameter, list[str]]:
+    """All names of each parameter: a tied one has several."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return names
+
+
+def _put(model: nn.Module, names: list[str], parameter: nn.Parameter) -> None:
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, parameter)
+
+
+@contextlib.contextmanager
+def whole(
+    policy: "Policy",
+    empty: "Policy | None",
+    models: Iterable[str] = MODELS,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    keep: bool = True,
+) -> "Iterator[Policy]":
+    """The policy with all of its weights on this rank, in evaluation mode; the policy itself where nothing is sharded.
+
+    Args:
+        empty: Its `skeleton`; None = nothing is sharded.
+        models: Which of the policy's models are needed; the others have no weights.
+        dtype, keep: As of `fill`.
+    """
+    if empty is None:
+        yield policy
+        return
+    names = [name for name in models if getattr(policy, name) is not None]
+    try:
+        for name in names:
+            fill(getattr(empty, name).eval(), getattr(policy, name), device=device, dtype=dtype, keep=keep)
+        yield empty
+    finally:
+        for name in names:
+            drop(getattr(empty, name))

@@ -1,0 +1,1 @@
+"""The trainer, its iterations, and distillation."""

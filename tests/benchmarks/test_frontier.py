@@ -1,0 +1,226 @@
+"""The frontier's pure pieces on points made by hand, and its KL against the library's."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+import frontier  # noqa: E402
+import frontier_plots  # noqa: E402
+import frontier_points as points  # noqa: E402
+import frontier_systems as systems  # noqa: E402
+
+from nlf.models.likelihoods import divergence  # noqa: E402
+from nlf.models.policy import Policy  # noqa: E402
+
+START = {"toxicity_probability": 1.0}
+
+
+def row(name: str, **values) -> dict:
+    numbers = {"toxicity_probability": 0.2, "toxicity": 0.1, "judge_toxicity": 0.2, "perplexity": 60.0, "dist-2": 0.85}
+    about = {"id": name, "group": points.GRPO, "series": "s", "label": name, "cost": 1, "seeds": 1, "seconds": 50.0}
+    return about | numbers | {key.replace("dist", "dist-"): value for key, value in values.items()}
+
+
+def point(name: str, seed: int, seconds: float, **metrics) -> dict:
+    about = {"id": name, "group": points.GRPO, "series": "s", "label": name, "cost": 2}
+    return about | {"seed": seed, "seconds": seconds, "metrics": metrics}
+
+
+def test_summary_is_mean_and_deviation_between_seeds():
+    same = [point("a", 0, 10.0, toxicity=0.1, perplexity=50.0), point("a", 1, 14.0, toxicity=0.3, perplexity=50.0)]
+    first, second = points.summarise([same[0], point("b", 0, 5.0, toxicity=0.2), same[1]])
+    assert (first["seeds"], first["seconds"], first["toxicity"]) == (2, 12.0, pytest.approx(0.2))
+    assert first["toxicity_sd"] == pytest.approx(0.02**0.5)  # deviations of .1 each, over n - 1 = 1
+    assert first["perplexity_sd"] == 0
+    assert (second["seeds"], second["toxicity_sd"], second["cost"]) == (1, None, 2)
+    assert "judge_toxicity" not in first
+
+
+def test_a_point_is_dominated_where_another_is_nowhere_worse_and_somewhere_better():
+    best, worse, other = row("best"), row("worse", perplexity=61.0), row("other", perplexity=70.0, dist2=0.9)
+    assert points.dominated([best, worse, other, row("twin")]) == [False, True, False, False]
+
+
+def test_a_faster_point_is_not_dominated():
+    assert points.dominated([row("slow", perplexity=50.0, seconds=90.0), row("fast")]) == [False, False]
+
+
+def test_a_judge_that_is_there_counts():
+    better = row("better", perplexity=50.0, judge_toxicity=0.3)
+    assert points.dominated([row("a"), better]) == [False, False]
+    without = [{k: v for k, v in each.items() if k != "judge_toxicity"} for each in (row("a"), better)]
+    assert points.dominated(without) == [True, False]
+
+
+@pytest.mark.parametrize(
+    "change, missing",
+    [
+        ({"perplexity": 59.0}, []),
+        ({"dist2": 0.86}, []),
+        ({}, ["neither perplexity nor dist-2 better"]),
+        ({"perplexity": 59.0, "dist2": 0.84}, ["dist-2"]),
+        ({"perplexity": 59.0, "toxicity": 0.11}, ["toxicity"]),
+        ({"perplexity": 59.0, "judge_toxicity": 0.21}, ["judge_toxicity"]),
+        ({"perplexity": 59.0, "seconds": 500.0}, []),
+        ({"perplexity": 61.0, "dist2": 0.84, "toxicity": 0.2}, ["toxicity", "perplexity", "dist-2"]),
+    ],
+)
+def test_what_a_setting_must_do_to_beat_a_stop(change, missing):
+    assert points.missed(row("ours", **change), row("stop"), START) == missing
+
+
+def test_from_a_tenth_of_the_base_down_seconds_count():
+    low, ours = row("low", toxicity_probability=0.1), row("ours", perplexity=59.0, seconds=51.0)
+    assert points.missed(ours, low, START) == ["seconds"]
+    assert points.missed({**ours, "seconds": 50.0}, low, START) == []
+
+
+def test_compare_looks_at_the_stops_of_the_range_that_no_other_dominates():
+    stops = [
+        row("mild", toxicity_probability=0.31, toxicity=0.3, perplexity=40.0),
+        row("edge", toxicity_probability=0.3, seconds=10.0),
+        row("dominated", perplexity=62.0),
+        row("low", toxicity_probability=0.05, toxicity=0.05, perplexity=80.0),
+        row("none", toxicity_probability=0.0, toxicity=0.01, perplexity=200.0),
+    ]
+    ours = [row("a", perplexity=59.0), row("b", toxicity=0.05, perplexity=90.0, dist2=0.8)]
+    found = points.compare(ours, stops, START)
+    assert found == [
+        {"stop": "edge", "beaten_by": ["a"], "nearest": "a", "missing": []},
+        {"stop": "low", "beaten_by": [], "nearest": "a", "missing": ["toxicity"]},
+    ]
+
+
+def test_compare_without_settings_or_stops():
+    assert points.compare([], [], START) == []
+    stop = points.compare([], [row("stop")], START)
+    assert stop == [{"stop": "stop", "beaten_by": [], "nearest": None, "missing": []}]
+    assert "nearest: none" in points.markdown([row("stop")], stop)
+
+
+def test_the_table_has_groups_in_order_the_least_toxic_first_and_says_where_it_is_not_so():
+    rows = [row("slow"), row("clean", toxicity=0.05, toxicity_sd=0.001), row("ours", group=points.CONTRASTIVE)]
+    verdicts = [
+        {"stop": "slow", "beaten_by": ["ours"], "nearest": "ours", "missing": []},
+        {"stop": "clean", "beaten_by": [], "nearest": "ours", "missing": ["toxicity", "seconds"]},
+    ]
+    lines = points.markdown(rows, verdicts).splitlines()
+    assert lines[0].startswith(
+        "| group | setting | seeds | seconds | cost | probability | mean | judge | perplexity |"
+    )
+    assert [line.split(" | ")[1] for line in lines[2:5]] == ["ours", "clean", "slow"]
+    assert "| 0.050 ± 0.001 |" in lines[3] and "| 1 × |" in lines[3]
+    assert "- slow: beaten by ours" in lines
+    assert "- clean: **not beaten**; nearest: ours, which misses mean, seconds" in lines
+    assert any("dominates: 2; beaten by some nlf setting: 1." in line for line in lines)
+
+
+def test_best_of_n_takes_the_best_of_each_n():
+    line = {
+        **{"prompt": "p", "settings": {"seed": 0}, "likelihoods": {}, "completions": list("abcdef")},
+        **{"completion_ids": [[i] for i in range(6)], "ended": [True, False] * 3},
+        "scores": {"r@1": {"reward": [0.1, 0.9, None, 0.2, 0.5, 0.5]}},
+    }
+    found = points.best_of(line, 2, 2, "r@1")
+    assert (found["completions"], found["completion_ids"], found["ended"]) == (["b", "d"], [[1], [3]], [False, False])
+    assert found["settings"] == {"seed": 0, "best_of": 2}
+    assert not {"scores", "likelihoods"} & set(found)
+    assert points.best_of(line, 1, 3, "r@1")["completions"] == list("abc")
+    assert points.best_of(line, 2, 3, "r@1")["completions"] == ["b", "d", "e"]  # the first of equals
+
+
+def test_names_lose_the_number_of_completions():
+    values = {"self_bleu@1000": 0.1, "expected_max_toxicity@25_ci95": [0, 1], "dist-2": 0.5}
+    assert list(points.plain_names(values)) == ["self_bleu", "expected_max_toxicity_ci95", "dist-2"]
+
+
+def test_kl_of_best_of_n():
+    assert systems.kl_of_best(1) == 0
+    assert systems.kl_of_best(4) == pytest.approx(0.6363, abs=1e-4)
+
+
+def test_kl_to_the_base_is_the_library_s_read_the_other_way_round(tmp_path):
+    tokenizer, base, model = tiny.tokenizer(), tiny.model(seed=0).double(), tiny.model(seed=1).double()
+    prompts, completions = [[5, 6, 7], [8, 9]], [[[1, 2, 3], [4]], [[5, 6], [7, 8]]]
+    rest = {"feedback": None, "completions": ["", ""], "ended": [True, True], "settings": {"negative_tag": None}}
+    lines = [
+        {"prompt": "p", "prompt_id": str(i), "prompt_ids": p, "completion_ids": c, **rest}
+        for i, (p, c) in enumerate(zip(prompts, completions, strict=True))
+    ]
+    path = tmp_path / "free.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    setting = systems.Setting("x", points.GRPO, "s", "x")
+    policies = (Policy(each, tokenizer, None, None, ()) for each in (model, base))
+    found = systems.kl_to_base(path, setting, *policies)
+    expected, _ = divergence(base, model, prompts, prompts, completions)  # KL(second || first)
+    np.testing.assert_allclose(found.num, [each.sum() for each in expected], rtol=1e-4)
+    assert found.value == pytest.approx(np.concatenate(expected).mean(), rel=1e-4)
+
+
+def test_every_setting_has_a_name_of_its_own_and_quick_is_twenty_minutes(tmp_path):
+    for flags, most in ((["--quick"], 20), ([], 24 * 60)):
+        options = frontier.parse([*flags, "--output_dir", str(tmp_path)])
+        runs = systems.runs(options)
+        names = [each.id for run in runs for each in run.settings] + [each.id for each in systems.start_settings()]
+        assert len(set(names)) == len(names)
+        assert len({run.name for run in runs}) == len(runs)
+        assert all(json.loads(json.dumps(run.stamp)) == run.stamp for run in runs)  # or nothing would be resumed
+        assert frontier.remaining(runs, options) <= 60 * most
+
+
+def test_flags_beside_quick_stay_as_given():
+    options = frontier.parse(["--quick", "--grpo_stops", "1", "2"])
+    assert (options.grpo_stops, options.seeds) == ([1, 2], [0])
+    assert frontier.parse([]).seeds == [0, 1, 2]
+
+
+def test_a_finished_training_is_kept_and_another_one_refused(tmp_path):
+    calls = []
+
+    def make(folder: Path, seed: int) -> dict:
+        calls.append(seed)
+        assert not folder.exists()  # a killed one is begun anew
+        return {".": 1.5}
+
+    run = systems.Run("run", make, [], {"learning_rate": 0.1}, 0.0)
+    (tmp_path / "run").mkdir()
+    assert systems.trained(run, tmp_path, 7) == systems.trained(run, tmp_path, 7) == {".": 1.5}
+    assert calls == [7]
+    with pytest.raises(systems.UserError, match="choose another --output_dir"):
+        systems.trained(systems.Run("run", make, [], {"learning_rate": 0.2}, 0.0), tmp_path, 7)
+
+
+def test_stops_are_saved_and_saving_takes_no_time(tmp_path, monkeypatch):
+    clock = iter([10.0, 15.0, 18.0, 19.0])  # step 1 is reached, saved; step 3 is reached, saved
+    monkeypatch.setattr(systems.time, "perf_counter", lambda: next(clock))
+    stops = systems.Stops(tmp_path, [1, 3], 8.0)
+    for step in (1, 2, 3):
+        stops.on_step_end(None, SimpleNamespace(global_step=step), None, tiny.model(), tiny.tokenizer())
+    assert stops.seconds == {"step-1": 2.0, "step-3": 5.0}
+    assert (tmp_path / "step-3/model.safetensors").is_file() and (tmp_path / "step-3/tokenizer.json").is_file()
+
+
+def test_the_plots_are_drawn(tmp_path):
+    rows = [
+        row("base 1", group=points.BASE, series="b", kl_per_completion=0.0),
+        row("g 2", kl_per_completion=30.0, dist2_sd=0.1),
+    ]
+    frontier_plots.write_plots(rows, tmp_path)
+    for name in frontier_plots.PLOTS:
+        assert "GRPO" in (tmp_path / name).read_text()
+
+
+def test_the_bench_reads_the_tables_that_are_printed():
+    import run  # benchmarks/run.py
+
+    text = "words\n| a | b |\n| --- | --- |\n| 1 | 2 × |\n\nmore\n| c |\n| --- |\n| x |\n"
+    assert run.rows_of(text) == [{"a": "1", "b": "2 ×"}, {"c": "x"}]
+    for command in run.COMMANDS:
+        assert (BENCHMARKS / command.split()[0]).is_file()

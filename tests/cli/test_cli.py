@@ -1,0 +1,385 @@
+"""The command line: quick help, one-line mistakes with exit code 2, flags over the file, plans, Ctrl-C."""
+
+import os
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from nlf import config
+from nlf.cli import arguments
+from nlf.cli import main as cli
+from nlf.cli.main import main
+from nlf.errors import UserError
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What `train_from_config` is called with, instead of training."""
+    calls = []
+    import nlf.report
+    import nlf.training.trainer
+
+    monkeypatch.setattr(nlf.report, "write_report", lambda runs: runs[0] / "report.html")
+    monkeypatch.setattr(nlf.training.trainer, "train_from_config", lambda *call: calls.append(call))
+    return calls
+
+
+def fails(capsys, *argv: str) -> str:
+    """The one line that a mistake prints."""
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("nlf: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_help_imports_nothing_heavy_and_documents_every_knob():
+    code = (
+        "import sys\nfrom nlf.cli import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pandas', 'sklearn', 'datasets', 'pyarrow'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - start < 5  # below 1 s on an idle machine
+    for name in arguments.train_knobs():
+        assert f"--{name}" in done.stdout, name
+    for group in (*config.OPTION_GROUPS, arguments.INHERITED):
+        assert f"\n{group}:" in done.stdout, group
+
+
+def test_commands_are_listed_and_the_version_told(capsys):
+    assert main(["--help"]) == 0
+    assert all(f"nlf {name}" in capsys.readouterr().out for name in ["train"])
+    assert main([]) == 2
+    capsys.readouterr()
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == "nlf 0.1.0\n"
+
+
+def test_every_command_has_help(capsys):
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit) as end:
+            main([name, "--help"])
+        assert end.value.code == 0
+        assert f"nlf {name}" in capsys.readouterr().out
+
+
+def test_near_matches_for_commands_flags_and_keys(capsys, tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("beta: 1\n\nlearning_rte: 1e-5\n", encoding="utf-8")
+    assert "did you mean train?" in fails(capsys, "trian")
+    assert "did you mean --learning_rate?" in fails(capsys, "train", "--learning_rte", "1e-5")
+    assert "r.yaml:3: unknown key learning_rte; did you mean learning_rate?" in fails(
+        capsys, "train", "--config", str(recipe)
+    )
+    assert "see --help" in fails(capsys, "train", "--zzzzzz")
+    assert "unexpected 'stray'" in fails(capsys, "train", "--beta", "1", "stray")
+
+
+def test_flags_are_never_abbreviated(capsys):
+    assert "unknown flag --learning_rat" in fails(capsys, "train", "--learning_rat", "1")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("beta: strong", "r.yaml:1: beta: 'strong' where float was expected"),
+        ("beta: 1\nbeta: 2", "r.yaml:2: beta is given twice"),
+        ("- beta", "expected one `name: value` a line"),
+        ("beta: [", "r.yaml:1: not YAML"),
+        ("top_p: 3", "top_p: 3"),
+        ("resume: true", "unknown key resume"),
+    ],
+)
+def test_a_broken_recipe_is_one_line_with_file_and_line(capsys, tmp_path, text, words):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(text, encoding="utf-8")
+    assert words in fails(capsys, "train", "--config", str(recipe))
+
+
+def test_a_missing_recipe(capsys, tmp_path):
+    assert "No such file" in fails(capsys, "train", "--config", str(tmp_path / "none.yaml"))
+
+
+def test_flags_override_the_file(trained, tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"beta: 0.5\nnll_coef: 1\ntags: [good, bad]\nquantile_weights: null\noutput_dir: {tmp_path}/run\n"
+    )
+    argv = ["train", "--config", str(recipe), "--beta", "0.25", "--dtype=bfloat16", "--max-prompts", "7", "--use_cpu"]
+    assert main([*argv, "--no_log_completions", "--resume_from_checkpoint"]) == 0
+    args, model, data, resume = trained[0]
+    assert (args.beta, args.nll_coef, args.tags, args.quantile_weights) == (0.25, 1, ["good", "bad"], None)
+    assert (model.dtype, data.max_prompts, args.log_completions, args.use_cpu) == ("bfloat16", 7, False, True)
+    assert args.learning_rate == config.TRAINING_DEFAULTS["learning_rate"]
+    assert resume is True
+
+
+def test_distillation_is_the_last_stage_where_it_is_asked_for(trained, monkeypatch, tmp_path):
+    import nlf.training.distill
+
+    taught = []
+    monkeypatch.setattr(nlf.training.distill, "distill", lambda **knobs: taught.append(knobs))
+    main(["train", "--output_dir", str(tmp_path / "a"), "--use_cpu"])
+    assert taught == []
+    main(["train", "--output_dir", str(tmp_path / "b"), "--use_cpu", "--distill"])
+    assert taught == [{"model": str(tmp_path / "b")}]
+
+
+def test_resume_from_a_checkpoint_folder(trained, tmp_path):
+    main(["train", "--output_dir", str(tmp_path), "--use_cpu", "--resume_from_checkpoint", "runs/x/checkpoint-20"])
+    assert trained[0][3] == "runs/x/checkpoint-20"
+
+
+def test_a_combination_that_transformers_refuses_is_one_line(capsys, tmp_path):
+    argv = [
+        "train",
+        "--output_dir",
+        str(tmp_path),
+        "--use_cpu",
+        "--load_best_model_at_end",
+        "--save_strategy",
+        "steps",
+    ]
+    assert "requires the save and eval strategy to match" in fails(capsys, *argv)
+
+
+def test_dry_run_tells_the_cost(capsys, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(f'{{"prompt": "number {i}"}}\n' for i in range(30)), encoding="utf-8")
+    files = ["--dataset", str(prompts), "--eval_dataset", str(prompts), "--max_eval_prompts", "10"]
+    small = ["--prompts_per_iteration", "null", "--num_generations", "2", "--eval_num_generations", "3"]
+    rewards = ["--reward_funcs", "test_cli:remote_scorer", "--output_dir", str(tmp_path / "run")]
+    assert main(["train", "--dry_run", *files, *small, *rewards]) == 0
+    out = capsys.readouterr().out
+    assert "60 an iteration, 180 in all" in out
+    assert "90 (3 evaluations of 10 prompts)" in out
+    assert "at most 5,400" in out  # (180 + 90) x 20
+    assert "270; 270 of them remote, 0.1 hours" in out
+    assert "120 of 64 completions, each run 3 times" in out
+    assert not (tmp_path / "run").exists()
+    assert main(["train", "--dry_run", *files, *small, *rewards, "--rate_limit", "10"]) == 0
+    assert "270; 270 of them remote, 0.0 hours at 10 a second" in capsys.readouterr().out
+
+
+def test_dry_run_counts_the_whole_model_that_is_written_for_vllm(capsys, inputs):
+    model, prompts = inputs
+    command = ["train", "--dry_run", "--model_name_or_path", model, "--dataset", str(prompts), "--use_peft", "true"]
+    assert main(command) == 0
+    assert "vLLM" not in capsys.readouterr().out
+    for dtype, size in (("float32", "51.7 kB"), ("bfloat16", "25.9 kB")):  # of 12,928 parameters
+        assert main([*command, "--sampler", "vllm", "--dtype", dtype]) == 0
+        told = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+        assert told["disk, weights for vLLM"].strip() == f"about {size} while it samples"
+
+
+ATTRIBUTES = """
+quantile_weights: null
+attributes:
+  - {name: tone, reward: local, tags: [kind, rude]}
+  - {name: mood, reward: sentiment, tags: [glad, so so, sad], quantile_rule: published}
+"""
+
+
+def test_a_recipe_of_several_attributes(trained, capsys, tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"output_dir: {tmp_path}/run\n{ATTRIBUTES}", encoding="utf-8")
+    assert main(["train", "--config", str(recipe), "--use_cpu", "--attribute_template", " but "]) == 0
+    args = trained[0][0]
+    assert args.tags == ["kind but glad", "rude but so so", "rude but sad"] and args.reward_funcs == [
+        "local",
+        "sentiment",
+    ]
+    assert args.attributes[1]["quantile_rule"] == "published"
+    capsys.readouterr()
+    assert main(["train", "--config", str(recipe), "--dry_run"]) == 0
+    completions = 3 * 512 * 4 + 3 * 40 * 25
+    assert f"{2 * completions:,}" in capsys.readouterr().out
+    said = fails(capsys, "train", "--config", str(recipe), "--reward_funcs", "audit")
+    assert "reward_funcs ['audit']: attributes have their own" in said
+    recipe.write_text("attributes: [tone]\n", encoding="utf-8")
+    assert "r.yaml:1: attributes: ['tone'] where list[dict] | null was expected" in fails(
+        capsys, "train", "--config", str(recipe)
+    )
+
+
+def test_the_answers_of_remote_scorers_are_copied_without_a_file_to_score(monkeypatch, capsys):
+    called = []
+    remote = SimpleNamespace(
+        configure=called.append,
+        export_cache=lambda path: called.append(path) or 1234,
+        import_cache=lambda path: called.append(path) or 5,
+    )
+    monkeypatch.setitem(sys.modules, "nlf.rewards.remote", remote)
+    monkeypatch.setattr("nlf.rewards.remote", remote, raising=False)
+    assert main(["score", "--export_cache", "out.jsonl", "--cache_dir", "answers"]) == 0
+    assert main(["score", "--import_cache", "in.jsonl"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "1,234 answers written to out.jsonl", "5 answers taken from in.jsonl",
+    ]  # fmt: skip
+    assert called == [config.RemoteOptions(cache_dir="answers"), "out.jsonl", config.RemoteOptions(), "in.jsonl"]
+    assert "path is missing" in fails(capsys, "score")
+
+
+def test_planned_sizes_are_those_of_the_weights(tmp_path):
+    import tiny
+    from safetensors.torch import save_file
+
+    from nlf.cli.dry_run import adapter_size, human, meta_shapes, safetensors_shapes
+
+    model = tiny.model()
+    expected = sorted(tuple(p.shape) for p in model.parameters())
+    model.config.save_pretrained(tmp_path)
+    assert sorted(meta_shapes(str(tmp_path), "main", False)) == expected
+    save_file({n: p.detach().clone() for n, p in model.named_parameters()}, tmp_path / "model.safetensors")
+    assert sorted(safetensors_shapes(tmp_path / "model.safetensors")) == expected
+    assert adapter_size([(300, 16), (16, 48), (16,)], 2) == 2 * (16 + 48)
+    assert (human(12), human(1234), human(5.6e9)) == ("12 B", "1.23 kB", "5.6 GB")
+
+
+def remote_scorer(completions, **kwargs):
+    return [0.0] * len(completions)
+
+
+remote_scorer.remote = True
+
+
+def test_evaluate_hands_on_its_options(monkeypatch, capsys):
+    import nlf.evaluation.evaluate
+
+    seen = []
+    monkeypatch.setattr(
+        nlf.evaluation.evaluate, "evaluate_command", lambda options: seen.append(options) or "the table"
+    )
+    argv = ["evaluate", "--model", "runs/x", "--max_prompts", "9", "--tag", "none", "--guidance_scale", ".5"]
+    assert main(argv) == 0
+    assert capsys.readouterr().out == "the table\n"
+    options = seen[0]
+    assert (options.model, options.max_prompts, options.tag, options.guidance_scale) == ("runs/x", 9, "none", [0.5])
+    assert (options.num_generations, options.top_p, options.max_completion_length) == (25, 0.9, 20)
+    assert "--model is missing" in fails(capsys, "evaluate")
+
+
+def test_env_prints_versions(capsys):
+    assert main(["env"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("python", "torch", "transformers", "cpus", "memory"))
+
+
+@pytest.mark.parametrize("argv", [["train", "--beta", "2"], ["train", "--resume_from_checkpoint", "true"]])
+def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, argv):
+    def stop(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "train", (stop, ""))
+    assert main(argv) == 130
+    err = capsys.readouterr().err
+    assert err.count("--resume_from_checkpoint true") == 1
+    assert f"nlf {' '.join(argv)}" in err
+
+
+def test_errors_are_joined_to_one_line_and_shown_by_the_first_process_only(monkeypatch, capsys):
+    def fail(argv):
+        raise UserError("first\n  second")
+
+    monkeypatch.setitem(cli.COMMANDS, "train", (fail, ""))
+    assert fails(capsys, "train") == "nlf: error: first second\n"
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train"]) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_full_disk_is_one_line_and_other_failures_keep_their_traceback(monkeypatch, capsys):
+    import errno
+
+    def fail(argv):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/x")
+
+    def broken(argv):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setitem(cli.COMMANDS, "train", (fail, ""))
+    assert "No space left on device" in fails(capsys, "train")
+    monkeypatch.setitem(cli.COMMANDS, "train", (broken, ""))
+    with pytest.raises(OSError, match="Input/output"):
+        main(["train"])
+
+
+def test_a_closed_pipe_is_quiet():
+    pipe = subprocess.run(
+        f"{sys.executable} -m nlf train --help | head -1", shell=True, capture_output=True, text=True, env=os.environ
+    )
+    assert pipe.stderr == ""
+    assert pipe.stdout.startswith("usage")
+
+
+def test_accelerate_config_starts_the_same_command(monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *call: started.append(call[1]))
+    monkeypatch.setattr(cli, "build", lambda values: (_ for _ in ()).throw(UserError("stop here")))
+    monkeypatch.delenv("RANK", raising=False)
+    given = [
+        "--beta",
+        "2",
+        "--accelerate_config",
+        "fsdp2",
+        "--num-processes=4",
+        "--mixed_precision",
+        "no",
+        "--seed",
+        "1",
+    ]
+    fails(capsys, "train", *given)
+    command = started[0]
+    assert command[1:4] == ["-m", "accelerate.commands.launch", "--config_file"]
+    assert command[4].endswith("fsdp2.yaml")
+    launched, own = command[5 : command.index("nlf") - 1], command[command.index("nlf") + 1 :]
+    assert launched == ["--num_processes", "4", "--mixed_precision", "no"]
+    assert own == ["train", "--beta", "2", "--seed", "1"]
+    assert "did you mean zero2" in fails(capsys, "train", "--accelerate_config", "zero22")
+
+
+def test_a_process_for_each_gpu_of_each_machine(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *call: started.append(call[1]))
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: 8)
+    monkeypatch.delenv("RANK", raising=False)
+    cli.launch("fsdp2", {"num_machines": 2}, [], use_cpu=False)
+    assert started[0][5:9] == ["--num_machines", "2", "--num_processes", "16"]
+    assert started[0][-2:] == ["--bf16", "true"]  # as the config says
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--accelerate_config", "fsdp"], "did you mean fsdp2"),
+        (["--accelerate_config", "ddp"], "unknown accelerate config (or file) ddp"),
+        (["--accelerate_config", "multi_gpu", "--use_cpu"], "add --num_processes N"),
+        (["--accelerate_config", "multi_gpu", "--num_processes", "two"], "invalid int value: 'two'"),
+        (["--accelerate_config", __file__, "--num_processes", "2"], "expected an accelerate config"),
+        (["--num_processes", "2"], "--num_processes belongs to --accelerate_config"),
+    ],
+)
+def test_mistakes_in_starting_several_processes(monkeypatch, capsys, flags, said):
+    monkeypatch.setattr(os, "execv", lambda *call: pytest.fail("started"))
+    monkeypatch.delenv("RANK", raising=False)
+    assert said in fails(capsys, "train", *flags)
+
+
+def test_deepspeed_configs_say_what_to_install(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.delenv("RANK", raising=False)
+    assert "pip install deepspeed" in fails(capsys, "train", "--accelerate_config", "zero3", "--num_processes", "2")
+
+
+def test_processes_without_an_accelerator_do_not_each_train_alone(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    said = fails(capsys, "train", "--output_dir", str(tmp_path))
+    assert "2 processes were started, each sees 1" in said and "--use_cpu true" in said

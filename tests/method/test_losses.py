@@ -1,0 +1,202 @@
+"""Losses against a naive float64 implementation and by hand, and the traps: added tokens, padding, denominators."""
+
+import math
+
+import pytest
+import torch
+
+from nlf.method.losses import TokenStats, alt_loss, token_stats
+
+COEFS = {"nll_coef": 0.2, "contrast_coef": 1.0, "beta": 0.7, "entropy_coef": 0.06}
+B, T, V = 3, 4, 9
+
+
+def case(seed=0, ref_width=V, dtype=torch.float64):
+    """Logits of both branches and the reference, labels and a mask with ragged ends."""
+    g = torch.Generator().manual_seed(seed)
+    right, wrong, ref = (3 * torch.randn(B, T, w, generator=g, dtype=dtype) for w in (V, V, ref_width))
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]]).bool()
+    return right.requires_grad_(), wrong.requires_grad_(), ref, torch.randint(V, (B, T), generator=g), mask
+
+
+def naive(logits, label, ref, excluded=(), direction="forward"):
+    """One position, term by term."""
+    log_p = [float(x) - math.log(sum(math.exp(float(y)) for y in logits)) for x in logits]
+    keep = [i for i in range(min(len(logits), len(ref))) if i not in excluded]
+    p, q = ([math.exp(float(row[i])) for i in keep] for row in (logits, ref))
+    p, q = [x / sum(p) for x in p], [x / sum(q) for x in q]
+    a, b = (q, p) if direction == "forward" else (p, q)
+    kl = sum(x * math.log(x / y) for x, y in zip(a, b, strict=True))
+    return log_p[label], -sum(math.exp(x) * x for x in log_p), kl
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize(
+    ("excluded", "ref_width"),
+    [
+        ((), V),
+        ((8,), V),
+        ((3,), V),
+        ((0, 8), V),
+        ((8,), V - 1),
+        ((7, 8), V - 2),
+        ((), V + 2),
+        ((2, 7), V - 1),
+        ((-1, 40), V),
+    ],
+)
+def test_token_stats_equal_the_naive_sum(direction, excluded, ref_width):
+    logits, _, ref, labels, _ = case(ref_width=ref_width)
+    stats = token_stats(logits, labels, ref, excluded, direction)
+    for b in range(B):
+        for t in range(T):
+            expected = naive(logits[b, t].detach(), int(labels[b, t]), ref[b, t], excluded, direction)
+            got = [float(each[b, t].detach()) for each in stats]
+            assert got == pytest.approx(expected, abs=1e-12)
+
+
+def test_by_hand():
+    logits = torch.log(torch.tensor([[[0.5, 0.25, 0.25]]]))
+    ref = torch.log(torch.tensor([[[0.25, 0.25, 0.5]]]))
+    labels = torch.tensor([[1]])
+    logp, entropy, kl = token_stats(logits, labels, ref)
+    assert logp.item() == pytest.approx(math.log(0.25))
+    assert entropy.item() == pytest.approx(1.5 * math.log(2))
+    assert kl.item() == pytest.approx(0.25 * math.log(2))  # .25 ln(.25/.5) + .5 ln(.5/.25)
+    without_last = token_stats(logits, labels, ref, excluded_ids=[2])  # (2/3, 1/3) against (1/2, 1/2)
+    assert without_last.kl.item() == pytest.approx(0.5 * math.log(9 / 8), rel=1e-5)
+    assert without_last.logp.item() == logp.item() and without_last.entropy.item() == entropy.item()
+
+
+def test_kl_of_a_model_to_itself_is_zero_and_to_none_is_zero():
+    logits, _, _, labels, _ = case()
+    assert token_stats(logits, labels, logits.detach()).kl.abs().max() < 1e-12
+    assert not token_stats(logits, labels, None).kl.any()
+
+
+def test_half_precision_is_widened_and_the_reference_broadcast_over_branches():
+    right, wrong, ref, labels, _ = case(dtype=torch.float32)
+    stats = token_stats(right.bfloat16(), labels, ref.bfloat16())
+    assert all(each.dtype == torch.float32 for each in stats)
+    exact = token_stats(right.bfloat16().float(), labels, ref.bfloat16().float())
+    assert all(torch.equal(a, b) for a, b in zip(stats, exact, strict=True))
+    both = token_stats(torch.stack([right, wrong]), labels.expand(2, B, T), ref)
+    for branch, logits in enumerate((right, wrong)):
+        for a, b in zip(both, token_stats(logits, labels, ref), strict=True):
+            torch.testing.assert_close(a[branch], b)
+
+
+def test_added_tokens_may_take_all_the_mass():
+    logits = torch.tensor([[[0.0, 0.0, 200.0]]], requires_grad=True)
+    stats = token_stats(logits, torch.tensor([[0]]), torch.tensor([[[0.0, 1.0, 0.0]]]), excluded_ids=[2])
+    stats.kl.sum().backward()
+    q = 1 / (1 + math.e)
+    assert stats.kl.item() == pytest.approx(q * math.log(2 * q) + (1 - q) * math.log(2 - 2 * q), abs=1e-4)
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_unknown_direction_is_refused():
+    with pytest.raises(ValueError, match="'forward' or 'reverse'"):
+        token_stats(torch.zeros(1, 1, 2), torch.zeros(1, 1, dtype=torch.long), None, kl_direction="backward")
+
+
+def naive_loss(right, wrong, ref, labels, mask, tokens, completions, direction="forward", excluded=()):
+    """The formula of the module's docstring, plain and differentiable."""
+    keep = [i for i in range(min(right.shape[-1], ref.shape[-1])) if i not in excluded]
+    log_q = torch.log_softmax(ref[..., keep], -1)
+    total = 0.0
+    for b in range(len(mask)):
+        margin = 0.0
+        for t in range(mask.shape[1]):
+            if not mask[b, t]:
+                continue
+            for sign, logits in ((1, right), (-1, wrong)):
+                log_p = torch.log_softmax(logits[b, t], -1)
+                among = torch.log_softmax(logits[b, t, keep], -1)
+                ref_row = log_q[b, t]
+                kl = (
+                    (ref_row.exp() * (ref_row - among)).sum()
+                    if direction == "forward"
+                    else (among.exp() * (among - ref_row)).sum()
+                )
+                total = total + COEFS["beta"] * kl / tokens
+                margin = margin + sign * log_p[labels[b, t]]
+                if sign > 0:
+                    total = total - COEFS["nll_coef"] * log_p[labels[b, t]] / tokens
+                    total = total + COEFS["entropy_coef"] * (log_p.exp() * log_p).sum() / tokens
+        total = total - COEFS["contrast_coef"] * torch.log(torch.sigmoid(margin)) / completions
+    return total
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize(("excluded", "ref_width"), [((), V), ((8,), V - 1), ((4,), V)])
+def test_loss_and_gradients_equal_the_naive_ones(direction, excluded, ref_width):
+    right, wrong, ref, labels, mask = case(1, ref_width)
+    stats = [token_stats(x, labels, ref, excluded, direction) for x in (right, wrong)]
+    loss, _ = alt_loss(stats[0], mask, stats[1], num_tokens=11, num_completions=5, **COEFS)
+    expected = naive_loss(right, wrong, ref, labels, mask, 11, 5, direction, excluded)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
+    got, want = (torch.autograd.grad(x, (right, wrong)) for x in (loss, expected))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+        assert not a[~mask].any()
+
+
+def test_sums_by_hand():
+    right = TokenStats(torch.tensor([[-1.0, -2.0]]), torch.tensor([[0.5, 0.25]]), torch.tensor([[0.1, 0.2]]))
+    wrong = TokenStats(torch.tensor([[-2.0, -4.0]]), torch.zeros(1, 2), torch.tensor([[0.3, 0.4]]))
+    loss, sums = alt_loss(right, torch.ones(1, 2).bool(), wrong, num_tokens=2, num_completions=1, **COEFS)
+    contrast = math.log(1 + math.exp(-3.0))
+    expected = {"nll": 3.0, "kl": 1.0, "entropy": 0.75, "contrast": contrast, "margin": 3.0, "accuracy": 1.0}
+    assert {name: float(value) for name, value in sums.items()} == pytest.approx(expected, rel=1e-6)
+    assert float(loss) == pytest.approx(0.2 * 3 / 2 + contrast + 0.7 * 1 / 2 - 0.06 * 0.75 / 2, rel=1e-6)
+
+
+def test_one_branch_has_no_contrast():
+    right, _, ref, labels, mask = case()
+    loss, sums = alt_loss(token_stats(right, labels, ref), mask, None, num_tokens=7, num_completions=3, **COEFS)
+    expected = (0.2 * sums["nll"] + 0.7 * sums["kl"] - 0.06 * sums["entropy"]) / 7
+    torch.testing.assert_close(loss.detach(), expected)
+    assert sums["contrast"] == sums["margin"] == sums["accuracy"] == 0
+
+
+def test_micro_batches_add_up_to_the_step():
+    """Denominators of the whole step, not of the micro-batch: completions of unlike length otherwise weigh unlike."""
+    right, wrong, ref, labels, mask = case()
+
+    def loss(rows, row_mask=None):
+        stats = [token_stats(x[rows], labels[rows], ref[rows]) for x in (right, wrong)]
+        kept = None if row_mask is None else torch.tensor(row_mask)
+        return alt_loss(stats[0], mask[rows], stats[1], num_tokens=7, num_completions=3, row_mask=kept, **COEFS)[0]
+
+    torch.testing.assert_close(loss([0]) + loss([1, 2]), loss([0, 1, 2]))
+    torch.testing.assert_close(loss([0, 0, 1, 2], [True, False, True, True]), loss([0, 1, 2]))
+
+
+def test_padded_positions_may_hold_anything():
+    """0 · inf is NaN: padding is filled, not multiplied away, and passes no gradient back."""
+    values = torch.tensor([[-1.0, float("-inf"), float("nan")]]).expand(3, 1, 3).clone().requires_grad_()
+    stats = TokenStats(*values)
+    mask = torch.tensor([[True, False, False]])
+    loss, _ = alt_loss(stats, mask, stats, num_tokens=1, num_completions=1, **COEFS)
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(values.grad).all() and not values.grad[..., 1:].any()
+
+
+def test_an_empty_completion_is_undecided():
+    """No token: margin 0, contrast ln 2, nothing else."""
+    right, wrong, ref, labels, _ = case()
+    stats = [token_stats(x, labels, ref) for x in (right, wrong)]
+    loss, sums = alt_loss(stats[0], torch.zeros(B, T).bool(), stats[1], num_tokens=1, num_completions=B, **COEFS)
+    assert float(loss.detach()) == pytest.approx(math.log(2)) and sums["accuracy"] == 0
+
+
+def test_very_unlikely_margins_keep_their_gradient():
+    logp = torch.tensor([[-500.0]], requires_grad=True)
+    zero = torch.zeros(1, 1)
+    loss, _ = alt_loss(
+        TokenStats(logp, zero, zero), torch.ones(1, 1).bool(), TokenStats(zero, zero, zero),
+        num_tokens=1, num_completions=1, nll_coef=0, contrast_coef=1, beta=0, entropy_coef=0,
+    )  # fmt: skip
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(500) and float(logp.grad) == pytest.approx(-1)

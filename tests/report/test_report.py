@@ -1,0 +1,441 @@
+"""The report as text: what stands in it, what it says of broken input, and that foreign text stays text."""
+
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import reports
+from hypothesis import given
+from hypothesis import strategies as st
+from reports import Page, small
+
+from nlf.data.generations import read_lines, text_digest
+from nlf.errors import UserError
+from nlf.report import report_command, write_report
+from nlf.report.plots import steps
+from nlf.report.reading import JUDGED_BY, aligned, featured, judged_by, others, read_runs
+from nlf.report.samples import Scored, read_all, read_samples, scored_by, veils
+from nlf.report.svg import Styles
+from nlf.report.wording import clean, clip, family, number, p_value, title
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run that was trained and evaluated, with its page."""
+    folder = reports.write_run(tmp_path_factory.mktemp("runs") / "demo", prompts=12)
+    write_report([folder], num_samples=8)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return Page(run / "report.html")
+
+
+# ---- what is there --------------------------------------------------------------------------------------------------
+
+
+def test_every_section_is_there(page):
+    assert page.sections() == [
+        *("results", "trade-off", "control", "text", "training", "samples", "details", "not-shown"),
+    ]
+
+
+def test_numbers_of_the_results_are_there_with_intervals_and_differences(run, page):
+    results = json.loads((run / "evaluation" / "results.json").read_text())
+    metrics = results["systems"][1]["metrics"]
+    low, high = metrics["toxicity_ci95"]
+    assert f"{metrics['toxicity']:.3f}" in page.text and f"[{low:.3f}, {high:.3f}]" in page.text
+    gap = results["differences"][0]["metrics"]["toxicity"]["difference"]
+    assert f"−{-gap:.3f}" in page.text and "p < 0.001" in page.text and "better" in page.text
+
+
+def test_the_title_says_what_the_run_is_in_plain_words(page):
+    assert "embedded, steered by words from “Lowest Toxicity” to “Maximum Toxicity”" in page.text
+    assert "for the base" in page.text and "for the best tag with guidance 1; perplexity is" in page.text
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_has_no_script(run, page):
+    assert not [
+        tag for tag, _ in page.elements if tag in {"script", "link", "img", "iframe", "object", "embed", "base"}
+    ]
+    links = [attrs[name] for _, attrs in page.elements for name in ("href", "src") if name in attrs]
+    assert links and all(link.startswith("#") for link in links)
+    assert not [attrs for _, attrs in page.elements if any(name == "style" or name.startswith("on") for name in attrs)]
+    policy = next(attrs["content"] for _, attrs in page.elements if attrs.get("http-equiv"))
+    assert (
+        policy.startswith("default-src 'none'; style-src 'sha256-")
+        and "unsafe" not in policy
+        and "script" not in policy
+    )
+
+
+def test_plots_are_drawn_in_the_themes_colours_and_their_ids_are_unique(run, page):
+    text = (run / "report.html").read_text()
+    plots = [attrs for tag, attrs in page.elements if tag == "svg"]
+    assert len(plots) >= 10 and all(attrs["aria-label"] for attrs in plots)
+    assert "#00a0" not in text and "#000000" not in text
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    used = set(re.findall(r'(?:xlink:)?href="#([\w-]+)"|url\(#([\w-]+)\)', text))
+    assert len(ids) == len(set(ids)) and {a or b for a, b in used} <= set(ids)
+
+
+def test_guided_systems_are_joined_in_the_order_of_g_and_labelled(page):
+    assert all(f"g = {g}" in page.text for g in ("0.5", "1", "2"))
+
+
+def test_samples_stand_side_by_side_worst_median_best(page):
+    assert [tag for tag, _ in page.elements].count("article") == 8
+    assert "8 prompts drawn at random; of each system the worst, the median and the best of 25 by score." in page.text
+
+
+def test_secrets_in_settings_stay_private(page):
+    assert "hf_private" not in page.text and page.text.count("(kept private)") == 2
+
+
+def test_the_same_input_gives_the_same_bytes(run, tmp_path):
+    assert write_report([run], tmp_path / "a.html", num_samples=8).read_bytes() == (run / "report.html").read_bytes()
+
+
+def test_size_stays_small(run):
+    assert (run / "report.html").stat().st_size < 400_000
+
+
+def test_the_command_says_where_the_page_is(tmp_path):
+    folder = small(tmp_path / "demo")
+    options = SimpleNamespace(runs=[str(folder)], output=None, num_samples=2, seed=0)
+    assert report_command(options).startswith(f"wrote {folder / 'report.html'} (0.")
+    options.output = str(tmp_path / "else.html")
+    report_command(options)
+    assert (tmp_path / "else.html").is_file()
+
+
+# ---- kinds of runs --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_only_trained_says_the_command_to_evaluate_it(tmp_path):
+    folder = tmp_path / "a run"
+    reports.write_training(folder)
+    page = Page(write_report([folder]))
+    assert f"nlf evaluate --model '{folder}' --sweep_tags" in page.text
+    assert page.sections() == ["results", "training", "details"]
+
+
+def test_attributes_have_curves_and_quantiles_of_their_own(tmp_path):
+    folder = tmp_path / "run"
+    reports.write_training(folder)
+    edges = {f"attribute/wit/quantile/{q}/{end}": q + (end == "high") for q in (0, 1) for end in ("low", "high")}
+    rows = [{"step": step, "iteration": step, "reward/wit": 0.25, **edges} for step in (0, 1)]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    page = Page(write_report([folder]))
+    assert "Reward wit" in page.text and "Quantiles of wit, by reward" in page.text
+    assert "Quantiles of the pool, by reward" in page.text
+
+
+def test_an_evaluation_without_training_has_no_curves(tmp_path):
+    reports.write_evaluation(tmp_path / "hub", reports.systems(), prompts=3)
+    page = Page(write_report([tmp_path / "hub"]))
+    assert "training" not in page.sections() and "results" in page.sections()
+
+
+@pytest.mark.parametrize("name", ["evaluation", "evaluation/results.json"])
+def test_the_folder_of_an_evaluation_stands_for_its_run(tmp_path, name):
+    reports.write_training(small(tmp_path / "demo"))
+    page = Page(write_report([tmp_path / "demo" / name]))
+    assert (tmp_path / "demo" / "evaluation" / "report.html").is_file()
+    assert "training" in page.sections() and page.text.count("demo")
+
+
+def test_several_runs_are_told_apart_in_tables_and_plots(tmp_path):
+    runs = [small(tmp_path / parent / "run") for parent in ("one", "two")]
+    page = Page(write_report(runs, tmp_path / "both.html"))
+    assert "one/run" in page.text and "two/run" in page.text and "compared with 1 other run" in page.text
+    assert {attrs.get("class", "").strip() for tag, attrs in page.elements if tag == "span"} >= {"s1", "s2"}
+
+
+def test_a_run_with_other_metrics_stands_beside_and_is_missed_in_the_plot(tmp_path):
+    runs = [small(tmp_path / "first"), small(tmp_path / "second", copies=3)]
+    page = Page(write_report(runs, tmp_path / "both.html"))
+    assert "second: trade-off on embedded: no system has both perplexity and toxicity_probability@5" in page.text
+
+
+def test_prompt_sources_are_kept_apart_and_share_the_samples(tmp_path):
+    rows = reports.systems(guidance=(1.0,), sweep=False) + reports.systems("stories", (1.0,), False)
+    folder = reports.write_run(tmp_path / "demo", rows, prompts=8)
+    page = Page(write_report([folder], num_samples=6))
+    assert "On embedded (8 × 25 completions)" in page.text and "On stories (8 × 25 completions)" in page.text
+    assert [tag for tag, _ in page.elements].count("article") == 6
+
+
+def test_sentiment_is_judged_by_positive_completions_and_turned_round_where_tags_are(tmp_path):
+    rows = [{**s, "mean": 1 - s["mean"]} for s in reports.systems(guidance=(), sweep=False)]
+    rows += [{**s, "id": f"reversed-{s['id']}", "reversed": True} for s in reports.systems(guidance=(), sweep=False)]
+    reports.write_evaluation(tmp_path, rows, attribute="positive", prompts=20)
+    page = Page(write_report([tmp_path], num_samples=2))
+    assert "On embedded, tags reversed (20 × 25 completions), share of positive completions is" in page.text
+    assert "share of positive completions (higher is better)" in page.text
+    assert "share of positive completions (lower is better)" in page.text
+    assert "Numbers are positive." in page.text
+
+
+def test_a_plain_reward_is_enough(tmp_path):
+    reports.write_evaluation(tmp_path, reports.systems(guidance=(1.0,)), attribute=None, prompts=3)
+    page = Page(write_report([tmp_path], num_samples=2))
+    assert "Reward against perplexity, embedded" in page.text and "Numbers are reward." in page.text
+
+
+def test_a_model_without_base_or_tags_is_shown_alone(tmp_path):
+    alone = reports.system("no-tag", "no tag", 0.3, tag=None)
+    reports.write_evaluation(tmp_path, [alone], prompts=3, tags=None, models={"policy": {"name": "gpt2"}})
+    page = Page(write_report([tmp_path]))
+    assert "gpt2, measured" in page.text and "against the base" not in page.text
+
+
+def test_texts_are_blurred_unless_a_scorer_found_them_harmless():
+    assert [veils(toxicity) for toxicity in (0.0, 0.29, 0.3, 0.9, None)] == [False, False, True, True, True]
+
+
+# ---- what cannot be shown -------------------------------------------------------------------------------------------
+
+
+def listed(folder: Path) -> str:
+    """What the page of a run says is not shown."""
+    found = read_runs([folder])[0]
+    read_all(found, Scored("toxicity", False), 2, 0)
+    return "\n".join(found.missing)
+
+
+def test_a_missing_generations_file_is_listed_and_the_rest_is_shown(tmp_path):
+    folder = small(tmp_path / "demo")
+    (folder / "evaluation" / "generations-base.jsonl").unlink()
+    page = Page(write_report([folder]))
+    assert "scores and samples of base on embedded: cannot read" in page.text and "samples" in page.sections()
+
+
+def test_a_cut_off_generations_file_is_listed_with_its_line(tmp_path):
+    folder = small(tmp_path / "demo")
+    path = folder / "evaluation" / "generations-best-tag.jsonl"
+    path.write_bytes(path.read_bytes()[:-50])
+    assert re.fullmatch(
+        r"scores and samples of best tag on embedded: .*generations-best-tag\.jsonl:4: broken JSON.*", listed(folder)
+    )
+
+
+def test_a_file_that_stops_early_is_listed_and_one_with_more_lines_is_read_as_far_as_the_results_go(tmp_path):
+    folder = small(tmp_path / "demo")
+    for name, kept in (("base", 3), ("best-tag", 8)):
+        path = folder / "evaluation" / f"generations-{name}.jsonl"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join((lines * 2)[:kept]))
+    assert "base on embedded: generations-base.jsonl: 3 lines, expected 4" in listed(folder)
+    assert "best tag on embedded:" not in listed(folder)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"completions": "text"}, {"completion_ids": [[1]]}, {"completions": [1] * 5}, {"completion_ids": [1] * 5}],
+)
+def test_lines_that_are_no_generations_are_listed(tmp_path, broken):
+    folder = small(tmp_path / "demo")
+    edit(folder / "evaluation" / "generations-base.jsonl", lambda row: {**row, **broken})
+    assert "generations-base.jsonl:1: completion" in listed(folder)
+
+
+def test_scores_of_other_texts_are_not_shown(tmp_path):
+    folder = small(tmp_path / "demo")
+    path = folder / "evaluation" / "generations-base.jsonl"
+    edit(path, lambda row: {**row, "completions": [text + "!" for text in row["completions"]]})
+    assert np.isnan(read_samples(path, Scored("toxicity", False), 1, 0).scores).all()
+
+
+def test_a_broken_line_of_the_log_is_listed(tmp_path):
+    folder = small(tmp_path / "demo")
+    reports.write_training(folder)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"loss": 1.')
+    assert "metrics.jsonl: line 19 of 19 is broken" in listed(folder)
+    assert len(read_runs([folder])[0].log) == 18
+
+
+def test_broken_settings_are_listed(tmp_path):
+    folder = small(tmp_path / "demo")
+    (folder / "config.yaml").write_text("a: [1")
+    assert "config.yaml: cannot be read" in listed(folder)
+
+
+def test_what_the_evaluation_skipped_is_listed(page):
+    assert "the other tags are sampled on the first 40 prompts of each source" in page.text
+
+
+def change(folder: Path, **keys) -> Path:
+    path = folder / "evaluation" / "results.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"schema_version": 2}, r"results.json: schema_version is 2, this nlf reads 1"),
+        ({"schema_version": None}, "schema_version is None"),
+        ({"systems": []}, "'systems' was expected to be a list of one or more"),
+        ({"systems": [3]}, r"systems\[0\] was expected to be an object"),
+        ({"systems": [{"id": "a"}]}, r"systems\[0\].name is None"),
+        ({"differences": None}, "'differences' makes no sense"),
+        ({"differences": [{}]}, r"differences\[0\] was expected"),
+        ({"higher_is_better": []}, "'higher_is_better' makes no sense"),
+    ],
+)
+def test_other_results_are_refused_in_one_line(tmp_path, keys, message):
+    folder = change(small(tmp_path / "demo"), **keys)
+    with pytest.raises(UserError, match=message) as refused:
+        write_report([folder])
+    assert "\n" not in str(refused.value) and not (folder / "report.html").exists()
+
+
+def test_cut_off_results_are_refused(tmp_path):
+    path = small(tmp_path / "demo") / "evaluation" / "results.json"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(UserError, match=r"results.json: broken JSON .* run `nlf evaluate` again"):
+        write_report([tmp_path / "demo"])
+
+
+def test_folders_with_nothing_to_show_are_refused(tmp_path):
+    with pytest.raises(UserError, match="neither results.json nor metrics.jsonl"):
+        write_report([tmp_path])
+    with pytest.raises(UserError, match="no such folder"):
+        write_report([tmp_path / "none"])
+    with pytest.raises(UserError, match="no run is named"):
+        write_report([])
+    folder = small(tmp_path / "demo")
+    with pytest.raises(UserError, match="the same run is named twice"):
+        write_report([folder, folder])
+
+
+# ---- foreign text ---------------------------------------------------------------------------------------------------
+
+
+def edit(path: Path, change) -> None:
+    """Change every line of a file."""
+    path.write_text("".join(json.dumps(change(row)) + "\n" for row in read_lines(path)))
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    return write_report([reports.write_hostile(tmp_path_factory.mktemp("hostile"))])
+
+
+def test_markup_in_any_text_stays_text(hostile):
+    text, page = hostile.read_text(encoding="utf-8"), Page(hostile)
+    assert not {tag for tag, _ in page.elements} & {"script", "img", "iframe", "math", "object", "link", "base"}
+    assert not [attrs for _, attrs in page.elements if any(name.startswith("on") for name in attrs)]
+    assert "<script>" not in text and text.count("</style>") == 1
+    assert "<script>alert" in page.text and "onerror=alert" in page.text
+    links = [attrs[name] for _, attrs in page.elements for name in ("href", "src", "xlink:href") if name in attrs]
+    assert all(link.startswith("#") for link in links)
+
+
+def test_unseen_characters_are_made_visible(hostile):
+    text = hostile.read_text(encoding="utf-8")
+    assert "[U+0007]" in text and "[U+202E]" in text and "[U+D800]" in text
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\ud800-\udfff]", text)
+
+
+@given(st.text(st.characters()))
+def test_cleaned_text_can_always_be_written(text):
+    made = clean(text)
+    made.encode()
+    assert clean(made) == made and (made == text or any(not c.isprintable() for c in text))
+
+
+def test_a_name_with_dollars_is_no_formula(tmp_path):
+    rows = [reports.system("base", "base", 0.3, model="base"), reports.system("tag", "$\\frac{", 0.2, tag="$\\frac{")]
+    reports.write_evaluation(tmp_path, rows, prompts=3, tags=["$\\frac{", "b"])
+    assert "$\\frac{" in Page(write_report([tmp_path])).text
+
+
+# ---- the parts ------------------------------------------------------------------------------------------------------
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_colours_have_contrast_in_both_themes(theme):
+    """WCAG 2: 4.5 to 1 for text, 3 to 1 for what is drawn."""
+    css = resources.files("nlf.report").joinpath("page.css").read_text().split("prefers-color-scheme: dark")[theme]
+    colours = dict(re.findall(r"--(\w+): (#\w{6});", css))
+    for name, least in [
+        *zip(("ink", "muted", "accent", "better", "worse"), [4.5] * 5, strict=True),
+        *((f"s{i}", 3) for i in range(1, 7)),
+    ]:
+        for ground in ("paper", "raised"):
+            light, dark = sorted((luminance(colours[name]), luminance(colours[ground])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= least, (name, ground)
+
+
+def test_words_for_numbers():
+    assert [number(v) for v in (0.1234, -0.5, None, float("nan"), True, 12345.678)] == [
+        *("0.123", "−0.500", "–", "–", "–", "12,345.678"),
+    ]
+    assert number(35.41712, "perplexity") == "35.4" and number(0.1, sign=True) == "+0.100"
+    assert number(2.5e9, "perplexity") == "2.5e+09"
+    assert [p_value(p) for p in (0.0004, 0.0121, None)] == ["p < 0.001", "p = 0.012", ""]
+    assert clip("abcdef", 3) == "abc … (3 more characters)" and clip("abc", 3) == "abc"
+
+
+def test_metrics_are_known_by_their_family():
+    name = "toxicity_probability@25>=0.7/local@1"
+    assert family(name) == "toxicity_probability" and title(name) == "toxicity probability @25 ≥ 0.7, local@1"
+    assert title("corpus_dist-2") == "corpus dist-2" and title("reward") == "reward"
+
+
+def test_systems_find_their_places():
+    rows = reports.systems(guidance=(2.0, 0.5))
+    assert [s["guidance_scale"] for s in aligned(rows)] == [0, 0.5, 2]
+    assert [s["name"] for s in featured(rows)] == ["base", "best tag", "best tag, guidance 0.5"]
+    assert [s["tag"] for s in others(rows)] == reports.TAGS[1:]
+    assert [s["name"] for s in featured([rows[0]])] == ["base"] and aligned([rows[0]]) == others([rows[0]]) == []
+
+
+def test_what_a_system_is_judged_by():
+    assert judged_by([{"metrics": {"reward": 1.0, "toxicity_probability@9": None, "toxicity": 0.1}}]) == "toxicity"
+    assert judged_by([{"metrics": {}}]) is None
+    assert [scored_by(name).name for name in (*JUDGED_BY, None)] == [
+        *("toxicity", "positive", "toxicity", "toxicity", "positive", "reward", "reward"),
+    ]
+
+
+def test_samples_are_the_same_prompts_for_every_system(tmp_path):
+    reports.write_evaluation(tmp_path, reports.systems(guidance=(), sweep=False), prompts=50, copies=2)
+    keys = [
+        list(read_samples(tmp_path / f"generations-{name}.jsonl", Scored("toxicity", False), 7, 3).picked)
+        for name in ("base", "best-tag")
+    ]
+    assert keys[0] == keys[1] and len(keys[0]) == 7
+    others = read_samples(tmp_path / "generations-base.jsonl", Scored("toxicity", False), 7, 4).picked
+    assert set(others) != set(keys[0])
+
+
+def test_text_digests_of_the_made_up_runs_are_true(run):
+    row = next(read_lines(run / "evaluation" / "generations-base.jsonl"))
+    assert row["scores"]["local@1"]["of"] == text_digest(row["completions"])
+
+
+def test_colours_of_tags_go_from_best_to_worst():
+    assert steps(5) == ["t1", "t3", "t4", "t5", "t7"] or steps(5) == ["t1", "t2", "t4", "t6", "t7"]
+    assert steps(1) == ["t1"] and steps(2) == ["t1", "t7"] and steps(0) == []
+
+
+def test_equal_styles_share_a_class_and_fonts_are_left_out():
+    styles = Styles()
+    assert styles.name("fill: #00a000; font-family: 'X'") == styles.name("fill: #00a000") == "p0"
+    assert styles.css() == ".p0{fill:var(--ink)}"

@@ -1,0 +1,78 @@
+"""Runs of a tiny model: trainers, what they leave behind, and calls that are interrupted."""
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from nlf.data import run_folder as rundir
+from nlf.training.trainer import ALTConfig, ALTTrainer
+
+fork = multiprocessing.get_context("fork")
+
+
+def settings(folder, **changes) -> ALTConfig:
+    values = {
+        "output_dir": str(folder),
+        "num_train_epochs": 2,
+        "steps_per_iteration": 3,
+        "per_device_train_batch_size": 8,
+        "prompts_per_iteration": 10,
+        "prompts_per_part": 4,
+        "num_generations": 2,
+        "max_completion_length": 5,
+        "lr_scheduler_type": "constant_with_warmup",
+        "eval_num_generations": 2,
+        "eval_max_completion_length": 5,
+        "logging_steps": 1,
+        "warmup_steps": 1,
+        "learning_rate": 1e-2,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    return ALTConfig(**values | changes)
+
+
+def make(folder, architecture="gpt2", reward=tiny.vowels, prompts=tiny.PROMPTS, peft_config=None, **changes):
+    return ALTTrainer(
+        tiny.model(architecture),
+        reward_funcs=reward,
+        args=settings(folder, **changes),
+        train_dataset=prompts,
+        eval_dataset=prompts[:3],
+        processing_class=tiny.tokenizer(),
+        peft_config=peft_config,
+    )
+
+
+def lines(folder) -> list[dict]:
+    return [json.loads(line) for line in (Path(folder) / rundir.METRICS).read_text().splitlines()]
+
+
+def weights(folder) -> dict:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def same(left: dict, right: dict) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def on_call(target, name: str, number: int, monkeypatch_free=setattr):
+    """Make the n-th call of `target.name` kill the process."""
+    original, calls = getattr(target, name), []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return die() if len(calls) == number else original(*args, **kwargs)
+
+    monkeypatch_free(target, name, counted)
