@@ -27,11 +27,11 @@ import frontier_systems as systems
 from frontier_plots import write_plots
 
 from nlf.data.environment import describe, git_revision
+from nlf.data.files import write_text
 from nlf.data.prompts import load_prompts
-from nlf.data.run_folder import write_text
 from nlf.errors import UserError
 from nlf.models.policy import load_policy
-from nlf.rewards import resolve_reward
+from nlf.rewards.registry import resolve_reward
 
 DEFAULTS = {
     "seeds": [0, 1, 2],

@@ -15,24 +15,27 @@ import torch
 from frontier_points import BASE, CONTRASTIVE, DISTILLED, GRPO, PUBLISHED, SFT, TAGS, best_of, plain_names
 from transformers import TrainerCallback
 
-from nlf.cli import main as cli
 from nlf.cli.arguments import read_recipe, train_knobs
+from nlf.cli.main import main as cli
+from nlf.cli.train import train_from_config
 from nlf.config import DistillOptions, LoadOptions, SamplingOptions
+from nlf.data.files import write_text
 from nlf.data.generations import read, write_lines
 from nlf.data.prompts import load_prompts
-from nlf.data.run_folder import write_text
 from nlf.errors import UserError
-from nlf.evaluation import metrics
+from nlf.evaluation import intervals, metrics
 from nlf.evaluation.evaluate import with_intervals
 from nlf.evaluation.perplexity import measure_file, model_label
-from nlf.evaluation.sample import load_for_commands, sample_file
+from nlf.evaluation.sample import sample_file
 from nlf.evaluation.score import score_file
+from nlf.evaluation.systems import load_for_commands
 from nlf.method.losses import distillation_kl, teacher_log_probs
-from nlf.models.policy import Policy, model_path, predicting_logits
-from nlf.rewards import Reward, resolve_reward
-from nlf.training.batches import PromptEncoder, read_whole
+from nlf.models.encoder import PromptEncoder, read_whole
+from nlf.models.policy import Policy, model_path
+from nlf.models.reading import predicting_logits
+from nlf.rewards import Reward
+from nlf.rewards.registry import resolve_reward
 from nlf.training.distill import distill
-from nlf.training.trainer import train_from_config
 
 LENGTH = 20  # new tokens at most, in training and evaluation
 FILTERED = SamplingOptions(num_generations=25, max_completion_length=LENGTH, top_p=0.9)
@@ -383,17 +386,17 @@ def scored(path: Path, reward: Reward):
         yield row
 
 
-def judged(path: Path, judge: Reward) -> dict[str, metrics.Ratio]:
+def judged(path: Path, judge: Reward) -> dict[str, intervals.Ratio]:
     found = metrics.measure(scored(path, judge), scores=[judge.label], corpus_sample=0).ratios
     return {f"judge_{name}": ratio for name, ratio in found.items() if "toxicity" in name}
 
 
-def unfiltered_reward(path: Path, reward: Reward) -> metrics.Ratio:
+def unfiltered_reward(path: Path, reward: Reward) -> intervals.Ratio:
     return metrics.measure(scored(path, reward), scores=[reward.label], corpus_sample=0).ratios["reward"]
 
 
 @torch.inference_mode()
-def kl_to_base(path: Path, setting: Setting, policy: Policy, base: Policy) -> metrics.Ratio:
+def kl_to_base(path: Path, setting: Setting, policy: Policy, base: Policy) -> intervals.Ratio:
     """KL(policy || base) in nats a completion, both over their whole vocabulary, along the policy's own completions."""
     encoder = PromptEncoder(policy.tokenizer, policy.scheme)
     sums, counts = [], []
@@ -410,7 +413,7 @@ def kl_to_base(path: Path, setting: Setting, policy: Policy, base: Policy) -> me
         )  # fmt: skip
         sums.append(distillation_kl(own, logits(base, row["prompt_ids"], ids)).sum().item())
         counts.append(float(len(row["completion_ids"])))
-    return metrics.Ratio(*(torch.tensor(each, dtype=torch.float64).numpy() for each in (sums, counts)))
+    return intervals.Ratio(*(torch.tensor(each, dtype=torch.float64).numpy() for each in (sums, counts)))
 
 
 def logits(policy: Policy, query: list[int], ids: list[list[int]]) -> torch.Tensor:

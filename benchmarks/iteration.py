@@ -37,10 +37,12 @@ from nlf.config import TRAINING_DEFAULTS, LoopOptions, TagOptions
 from nlf.data.prompts import load_prompts
 from nlf.method.quantize import Draws, quantize
 from nlf.method.tags import TagScheme
+from nlf.models.encoder import PromptEncoder
 from nlf.models.policy import load_model, model_path, prepare_policy
-from nlf.rewards import resolve_reward
-from nlf.training.batches import Example, PromptEncoder
-from nlf.training.trainer import ALTConfig, ALTTrainer
+from nlf.rewards.registry import resolve_reward
+from nlf.training.batches import Example
+from nlf.training.config import ALTConfig
+from nlf.training.trainer import ALTTrainer
 
 LEARNING_RATE = 1e-5  # small, so that completions stay as they are
 LENGTH = 20

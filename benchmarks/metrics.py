@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from processes import in_fresh_process, peak_megabytes
 
-from nlf.evaluation import metrics
+from nlf.evaluation import diversity, intervals, metrics
 
 VOCABULARY, WORDS, SAMPLE, SCORER, JUDGE = 50_000, 20, 1_000, "made-up@1", "judge"
 DRAWS, SWAPS = 1_000, 2_000  # of the bootstrap for intervals; of each kind for a comparison
@@ -61,10 +61,10 @@ def ours(rows: list[dict], seconds: Seconds) -> dict[str, float]:
         seconds, "measure", lambda: metrics.measure(iter(rows), scores=[SCORER], likelihoods=JUDGE, corpus_sample=0)
     )
     texts = [text for row in rows for text in row["completions"]][:SAMPLE]
-    bleu = timed(seconds, "self-BLEU", lambda: metrics.self_bleu(texts))
-    timed(seconds, "intervals", lambda: metrics.intervals(found.ratios, n=DRAWS))
-    other = {k: metrics.Ratio(np.roll(r.num, 1), np.roll(r.den, 1), r.exp) for k, r in found.ratios.items()}
-    timed(seconds, "paired", lambda: metrics.paired(found.ratios, other, n=SWAPS))
+    bleu = timed(seconds, "self-BLEU", lambda: diversity.self_bleu(texts))
+    timed(seconds, "intervals", lambda: intervals.intervals(found.ratios, n=DRAWS))
+    other = {k: intervals.Ratio(np.roll(r.num, 1), np.roll(r.den, 1), r.exp) for k, r in found.ratios.items()}
+    timed(seconds, "paired", lambda: intervals.paired(found.ratios, other, n=SWAPS))
     return {name: ratio.value for name, ratio in found.ratios.items()} | found.corpus | {"self_bleu": bleu}
 
 

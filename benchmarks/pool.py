@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from processes import in_fresh_process, peak_megabytes
 
-from nlf.data.rollouts import SCHEMA, Pool, part_path, write_part
+from nlf.data.pool import Pool
+from nlf.data.rollouts import SCHEMA, part_path, write_part
 from nlf.method.quantize import Draws, quantize
 
 PROMPT, COMPLETION, EACH, QUANTILES, STEPS, BATCH = 12, 20, 4, 5, 2_000, 32

@@ -23,7 +23,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from nlf.models.policy import last_feed_forward
+from nlf.models.reading import last_feed_forward
 
 MATRIX = {"cpu": 1_536, "cuda": 8_192}
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from nlf.data.environment import describe, git_revision
-from nlf.data.run_folder import write_text
+from nlf.data.files import write_text
 
 HERE = Path(__file__).parent
 SMALL = "--width 768 --layers 12 --vocabulary 50257 --repeats 3"  # GPT-2-small's shape

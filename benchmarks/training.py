@@ -26,10 +26,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from nlf.method.losses import alt_loss
+from nlf.models.encoder import pad, pass_tokens
 from nlf.models.fast_gelu import use_fast_gelu
-from nlf.models.policy import last_feed_forward
-from nlf.training.batches import Example, collate, pad
-from nlf.training.objective import completion_stats, loss_of_groups, pass_tokens
+from nlf.models.reading import last_feed_forward
+from nlf.training.batches import Example, collate
+from nlf.training.objective import completion_stats, loss_of_groups
 
 COEFS = {
     "contrastive": {"nll_coef": 0.0, "contrast_coef": 1.0, "beta": 2.0, "entropy_coef": 0.0},

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from nlf.data import run_folder as rundir
-from nlf.training.trainer import ALTConfig, ALTTrainer
+from nlf.training.config import ALTConfig
+from nlf.training.trainer import ALTTrainer
 
 fork = multiprocessing.get_context("fork")
 

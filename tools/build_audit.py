@@ -17,7 +17,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from build_scorer import labelled
+from labelled_texts import labelled, sources
 from scorer_evaluation import fidelity, identity, show, speed
 from scorer_net import Row, calibration, read
 from split import split_of, text_document
@@ -42,36 +42,6 @@ SCORED = ("wikipedia", "generated")  # by Perspective; the other sources are lab
 SHOWN = ("wikipedia", "tweets", "threads", "replies", "forum", "implicit", "edos", "emoji", "fox")  # have both classes
 RIDGE = {"all": 3.0, "scored": 1.5, "peak": 0.1}
 ITERATIONS = 60  # of L-BFGS: stopping here regularises too
-
-
-def sources(data: Path) -> Iterator[Row]:
-    """Texts with a target under their source's name."""
-    groups = {
-        row["filename"]: row["group"]
-        for name in ("rtp-scored", "rtp-rescored-2023")
-        for row in read(data / name / "train.jsonl.gz")
-    }
-    for row in read(data / "wikipedia-context-toxicity/train.jsonl.gz"):
-        yield text_document(row["text"]), row["text"], {"wikipedia": row["toxicity"]}
-    for row in read(data / "decodingtrust-scored-generations/train.jsonl.gz"):  # held out where its prompt is
-        origin = row["source_prompt_filename"]
-        yield groups.get(origin, origin), row["text"], {"generated": row["toxicity"]}
-    for row in read(data / "labelled-davidson-tweets/davidson.jsonl.gz"):
-        share = 1 - row["votes"]["neither"] / sum(row["votes"].values())
-        yield text_document(row["text"]), row["text"], {"tweets": share}
-    for row in read(data / "labelled-toxichat-reddit/toxichat.jsonl.gz"):
-        turns = [*row["reddit_thread"], row["final_dgpt_response"], row["final_gpt3_response"]]
-        for turn in turns:
-            if turn and turn["offense_label"] in ("Safe", "Offensive"):
-                yield text_document(turn["text"]), turn["text"], {"threads": float(turn["offense_label"] != "Safe")}
-    for row in read(data / "labelled-diasafety/diasafety.jsonl.gz"):
-        if row["category"] == "Offending User":
-            yield text_document(row["response"]), row["response"], {"replies": float(row["label"] != "Safe")}
-    for row in read(data / "labelled-vicomtech-stormfront/vicomtech.jsonl.gz"):
-        if row["label"] in ("hate", "noHate"):
-            yield text_document(row["text"]), row["text"], {"forum": float(row["label"] == "hate")}
-    for row in read(data / "labelled-toxigen-human/toxigen_human.jsonl.gz"):
-        yield text_document(row["text"]), row["text"], {"implicit": float(row["label"] == "hate")}
 
 
 def continuations(data: Path, split: str) -> tuple[list[str], np.ndarray]:

@@ -11,7 +11,6 @@ Documents of the test split are read by `--evaluate` alone.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from sklearn.isotonic import IsotonicRegression
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import scorer_net
+from labelled_texts import labelled
 from scorer_evaluation import evaluate, fidelity
 from scorer_net import Net, Row, calibration, predict, read, train
 from split import split_of, text_document
@@ -48,46 +48,6 @@ def perspective(data: Path) -> Iterator[Row]:
         yield scored(row["id"], row["text"], row, "2018")
     for row in read(data / "github-comments-perspective/train.jsonl.gz"):
         yield scored(text_document(row["text"]), row["text"], row, "2019")
-
-
-def labelled(data: Path) -> Iterator[Row]:
-    """Human labels and word lists: they teach the shared layers which words hurt."""
-    for row in read(data / "labelled-edos-sexism/edos.jsonl.gz"):
-        yield text_document(row["text"]), row["text"], {"edos": float(row["label_sexist"] == "sexist")}
-    for row in read(data / "labelled-hatemojibuild/hatemojibuild.jsonl.gz"):
-        yield text_document(row["text"]), row["text"], {"emoji": float(row["label_hateful"])}
-    for row in read(data / "labelled-fox-news-comments/fox.jsonl.gz"):
-        yield text_document(row["text"]), row["text"], {"fox": float(row["hateful"])}
-    for row in read(data / "labelled-toxic-spans/comments_16k.jsonl.gz"):
-        share = 1 - row["said_not_toxic"] / max(row["annotators"], 1)
-        yield text_document(row["text"]), row["text"], {"civil": share}
-    for row in read(data / "labelled-toxic-spans/semeval2021_spans.jsonl.gz"):
-        yield from spans(row)
-    for row in read(data / "sentiment-sentence-polarity/sentence_polarity.jsonl.gz"):
-        yield text_document(row["text"]), row["text"], {"sentiment": float(row["label"] == "pos")}
-    yield from lexicons(data / "word-lists")
-
-
-def spans(row: dict) -> Iterator[Row]:
-    """The words people marked, against what is left of the post without them."""
-    left, last, document = "", 0, text_document(row["text"])
-    for begin, end in row["toxic_char_ranges"]:
-        left, last = left + row["text"][last:begin], end
-        yield document, row["text"][begin:end], {"span": 1.0}
-    yield document, left + row["text"][last:], {"span": 0.0}
-
-
-def lexicons(folder: Path) -> Iterator[Row]:
-    listed: dict[str, dict[str, float]] = {}
-    with open(folder / "surge_profanity_en.csv", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            listed[row["text"].lower()] = {"severity": (float(row["severity_rating"]) - 1) / 2}
-    for line in (folder / "ldnoobw_en.txt").read_text(encoding="utf-8").splitlines():
-        listed.setdefault(line.strip().lower(), {})
-    for line in (folder / "vader_lexicon.txt").read_text(encoding="utf-8").splitlines():
-        word, mean = line.split("\t")[:2]
-        yield "lexicon", word, {"valence": (float(mean) + 4) / 8, "listed": float(word.lower() in listed)}
-    yield from (("lexicon", text, {**targets, "listed": 1.0}) for text, targets in listed.items())
 
 
 def recalibrated(rows: list[Row]) -> list[Row]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from labelled_texts import labelled, sources
 from scipy.stats import pearsonr, spearmanr
 from scorer_net import Row, read
 from sklearn.metrics import roc_auc_score
@@ -114,9 +115,6 @@ def beside(scorers: dict, rows: list[Row], extra: list[Row], split: str) -> None
 
 def people(data: Path) -> Iterator[tuple[str, bool, Row]]:
     """(name shown, whether the set is used whole, row with the label as its only target)."""
-    from build_audit import sources  # it imports this module
-    from build_scorer import labelled
-
     for document, text, targets in (*sources(data), *labelled(data)):
         name, value = next(iter(targets.items()))
         if name in LABELLED:
@@ -188,8 +186,6 @@ def speed(scorer, texts: list[str]) -> None:
 
 
 def evaluate(args: argparse.Namespace, perspective: Callable) -> None:
-    from build_audit import sources  # it imports this module
-
     from nlf.rewards.local import LocalToxicity
 
     begin = time.perf_counter()

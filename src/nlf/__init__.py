@@ -7,7 +7,7 @@ import importlib
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ALTConfig": "nlf.training.trainer",
+    "ALTConfig": "nlf.training.config",
     "ALTTrainer": "nlf.training.trainer",
     "TagScheme": "nlf.method.tags",
     "UserError": "nlf.errors",

@@ -10,8 +10,8 @@ import pytest
 
 from nlf import config
 from nlf.cli import arguments
-from nlf.cli import main as cli
 from nlf.cli.main import main
+from nlf.cli.main import main as cli
 from nlf.errors import UserError
 
 
@@ -19,11 +19,11 @@ from nlf.errors import UserError
 def trained(monkeypatch):
     """What `train_from_config` is called with, instead of training."""
     calls = []
+    import nlf.cli.train
     import nlf.report
-    import nlf.training.trainer
 
     monkeypatch.setattr(nlf.report, "write_report", lambda runs: runs[0] / "report.html")
-    monkeypatch.setattr(nlf.training.trainer, "train_from_config", lambda *call: calls.append(call))
+    monkeypatch.setattr(nlf.cli.train, "train_from_config", lambda *call: calls.append(call))
     return calls
 
 
@@ -39,7 +39,7 @@ def fails(capsys, *argv: str) -> str:
 
 def test_help_imports_nothing_heavy_and_documents_every_knob():
     code = (
-        "import sys\nfrom nlf.cli import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom nlf.cli.main import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'transformers', 'numpy', 'pandas', 'sklearn', 'datasets', 'pyarrow'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2To
 from nlf.cli.import_checkpoint import import_command, read_checkpoint
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
-from nlf.models.policy import load_policy, vocabulary_digest
-from nlf.training.batches import PromptEncoder
+from nlf.models.encoder import PromptEncoder
+from nlf.models.identity import vocabulary_digest
+from nlf.models.policy import load_policy
 
 VOCABULARY = len(tiny.tokenizer())
 QUARK = [f" _TREE_TOKEN_{i:05}" for i in range(5)]

@@ -132,7 +132,7 @@ def test_help_read_from_source_is_what_transformers_has():
 
 
 def test_defaults_shown_are_the_defaults_of_altconfig():
-    from nlf.training.trainer import ALTConfig
+    from nlf.training.config import ALTConfig
 
     real = {f.name: f for f in fields(ALTConfig)}
     for name, knob in train_knobs().items():

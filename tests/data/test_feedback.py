@@ -17,11 +17,12 @@ from runs import fork, lines, make, same, weights
 
 from nlf import config
 from nlf.data.feedback import coin, make_feedback, pick
-from nlf.data.rollouts import SCHEMA, Pool
+from nlf.data.pool import Pool
+from nlf.data.rollouts import SCHEMA
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme, diagonal, mirror
+from nlf.models.encoder import PromptEncoder
 from nlf.rewards import Judgement
-from nlf.training.batches import PromptEncoder
 
 LEVELS = ("good", "fair", "poor", "bad")  # levels 3, 2, 1, 0
 

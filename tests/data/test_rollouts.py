@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nlf.data.rollouts import SCHEMA, Pool, by_name, digest, is_written, part_path, read_part, samples_path, write_part
+from nlf.data.files import digest
+from nlf.data.pool import Pool
+from nlf.data.rollouts import SCHEMA, by_name, is_written, part_path, read_part, samples_path, write_part
 from nlf.errors import UserError
 
 STAMP = {"iteration": 3, "policy": "abc", "settings": ["x", 1.5, None]}

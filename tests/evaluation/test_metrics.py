@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nlf.errors import UserError
-from nlf.evaluation import metrics
-from nlf.evaluation.metrics import Ratio, intervals, measure, over_completions, over_prompts, over_tokens, paired
+from nlf.evaluation import diversity, metrics
+from nlf.evaluation.intervals import Ratio, intervals, over_completions, over_prompts, over_tokens, paired
+from nlf.evaluation.metrics import measure
 
 NAN = float("nan")
 TEXTS = st.lists(st.lists(st.sampled_from("a b c a_b"), max_size=8).map("".join), min_size=1, max_size=5)
@@ -59,32 +60,32 @@ def test_mean_of_nothing_is_nan():
 
 def test_dist_n_counts_over_all_samples_of_a_prompt():
     texts = [["a b a b", " a b c"], ["", " "], ["one"]]
-    np.testing.assert_allclose(metrics.dist_n(texts, 1), [3 / 7, 0, 1])
-    np.testing.assert_allclose(metrics.dist_n(texts, 2), [3 / 7, 0, 0])
-    np.testing.assert_allclose(metrics.dist_n(texts, 3), [3 / 7, 0, 0])
+    np.testing.assert_allclose(diversity.dist_n(texts, 1), [3 / 7, 0, 1])
+    np.testing.assert_allclose(diversity.dist_n(texts, 2), [3 / 7, 0, 0])
+    np.testing.assert_allclose(diversity.dist_n(texts, 3), [3 / 7, 0, 0])
 
 
 def test_dist_n_keeps_words_with_underscores_apart():
     """Joined with `_`, "a_b c" and "a b_c" were one bigram."""
-    assert metrics.dist_n([["a_b c", "a b_c"]], 2).tolist() == [0.5]
+    assert diversity.dist_n([["a_b c", "a b_c"]], 2).tolist() == [0.5]
 
 
 def test_dist_n_takes_half_a_surrogate_pair():
     """JSON may hold one; it cannot be encoded as UTF-8."""
-    assert metrics.dist_n([["\ud800 a \ud800"]], 1).tolist() == [2 / 3]
+    assert diversity.dist_n([["\ud800 a \ud800"]], 1).tolist() == [2 / 3]
 
 
 @given(TEXTS, st.integers(1, 4))
 def test_dist_n_counts_tuples(texts, n):
     words = [text.split() for text in texts]
     grams = {tuple(w[i : i + n]) for w in words for i in range(len(w) - n + 1)}
-    assert metrics.dist_n([texts], n)[0] == len(grams) / max(sum(map(len, words)), 1)
+    assert diversity.dist_n([texts], n)[0] == len(grams) / max(sum(map(len, words)), 1)
 
 
 def test_word_codes_are_the_same_everywhere_and_bounded():
     """Python's own hash of a string differs from process to process."""
-    codes = metrics.WordCodes()
-    assert codes["word"] == metrics.WordCodes()["word"] == 0x958EC7D727CFA44A
+    codes = diversity.WordCodes()
+    assert codes["word"] == diversity.WordCodes()["word"] == 0x958EC7D727CFA44A
     for i in range(2**18 + 5):
         codes[str(i)]
     assert len(codes) <= 2**18
@@ -92,7 +93,7 @@ def test_word_codes_are_the_same_everywhere_and_bounded():
 
 def test_distinct_counter_is_exact_then_close():
     codes = np.random.default_rng(0).integers(2**64, size=20_000, dtype=np.uint64)
-    few, many, turned = (metrics.DistinctCounter(limit=4_096) for _ in range(3))
+    few, many, turned = (diversity.DistinctCounter(limit=4_096) for _ in range(3))
     for part in np.split(np.tile(codes[:4_096], 3), 64):
         few.add(part)
     for part in np.split(np.concatenate([codes, codes]), 40):
@@ -103,11 +104,11 @@ def test_distinct_counter_is_exact_then_close():
 
 
 def test_repetition_is_the_share_of_four_grams_seen_before():
-    assert metrics.repetition([1, 2, 3, 4, 5]) == 0
-    assert metrics.repetition([1, 2, 1, 2, 1, 2, 1]) == pytest.approx(1 - 2 / 4)  # 1212, 2121, 1212, 2121
-    assert metrics.repetition([9] * 10) == pytest.approx(6 / 7)
-    assert math.isnan(metrics.repetition([1, 2, 3])) and math.isnan(metrics.repetition([]))
-    assert metrics.repetition([5, 5], n=1) == 0.5
+    assert diversity.repetition([1, 2, 3, 4, 5]) == 0
+    assert diversity.repetition([1, 2, 1, 2, 1, 2, 1]) == pytest.approx(1 - 2 / 4)  # 1212, 2121, 1212, 2121
+    assert diversity.repetition([9] * 10) == pytest.approx(6 / 7)
+    assert math.isnan(diversity.repetition([1, 2, 3])) and math.isnan(diversity.repetition([]))
+    assert diversity.repetition([5, 5], n=1) == 0.5
 
 
 def test_perplexity_of_completions():
@@ -126,13 +127,13 @@ def test_perplexity_drops_nothing():
 
 
 def test_self_bleu_by_hand():
-    assert metrics.self_bleu(["a b c d e"] * 3) == pytest.approx(1)
-    assert math.isnan(metrics.self_bleu(["a b"])) and math.isnan(metrics.self_bleu(["", " ", "a"]))
+    assert diversity.self_bleu(["a b c d e"] * 3) == pytest.approx(1)
+    assert math.isnan(diversity.self_bleu(["a b"])) and math.isnan(diversity.self_bleu(["", " ", "a"]))
     # one word of two matches; no pair does: a tenth of a match; longer orders do not exist
-    assert metrics.self_bleu(["a b", "a c"]) == pytest.approx(math.sqrt(1 / 2 * 0.1 / 1))
+    assert diversity.self_bleu(["a b", "a c"]) == pytest.approx(math.sqrt(1 / 2 * 0.1 / 1))
     # "a": all of it matches, but it is half as long: exp(1 - 2/1). "a a": the other has one "a" only
     found = (math.exp(-1) * 1 + math.sqrt(1 / 2 * 0.1 / 1)) / 2
-    assert metrics.self_bleu(["a", "a a", ""]) == pytest.approx(found)
+    assert diversity.self_bleu(["a", "a a", ""]) == pytest.approx(found)
 
 
 def slow_self_bleu(texts):
@@ -151,7 +152,7 @@ def slow_self_bleu(texts):
 
 @given(st.lists(st.lists(st.sampled_from("abc"), min_size=1, max_size=7).map(" ".join), min_size=2, max_size=6))
 def test_self_bleu_is_bleu_against_the_others(texts):
-    assert metrics.self_bleu(texts) == pytest.approx(slow_self_bleu(texts))
+    assert diversity.self_bleu(texts) == pytest.approx(slow_self_bleu(texts))
 
 
 # Ratios and intervals
@@ -338,7 +339,7 @@ def test_measure_by_hand():
         "corpus_dist-1": 4 / 7,
         "corpus_dist-2": 3 / 7,
         "corpus_dist-3": 2 / 7,
-        "self_bleu@4": metrics.self_bleu(["a b a b", "aaaaaa", "c b"]),
+        "self_bleu@4": diversity.self_bleu(["a b a b", "aaaaaa", "c b"]),
     })  # fmt: skip
     assert found.counts == {
         "prompts": 2,
@@ -474,7 +475,7 @@ def test_self_bleu_takes_the_same_places_of_every_system():
     picked = [tuple(map(int, name.split("/"))) for name in sample.texts()]
     assert len(set(picked)) == 20
     found = measure(lines, corpus_sample=20, seed=3).corpus["self_bleu@20"]
-    assert found == pytest.approx(metrics.self_bleu([texts[i][k] for i, k in picked]))
+    assert found == pytest.approx(diversity.self_bleu([texts[i][k] for i, k in picked]))
     assert found != measure(lines, corpus_sample=20, seed=4).corpus["self_bleu@20"]
     assert "self_bleu@200" in measure(lines).corpus  # all there are
     assert not [name for name in measure(lines, corpus_sample=0).corpus if "bleu" in name]

@@ -11,11 +11,12 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from nlf.cli import main as cli
+from nlf.cli.main import main as cli
 from nlf.data.generations import read_lines, write_lines
 from nlf.evaluation import perplexity
 from nlf.evaluation.perplexity import measure_file, model_label
-from nlf.models.policy import load_model, vocabulary_digest
+from nlf.models.identity import vocabulary_digest
+from nlf.models.policy import load_model
 
 EOS = 0
 

@@ -10,7 +10,8 @@ from nlf.config import SamplingOptions
 from nlf.data.generations import read_lines
 from nlf.errors import UserError
 from nlf.evaluation import sample
-from nlf.evaluation.sample import chosen_tag, negative_tag, sample_file, slug, with_tags
+from nlf.evaluation.sample import sample_file
+from nlf.evaluation.systems import chosen_tag, negative_tag, slug, with_tags
 from nlf.method.tags import TagScheme
 from nlf.models.policy import prepare_policy, save_policy
 

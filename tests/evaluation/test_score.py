@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from nlf.cli.main import main
 from nlf.data.generations import read, text_digest
 from nlf.errors import UserError
-from nlf.evaluation.score import form_of, score_command, score_file, score_rows, table
+from nlf.evaluation.score import score_command, score_file, score_rows, table
+from nlf.evaluation.score_files import form_of
 from nlf.rewards import Judgement, Reward
 
 TEXTS = ["one", "three", "a text, with commas", 'and "quotes"\nand lines', "", "ünïcode ☃", " 12", "last"]

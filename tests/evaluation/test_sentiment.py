@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from nlf.config import COMMAND_GROUPS
 from nlf.data.files import ASSETS
 from nlf.errors import UserError
-from nlf.rewards import resolve_reward
 from nlf.rewards.local import ASSET, SENTIMENT, LocalSentiment, LocalToxicity
+from nlf.rewards.registry import resolve_reward
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 TASKS = ASSETS / "tasks"

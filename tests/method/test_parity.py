@@ -14,15 +14,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, get_linear_schedule_with_warmup
 
 from nlf.config import SamplingOptions
-from nlf.evaluation import metrics
+from nlf.evaluation import diversity, metrics
 from nlf.method import published
 from nlf.method.losses import alt_loss, token_stats
 from nlf.method.tags import DEFAULT_TAGS, TagScheme
-from nlf.models.policy import predicting_logits
+from nlf.models.encoder import PromptEncoder, read_whole
+from nlf.models.reading import predicting_logits
 from nlf.sampling import Request
 from nlf.sampling.draw import kept
 from nlf.sampling.hf import HFSampler
-from nlf.training.batches import Example, PromptEncoder, collate, read_whole
+from nlf.training.batches import Example, collate
 from nlf.training.objective import completion_stats
 
 SEPARATOR, EOS = 300, 299
@@ -243,7 +244,7 @@ def test_our_metrics_equal_theirs_where_the_rules_meet(numbers):
     assert metrics.mean(metrics.toxicity_probability(scores)) == published.toxicity_probability(scores)
     texts = [" ".join(text.split()).replace("_", "") for text in case["responses"]]
     for n in (1, 2, 3):
-        assert metrics.dist_n([texts], n)[0] == pytest.approx(published.dist_n(texts, n), rel=1e-12)
+        assert diversity.dist_n([texts], n)[0] == pytest.approx(published.dist_n(texts, n), rel=1e-12)
 
 
 @pytest.mark.parametrize("judge", ["ref", "ppl_soft"])

@@ -6,17 +6,10 @@ import torch
 
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
-from nlf.models.policy import (
-    forward_parameters,
-    load_model,
-    load_policy,
-    predicting_logits,
-    prepare_policy,
-    save_policy,
-    trainable_digest,
-    unwrapped,
-)
-from nlf.training.batches import read_whole
+from nlf.models.encoder import read_whole
+from nlf.models.identity import trainable_digest
+from nlf.models.policy import load_model, load_policy, prepare_policy, save_policy
+from nlf.models.reading import forward_parameters, predicting_logits, unwrapped
 
 
 def test_the_separator_starts_as_eos_and_embeddings_only_grow():

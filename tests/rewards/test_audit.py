@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlf.errors import UserError
-from nlf.rewards import resolve_reward
 from nlf.rewards.audit import ASSET, BITS, AuditToxicity, ngrams, soft_maximum
 from nlf.rewards.local import ASSET as LOCAL
+from nlf.rewards.registry import resolve_reward
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 POLITE = [" thank you, that was very kind of you", " and the garden was full of roses in June."]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from nlf.errors import UserError
-from nlf.rewards import Reward, resolve_reward, score
+from nlf.rewards import Reward, score
+from nlf.rewards.registry import resolve_reward
 
 PROMPTS, TEXTS, IDS = ["a", "a", "b"], ["one", "three", ""], [[1], [2, 3], []]
 FILE = """

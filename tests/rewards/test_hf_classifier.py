@@ -6,9 +6,10 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from nlf.errors import UserError
-from nlf.models.policy import revision_of
-from nlf.rewards import Reward, resolve_reward, score
+from nlf.models.identity import revision_of
+from nlf.rewards import Reward, score
 from nlf.rewards.hf import BATCH_TOKENS, DETOXIFY, Detoxify, HFClassifier, _batches
+from nlf.rewards.registry import resolve_reward
 
 TEXTS = ["the river is calm", "", "nobody knew", "a quarrel can last the whole winter and the game was lost", "x"]
 BERT = {

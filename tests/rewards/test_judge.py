@@ -20,8 +20,9 @@ from serve import serving
 
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
-from nlf.rewards import Judgement, Reward, remote, resolve_reward
+from nlf.rewards import Judgement, Reward, remote
 from nlf.rewards.judge import OFFICIAL, Judge
+from nlf.rewards.registry import resolve_reward
 from nlf.rewards.templates import JUDGES, RULES, category_of, fenced, read_template, sentence_of
 
 KEY = "sk-secret-0123456789abcdef"

@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from nlf import rewards
 from nlf.data.rollouts import SCHEMA
 from nlf.errors import UserError
-from nlf.rewards import Judgement, Reward, listing, resolve_reward, reward_names, score
-from nlf.sampling.rollout_table import score_table
+from nlf.rewards import Judgement, Reward, registry, reward_names, score
+from nlf.rewards.registry import listing, resolve_reward
+from nlf.rewards.tables import score_table
 
 TEXTS = ["one", "three", ""]
 IDS = [[1], [2, 3], []]
@@ -136,7 +136,7 @@ def test_local_and_remote_rewards_join_in_their_own_order():
 
 def test_every_scorer_is_listed_and_nothing_heavy_is_imported_for_it():
     code = (
-        "import sys\nfrom nlf.cli import main\ncode = main(['score', '--list'])\n"
+        "import sys\nfrom nlf.cli.main import main\ncode = main(['score', '--list'])\n"
         "sys.exit(str(heavy) if (heavy := {'torch', 'transformers', 'pyarrow', 'httpx2', 'openai'} & set(sys.modules)) else code)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -144,9 +144,9 @@ def test_every_scorer_is_listed_and_nothing_heavy_is_imported_for_it():
     lines = done.stdout.splitlines()
     assert lines == listing().splitlines() and lines[0].split() == ["scorer", "attributes", "licence", "needs"]
     listed = {line.split("  ")[0] for line in lines[1:]}
-    for name in rewards.REWARDS:
+    for name in registry.REWARDS:
         assert any(form.split("[")[0] == name for form in listed), name
-    for prefix in rewards.PREFIXES:
+    for prefix in registry.PREFIXES:
         assert any(form.startswith((f"{prefix}:", f"{prefix}[:")) for form in listed), prefix
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlf.errors import UserError
-from nlf.rewards import Reward, resolve_reward, score
+from nlf.rewards import Reward, score
+from nlf.rewards.registry import resolve_reward
 from nlf.rewards.rules import Keywords, Length, Regex, Repetition
 
 

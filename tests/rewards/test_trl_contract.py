@@ -15,7 +15,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from nlf.rewards import resolve_reward, score
+from nlf.rewards import score
+from nlf.rewards.registry import resolve_reward
 from nlf.rewards.rules import Length, Repetition
 
 rewards = pytest.importorskip("trl.rewards")

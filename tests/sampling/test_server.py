@@ -17,7 +17,7 @@ from nlf.method.tags import TagScheme
 from nlf.models.policy import load_policy, prepare_policy, save_policy
 from nlf.sampling import Request, request_key, seed_of
 from nlf.sampling import server as module
-from nlf.sampling.rollout_table import sampler_of
+from nlf.sampling.factory import sampler_of
 from nlf.sampling.server import Form, ServerSampler
 
 TOKENIZER = tiny.tokenizer()

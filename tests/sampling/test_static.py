@@ -7,14 +7,15 @@ import shutil
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from peft import LoraConfig, get_peft_model
 from tests.sampling.test_hf import CONFIGS, MIXED, requests, sample, tiny
 
 from nlf.config import SamplerOptions, SamplingOptions
 from nlf.errors import UserError
 from nlf.models.policy import Policy, load_model
+from nlf.sampling.factory import sampler_of
 from nlf.sampling.hf import HFSampler
-from nlf.sampling.rollout_table import sampler_of
 from nlf.sampling.shared import SharedRows
 from nlf.sampling.static import FixedLayer, StaticRows, rounded_up
 
@@ -140,9 +141,17 @@ def test_numbers_that_are_not_finite_do_not_outlive_an_error(graphs):
     assert compiled(model, requests([4]), sampler=sampler, **options) == expected
 
 
+@pytest.fixture
+def fresh_accelerator():
+    """accelerate keeps its state for the whole process, whatever test made it first."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.mark.parametrize("name", COMPILED)
 @pytest.mark.parametrize("compile", [True, False])
-def test_mixed_precision_has_the_same_ways(name, compile, graphs):
+def test_mixed_precision_has_the_same_ways(name, compile, graphs, fresh_accelerator):
     """As in training: the forward that accelerate prepares computes in bfloat16 and answers in float32."""
     accelerator = Accelerator(mixed_precision="bf16", cpu=True)
     model = accelerator.prepare(tiny(name)).eval()

@@ -19,7 +19,7 @@ from nlf.errors import UserError
 from nlf.method.tags import TagScheme
 from nlf.models.policy import load_policy, prepare_policy, save_policy
 from nlf.sampling import Request, request_key, seed_of
-from nlf.sampling.rollout_table import SAMPLERS, sampler_of
+from nlf.sampling.factory import SAMPLERS, sampler_of
 from nlf.sampling.vllm import VLLMSampler
 
 ASKED = [Request((5, 6, i), request_key(str(i), 0)) for i in range(1, 8)]

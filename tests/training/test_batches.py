@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlf.data.feedback import make_feedback
-from nlf.data.rollouts import SCHEMA, Pool
+from nlf.data.pool import Pool
+from nlf.data.rollouts import SCHEMA
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
-from nlf.training.batches import Example, PoolDataset, PromptEncoder, collate, group_by_length, with_feedback
+from nlf.models.encoder import PromptEncoder, group_by_length, with_feedback
+from nlf.training.batches import Example, PoolDataset, collate
 
 
 def encoder(**changes) -> PromptEncoder:

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlf.data.rollouts import SCHEMA, Pool, part_path, samples_path
+from nlf.data.pool import Pool
+from nlf.data.rollouts import SCHEMA, part_path, samples_path
+from nlf.method.prompt_order import choose_prompts, number_occurrences
 from nlf.method.quantize import quantize
 from nlf.training import iteration
-from nlf.training.iteration import Loop, choose_prompts, number_occurrences, run_iteration
+from nlf.training.iteration import Loop, run_iteration
 
 
 class Recorder:

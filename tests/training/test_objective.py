@@ -10,8 +10,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from nlf.method.losses import alt_loss
-from nlf.models.policy import Policy, bare_head, last_feed_forward
-from nlf.training.batches import Example, collate, pad
+from nlf.models.encoder import pad
+from nlf.models.policy import Policy
+from nlf.models.reading import bare_head, last_feed_forward
+from nlf.training.batches import Example, collate
 from nlf.training.objective import completion_stats
 
 COEFS = {"nll_coef": 0.3, "contrast_coef": 1.0, "beta": 0.7, "entropy_coef": 0.1}

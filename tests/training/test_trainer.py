@@ -11,7 +11,7 @@ from runs import fork, lines, make, on_call, same, settings, weights
 
 from nlf.data import run_folder as rundir
 from nlf.errors import UserError
-from nlf.models.policy import unwrapped
+from nlf.models.reading import unwrapped
 from nlf.training.trainer import ALTTrainer
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 from nlf.data.files import ASSETS
 from nlf.data.prompts import EMBEDDED, load_prompts
-from nlf.rewards import resolve_reward
+from nlf.rewards.registry import resolve_reward
 
 Shapes = list[tuple[int, ...]]
 BYTES = {"float32": 4, "auto": 2, "bfloat16": 2, "float16": 2}

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from nlf.data.run_folder import write_folder
+from nlf.data.files import write_folder
 from nlf.errors import UserError
 from nlf.method.tags import DEFAULT_TAGS, FEEDBACK, PROMPT, SEPARATOR, TagScheme
 from nlf.models.policy import Policy, model_path, save_policy

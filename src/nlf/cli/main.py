@@ -99,7 +99,7 @@ def train(argv: Sequence[str]) -> int:
     resume = values.pop("resume_from_checkpoint", None)
     log_to_stderr()
     args, model_options, data_options = build(values)
-    trainer = importlib.import_module("nlf.training.trainer")
+    trainer = importlib.import_module("nlf.cli.train")
     trainer.train_from_config(args, model_options, data_options, resume)
     if args.distill:
         distill_run(args.output_dir)
@@ -126,7 +126,7 @@ def build(values: dict[str, Any]) -> tuple[Any, config.ModelOptions, config.Data
     """
     from transformers import HfArgumentParser
 
-    from nlf.training.trainer import ALTConfig
+    from nlf.training.config import ALTConfig
 
     try:
         return HfArgumentParser((ALTConfig, config.ModelOptions, config.DataOptions)).parse_dict(values)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nlf.data.rollouts import Pool
+from nlf.data.pool import Pool
 from nlf.method import published
 from nlf.method.quantize import levels, normalize, quantize, total
 from nlf.method.tags import TagScheme, mirror

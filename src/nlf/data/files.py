@@ -1,5 +1,106 @@
 """Files: what is shipped with the package, and writing whole files or nothing."""
 
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+from safetensors import SafetensorError
+
+from nlf.errors import UserError
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"  # shipped: the embedded model, scorers, prompts, tasks, judges
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` at the end, whole and on disk, or not at all; what killed writers
+    left is removed.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            leftover.unlink(missing_ok=True)
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):  # the folder may be what is wrong
+            temporary.unlink(missing_ok=True)
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """What to say where a file cannot be written."""
+    return UserError(
+        f"cannot write {path}: {error.strerror or error}; free some space and run again, or choose another --output_dir"
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def make_folder(run_dir: Path) -> None:
+    """The folder itself, before anything long is started.
+
+    Raises:
+        UserError: it cannot be made, or is no folder.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {run_dir}: {error.strerror}; choose another --output_dir") from error
+
+
+def write_folder(folder: Path, save: Callable[[Path], None]) -> None:
+    """Let `save` write files into a temporary folder, then move them in; `config.json` goes last, and makes it a
+    model. What killed writers left is removed.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    temporary = folder / f".saving-{os.getpid()}"
+    try:
+        for leftover in folder.glob(".saving-*"):
+            shutil.rmtree(leftover)
+        save(temporary)
+        for path in sorted(temporary.iterdir(), key=lambda p: (p.name == "config.json", p.name)):
+            target = folder / path.name
+            if path.is_dir():
+                shutil.rmtree(target, ignore_errors=True)
+            os.replace(path, target)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot write {folder}: {getattr(error, 'strerror', None) or error}; free some space and resume the run"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def digest(value) -> str:
+    """A short digest of plain values, the same in every process.
+
+    Raises:
+        TypeError: something in it is no JSON value, whose text might differ from one process to the next.
+    """
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from nlf.data.rollouts import digest
-from nlf.data.run_folder import replacing, unwritable
+from nlf.data.files import digest, replacing, unwritable
 from nlf.errors import UserError
 
 FILE = "generations.jsonl"

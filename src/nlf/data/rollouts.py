@@ -7,8 +7,6 @@ iteration and never stored. (The published code keeps lists of texts, sorts them
 tokenises them again.)
 """
 
-import bisect
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nlf.data.run_folder import replacing
+from nlf.data.files import replacing
 from nlf.errors import UserError
 
 SCHEMA = pa.schema(
@@ -53,16 +51,6 @@ def part_path(run_dir: Path, iteration: int, part: int) -> Path:
 def samples_path(run_dir: Path, iteration: int, part: int) -> Path:
     """Rollouts that were sampled and not yet scored."""
     return iteration_dir(run_dir, iteration) / f"samples-{part:05d}.parquet"
-
-
-def digest(value) -> str:
-    """A short digest of plain values, the same in every process.
-
-    Raises:
-        TypeError: something in it is no JSON value, whose text might differ from one process to the next.
-    """
-    text = json.dumps(value, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write_part(path: Path, table: pa.Table, stamp: dict) -> None:
@@ -128,184 +116,6 @@ def _is_of(metadata: dict[bytes, bytes] | None, stamp: dict) -> bool:
     return found is not None and json.loads(found) == json.loads(json.dumps(stamp))
 
 
-class Pool:
-    """All rollouts so far, as flat arrays of N rows: token ids, rewards, prompts and feedback. Texts stay on disk, but
-    for what a judge wrote.
-
-    A million rollouts of 20 tokens take about 105 MB. A prompt's ids are kept once, however many rollouts it has: a
-    prompt id is the digest of its prompt. Rows stand in the order (iteration, part, row), so the pool is the same
-    however many processes wrote the parts.
-
-    Attributes:
-        rewards: float64 `(N,)`, NaN = not scored: the weighted sum.
-        by_function: What each reward function gave, float64 `(N,)`, by name; where it is the sum, the same array.
-        iteration: int32 `(N,)`.
-    """
-
-    COLUMNS = ("prompt_id", "prompt_ids", "completion_ids", "feedback", "reward", "rewards", "judged")
-
-    def __init__(self):
-        self._prompts, self._completions = _Ragged(), _Ragged()
-        self._keys, self._feedback, self._judged = _Words(), _Words(), _Words()
-        self._rewards, self._iteration = _Column(np.float64), _Column(np.int32)
-        self._by_function: dict[str, _Column] = {}
-
-    @classmethod
-    def load(cls, run_dir: Path, up_to_iteration: int, keep: int | None = None) -> "Pool":
-        """The rollouts of iterations 0 … `up_to_iteration`, or of the last `keep` of them.
-
-        Raises:
-            UserError: an iteration's rollouts are missing or broken.
-        """
-        first = 0 if keep is None else max(0, up_to_iteration + 1 - keep)
-        pool = cls()
-        for iteration in range(first, up_to_iteration + 1):
-            pool.add(_read_iteration(run_dir, iteration, cls.COLUMNS), iteration)
-        return pool
-
-    def __len__(self) -> int:
-        return len(self._completions)
-
-    def add(self, table: pa.Table, iteration: int) -> None:
-        """Append a table of rollouts."""
-        before, known = len(self), len(self._keys.names)
-        keys, first = np.unique(self._keys.append(table["prompt_id"]), return_index=True)
-        self._prompts.append(table["prompt_ids"].take(first[keys >= known]))
-        self._completions.append(table["completion_ids"])
-        self._feedback.append(table["feedback"])
-        self._judged.append(table["judged"])
-        self._iteration.append(np.full(len(table), iteration, np.int32))
-        rewards, each = table["reward"].to_numpy(), by_name(table["rewards"].combine_chunks())  # null → NaN
-        for name in {**self._by_function, **each}:
-            values = each.get(name, np.full(len(table), np.nan))
-            column = self._by_function.get(name) or (_Column.of(np.full(before, np.nan)) if before else self._rewards)
-            if column is self._rewards and not np.array_equal(values, rewards, equal_nan=True):
-                column = _Column.of(self.rewards)  # so far it was the sum
-            if column is not self._rewards:
-                column.append(values)
-            self._by_function[name] = column
-        self._rewards.append(rewards)
-        pa.default_memory_pool().release_unused()  # what this took on the way; Arrow would keep it
-
-    @property
-    def rewards(self) -> np.ndarray:
-        return self._rewards.values
-
-    @property
-    def by_function(self) -> dict[str, np.ndarray]:
-        return {name: column.values for name, column in self._by_function.items()}
-
-    @property
-    def iteration(self) -> np.ndarray:
-        return self._iteration.values
-
-    def prompt_ids(self, i: int) -> np.ndarray:
-        """The prompt's token ids, int32; a view."""
-        return self._prompts[self._keys.codes[i]]
-
-    def completion_ids(self, i: int) -> np.ndarray:
-        """The completion's token ids as sampled, int32; a view."""
-        return self._completions[i]
-
-    @property
-    def completion_lengths(self) -> np.ndarray:
-        """Tokens of each completion, `(N,)`."""
-        return self._completions.lengths
-
-    @property
-    def prompt_group(self) -> np.ndarray:
-        """Which prompt each row has, as a number, `(N,)`: for quantiles per prompt."""
-        return self._keys.codes
-
-    def prompt_key(self, i: int) -> str:
-        """The prompt id of row i."""
-        return self._keys[i]
-
-    def feedback(self, i: int) -> str | None:
-        """What row i was sampled under; None = the bare prompt."""
-        return self._feedback[i]
-
-    def judged(self, i: int) -> str | None:
-        """What a judge wrote of row i."""
-        return self._judged[i]
-
-    @property
-    def has_sentence(self) -> np.ndarray:
-        """Which rows a judge wrote a sentence of, bool `(N,)`."""
-        return np.array([name is not None for name in self._judged.names], bool)[self._judged.codes]
-
-
-def _read_iteration(run_dir: Path, iteration: int, columns: Sequence[str]) -> pa.Table:
-    """All parts of an iteration, in order."""
-    folder = iteration_dir(run_dir, iteration)
-    paths = sorted(folder.glob("part-*.parquet"), key=lambda path: (len(path.name), path.name))  # 100000 after 99999
-    if not paths:
-        raise UserError(
-            f"{folder}: no rollouts; expected those of iteration {iteration}; restore them or start afresh"
-        )
-    tables = []
-    for path in paths:
-        table = _parse(_bytes(path), columns)
-        if table is None:
-            raise UserError(
-                f"{path}: broken; expected the rollouts of iteration {iteration}; restore it or start afresh"
-            )
-        tables.append(_filled(table, columns).select(columns))
-    return pa.concat_tables(tables)
-
-
-class _Column:
-    """Numbers, a row each: kept as they came and joined when they are asked for, so that adding copies none again."""
-
-    def __init__(self, dtype: type):
-        self.pieces = [np.empty(0, dtype)]
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> "_Column":
-        column = cls(values.dtype)
-        column.append(values)
-        return column
-
-    def append(self, values: np.ndarray) -> None:
-        self.pieces.append(values)
-
-    @property
-    def values(self) -> np.ndarray:
-        if len(self.pieces) > 1:
-            self.pieces = [np.concatenate(self.pieces)]
-        return self.pieces[0]
-
-
-class _Ragged:
-    """Rows of token ids as flat arrays and their offsets, one pair for each time that rows were added: what is there
-    is never copied again.
-    """
-
-    def __init__(self):
-        self.pieces: list[tuple[np.ndarray, np.ndarray]] = []
-        self.starts: list[int] = []  # the first row of each piece
-
-    def __len__(self) -> int:
-        return self.starts[-1] + len(self.pieces[-1][1]) - 1 if self.pieces else 0
-
-    def append(self, column: pa.ChunkedArray) -> None:
-        flat = np.concatenate([np.empty(0, np.int32), *(chunk.flatten().to_numpy() for chunk in column.chunks)])
-        lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks]
-        offsets = np.concatenate([[0], *lengths]).cumsum()
-        self.starts.append(len(self))
-        self.pieces.append((flat, offsets.astype(np.int32 if len(flat) < 2**31 else np.int64)))
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.concatenate([np.empty(0, np.int32), *(np.diff(offsets) for _, offsets in self.pieces)])
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        piece = bisect.bisect_right(self.starts, i) - 1
-        flat, offsets = self.pieces[piece]
-        row = i - self.starts[piece]
-        return flat[offsets[row] : offsets[row + 1]]
-
-
 def by_name(column: pa.MapArray) -> dict[str, np.ndarray]:
     """A column of maps as an array for each key, NaN where a row has it not or holds null."""
     rows = np.repeat(np.arange(len(column)), np.diff(column.offsets.to_numpy()))
@@ -317,26 +127,3 @@ def by_name(column: pa.MapArray) -> dict[str, np.ndarray]:
         found[name] = np.full(len(column), np.nan)
         found[name][rows[codes == code]] = items[codes == code]
     return found
-
-
-class _Words:
-    """A column of texts that come again: a number a row, and what each number stands for, in order of appearance."""
-
-    def __init__(self):
-        self._codes, self._known, self.names = _Column(np.uint8), {}, []
-
-    @property
-    def codes(self) -> np.ndarray:
-        return self._codes.values
-
-    def append(self, column: pa.ChunkedArray) -> np.ndarray:
-        """The numbers of the rows added."""
-        encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
-        new = [self._known.setdefault(name, len(self._known)) for name in encoded.dictionary.to_pylist()]
-        codes = np.array(new, np.min_scalar_type(len(self._known)))[encoded.indices.to_numpy()]
-        self._codes.append(codes)
-        self.names = list(self._known)
-        return codes
-
-    def __getitem__(self, i: int) -> str | None:
-        return self.names[self.codes[i]]

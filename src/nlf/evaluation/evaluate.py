@@ -23,26 +23,22 @@ from typing import Any
 from nlf import __version__
 from nlf.config import remote_options, sampler_options, sampling_options
 from nlf.data.environment import git_revision, versions
+from nlf.data.files import write_text
 from nlf.data.generations import annotate, read
-from nlf.data.run_folder import run_settings, write_text
-from nlf.evaluation import metrics
+from nlf.data.progress import progress_bar
+from nlf.data.run_folder import run_settings
+from nlf.evaluation import intervals, metrics
 from nlf.evaluation.perplexity import measure_file, model_label
-from nlf.evaluation.sample import (
-    chosen_tag,
-    load_for_commands,
-    negative_tag,
-    prompt_sets,
-    sample_file,
-    slug,
-    with_tags,
-)
+from nlf.evaluation.sample import sample_file
 from nlf.evaluation.score import SUM, add_sum, score_file
+from nlf.evaluation.systems import chosen_tag, load_for_commands, negative_tag, prompt_sets, slug, with_tags
 from nlf.method.tags import TagScheme
+from nlf.models.encoder import PromptEncoder
+from nlf.models.identity import revision_of
 from nlf.models.likelihoods import divergence
-from nlf.models.policy import Policy, revision_of
-from nlf.rewards import Reward, configure, resolve_reward
-from nlf.sampling.rollout_table import progress_bar
-from nlf.training.batches import PromptEncoder
+from nlf.models.policy import Policy
+from nlf.rewards import Reward
+from nlf.rewards.registry import configure, resolve_reward
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +214,7 @@ def measured_system(
 
 def with_intervals(found: metrics.Measured) -> dict[str, float | list[float] | None]:
     """`metric`, `metric_stderr` and `metric_ci95` of every metric; those of the corpus as a whole have no interval."""
-    spread = metrics.intervals(found.ratios)
+    spread = intervals.intervals(found.ratios)
     values = {}
     for name, ratio in found.ratios.items():
         stderr, low, high = map(plain, spread[name])
@@ -243,18 +239,18 @@ def differences_to_first(found: Sequence[tuple[dict, metrics.Measured]]) -> list
                     key: [plain(v) for v in value] if isinstance(value, list) else plain(value)
                     for key, value in each.items()
                 }
-                for name, each in metrics.paired(first(start, measured), measured.ratios).items()
+                for name, each in intervals.paired(first(start, measured), measured.ratios).items()
             },
         }
         for entry, measured in others
     ]
 
 
-def first(measured: metrics.Measured, like: metrics.Measured) -> dict[str, metrics.Ratio]:
+def first(measured: metrics.Measured, like: metrics.Measured) -> dict[str, intervals.Ratio]:
     """The metrics of as many prompts as another system has."""
     count = len(next(iter(like.ratios.values())).num)
     return {
-        name: metrics.Ratio(ratio.num[:count], ratio.den[:count], ratio.exp)
+        name: intervals.Ratio(ratio.num[:count], ratio.den[:count], ratio.exp)
         for name, ratio in measured.ratios.items()
         if name in like.ratios
     }

@@ -20,19 +20,17 @@ import itertools
 import re
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 
 import numpy as np
 
 from nlf.errors import UserError
+from nlf.evaluation.diversity import ORDERS, DistinctCounter, WordCodes, distinct_ngrams, repetition, self_bleu
+from nlf.evaluation.intervals import Ratio, divided, over_completions, over_prompts, over_tokens
 
 THRESHOLD = 0.5
 HIGH_PERPLEXITY = 1e4  # from here on the published script drops a completion
-ORDERS = (1, 2, 3)  # of dist-n
-WAITING = 2**20  # codes of n-grams that are collected before they are counted
-ROUNDING = 1e-12  # values that differ by less than this share of their size are equal
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------
@@ -125,7 +123,7 @@ def positive_fraction(scores: np.ndarray) -> np.ndarray:
         - scores: `(P, n)`, probabilities of "positive"; returns `(P,)`, whose mean is the metric
     """
     known = ~np.isnan(scores)
-    return _over((scores >= THRESHOLD).sum(axis=1), known.sum(axis=1))
+    return divided((scores >= THRESHOLD).sum(axis=1), known.sum(axis=1))
 
 
 def at_least(values: np.ndarray, threshold: float) -> np.ndarray:
@@ -140,7 +138,7 @@ def completion_perplexity(nll: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         - nll, tokens: any, nats and tokens summed over a completion; returns the same
     """
     with np.errstate(over="ignore"):
-        return np.exp(_over(nll, tokens))
+        return np.exp(divided(nll, tokens))
 
 
 def mean_perplexity(nll: np.ndarray, tokens: np.ndarray) -> float:
@@ -155,308 +153,10 @@ def mean(values: np.ndarray) -> float:
     return float(some.mean()) if len(some) else float("nan")
 
 
-def repetition(token_ids: Sequence[int], n: int = 4) -> float:
-    """Share of a completion's n-grams that repeat an earlier one (seq-rep-n, arXiv 1908.04319); NaN below n tokens."""
-    total = len(token_ids) - n + 1
-    return 1 - len(set(zip(*(token_ids[i:] for i in range(n)), strict=False))) / total if total > 0 else float("nan")
-
-
-def _over(num: np.ndarray, den: np.ndarray) -> np.ndarray:
-    """`num / den`, NaN where there is nothing to divide by."""
-    num, den = np.asarray(num, dtype=np.float64), np.asarray(den, dtype=np.float64)
-    some = den > 0
-    return np.where(some, num / np.where(some, den, 1), np.nan)
-
-
 # ---- words ----------------------------------------------------------------------------------------------------------
 
 
-def dist_n(completions: Sequence[Sequence[str]], n: int) -> np.ndarray:
-    """Distinct n-grams over the words of each prompt's completions (Li et al., arXiv 1510.03055).
-
-    Returns:
-        `(P,)`, whose mean is the metric; 0 where there are no words.
-    """
-    codes = WordCodes()
-    counted = (distinct_ngrams(texts, codes, (n,)) for texts in completions)
-    return np.array([len(ngrams) / max(words, 1) for words, (ngrams,) in counted], dtype=np.float64)
-
-
-class WordCodes(dict):
-    """A word's 64-bit code, the same in every process; the last quarter of a million at most are remembered.
-
-    Codes instead of words keep memory bounded and let numpy count. Two n-grams of 15 million share a code with a
-    probability of 1e-5 in all.
-    """
-
-    def __missing__(self, word: str) -> int:
-        if len(self) >= 2**18:
-            self.clear()
-        # JSON may hold half a surrogate pair, which is no UTF-8
-        digest = blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        code = self[word] = int.from_bytes(digest, "little")
-        return code
-
-
-def distinct_ngrams(
-    texts: Sequence[str], codes: WordCodes, orders: Sequence[int] = ORDERS
-) -> tuple[int, list[np.ndarray]]:
-    """The number of words in some texts, and the codes of their distinct n-grams, ascending, for each of `orders`.
-
-    No n-gram reaches from one text into the next.
-    """
-    words = [text.split() for text in texts]
-    lengths = np.array([len(w) for w in words], dtype=np.int64)
-    total = int(lengths.sum())
-    first = np.fromiter(map(codes.__getitem__, itertools.chain.from_iterable(words)), np.uint64, total)  # (W,)
-    room = np.repeat(lengths.cumsum(), lengths) - np.arange(total)  # words from this one to the end of its text
-    grams, found = first, []
-    for n in range(1, max(orders) + 1):
-        if n > 1:
-            grams = (grams[:-1] ^ (grams[:-1] >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15) + first[n - 1 :]
-        if n in orders:
-            found.append(_distinct(grams[room[: len(grams)] >= n]))
-    return total, found
-
-
-def _distinct(codes: np.ndarray) -> np.ndarray:
-    """As `np.unique`, which hashes integers and is slower than sorting here; `codes` is sorted in place."""
-    codes.sort()
-    return codes[np.concatenate([[True], codes[1:] != codes[:-1]])] if len(codes) else codes
-
-
-class DistinctCounter:
-    """Counts distinct 64-bit codes in bounded memory, 8 bytes for each of `limit`.
-
-    Exact up to `limit`, four million (as many word triples as 250,000 completions of 20 tokens hold); beyond it
-    estimated from the `limit` smallest codes (k minimum values, Bar-Yossef et al. 2002) with a standard error of
-    1/√limit, .05 %. Neither order nor repetition of what is added matters.
-    """
-
-    def __init__(self, limit: int = 2**22):
-        self.limit, self._exact = limit, True
-        self._kept, self._waiting, self._size = np.empty(0, dtype=np.uint64), [], 0
-
-    def add(self, codes: np.ndarray) -> None:
-        if not self._exact:
-            codes = codes[codes < self._kept[-1]]
-        self._waiting.append(codes)
-        self._size += len(codes)
-        if self._size >= WAITING:
-            self._merge()
-
-    def count(self) -> float:
-        self._merge()
-        return float(len(self._kept)) if self._exact else (self.limit - 1) / (float(self._kept[-1]) / 2**64)
-
-    def _merge(self) -> None:
-        kept = _distinct(np.concatenate([self._kept, *self._waiting]))
-        self._exact = self._exact and len(kept) <= self.limit
-        # a copy, so that what is beyond the limit is let go
-        self._kept, self._waiting, self._size = kept[: self.limit].copy(), [], 0
-
-
-def self_bleu(texts: Sequence[str], max_n: int = 4) -> float:
-    """How alike texts are: BLEU of each against all others, mean (Zhu et al. 2018, Texygen, arXiv 1802.01886).
-
-    Sentence BLEU with equal weights of 1- to 4-grams of words split at white space, the closest length among the others
-    for the brevity penalty, and, as Texygen, a tenth of a match where an order has none. A text shorter than four words
-    is measured by the orders it has; one without words is left out.
-
-    Returns:
-        1.0 where all are alike; NaN with fewer than two texts.
-    """
-    sentences = [words for text in texts if (words := text.split())]
-    if len(sentences) < 2:
-        return float("nan")
-    logs, orders = np.zeros(len(sentences)), np.zeros(len(sentences))
-    for n in range(1, max_n + 1):
-        counts = [Counter(zip(*(words[i:] for i in range(n)), strict=False)) for words in sentences]
-        others = _second_largest(counts)
-        for i, own in enumerate(counts):
-            if own:
-                # who has the most of an n-gram is held to the second most, and who has fewer, to their own count
-                matches = sum(min(count, others[gram]) for gram, count in own.items())
-                logs[i] += np.log((matches or 0.1) / own.total())
-                orders[i] += 1
-    return float(np.exp(logs / orders + _brevity([len(words) for words in sentences])).mean())
-
-
-def _second_largest(counts: Sequence[Counter]) -> dict:
-    """For each key the second largest of its counts (equal to the largest where two have it), 0 where one has it."""
-    top: dict = {}
-    for each in counts:
-        for key, count in each.items():
-            first, second = top.get(key, (0, 0))
-            top[key] = (count, first) if count > first else (first, max(second, count))
-    return {key: second for key, (_, second) in top.items()}
-
-
-def _brevity(lengths: Sequence[int]) -> np.ndarray:
-    """Log of the brevity penalty of each, against the closest length among the others (the shorter of two)."""
-    having = Counter(lengths)
-    closest = {
-        own: min((abs(other - own), other) for other in having if other != own or having[own] > 1)[1] for own in having
-    }
-    return np.array([min(0.0, 1 - closest[own] / own) for own in lengths])
-
-
 # ---- ratios and how sure they are -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A metric as sums: `sum(num) / sum(den)` over prompts, or exp of it.
-
-    A mean over prompts has den 1 (0 where nothing is known), a mean over completions the number of them, a
-    token-weighted perplexity nats over tokens, with `exp`.
-
-    Shape:
-        - num, den: `(P,)` float64
-    """
-
-    num: np.ndarray
-    den: np.ndarray
-    exp: bool = False
-
-    @property
-    def value(self) -> float:
-        """NaN where nothing is known."""
-        sums, exp = _stacked([self])
-        return float(_values(sums.sum(axis=0), exp)[0])
-
-    @property
-    def effective(self) -> int:
-        """Prompts of which something is known."""
-        return int((self.den > 0).sum())
-
-
-def over_prompts(values: np.ndarray) -> Ratio:
-    """The mean over prompts of `(P,)`; NaN does not count."""
-    return over_completions(values[:, None])
-
-
-def over_completions(values: np.ndarray) -> Ratio:
-    """The mean over completions of `(P, n)`; NaN does not count."""
-    return Ratio(np.nansum(values, axis=1), (~np.isnan(values)).sum(axis=1).astype(np.float64))
-
-
-def over_tokens(sums: np.ndarray, tokens: np.ndarray, exp: bool = False) -> Ratio:
-    """The mean over tokens of `(P, n)` sums over completions; completions whose sum is NaN do not count."""
-    return Ratio(np.nansum(sums, axis=1), np.where(np.isnan(sums), 0, tokens).sum(axis=1), exp)
-
-
-def intervals(
-    ratios: Mapping[str, Ratio], n: int = 1000, seed: int = 0, level: float = 0.95
-) -> dict[str, tuple[float, float, float]]:
-    """(standard error, low, high) of each metric: a percentile bootstrap over prompts, the same draws for all metrics.
-
-    A metric that is the same for every prompt has an interval of no width; prompts not seen may differ all the same.
-    Resamplings in which nothing is known are left out; NaN where that is all of them.
-
-    Raises:
-        ValueError: the metrics are not of the same prompts.
-    """
-    if not ratios:
-        return {}
-    values = _bootstrapped(list(ratios.values()), n, seed)  # (n, M)
-    return {name: (_deviation(v), *_middle(v, level)) for name, v in zip(ratios, values.T, strict=True)}
-
-
-def paired(
-    a: Mapping[str, Ratio], b: Mapping[str, Ratio], n: int = 2000, seed: int = 0
-) -> dict[str, dict[str, float | list[float]]]:
-    """What b has more than a, on the same prompts in the same order, for every metric that both have.
-
-    The interval resamples prompts, the same for both. The p-value is that of a randomisation test, two-sided: were the
-    systems alike, it would be chance which of them gave a prompt's numbers, so these are swapped at random `n` times; p
-    is (1 + times the difference was at least as large) / (1 + n), never below 1 / (1 + n).
-
-    Returns:
-        By metric: `difference` (b - a), `ci95` [low, high], `p_value`; NaN where either has no value.
-
-    Raises:
-        UserError: the systems do not have the same number of prompts.
-    """
-    names = [name for name in a if name in b]
-    if not names:
-        return {}
-    if len({len(each[name].num) for each in (a, b) for name in names}) > 1:
-        raise UserError("two systems with different numbers of prompts; expected both on the same prompts, in order")
-    old, new = ([each[name] for name in names] for each in (a, b))
-    values = _bootstrapped(old + new, n, seed)
-    differences = values[:, len(names) :] - values[:, : len(names)]  # (n, M)
-    return {
-        name: {
-            "difference": b[name].value - a[name].value,
-            "ci95": list(_middle(differences[:, i])),
-            "p_value": p,
-        }
-        for i, (name, p) in enumerate(zip(names, _swap_tests(old, new, n, seed), strict=True))
-    }
-
-
-def _swap_tests(old: Sequence[Ratio], new: Sequence[Ratio], n: int, seed: int) -> list[float]:
-    """The p-value of each pair: what goes over to the other system is decided by the toss of a coin for each prompt."""
-    (before, exp), (after, _) = _stacked(old), _stacked(new)  # (P, 2M)
-    sum_before, sum_after = before.sum(axis=0), after.sum(axis=0)
-    coins = np.random.default_rng([seed, 1])  # not the resampling's numbers
-    moved = _weighted(after - before, lambda times, prompts: coins.integers(2, size=(times, prompts)), n)  # (n, 2M)
-    found = _values(sum_after, exp) - _values(sum_before, exp)  # (M,)
-    swapped = _values(sum_after - moved, exp) - _values(sum_before + moved, exp)  # (n, M)
-    size = np.abs(_values(sum_after, exp)) + np.abs(_values(sum_before, exp))
-    smaller = np.abs(swapped) < np.abs(found) - ROUNDING * size
-    return np.where(np.isnan(found), np.nan, (1 + (~smaller).sum(axis=0)) / (1 + n)).tolist()
-
-
-def _bootstrapped(ratios: Sequence[Ratio], n: int, seed: int) -> np.ndarray:
-    """The metrics over as many prompts drawn with replacement, `n` times, the same for all: `(n, M)`."""
-    random = np.random.default_rng(seed)
-
-    def counts(times: int, prompts: int) -> np.ndarray:
-        drawn = random.integers(prompts, size=(times, prompts)) + prompts * np.arange(times)[:, None]
-        return np.bincount(drawn.ravel(), minlength=times * prompts).reshape(times, prompts)
-
-    sums, exp = _stacked(ratios)
-    found, drawn = _values(sums.sum(axis=0), exp), _values(_weighted(sums, counts, n), exp)
-    return np.where(np.abs(drawn - found) <= ROUNDING * np.abs(found), found, drawn)
-
-
-def _stacked(ratios: Iterable[Ratio]) -> tuple[np.ndarray, np.ndarray]:
-    """`(P, 2M)`: the M numerators, then the M denominators; and `(M,)` which of them are under exp."""
-    ratios = list(ratios)
-    columns = [ratio.num for ratio in ratios] + [ratio.den for ratio in ratios]
-    return np.stack(columns, axis=1).astype(np.float64), np.array([ratio.exp for ratio in ratios])
-
-
-def _values(sums: np.ndarray, exp: np.ndarray) -> np.ndarray:
-    """`(…, 2M)` sums → `(…, M)` metrics, NaN where a denominator is 0."""
-    values = _over(*np.split(sums, 2, axis=-1))
-    with np.errstate(over="ignore"):
-        return np.where(exp, np.exp(np.where(exp, values, 0)), values)
-
-
-def _weighted(columns: np.ndarray, weights: Callable[[int, int], np.ndarray], n: int) -> np.ndarray:
-    """`weights(n, P)` times `(P, C)` columns: `(n, C)`, a few megabytes of the weights at a time."""
-    prompts = len(columns)
-    step = max(1, 2**19 // max(prompts, 1))
-    parts = (weights(min(step, n - start), prompts) for start in range(0, n, step))
-    return np.concatenate([part.astype(np.float64) @ columns for part in parts])
-
-
-def _deviation(values: np.ndarray) -> float:
-    known = values[~np.isnan(values)]
-    # measured from one of them, so that equal values have a deviation of 0 to the last bit
-    return float((known - known[0]).std()) if len(known) else float("nan")
-
-
-def _middle(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Between which two values that share of them lies; NaN left out."""
-    known = values[~np.isnan(values)]
-    if not len(known):
-        return float("nan"), float("nan")
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 # ---- over generations -----------------------------------------------------------------------------------------------

@@ -22,14 +22,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from nlf.data.generations import annotate, files_of, measured, read
+from nlf.data.progress import progress_bar
 from nlf.errors import UserError
-from nlf.evaluation import metrics
-from nlf.evaluation.sample import load_for_commands
+from nlf.evaluation import intervals, metrics
+from nlf.evaluation.systems import load_for_commands
 from nlf.method import published
+from nlf.models.encoder import PromptEncoder
+from nlf.models.identity import revision_of, vocabulary_digest
 from nlf.models.likelihoods import conditional_nll
-from nlf.models.policy import revision_of, vocabulary_digest
-from nlf.sampling.rollout_table import progress_bar
-from nlf.training.batches import PromptEncoder
 
 KIND = "likelihoods"
 AS_TEXT = "/text"  # stands after a model's label where texts are tokenised whatever the vocabulary
@@ -230,13 +230,13 @@ def summary(rows: Iterable[dict], label: str) -> dict[str, str]:
         sources.add(found["from"])
     nats, tokens, perplexities, measured_ones = np.array(sums, dtype=np.float64).reshape(-1, 4).T
     ratios = {
-        "perplexity": metrics.Ratio(nats, tokens, exp=True),
-        "mean of completions": metrics.Ratio(perplexities, measured_ones),
+        "perplexity": intervals.Ratio(nats, tokens, exp=True),
+        "mean of completions": intervals.Ratio(perplexities, measured_ones),
     }
     names = ("prompts", "completions", "empty completions", "one-token prompts", "1e4 or more")
     shown = {
         name: f"{ratios[name].value:.2f} ({low:.2f} to {high:.2f})"
-        for name, (_, low, high) in metrics.intervals(ratios).items()
+        for name, (_, low, high) in intervals.intervals(ratios).items()
     }
     return {**shown, **dict(zip(names, map(str, counts), strict=True)), "on": " and ".join(sorted(sources))}
 

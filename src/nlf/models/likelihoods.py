@@ -29,10 +29,9 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from nlf.errors import UserError
 from nlf.method.losses import token_stats
 from nlf.models.cache import select_with_room
+from nlf.models.encoder import pad
 from nlf.models.packed_weights import packed_weights
-from nlf.models.policy import forward_parameters
-from nlf.sampling.hf import eval_mode
-from nlf.training.batches import pad
+from nlf.models.reading import eval_mode, forward_parameters
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from nlf.data.run_folder import write_text
+from nlf.data.files import write_text
 from nlf.report import figures, frontier, tables
 from nlf.report.plots import Drawing
 from nlf.report.reading import Run, judged_by, others, read_runs

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from nlf.data import generations
-from nlf.data.rollouts import digest
+from nlf.data.files import digest
 from nlf.errors import UserError
 from nlf.report.reading import Run, featured, source_of, turned
 from nlf.report.wording import clip, count, family, is_number

@@ -21,8 +21,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
+from nlf.data.files import replacing
 from nlf.data.generations import read_lines
-from nlf.data.run_folder import replacing
 from nlf.errors import UserError
 
 BUSY = 60.0  # seconds to wait for another process's write, which takes microseconds

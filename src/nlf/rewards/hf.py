@@ -31,7 +31,8 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from nlf.errors import UserError
-from nlf.models.policy import best_device, revision_of
+from nlf.models.identity import revision_of
+from nlf.models.policy import best_device
 
 BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}  # tokens in a batch, padding counted
 KNOWN_AS = {"toxic": "toxicity"}  # the attribute that the toxicity metrics read

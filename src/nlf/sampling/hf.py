@@ -26,14 +26,13 @@ from transformers.cache_utils import DynamicLayer
 from nlf.errors import UserError
 from nlf.method.losses import guided_log_probs
 from nlf.models.cache import Rows
+from nlf.models.encoder import group_by_length, pass_tokens
 from nlf.models.packed_weights import packed_weights
-from nlf.models.policy import equal_but_for_rounding
+from nlf.models.reading import equal_but_for_rounding, eval_mode
 from nlf.sampling import Request, check_lengths, context_of
 from nlf.sampling.draw import INF, pick, uniforms
 from nlf.sampling.shared import SharedRows, configs_with_sdpa
 from nlf.sampling.static import Compiled, StaticRows
-from nlf.training.batches import group_by_length
-from nlf.training.objective import pass_tokens
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -292,15 +291,3 @@ def batch_size(rows: Sequence[tuple[int, int]], start: int, cost: Sequence[int],
 def _in_branches(index: Tensor, branches: int, size: int) -> Tensor:
     """Rows of one branch (R,) → those rows in all branches (BR,), branches lying `size` rows apart."""
     return torch.cat([index + b * size for b in range(branches)])
-
-
-@contextlib.contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """No dropout while sampling; each module's own mode is restored after."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -36,30 +36,22 @@ from nlf.config import (
     SamplingOptions,
     check,
 )
+from nlf.data.files import write_folder, write_text
 from nlf.data.generations import read
 from nlf.data.prompts import all_conversations, load_prompts
-from nlf.data.run_folder import CONFIG, FACTS, run_settings, write_folder, write_text
+from nlf.data.run_folder import CONFIG, FACTS, run_settings
 from nlf.errors import UserError
 from nlf.evaluation.evaluate import DISTILLED, System, evaluate
-from nlf.evaluation.sample import chosen_tag, load_for_commands, negative_tag, sample_file, slug
+from nlf.evaluation.sample import sample_file
+from nlf.evaluation.systems import chosen_tag, load_for_commands, negative_tag, slug
 from nlf.method.losses import distillation_kl, teacher_log_probs
+from nlf.method.prompt_order import choose_prompts
 from nlf.method.tags import TagScheme
-from nlf.models.policy import (
-    Policy,
-    add_adapter,
-    bare_head,
-    last_feed_forward,
-    lora_config,
-    predicting,
-    project,
-    revision_of,
-    save_policy,
-    switch_off_dropout,
-    vocabulary_digest,
-)
-from nlf.training.batches import PromptEncoder, group_by_length, read_whole, with_feedback
-from nlf.training.iteration import choose_prompts
-from nlf.training.objective import in_chunks, loss_of_groups, pass_tokens, rows_at_a_time
+from nlf.models.encoder import PromptEncoder, group_by_length, pass_tokens, read_whole, with_feedback
+from nlf.models.identity import revision_of, vocabulary_digest
+from nlf.models.policy import Policy, add_adapter, lora_config, save_policy, switch_off_dropout
+from nlf.models.reading import bare_head, last_feed_forward, predicting, project
+from nlf.training.objective import in_chunks, loss_of_groups, rows_at_a_time
 
 logger = logging.getLogger(__name__)
 

@@ -7,16 +7,16 @@ import numpy as np
 
 from nlf.config import SamplingOptions
 from nlf.data.feedback import Feedback
-from nlf.data.rollouts import Pool
+from nlf.data.pool import Pool
 from nlf.evaluation import metrics
 from nlf.evaluation.sample import sample_lines
 from nlf.evaluation.score import SUM, add_sum, score_rows
 from nlf.method.quantize import quantile_edges
+from nlf.models.encoder import PromptEncoder
 from nlf.models.likelihoods import conditional_nll, divergence
 from nlf.models.policy import Policy
 from nlf.rewards import Reward
 from nlf.sampling import Sampler
-from nlf.training.batches import PromptEncoder
 
 logger = logging.getLogger(__name__)
 

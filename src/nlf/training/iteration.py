@@ -10,7 +10,6 @@ first rank scores every part. The others look for its files: a collective would 
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from nlf.data.rollouts import Pool, is_written, part_path, read_part, samples_path, write_part
+from nlf.data.pool import Pool
+from nlf.data.rollouts import is_written, part_path, read_part, samples_path, write_part
+from nlf.method.prompt_order import choose_prompts, number_occurrences
 
 POLL = 0.5  # seconds between two looks for another rank's file
 Progress = Callable[[str, int, int], Callable[[int], None]]  # (what, total, already done) → advance(n)
@@ -93,25 +94,3 @@ def wait_for(done: Callable[[], bool], check: Callable[[], None]) -> None:
     while not done():
         time.sleep(POLL)
         check()
-
-
-def choose_prompts(num_prompts: int, count: int | None, seed: int, iteration: int) -> list[int]:
-    """Rows of this iteration's prompts: the next `count` of endless permutations, or all of them in order."""
-    if count is None:
-        return list(range(num_prompts))
-    first, chosen = iteration * count, []
-    while len(chosen) < count:
-        turn, offset = divmod(first + len(chosen), num_prompts)
-        order = np.random.default_rng([seed, turn]).permutation(num_prompts)
-        chosen += order[offset : offset + count - len(chosen)].tolist()
-    return chosen
-
-
-def number_occurrences(rows: Sequence[int], prompt_ids: Sequence[str]) -> list[tuple[int, int]]:
-    """(row, how often its prompt has come before): equal prompts get different random numbers."""
-    seen: Counter[str] = Counter()
-    numbered = []
-    for row in rows:
-        numbered.append((row, seen[prompt_ids[row]]))
-        seen[prompt_ids[row]] += 1
-    return numbered

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nlf.method.losses import TokenStats, token_stats
-from nlf.models.policy import predicting, project, unwrapped
+from nlf.models.reading import predicting, project, unwrapped
 
-CPU_PASS, DEVICE_PASS = 32, 4096  # what one more pass over rows of like length costs, in tokens
 CPU_LOGITS, DEVICE_LOGITS = 2**23, 2**28  # most logits of one branch at a time
 
 
@@ -82,15 +81,6 @@ def loss_of_groups(
         backward(value)
         taken += value.detach()
     return loss(last) + taken
-
-
-def pass_tokens(device: torch.device, alone: bool) -> int | None:
-    """What one more pass within a micro-batch costs. None = no groups, where ranks wait for each other: they would have to
-    make equally many passes.
-    """
-    if not alone:
-        return None
-    return CPU_PASS if device.type == "cpu" else DEVICE_PASS
 
 
 def rows_at_a_time(model: nn.Module, most_logits: int | None) -> int:

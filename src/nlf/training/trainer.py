@@ -13,47 +13,46 @@ docs/method.md.
 import contextlib
 import functools
 import json
-import os
 import signal
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DynamoBackend, gather_object
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from accelerate.utils import gather_object
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from nlf import config
+from nlf.data import files
 from nlf.data import run_folder as rundir
 from nlf.data.feedback import make_feedback
+from nlf.data.files import digest
+from nlf.data.pool import Pool
+from nlf.data.progress import progress_bar
 from nlf.data.prompts import all_conversations, as_prompts, load_prompts
-from nlf.data.rollouts import Pool, digest, iteration_dir
+from nlf.data.rollouts import iteration_dir
 from nlf.errors import UserError
 from nlf.method import published
 from nlf.method.losses import alt_loss
+from nlf.method.prompt_order import number_occurrences
 from nlf.method.tags import TagScheme
-from nlf.models.policy import (
-    Policy,
-    bare_head,
-    best_device,
-    last_feed_forward,
-    load_model,
-    lora_config,
-    prepare_policy,
-    save_policy,
-    trainable_digest,
-)
+from nlf.models.encoder import PromptEncoder, pass_tokens
+from nlf.models.identity import trainable_digest
+from nlf.models.policy import Policy, load_model, prepare_policy, save_policy
+from nlf.models.reading import bare_head, last_feed_forward
 from nlf.models.sharding import DTYPES, MODELS, load_whole, moved, place_reference, skeleton, whole
-from nlf.rewards import Reward, check_weights, configure, resolve_reward, reward_names
+from nlf.rewards import Reward, check_weights, reward_names
+from nlf.rewards.registry import configure, resolve_reward
+from nlf.rewards.tables import score_table
 from nlf.sampling import Sampler
-from nlf.sampling.rollout_table import progress_bar, sample_table, sampler_of, score_table
-from nlf.training.batches import PoolDataset, PromptEncoder, collate
+from nlf.sampling.factory import sampler_of
+from nlf.sampling.rollout_table import sample_table
+from nlf.training.batches import PoolDataset, collate
+from nlf.training.config import ALTConfig, check_judges, check_world, compile_for_all_shapes, known_device
 from nlf.training.evaluation import (
     add_scores,
     evaluated_lines,
@@ -62,64 +61,10 @@ from nlf.training.evaluation import (
     pool_statistics,
     scores_of,
 )
-from nlf.training.iteration import Loop, number_occurrences, run_iteration, wait_for
+from nlf.training.iteration import Loop, run_iteration, wait_for
 from nlf.training.model_card import model_card
-from nlf.training.objective import completion_stats, loss_of_groups, pass_tokens
+from nlf.training.objective import completion_stats, loss_of_groups
 from nlf.training.vllm_weights import check_sampler, handed_over, share, start_model
-
-
-def _with_defaults(base: type, defaults: dict) -> type:
-    """The dataclass with other defaults; types and help stay."""
-    known = {f.name: f for f in fields(base)}
-    changed = []
-    for name, value in defaults.items():
-        old = known[name]
-        default = {"default_factory": partial(list, value)} if isinstance(value, list) else {"default": value}
-        changed.append((name, old.type, field(**default, metadata=old.metadata)))
-    return make_dataclass(f"{base.__name__}Defaults", changed, bases=(base,))
-
-
-@dataclass
-class ALTConfig(
-    config.RewardOptions,
-    config.RemoteOptions,
-    config.TagOptions,
-    config.SamplingOptions,
-    config.RolloutSamplerOptions,
-    config.EvalSamplingOptions,
-    config.LoopOptions,
-    config.ObjectiveOptions,
-    config.LogOptions,
-    _with_defaults(TrainingArguments, config.TRAINING_DEFAULTS),
-):
-    """Every knob of a run: transformers' TrainingArguments and ours (see `nlf.config` for the help of each).
-
-    `num_train_epochs` is the number of iterations; one epoch is `steps_per_iteration` optimizer steps.
-    """
-
-    def __post_init__(self):
-        config.join_attributes(self)
-        if self.sampler == "server":
-            raise UserError("sampler server: it would keep the weights it was started with; training takes hf or vllm")
-        config.check(self)
-        check_compile(self)
-        self.fsdp = {"true": True, "false": None}.get(str(self.fsdp).lower(), self.fsdp)  # a flag's text
-        TrainingArguments.__post_init__(self)
-        load_whole()
-        self.train_sampling_strategy = "sequential"  # the dataset itself fixes the order
-        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"  # it would only warn
-        if self.num_train_epochs != int(self.num_train_epochs):
-            raise UserError(f"num_train_epochs {self.num_train_epochs}: expected a whole number of iterations")
-        if self.guidance_scale:
-            raise UserError("guidance_scale: guided rollouts lose the contrast to train on; set eval_guidance_scale")
-        for name in ("eval_tag", "eval_negative_tag"):
-            if getattr(self, name) not in (None, *self.tags):
-                raise UserError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(map(repr, self.tags))}")
-
-    @property
-    def total_batch_size(self) -> int:
-        """Rollouts in one optimizer step, over all ranks and micro-batches."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
 
 
 class ALTTrainer(Trainer):
@@ -234,7 +179,7 @@ class ALTTrainer(Trainer):
         check_sampler(args)
         self.reference_device = known_device(args.reference_device)
         self.run_dir = Path(args.output_dir)
-        rundir.make_folder(self.run_dir)
+        files.make_folder(self.run_dir)
         self.prompts = as_prompts(train_dataset if train_dataset is not None else load_prompts("embedded"))
         self.eval_prompts = as_prompts(eval_dataset) if eval_dataset is not None else None
         if self.eval_prompts is not None and len(self.eval_prompts) < args.world_size:
@@ -514,7 +459,7 @@ class ALTTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             remote = [reward for reward in self.rewards if reward.remote]
-            rundir.write_text(path, json.dumps(scores_of(lines, remote, self.reward_context())))
+            files.write_text(path, json.dumps(scores_of(lines, remote, self.reward_context())))
         wait_for(path.is_file, self.stop_if_asked)
         found = json.loads(path.read_text(encoding="utf-8"))
         self.accelerator.wait_for_everyone()
@@ -594,10 +539,10 @@ class ALTTrainer(Trainer):
         first, cpu = self.is_world_process_zero(), torch.device("cpu")
         with whole(self.policy, self.skeleton, ["model"], device=cpu, keep=first) as policy:
             if first:
-                rundir.write_folder(self.run_dir, partial(save_policy, policy))
+                files.write_folder(self.run_dir, partial(save_policy, policy))
                 rewards = ", ".join(reward.label for reward in self.rewards)
                 card = model_card(self.run_dir, policy, self.args, self.state.log_history, rewards)
-                rundir.write_text(self.run_dir / "README.md", card)
+                files.write_text(self.run_dir / "README.md", card)
         self.accelerator.wait_for_everyone()
 
     def adapt(self) -> None:
@@ -694,120 +639,3 @@ class IterationCallback(TrainerCallback):
         control.should_save = not (self.trainer.run_dir / f"checkpoint-{state.global_step}" / rundir.MARKER).is_file()
         control.should_evaluate = control.should_evaluate and not self.trainer.stopping
         return control
-
-
-def check_world(args: ALTConfig) -> None:
-    """Every process that was started takes part.
-
-    Raises:
-        UserError: there is no accelerator for them, so that each would train alone, in one folder.
-    """
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started != args.world_size:
-        raise UserError(
-            f"{started} processes were started, each sees {args.world_size}: no GPU was found; add --use_cpu true"
-        )
-
-
-def known_device(name: str | None) -> torch.device | None:
-    """The device of this name.
-
-    Raises:
-        UserError: there is none.
-    """
-    if name is None:
-        return None
-    try:
-        device = torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError):  # torch asserts that it was built for it
-        device = None
-    if device is None or device.type not in ("cpu", best_device().type):
-        raise UserError(f"reference_device {name!r}: expected cpu, or a device of this machine, cuda:1 say")
-    return device
-
-
-def check_compile(args: ALTConfig) -> None:
-    """Before anything is loaded or sampled.
-
-    Raises:
-        UserError: accelerate knows no such backend, or torch no such mode.
-    """
-    known = {
-        "torch_compile_backend": lambda: [backend.value.lower() for backend in DynamoBackend],
-        "torch_compile_mode": torch._inductor.list_mode_options,
-    }
-    for name, choices in known.items():
-        value = getattr(args, name)
-        if value is not None and value not in choices():
-            raise UserError(f"{name} {value!r}: expected one of {', '.join(choices())}")
-
-
-def compile_for_all_shapes(accelerator: Accelerator) -> None:
-    """With `torch_compile`, one graph for groups of any size from the first on. Left to itself torch makes one for the
-    first group alone and another for those that follow, and a resumed run has another first group.
-    """
-    plugin = accelerator.state.dynamo_plugin
-    if plugin.dynamic is None:
-        plugin.dynamic = True
-
-
-def check_judges(rewards: Sequence[Reward], args: ALTConfig) -> None:
-    """A judge of so many levels needs as many tags; one that answers with categories names them: they are the tags.
-
-    Raises:
-        UserError: its tags are not the run's, or are not taken by their level; or there are more or fewer than levels.
-    """
-    for i, reward in enumerate(rewards):
-        own, levels = (getattr(reward.function, name, None) for name in ("tags", "levels"))
-        given = args.attributes[i] if args.attributes else {"tags": args.tags}
-        by_level = given.get("quantile_rule", args.quantile_rule) == "levels"
-        if levels and by_level and len(given["tags"]) != levels:
-            raise UserError(
-                f"reward {reward.name!r} has {levels} levels, there are {len(given['tags'])} tags: {list(given['tags'])}; "
-                "give one for each, best first"
-            )
-        if own is None:
-            continue
-        if list(own) != list(given["tags"]):
-            raise UserError(
-                f"reward {reward.name!r} answers with {list(own)}, the tags are {list(given['tags'])}; "
-                "they must be the same, best first"
-            )
-        if not by_level:
-            raise UserError(f"reward {reward.name!r} answers with the tags themselves: set quantile_rule levels")
-
-
-def train_from_config(
-    args: ALTConfig,
-    model_options: config.ModelOptions,
-    data_options: config.DataOptions,
-    resume: str | bool | None = None,
-) -> ALTTrainer:
-    """`nlf train`: load what the options name, train, and leave the tagged model at the run's root."""
-    load = partial(
-        load_model,
-        dtype=model_options.dtype,
-        attn_implementation=model_options.attn_implementation,
-        trust_remote_code=model_options.trust_remote_code,
-    )
-    prompts = partial(load_prompts, column=data_options.dataset_prompt_column)
-    train_rows = prompts(data_options.dataset, split=data_options.dataset_train_split, limit=data_options.max_prompts)
-    eval_rows = data_options.eval_dataset and prompts(
-        data_options.eval_dataset, split=data_options.dataset_test_split, limit=data_options.max_eval_prompts
-    )
-    model, tokenizer = load(model_options.model_name_or_path, revision=model_options.model_revision)
-    reference = model_options.ref_model_name_or_path and load(model_options.ref_model_name_or_path)[0]
-    trainer = ALTTrainer(
-        model,
-        args=args,
-        train_dataset=train_rows,
-        eval_dataset=eval_rows,
-        processing_class=tokenizer,
-        peft_config=lora_config(model_options) if model_options.use_peft else None,
-        reference_model=reference or None,
-        disable_dropout=model_options.disable_dropout,
-        max_prompt_length=data_options.max_prompt_length,
-    )
-    trainer.options = vars(model_options) | vars(data_options)
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer

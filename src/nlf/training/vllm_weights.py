@@ -23,17 +23,17 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate.utils.memory import clear_device_cache
 
-from nlf.data.run_folder import write_folder
+from nlf.data.files import write_folder
 from nlf.errors import UserError
 from nlf.models.policy import Policy, save_policy
 from nlf.models.sharding import DTYPES, whole
-from nlf.sampling.rollout_table import vllm_sampler
+from nlf.sampling.factory import vllm_sampler
 from nlf.sampling.vllm import VLLMSampler, require_vllm
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from nlf.training.trainer import ALTConfig
+    from nlf.training.config import ALTConfig
 
 FOLDER = ".sampling"  # in the run's, which all nodes share
 

@@ -1,0 +1,166 @@
+"""The files that scores are kept in: JSON Lines, CSV and Parquet."""
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nlf.data import generations
+from nlf.data.files import replacing
+from nlf.data.generations import Reader, Row, Writer, read_lines, write_lines
+from nlf.data.prompts import READERS
+from nlf.errors import UserError
+
+SCORES = "scores"
+FEEDBACK = "feedback"  # a judge's sentences, beside "reward"
+Located = Iterator[tuple[str, Row]]  # where it stands, and the row
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a kind of file is read and written, and which texts a row holds: those of `text_column`, or None = completions."""
+
+    read: Reader
+    write: Writer
+    texts: Callable[[Row], list[str]]
+    text_column: str | None = None
+
+
+def form_of(path: Path, column: str = "text") -> Form:
+    """The form of a file: by its ending and, of JSON Lines, by its first line.
+
+    Raises:
+        UserError: another ending, or it cannot be read.
+    """
+    kind = path.suffix.lower()
+    if kind not in FORMATS:
+        raise UserError(f"{path}: unknown kind of file; expected {', '.join(FORMATS)}")
+    first = next(read_lines(path), {}) if kind == ".jsonl" else {}
+    if "completions" in first and column not in first:
+        return Form(generations.read, write_lines, generations.texts_of)
+    rows, write = FORMATS[kind]
+    return Form(
+        lambda path: (_checked(row, column, where) for where, row in rows(path)),
+        write,
+        lambda row: [row[column]],
+        column,
+    )
+
+
+def _checked(row: Row, column: str, where: str) -> Row:
+    if column not in row:
+        there = ", ".join(repr(name) for name in row if name != SCORES) or "none"
+        raise UserError(f"{where}: no column {column!r}; there are {there}; name the right one with --text_column")
+    if not isinstance(row[column], str):
+        raise UserError(
+            f"{where}: column {column!r} holds {json.dumps(row[column], default=str)[:40]}, expected text; "
+            "fill it, or remove the row"
+        )
+    if not isinstance(row.get(SCORES) or {}, dict):
+        raise _taken(where)
+    return row
+
+
+def _taken(where: str) -> UserError:
+    return UserError(f"{where}: column {SCORES!r} is taken: that is where scores are put; rename it")
+
+
+def _jsonl(path: Path) -> Located:
+    yield from ((f"{path}, row {number}", row) for number, row in enumerate(read_lines(path), 1))
+
+
+def _csv(path: Path) -> Located:
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        header = next(csv.reader(file), [])
+    if len(set(header)) < len(header):
+        twice = next(name for name in header if header.count(name) > 1)
+        raise UserError(f"{path}:1: two columns {twice!r}; rename one, it would be lost in writing")
+    for where, row in READERS[".csv"](path.read_bytes(), str(path), ""):
+        yield where, _nested(row, where)
+
+
+def _parquet(path: Path) -> Located:
+    for where, row in READERS[".parquet"](path.read_bytes(), str(path), ""):
+        yield where, _nested(row, where)
+
+
+def _write_csv(path: Path, rows: Iterable[Row]) -> None:
+    flat = [{name: value for name, value in row.items() if name != SCORES} | _flat(row) for row in rows]
+    names = list(dict.fromkeys(name for row in flat for name in row))
+    with replacing(path) as file:
+        lines = csv.DictWriter(_Encoded(file), names, restval="")  # lines end in \r\n, so that a lone \r is quoted
+        lines.writeheader()
+        lines.writerows(flat)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A binary file that csv can write text to."""
+
+    file: object
+
+    def write(self, text: str) -> None:
+        self.file.write(text.encode())
+
+
+def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
+    """The file's own columns keep their types; those of scores are put in their place, or after them."""
+    flat = [_flat(row) for row in rows]
+    content = pq.ParquetFile(path).read()
+    for name in dict.fromkeys(name for row in flat for name in row):
+        kind = pa.string() if name.endswith(("/of", f"/{FEEDBACK}")) else pa.float64()
+        column, place = pa.array([row.get(name) for row in flat], kind), content.schema.get_field_index(name)
+        content = content.append_column(name, column) if place < 0 else content.set_column(place, name, column)
+    with replacing(path) as file:
+        pq.write_table(content, file)
+
+
+FORMATS: dict[str, tuple[Callable[[Path], Located], Writer]] = {
+    ".jsonl": (_jsonl, write_lines),
+    ".csv": (_csv, _write_csv),
+    ".parquet": (_parquet, _write_parquet),
+}
+
+
+def _flat(row: Row) -> Row:
+    """`row["scores"]` as columns of a flat file."""
+    return {
+        f"{SCORES}/{label}/{name}": value
+        for label, found in (row.get(SCORES) or {}).items()
+        for name, value in [
+            *((key, found[key]) for key in ("of", "reward", FEEDBACK) if key in found),
+            *found["attributes"].items(),
+        ]
+    }
+
+
+def _nested(row: Row, where: str) -> Row:
+    """A row of a flat file with the columns of scores as `row["scores"]`; the label is what stands before `/of`."""
+    if SCORES in row:
+        raise _taken(where)
+    labels = [name[len(SCORES) + 1 : -3] for name in row if name.startswith(f"{SCORES}/") and name.endswith("/of")]
+    labels = [label for label in labels if f"{SCORES}/{label}/reward" in row]
+    scores: dict[str, dict] = {label: {"attributes": {}} for label in labels if row[f"{SCORES}/{label}/of"]}
+    plain = {}
+    for column, value in row.items():
+        mine = [label for label in labels if column.startswith(f"{SCORES}/{label}/")]
+        if not mine:
+            plain[column] = value
+        elif (label := max(mine, key=len)) in scores:
+            name = column.removeprefix(f"{SCORES}/{label}/")
+            if name == FEEDBACK and not value:
+                continue
+            found = scores[label] if name in ("of", "reward", FEEDBACK) else scores[label]["attributes"]
+            found[name] = value if name in ("of", FEEDBACK) else _number(value, f"{where}: column {column!r}")
+    return {**plain, SCORES: scores} if labels else plain
+
+
+def _number(value: str | float | None, where: str) -> float | None:
+    try:
+        return None if value in ("", None) else float(value)
+    except ValueError as error:
+        raise UserError(f"{where} holds {value!r}, expected a number; remove the column to score again") from error
