@@ -10,8 +10,8 @@ import pytest
 
 from nlf import config
 from nlf.cli import arguments
+from nlf.cli import main as cli
 from nlf.cli.main import main
-from nlf.cli.main import main as cli
 from nlf.errors import UserError
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from nlf.cli.main import main as cli
+from nlf.cli import main as cli
 from nlf.data.generations import read_lines, write_lines
 from nlf.evaluation import perplexity
 from nlf.evaluation.perplexity import measure_file, model_label

@@ -8,7 +8,6 @@ adds the defaults.
 
 import argparse
 import ast
-import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -19,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from nlf.config import OPTION_GROUPS, TRAINING_DEFAULTS
-from nlf.errors import UserError
+from nlf.errors import UserError, near_matches
 
 INHERITED = "Trainer (inherited)"
 ALIASES = {"reward": "reward_funcs"}  # shorter names that are understood where the long one is
@@ -215,7 +214,7 @@ def read_recipe(path: str | Path, knobs: Mapping[str, Knob]) -> dict[str, Any]:
 
 def unknown(name: str, known: Sequence[str] | Mapping[str, Any], where: str = "", what: str = "key") -> UserError:
     """The error for a name that is not known, with the names it is nearest to."""
-    near = difflib.get_close_matches(name.lstrip("-"), list(known), n=3, cutoff=0.6)
+    near = near_matches(name.lstrip("-"), known, 3)
     dashes = "--" if what == "flag" else ""
     hint = f"did you mean {' or '.join(dashes + n for n in near)}?" if near else "see --help"
     return UserError(f"{where}unknown {what} {name}; {hint}")

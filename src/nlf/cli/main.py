@@ -304,7 +304,7 @@ SCORE = Command(
     required=("path",),
     positional="path",
     instead={
-        "list": ("nlf.rewards", "listing"),
+        "list": ("nlf.rewards.registry", "listing"),
         "export_cache": ("nlf.evaluation.score", "export_command"),
         "import_cache": ("nlf.evaluation.score", "import_command"),
     },

@@ -12,15 +12,30 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from nlf.data.files import ASSETS
 from nlf.errors import UserError
+from nlf.method.prompt_order import number_occurrences
 
 EMBEDDED = "embedded"
 PROMPTS = ASSETS / "prompts"
+
+
+class NumberedPrompt(NamedTuple):
+    """A prompt row, and how often its prompt has come before: equal prompts get different random numbers."""
+
+    row: dict
+    occurrence: int
+
+
+def numbered(rows: Sequence[dict]) -> list[NumberedPrompt]:
+    """Prompt rows in their order, each with its occurrence."""
+    order = number_occurrences(range(len(rows)), [row["prompt_id"] for row in rows])
+    return [NumberedPrompt(rows[i], occurrence) for i, occurrence in order]
 
 
 def load_prompts(

@@ -16,16 +16,15 @@ from nlf import __version__
 from nlf.config import SamplerOptions, SamplingOptions, sampler_options, sampling_options
 from nlf.data.generations import FILE, append, keep_lines, mend, read
 from nlf.data.progress import progress_bar
+from nlf.data.prompts import NumberedPrompt, numbered
 from nlf.errors import UserError
 from nlf.evaluation.systems import chosen_tag, load_for_commands, negative_tag, prompt_sets, slug, with_tags
-from nlf.method.prompt_order import number_occurrences
 from nlf.models.encoder import PromptEncoder
 from nlf.models.identity import revision_of, vocabulary_digest
 from nlf.models.policy import Policy
 from nlf.rewards.tables import other_columns
-from nlf.sampling import Sampler
 from nlf.sampling.factory import sampler_of
-from nlf.sampling.rollout_table import sample_table
+from nlf.sampling.rollout_table import PromptSampler
 
 logger = logging.getLogger(__name__)
 
@@ -90,19 +89,13 @@ def sample_file(
     encoder = PromptEncoder(policy.tokenizer, policy.scheme, max_prompt_length)
     drawing = sampler_of(policy, sampler, token_budget)
     settings = settings_of(policy, tag, negative, options, seed, drawing.label)
-    occurrences = [n for _, n in number_occurrences(range(len(rows)), [row["prompt_id"] for row in rows])]
+    prompts, sampler = numbered(rows), PromptSampler(policy, encoder, drawing, options, seed)
     done = done_already(path, rows, tag, settings, part)
     advance = progress_bar(what, len(rows) * options.num_generations, done * options.num_generations)
     with closing(drawing):
         while done < len(rows):
             stop = min((done // part + 1) * part, len(rows))
-            append(
-                path,
-                sample_lines(
-                    policy, encoder, rows[done:stop], occurrences[done:stop], tag, options, settings,
-                    negative=negative, seed=seed, sampler=drawing, progress=advance,
-                ),
-            )  # fmt: skip
+            append(path, sample_lines(sampler, prompts[done:stop], tag, settings, negative, advance))
             done = stop
 
 
@@ -151,29 +144,18 @@ def done_already(path: Path, rows: Sequence[dict], tag: str | None, settings: di
 
 
 def sample_lines(
-    policy: Policy,
-    encoder: PromptEncoder,
-    rows: Sequence[dict],
-    occurrences: Sequence[int],
+    sampler: PromptSampler,
+    prompts: Sequence[NumberedPrompt],
     tag: str | None,
-    options: SamplingOptions,
     settings: dict,
-    *,
     negative: str | None = None,
-    seed: int = 0,
-    sampler: Sampler | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[dict]:
-    """Sample prompts: a line of `generations.jsonl` for each."""
-    table = sample_table(
-        policy, encoder, rows, occurrences, tag, options,
-        negative=negative, seed=seed, iteration=EVALUATION, sampler=sampler,
-        progress=progress,
-    )  # fmt: skip
-    return [
-        _line(row, occurrence, table.slice(i * options.num_generations, options.num_generations), settings)
-        for i, (row, occurrence) in enumerate(zip(rows, occurrences, strict=True))
-    ]
+    """Sample prompts under one tag: a line of `generations.jsonl` for each."""
+    words = [tag] * len(prompts)
+    table = sampler.table(prompts, words, negative=negative, iteration=EVALUATION, progress=progress)
+    n = sampler.options.num_generations
+    return [_line(*prompt, table.slice(i * n, n), settings) for i, prompt in enumerate(prompts)]
 
 
 def _line(row: dict, occurrence: int, samples: pa.Table, settings: dict) -> dict:

@@ -1,6 +1,5 @@
 """Rewards by name: those shipped here, by prefix, or by a dotted path."""
 
-import difflib
 import importlib.util
 import inspect
 import sys
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nlf.config import RemoteOptions
-from nlf.errors import UserError
+from nlf.errors import UserError, did_you_mean
 from nlf.rewards import Reward, _brief
 
 REWARDS = {  # name → the class that is made when it is asked for
@@ -88,7 +87,7 @@ def resolve_reward(spec: str | Callable | Reward) -> Reward:
         form = next(form for form in ABOUT if form.startswith(f"{spec}:"))
         raise UserError(f"reward {spec!r} is not whole; expected {form}; `nlf score --list` says what there is")
     raise UserError(
-        f"unknown reward {spec!r};{_near(spec, [*REWARDS, *PREFIXES])} known: {', '.join(ABOUT)}; "
+        f"unknown reward {spec!r};{did_you_mean(spec, [*REWARDS, *PREFIXES])} known: {', '.join(ABOUT)}; "
         "or a dotted path, my_module:my_reward or my_file.py:my_reward"
     )
 
@@ -123,11 +122,6 @@ def _made(found, spec: str):
     return found()
 
 
-def _near(name: str, known) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f" did you mean {near[0]!r}?" if near else ""
-
-
 def _import(path: str) -> Callable:
     """The object that a dotted path or `file.py:name` names; modules in the current directory count."""
     if path.endswith(".py"):
@@ -139,7 +133,7 @@ def _import(path: str) -> Callable:
     if not hasattr(module, name):
         public = [known for known in vars(module) if not known.startswith("_")]
         raise UserError(
-            f"reward {path!r}: {module_name} has no {name!r};{_near(name, public)} it has {', '.join(public)}"
+            f"reward {path!r}: {module_name} has no {name!r};{did_you_mean(name, public)} it has {', '.join(public)}"
         )
     return getattr(module, name)
 

@@ -6,7 +6,6 @@ two ways, is none: nothing is guessed. (The published code keeps whatever a cate
 number as score.)
 """
 
-import difflib
 import hashlib
 import json
 import re
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nlf.data.files import ASSETS
-from nlf.errors import UserError
+from nlf.errors import UserError, did_you_mean
 from nlf.rewards import Judgement
 
 JUDGES = ASSETS / "judges"
@@ -234,7 +233,9 @@ def read_template(argument: str) -> Template:
     path = shipped.get(argument) or Path(argument).expanduser()
     if path.suffix not in (".yaml", ".yml"):
         known = ", ".join(shipped)
-        raise UserError(f"no judge {argument!r};{_near(argument, shipped)} there are {known}; or name a .yaml file")
+        raise UserError(
+            f"no judge {argument!r};{did_you_mean(argument, shipped)} there are {known}; or name a .yaml file"
+        )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -252,7 +253,9 @@ def _checked(values, where: str) -> dict[str, Any]:
     optional = {f.name for f in fields(Template) if "None" in str(f.type)}
     for name, value in values.items():
         if name not in RULES:
-            raise UserError(f"{where}unknown field {name!r};{_near(str(name), RULES)} there are {', '.join(RULES)}")
+            raise UserError(
+                f"{where}unknown field {name!r};{did_you_mean(str(name), RULES)} there are {', '.join(RULES)}"
+            )
         holds, expected = RULES[name]
         if not (holds(value) or (value is None and name in optional)):
             raise UserError(f"{where}{name} {str(value)[:80]!r} where {expected} was expected")
@@ -274,8 +277,3 @@ def _check_example(each, categories: list[str] | None, max_score: int | None, wh
         whole = isinstance(answer, dict) and list(answer) == ["analysis", "feedback", "score"]
         if not whole or _score(answer["score"], max_score) != answer["score"] or not _sentence(answer["feedback"]):
             raise UserError(f"{where}answer where analysis, feedback and score, 0 to {max_score}, were expected")
-
-
-def _near(name: str, known) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f" did you mean {near[0]!r}?" if near else ""

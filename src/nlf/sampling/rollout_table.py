@@ -1,72 +1,92 @@
-"""Prompts → completions → scores, as tables of rollouts: what training, evaluation and every command share."""
+"""Prompts to completions, as a table of rollouts: what training, evaluation and every command share."""
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import pyarrow as pa
 
 from nlf.config import SamplingOptions
+from nlf.data.prompts import NumberedPrompt
 from nlf.data.rollouts import SCHEMA
 from nlf.models.encoder import PromptEncoder
 from nlf.models.policy import Policy
 from nlf.sampling import Request, Sampler, request_key
-from nlf.sampling.factory import sampler_of
-
-if TYPE_CHECKING:
-    pass
 
 
-def sample_table(
-    policy: Policy,
-    encoder: PromptEncoder,
-    rows: Sequence[dict],
-    occurrences: Sequence[int],
-    feedback: str | Sequence[str | None] | None,
-    options: SamplingOptions,
-    *,
-    negative: str | None = None,
-    seed: int,
-    iteration: int = 0,
-    sampler: Sampler | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> pa.Table:
-    """Sample `num_generations` completions of each prompt row; rewards are left null.
+@dataclass(frozen=True)
+class PromptSampler:
+    """Samples completions of prompts: encodes each prompt with its feedback, draws token ids, decodes them.
 
-    Args:
-        occurrences: How often each row's prompt has come before; with (seed, iteration) it fixes the random numbers.
-        feedback: What is put before the prompt, the same for all or one for each row; None = the bare prompt.
-        negative: The other feedback of tag-contrast guidance, used where `options.guidance_scale` is not 0.
-        sampler: What draws them; None = this process.
+    Attributes:
+        policy: Its tokenizer decodes, and its EOS ids end a completion; `sampler` holds the weights.
+        sampler: Draws the token ids.
+        seed: With the iteration, the prompt and its occurrence it fixes every random number.
     """
-    words = [feedback] * len(rows) if feedback is None or isinstance(feedback, str) else feedback
-    prompts = [encoder.prompt_ids(row["prompt"]) for row in rows]
-    texts = [row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"]) for row in rows]
 
-    def query(i: int, words: str | None) -> tuple[int, ...]:
-        return tuple(encoder.query_ids(words, prompts[i], rows[i]["prompt"]))
+    policy: Policy
+    encoder: PromptEncoder
+    sampler: Sampler
+    options: SamplingOptions
+    seed: int
 
-    guided = options.guidance_scale != 0 and negative is not None
-    requests = [
-        Request(
-            query(i, words[i]),
-            request_key(rows[i]["prompt_id"], occurrences[i]),
-            query(i, negative) if guided else None,
-        )
-        for i in range(len(rows))
-    ]
-    sampler = sampler or sampler_of(policy)
-    sampled = sampler.sample(requests, options, seed=seed, iteration=iteration, progress=progress)
-    flat = [(i, n, ids) for i, completions in enumerate(sampled) for n, ids in enumerate(completions)]
-    stop = set(policy.eos_token_ids)
-    columns = {
-        "prompt_id": [rows[i]["prompt_id"] for i, _, _ in flat],
-        "prompt": [texts[i] for i, _, _ in flat],
-        "prompt_ids": [prompts[i] for i, _, _ in flat],
-        "completion": policy.tokenizer.batch_decode([ids for _, _, ids in flat], skip_special_tokens=True),
-        "completion_ids": [ids for _, _, ids in flat],
-        "generation": [n for _, n, _ in flat],
-        "ended": [bool(ids) and ids[-1] in stop for _, _, ids in flat],
-        "feedback": [words[i] for i, _, _ in flat],
-    }
-    return pa.table({f.name: pa.array(columns.get(f.name, [None] * len(flat)), f.type) for f in SCHEMA}, schema=SCHEMA)
+    def table(
+        self,
+        prompts: Sequence[NumberedPrompt],
+        feedback: Sequence[str | None],
+        *,
+        negative: str | None = None,
+        iteration: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> pa.Table:
+        """Sample `options.num_generations` completions of each prompt; the columns of rewards are left null.
+
+        Args:
+            feedback: The words before each prompt; None = the bare prompt.
+            negative: The words that guidance moves away from, used where `options.guidance_scale` is not 0.
+            progress: Called with the number of completions finished since the last call.
+
+        Returns:
+            Rows as `data.rollouts.SCHEMA`, the completions of one prompt after one another.
+
+        Raises:
+            UserError: as the sampler.
+        """
+        encoded = [self.encoder.prompt_ids(prompt.row["prompt"]) for prompt in prompts]
+        requests = [
+            self._request(*each, negative if self.options.guidance_scale else None)
+            for each in zip(prompts, encoded, feedback, strict=True)
+        ]
+        sampled = self.sampler.sample(requests, self.options, seed=self.seed, iteration=iteration, progress=progress)
+        return self._table(prompts, encoded, feedback, sampled)
+
+    def _request(self, prompt: NumberedPrompt, ids: list[int], words: str | None, negative: str | None) -> Request:
+        def query(words: str | None) -> tuple[int, ...]:
+            return tuple(self.encoder.query_ids(words, ids, prompt.row["prompt"]))
+
+        key = request_key(prompt.row["prompt_id"], prompt.occurrence)
+        return Request(query(words), key, None if negative is None else query(negative))
+
+    def _table(
+        self,
+        prompts: Sequence[NumberedPrompt],
+        encoded: Sequence[list[int]],
+        feedback: Sequence[str | None],
+        sampled: Sequence[Sequence[list[int]]],
+    ) -> pa.Table:
+        rows = [prompt.row for prompt in prompts]
+        texts = [row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"]) for row in rows]
+        flat = [(i, n, ids) for i, completions in enumerate(sampled) for n, ids in enumerate(completions)]
+        stop = set(self.policy.eos_token_ids)
+        columns = {
+            "prompt_id": [rows[i]["prompt_id"] for i, _, _ in flat],
+            "prompt": [texts[i] for i, _, _ in flat],
+            "prompt_ids": [encoded[i] for i, _, _ in flat],
+            "completion": self.policy.tokenizer.batch_decode([ids for _, _, ids in flat], skip_special_tokens=True),
+            "completion_ids": [ids for _, _, ids in flat],
+            "generation": [n for _, n, _ in flat],
+            "ended": [bool(ids) and ids[-1] in stop for _, _, ids in flat],
+            "feedback": [feedback[i] for i, _, _ in flat],
+        }
+        nothing = [None] * len(flat)
+        return pa.table({f.name: pa.array(columns.get(f.name, nothing), f.type) for f in SCHEMA}, schema=SCHEMA)

@@ -5,18 +5,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from nlf.config import SamplingOptions
 from nlf.data.feedback import Feedback
 from nlf.data.pool import Pool
+from nlf.data.prompts import NumberedPrompt
 from nlf.evaluation import metrics
 from nlf.evaluation.sample import sample_lines
 from nlf.evaluation.score import SUM, add_sum, score_rows
 from nlf.method.quantize import quantile_edges
-from nlf.models.encoder import PromptEncoder
 from nlf.models.likelihoods import conditional_nll, divergence
-from nlf.models.policy import Policy
 from nlf.rewards import Reward
-from nlf.sampling import Sampler
+from nlf.sampling.rollout_table import PromptSampler
 
 logger = logging.getLogger(__name__)
 
@@ -24,33 +22,25 @@ REFERENCE = "reference"
 
 
 def evaluated_lines(
-    policy: Policy,
-    encoder: PromptEncoder,
-    rows: Sequence[dict],
-    occurrences: Sequence[int],
+    sampler: PromptSampler,
+    prompts: Sequence[NumberedPrompt],
     tag: str,
-    options: SamplingOptions,
     rewards: Sequence[Reward],
-    *,
-    seed: int,
-    sampler: Sampler | None = None,
     progress: Callable[[int], None] | None = None,
     context: dict | None = None,
 ) -> list[dict]:
     """Sample, score and measure evaluation prompts: lines as `nlf evaluate` writes them, perplexity and KL under the
     reference.
     """
-    negative = options.negative_tag or policy.scheme.worst
-    lines = sample_lines(
-        policy, encoder, rows, occurrences, tag, options, {},
-        negative=negative, seed=seed, sampler=sampler, progress=progress,
-    )  # fmt: skip
-    prompts, completions = [line["prompt_ids"] for line in lines], [line["completion_ids"] for line in lines]
+    policy, encoder = sampler.policy, sampler.encoder
+    negative = sampler.options.negative_tag or policy.scheme.worst
+    lines = sample_lines(sampler, prompts, tag, {}, negative, progress)
+    prompt_ids, completions = [line["prompt_ids"] for line in lines], [line["completion_ids"] for line in lines]
     queries = [encoder.query_ids(tag, line["prompt_ids"], line["prompt"]) for line in lines]
     reference = policy.reference_module()
-    nll = conditional_nll(reference, prompts, completions)
+    nll = conditional_nll(reference, prompt_ids, completions)
     kl, entropy = divergence(
-        policy.model, reference, queries, prompts, completions, excluded_ids=policy.added_token_ids
+        policy.model, reference, queries, prompt_ids, completions, excluded_ids=policy.added_token_ids
     )
     for i, line in enumerate(lines):
         tokens = [len(ids) for ids in completions[i]]

@@ -33,12 +33,11 @@ from nlf.data.feedback import make_feedback
 from nlf.data.files import digest
 from nlf.data.pool import Pool
 from nlf.data.progress import progress_bar
-from nlf.data.prompts import all_conversations, as_prompts, load_prompts
+from nlf.data.prompts import NumberedPrompt, all_conversations, as_prompts, load_prompts, numbered
 from nlf.data.rollouts import iteration_dir
 from nlf.errors import UserError
 from nlf.method import published
 from nlf.method.losses import alt_loss
-from nlf.method.prompt_order import number_occurrences
 from nlf.method.tags import TagScheme
 from nlf.models.encoder import PromptEncoder, pass_tokens
 from nlf.models.identity import trainable_digest
@@ -50,7 +49,7 @@ from nlf.rewards.registry import configure, resolve_reward
 from nlf.rewards.tables import score_table
 from nlf.sampling import Sampler
 from nlf.sampling.factory import sampler_of
-from nlf.sampling.rollout_table import sample_table
+from nlf.sampling.rollout_table import PromptSampler
 from nlf.training.batches import PoolDataset, collate
 from nlf.training.config import ALTConfig, check_judges, check_world, compile_for_all_shapes, known_device
 from nlf.training.evaluation import (
@@ -292,17 +291,17 @@ class ALTTrainer(Trainer):
         work.
         """
         rows = self.eval_prompts if eval_dataset is None else as_prompts(eval_dataset)
-        numbered = number_occurrences(range(len(rows)), [row["prompt_id"] for row in rows])
-        mine = numbered[self.args.process_index :: self.args.world_size]
+        first, every = self.args.process_index, self.args.world_size
+        mine = list(range(len(rows)))[first::every]
+        prompts = numbered(rows)[first::every]
         tag, options = self.args.eval_tag or self.policy.scheme.best, config.sampling_options(self.args, "eval_")
-        shard = [rows[i] for i, _ in mine]
-        advance = self.bar("evaluating", len(shard) * options.num_generations, 0)
+        advance = self.bar("evaluating", len(prompts) * options.num_generations, 0)
         with self.evaluating() as policy, self.open_sampler(policy) as sampler:
             lines = evaluated_lines(
-                policy, self.encoder, shard, [n for _, n in mine], tag, options, self.rewards_here(),
-                seed=self.args.seed, sampler=sampler, progress=advance, context=self.reward_context(),
+                PromptSampler(policy, self.encoder, sampler, options, self.args.seed),
+                prompts, tag, self.rewards_here(), advance, self.reward_context(),
             )  # fmt: skip
-        lines = self.gather_lines(lines, [i for i, _ in mine])
+        lines = self.gather_lines(lines, mine)
         if self.first_scores:
             add_scores(lines, self.scored_by_first(lines))
         results = evaluation_metrics(lines, self.rewards, self.args.reward_weights)
@@ -406,10 +405,10 @@ class ALTTrainer(Trainer):
                 )
             try:
                 with start_model(policy, iteration) as model:
-                    table = sample_table(
-                        model, self.encoder, [self.prompts[i] for i, _ in rows], [n for _, n in rows],
-                        [words()[i] for i, _ in rows], config.sampling_options(args),
-                        seed=args.seed, iteration=iteration, sampler=sampler, progress=advance,
+                    prompts = PromptSampler(model, self.encoder, sampler, config.sampling_options(args), args.seed)
+                    table = prompts.table(
+                        [NumberedPrompt(self.prompts[i], n) for i, n in rows], [words()[i] for i, _ in rows],
+                        iteration=iteration, progress=advance,
                     )  # fmt: skip
             except UserError:
                 self.stop_if_asked()  # who asked may have ended vLLM as well
