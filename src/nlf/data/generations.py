@@ -1,12 +1,12 @@
-"""Samples on disk: `generations.jsonl`, one line a prompt, appended part by part and annotated in place.
+"""Samples on disk: `generations.jsonl`, one line per prompt, appended part by part and annotated in place.
 
 A line holds the prompt, its completions as text and as token ids, the feedback they were sampled under, and the settings
-and weights they came from. What is measured of it later (scores, likelihoods) is added to the same line under the digest
-of the texts it belongs to, so that an old score can never stand beside new text. (The published code kept scores in a
-second file, paired by position: evaluating again in the same folder scored new text with old scores.)
+and weights they came from. Later measurements (scores, likelihoods) are added to the line, each with the digest of the
+measured texts, so that an old score can never stand beside new text. (The published code kept scores in a second file,
+paired by position: a second evaluation in one folder gave new text old scores.)
 
-Annotating streams: results are appended to a journal beside the file as they come, and the file is replaced by one with
-them in it at the end. Killed anywhere, nothing that was finished is done again.
+Annotation streams. Results are appended to a journal beside the file as they come; at the end the file is replaced by one
+with the results in it. After a kill, finished work is not done again.
 """
 
 import json
@@ -14,16 +14,38 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypedDict
 
 from nlf.data.files import digest, replacing, unwritable
+from nlf.data.prompts import Prompt
 from nlf.errors import UserError
 
 FILE = "generations.jsonl"
-REQUIRED = ("prompt", "prompt_id", "prompt_ids", "feedback", "completions", "completion_ids", "ended")
 
-Row = dict
+Row = dict[str, Any]  # a line of any JSON Lines file
 Reader = Callable[[Path], Iterator[Row]]
 Writer = Callable[[Path, Iterable[Row]], None]
+
+
+class Generation(TypedDict, total=False):
+    """A line of `generations.jsonl`: a prompt and its n completions."""
+
+    prompt: Prompt
+    prompt_id: str
+    occurrence: int  # how many equal prompts stand before it
+    prompt_ids: list[int]
+    feedback: str | None  # None = sampled from the bare prompt
+    completions: list[str]
+    completion_ids: list[list[int]]  # as sampled, EOS included
+    ended: list[bool]  # whether each completion ended with EOS
+    columns: dict[str, Any]  # other columns of the prompt's row
+    settings: dict[str, Any]  # of sampling, the weights included
+    scores: dict[str, dict[str, Any]]  # by scorer, with the digest `of` the scored texts
+    likelihoods: dict[str, dict[str, Any]]  # by measuring model
+    divergence: dict[str, dict[str, Any]]  # by the two models
+
+
+REQUIRED = ("prompt", "prompt_id", "prompt_ids", "feedback", "completions", "completion_ids", "ended")
 
 
 def files_of(path: str | Path) -> list[Path]:

@@ -24,11 +24,11 @@ from torch.distributed.tensor import DTensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from nlf.errors import UserError
+from nlf.models.identity import weights_digest
+from nlf.models.policy import Policy
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from nlf.models.policy import Policy
 
 MODELS = ("model", "reference_model")  # the fields of a Policy that hold weights
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of what is gathered, by the run's mixed precision
@@ -55,7 +55,7 @@ def shards_weights(accelerator: "Accelerator") -> bool:
     return accelerator.distributed_type == "FSDP"
 
 
-def skeleton(policy: "Policy", accelerator: "Accelerator") -> "Policy | None":
+def skeleton(policy: Policy, accelerator: "Accelerator") -> Policy | None:
     """The policy with models that have no weights yet, to be filled by `whole`; None where nothing will be sharded.
     Taken before training shards it.
 
@@ -150,6 +150,14 @@ def whole_parameters(model: nn.Module, trained: bool = False) -> Iterator[tuple[
             yield name, parameter, whole_parameter(parameter)
 
 
+def trainable_digest(model: nn.Module) -> str:
+    """A digest of the weights that training changes. Two policies with equal digests sample equal completions.
+
+    All ranks must call it: sharded weights are gathered, one after another.
+    """
+    return weights_digest((name, tensor) for name, _, tensor in whole_parameters(model, trained=True))
+
+
 def fill(empty: nn.Module, model: nn.Module, *, device: torch.device, dtype: torch.dtype | None, keep: bool) -> None:
     """Give the model that `_without_weights` made all weights of the sharded one.
 
@@ -192,14 +200,14 @@ def _put(model: nn.Module, names: list[str], parameter: nn.Parameter) -> None:
 
 @contextlib.contextmanager
 def whole(
-    policy: "Policy",
-    empty: "Policy | None",
+    policy: Policy,
+    empty: Policy | None,
     models: Iterable[str] = MODELS,
     *,
     device: torch.device,
     dtype: torch.dtype | None = None,
     keep: bool = True,
-) -> "Iterator[Policy]":
+) -> Iterator[Policy]:
     """The policy with all of its weights on this rank, in evaluation mode; the policy itself where nothing is sharded.
 
     Args:
