@@ -235,7 +235,7 @@ def _add_tokens(
                 if token in tags:
                     row = torch.randn(row.shape, generator=generator).to(row) * scale
                 weight[tokenizer.convert_tokens_to_ids(token)] = row
-    return tuple(map(tokenizer.convert_tokens_to_ids, separators + tags))
+    return tuple(int(cast(int, tokenizer.convert_tokens_to_ids(token))) for token in separators + tags)
 
 
 def add_adapter(model: PreTrainedModel, peft_config, added: tuple[int, ...], seed: int) -> PreTrainedModel:
@@ -268,7 +268,7 @@ def switch_off_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):  # attention keeps its own copy of the rate
-            module.attention_dropout = 0.0
+            cast(Any, module).attention_dropout = 0.0
     for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
         for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"):
             if isinstance(getattr(config, name, None), float):

@@ -76,15 +76,15 @@ def lessons(policy: Policy, model: str, options: DistillOptions) -> list[Lesson]
 
 
 class TeacherCompletion(NamedTuple):
-    """One completion that the teacher wrote: completion `index` of a line of generations."""
+    """One completion that the teacher wrote: completion number `place` of a line of generations."""
 
     lesson: Lesson
     line: Generation
-    index: int
+    place: int
 
     @property
     def ids(self) -> list[int]:
-        return self.line["completion_ids"][self.index]
+        return self.line["completion_ids"][self.place]
 
 
 @dataclass(frozen=True)

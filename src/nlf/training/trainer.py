@@ -29,7 +29,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from nlf import config
 from nlf.data import files
 from nlf.data import run_folder as rundir
-from nlf.data.feedback import make_feedback
+from nlf.data.feedback import AttributeRules, RewardRules, make_feedback
 from nlf.data.files import digest
 from nlf.data.pool import Pool
 from nlf.data.progress import progress_bar
@@ -129,10 +129,13 @@ class ALTTrainer(Trainer):
         self.eos_ids = torch.tensor(self.policy.eos_token_ids)  # they do not count in the contrast
         self.encoder = PromptEncoder(processing_class, scheme, max_prompt_length)
         self.feedback = make_feedback(
-            scheme, reward_names(self.rewards), seed=args.seed, rule=args.quantile_rule, scope=args.quantile_scope,
-            weights=args.reward_weights, normalization=args.reward_normalization,
+            scheme, reward_names(self.rewards), seed=args.seed,
+            rules=RewardRules(
+                args.quantile_rule, args.quantile_scope, args.reward_weights, args.reward_normalization
+            ),
             sentences=any(reward.judges for reward in self.rewards),
-            attributes=args.attributes, joint=args.attribute_template, sampling=args.feedback_sampling,
+            attributes=AttributeRules(args.attributes, args.attribute_template, args.feedback_sampling)
+            if args.attributes else None,
         )  # fmt: skip
         room = self.encoder.check_fits(
             self.prompts + (self.eval_prompts or []),
