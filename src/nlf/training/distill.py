@@ -14,10 +14,9 @@ import functools
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,13 +27,10 @@ from transformers import Trainer, TrainingArguments
 
 from nlf import __version__
 from nlf.config import (
-    COMMAND_GROUPS,
-    EVAL_SAMPLING_DEFAULTS,
     DistillOptions,
-    LoadOptions,
+    EvaluateOptions,
     ModelOptions,
     SamplingOptions,
-    check,
 )
 from nlf.data.files import write_folder, write_text
 from nlf.data.generations import read
@@ -207,11 +203,11 @@ class DistillTrainer(Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-def distill(options: Any = None, **knobs) -> Path:
+def distill(options: DistillOptions | None = None, **knobs) -> Path:
     """Teach a plain model what a guided, tagged one does.
 
     Args:
-        options: All fields of `config.LoadOptions` and `config.DistillOptions`, as the command line gives them.
+        options: The options of the command line.
         knobs: Or some of them by name, the others as they are: `distill(model="runs/demo", guidance_scale=2)`.
 
     Returns:
@@ -225,27 +221,23 @@ def distill(options: Any = None, **knobs) -> Path:
     return distill_from(load_for_commands(options.model, options), options)
 
 
-def options_of(knobs: dict[str, Any]) -> SimpleNamespace:
+def options_of(knobs: dict[str, Any]) -> DistillOptions:
     """Options as the command line makes them, of some by name.
 
     Raises:
         UserError: there is no such option, or its value makes no sense.
     """
-    defaults = asdict(LoadOptions()) | asdict(DistillOptions())
+    defaults = asdict(DistillOptions())
     unknown = [name for name in knobs if name not in defaults]
     if unknown:
         raise UserError(f"distill has no option {unknown[0]!r}; there are {', '.join(defaults)}")
-    options = SimpleNamespace(**defaults | knobs)
-    check(options)
-    return options
+    return DistillOptions(**knobs)
 
 
-def distill_from(teacher: Policy, options: Any) -> Path:
+def distill_from(teacher: Policy, options: DistillOptions) -> Path:
     """The same with the teacher loaded. All that can be refused is, before anything is written."""
     run = run_settings(Path(options.model))
     folder, base = Path(options.output_dir or Path(options.model, DISTILLED)), base_of(options, run)
-    if options.max_steps < 1:
-        raise UserError(f"max_steps: {options.max_steps} where a number above 0 was expected")
     taught = lessons(teacher, options)
     settings = {name: value for name, value in vars(options).items() if name not in FREE}
     settings |= {"teacher": revision_of(teacher.model), "base": base.model}
@@ -267,7 +259,7 @@ def distill_from(teacher: Policy, options: Any) -> Path:
     return folder
 
 
-def base_of(options: Any, run: dict) -> SimpleNamespace:
+def base_of(options: DistillOptions, run: dict) -> DistillOptions:
     """How to load the start that the student has and is compared with: the one named, or the run's own.
 
     Raises:
@@ -277,7 +269,7 @@ def base_of(options: Any, run: dict) -> SimpleNamespace:
     if not base:
         raise UserError(f"{options.model} does not say what it was trained from; name it with --base_model")
     revision = "main" if options.base_model else run.get("model_revision") or "main"
-    return SimpleNamespace(**vars(options) | {"model": base, "model_revision": revision})
+    return replace(options, model=base, model_revision=revision)
 
 
 def check_vocabulary(teacher: Policy, student: Policy, model: str, base: str) -> None:
@@ -396,28 +388,28 @@ def teach(
     ).train()
 
 
-def distill_command(options) -> str:
+def distill_command(options: DistillOptions) -> str:
     """`nlf distill`: make the student, then show it beside its teacher and the base, on the run's evaluation prompts.
 
     Args:
-        options: The fields of `config.COMMAND_GROUPS["distill"]`.
+        options: The options of the command line.
     """
     teacher = load_for_commands(options.model, options)
     folder = distill_from(teacher, options)
     run = run_settings(Path(options.model))
     base = base_of(options, run)
-    evaluation = defaults_of("evaluate") | {
-        "model": str(folder),
-        "model_revision": base.model_revision,
-        "base_model": base.model,
-        "prompts": [run.get("eval_dataset") or "embedded"],
-        "reward_funcs": run.get("reward_funcs", ["local"]),
-        "reward_weights": run.get("reward_weights"),
-        "max_completion_length": options.max_completion_length or run.get("max_completion_length", 20),
-        "max_prompts": options.max_eval_prompts,
-        "dtype": options.dtype,
-        "trust_remote_code": options.trust_remote_code,
-    }
+    evaluation = EvaluateOptions(
+        model=str(folder),
+        model_revision=base.model_revision,
+        base_model=base.model,
+        prompts=[run.get("eval_dataset") or "embedded"],
+        reward_funcs=run.get("reward_funcs", ["local"]),
+        reward_weights=run.get("reward_weights"),
+        max_completion_length=options.max_completion_length or run.get("max_completion_length", 20),
+        max_prompts=options.max_eval_prompts,
+        dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
+    )
     lesson = lessons(teacher, options)[0]
     guided = System("teacher", teacher, lesson.tag, lesson.negative, lesson.scale)
     name = "student, best tag" if options.keep_tags else "student"
@@ -429,13 +421,7 @@ def distill_command(options) -> str:
             System(name, student, student.scheme.best if options.keep_tags else None),
         ]
 
-    return f"{evaluate(SimpleNamespace(**evaluation), compared)}\nThe plain model is {folder}."
-
-
-def defaults_of(command: str) -> dict:
-    """Every option of a command as it is when nothing is given."""
-    found = {name: value for group in COMMAND_GROUPS[command].values() for name, value in asdict(group()).items()}
-    return found | EVAL_SAMPLING_DEFAULTS
+    return f"{evaluate(evaluation, compared)}\nThe plain model is {folder}."
 
 
 CARD = """---
