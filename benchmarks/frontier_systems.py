@@ -16,8 +16,7 @@ from frontier_points import BASE, CONTRASTIVE, DISTILLED, GRPO, PUBLISHED, SFT, 
 from transformers import TrainerCallback
 
 from nlf.cli.arguments import read_recipe, train_knobs
-from nlf.cli.main import main as cli
-from nlf.cli.train import train_from_config
+from nlf.cli.train import build, train_from_config
 from nlf.config import LoadOptions, SamplingOptions, StudentOptions
 from nlf.data.files import write_text
 from nlf.data.generations import read, write_lines
@@ -228,7 +227,7 @@ def train_nlf(folder: Path, seed: int, values: dict, model: str, reward: str, da
     values = values | {"model_name_or_path": model, "reward_funcs": [reward], "dataset": dataset, "seed": seed}
     values |= {"output_dir": str(folder), "eval_strategy": "no", "eval_dataset": None, "report_to": "none"}
     start = time.perf_counter()
-    train_from_config(*cli.build(values))
+    train_from_config(*build(values))
     return {".": time.perf_counter() - start}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from nlf.config import OPTION_GROUPS, RETIRED, TRAINING_DEFAULTS, TRAINING_SHORT, Options
-from nlf.config.knobs import choices_of, default_of
+from nlf.config.knobs import choices_of, default_of, help_of
 from nlf.errors import UserError, near_matches
 
 INHERITED = "Trainer (inherited)"
@@ -60,7 +60,7 @@ def knobs_of(group: str, options: type[Options]) -> dict[str, Knob]:
         choices = choices_of(f)
         plain = f.type.__name__ if isinstance(f.type, type) and not get_args(f.type) else str(f.type)
         kind = "str" if choices else plain
-        found[f.name] = Knob(f.name, kind, default_of(f), f.metadata["help"], group, choices, f.metadata["short"])
+        found[f.name] = Knob(f.name, kind, default_of(f), help_of(f), group, choices, help_of(f).short)
     return found
 
 

@@ -1,8 +1,8 @@
 """The parts that every knob is made of: a default, a line of help, a type, and the values that are allowed.
 
-A knob is a dataclass field, and `knob` writes its help and its bounds into the field's metadata. The choices of a knob
-stand in its type, `Literal["even", "published"]`. `check` reads both. A rule about several knobs is the method
-`check_together` of the dataclass that holds them.
+A knob is a dataclass field whose metadata holds a `Help`: the text and the bounds. The choices of a knob stand in its
+type, `Literal["even", "published"]`. `check` reads both. A rule about several knobs stands in the method `check_together`
+of the dataclass that holds them.
 """
 
 import math
@@ -18,6 +18,16 @@ class Rule(NamedTuple):
 
     holds: Callable[[Any], bool]
     expected: str
+
+
+class Help(str):
+    """A line of help that carries the rule of its knob.
+
+    HfArgumentParser hands every key of a field's metadata to argparse, so the rule has no key of its own.
+    """
+
+    rule: Rule | None = None
+    short: bool = False  # the short help shows the knob
 
 
 def bounds(least: float | None = None, above: float | None = None, most: float | None = None) -> Rule:
@@ -59,18 +69,27 @@ def knob(
     """
     if (least, above, most) != (None, None, None):
         rule = bounds(least, above, most)
-    return _field(default, {"help": help, "rule": rule, "short": short})
+    about = Help(help)
+    about.rule, about.short = rule, short
+    return _field(default, about)
 
 
 def like(options: type, name: str, default: Any) -> Any:
     """A copy of the knob `name` of another dataclass, with another default."""
-    return _field(default, next(f.metadata for f in fields(options) if f.name == name))
+    return _field(default, next(help_of(f) for f in fields(options) if f.name == name))
 
 
-def _field(default: Any, metadata: Any) -> Any:
+def _field(default: Any, help: Help) -> Any:
+    metadata = {"help": help}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def help_of(f: Field) -> Help:
+    """The help of a field; a field of transformers has no rule."""
+    help = f.metadata.get("help", "")
+    return help if isinstance(help, Help) else Help(help)
 
 
 def default_of(f: Field) -> Any:
@@ -103,7 +122,7 @@ def check(options: Options) -> None:
         UserError: the first value that is not allowed, under the name that the person typed.
     """
     for f in fields(options):
-        rule = f.metadata.get("rule") or options.inherited_rules.get(f.name)
+        rule = help_of(f).rule or options.inherited_rules.get(f.name)
         if choices := choices_of(f):
             rule = Rule(choices.__contains__, "one of " + ", ".join(choices))
         check_value(f.name, getattr(options, f.name), rule)
