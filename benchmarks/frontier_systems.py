@@ -16,9 +16,8 @@ from frontier_points import BASE, CONTRASTIVE, DISTILLED, GRPO, PUBLISHED, SFT, 
 from transformers import TrainerCallback
 
 from nlf.cli.arguments import read_recipe, train_knobs
-from nlf.cli.main import main as cli
-from nlf.cli.train import train_from_config
-from nlf.config import DistillOptions, LoadOptions, SamplingOptions
+from nlf.cli.train import build, train_from_config
+from nlf.config import LoadOptions, SamplingOptions, StudentOptions
 from nlf.data.files import write_text
 from nlf.data.generations import read, write_lines
 from nlf.data.prompts import load_prompts
@@ -155,7 +154,7 @@ def student_run(name: str, knobs: dict, teacher: Run, words: str | None = None) 
     words = words or "distilled, " + (", ".join(f"{key} {value}" for key, value in knobs.items()) or "defaults")
     plain = [Setting(name, DISTILLED, DISTILLED, words.replace("_scale", ""))]
     tags = [Setting(f"tag-{i + 1}", TAGS, TAGS, f"five tags distilled, tag {i + 1}", quantile=i) for i in range(5)]
-    stamp = {**teacher.stamp, "distill": asdict(DistillOptions(**knobs))}
+    stamp = {**teacher.stamp, "distill": asdict(StudentOptions(**knobs))}
     make = partial(train_student, teacher=teacher.name, knobs=knobs)
     return Run(name, make, tags if kept else plain, stamp, COST["five tags" if kept else "distilled"])
 
@@ -228,7 +227,7 @@ def train_nlf(folder: Path, seed: int, values: dict, model: str, reward: str, da
     values = values | {"model_name_or_path": model, "reward_funcs": [reward], "dataset": dataset, "seed": seed}
     values |= {"output_dir": str(folder), "eval_strategy": "no", "eval_dataset": None, "report_to": "none"}
     start = time.perf_counter()
-    train_from_config(*cli.build(values))
+    train_from_config(*build(values))
     return {".": time.perf_counter() - start}
 
 

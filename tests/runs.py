@@ -29,7 +29,6 @@ def settings(folder, **changes) -> ALTConfig:
         "max_completion_length": 5,
         "lr_scheduler_type": "constant_with_warmup",
         "eval_num_generations": 2,
-        "eval_max_completion_length": 5,
         "logging_steps": 1,
         "warmup_steps": 1,
         "learning_rate": 1e-2,

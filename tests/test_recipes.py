@@ -1,12 +1,10 @@
 """Every shipped recipe parses, describes a possible run, and holds the numbers it is there for."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from nlf import config
 from nlf.cli.arguments import read_recipe, train_knobs
 from nlf.method.tags import TagScheme
 
@@ -14,21 +12,27 @@ FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
 
 
-def settings(name: str) -> SimpleNamespace:
+class Settings(dict):
+    """Every setting of a recipe, by name."""
+
+    __getattr__ = dict.__getitem__
+
+
+def settings(name: str) -> Settings:
     knobs = train_knobs()
     values = read_recipe(FOLDER / f"{name}.yaml", knobs)
-    return SimpleNamespace(**{n: values.get(n, knob.default) for n, knob in knobs.items()})
+    return Settings({n: values.get(n, knob.default) for n, knob in knobs.items()})
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_parses(path, tmp_path):
-    from nlf.cli.main import build
+    from nlf.cli.train import build, train_options
 
     values = read_recipe(path, train_knobs())
     resolved = settings(path.stem)
-    config.check(resolved)
+    options = train_options(values)
     assert resolved.output_dir == f"runs/{path.stem}"
-    TagScheme(tuple(resolved.tags), resolved.tag_template, resolved.separator)
+    assert TagScheme(tuple(options.tags), options.tag_template, options.separator).separator == options.separator
     args, model, data = build({**values, "output_dir": str(tmp_path), "use_cpu": True})
     for name, value in values.items():
         owner = next(each for each in (args, model, data) if hasattr(each, name))
@@ -54,15 +58,15 @@ def test_the_published_experiment_number_by_number():
 
 
 def test_quark_differs_from_the_published_experiment_in_the_condition_only():
-    ours, quark = vars(settings("toxicity-gpt2-large")), vars(settings("toxicity-quark"))
+    ours, quark = settings("toxicity-gpt2-large"), settings("toxicity-quark")
     different = {name for name in ours if ours[name] != quark[name]}
-    assert different == {"output_dir", "tags", "tag_tokens", "tag_template", "separator", "kl_direction"}
+    assert different == {"output_dir", "tags", "tag_tokens", "tag_template", "kl_direction"}
 
 
 def test_accelerate_configs_are_of_the_installed_version():
     from accelerate.commands.config.config_args import load_config_from_file
 
-    from nlf.cli.main import accelerate_configs
+    from nlf.cli.launch import accelerate_configs
 
     kinds = {name: load_config_from_file(str(p)).distributed_type.value for name, p in accelerate_configs().items()}
     assert kinds == {"fsdp2": "FSDP", "multi_gpu": "MULTI_GPU", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}

@@ -52,7 +52,7 @@ def test_a_job_at_its_time_limit_is_queued_again_and_ends_as_if_it_had_not_been(
         "--use_cpu", "true", "--model_name_or_path", tiny.save(tmp_path / "model"), "--dataset", str(prompts),
         "--reward_funcs", "tiny:vowels", "--num_train_epochs", "4", "--steps_per_iteration", "50",
         "--per_device_train_batch_size", "4", "--prompts_per_iteration", "10", "--num_generations", "2",
-        "--max_completion_length", "5", "--eval_dataset", str(prompts), "--eval_max_completion_length", "5",
+        "--max_completion_length", "5", "--eval_dataset", str(prompts),
         "--max_eval_prompts", "2", "--eval_num_generations", "2", "--logging_steps", "1", "--disable_tqdm", "true",
     ]  # fmt: skip
     assert start(tmp_path, 7001, *flags, "--output_dir", str(tmp_path / "unbroken")).wait(280) == 0

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from nlf import config
-from nlf.cli import arguments
+from nlf.cli import arguments, launch
 from nlf.cli import main as cli
+from nlf.cli import train as train_command
 from nlf.cli.main import main
 from nlf.errors import UserError
 
@@ -19,11 +20,10 @@ from nlf.errors import UserError
 def trained(monkeypatch):
     """What `train_from_config` is called with, instead of training."""
     calls = []
-    import nlf.cli.train
     import nlf.report
 
     monkeypatch.setattr(nlf.report, "write_report", lambda runs: runs[0] / "report.html")
-    monkeypatch.setattr(nlf.cli.train, "train_from_config", lambda *call: calls.append(call))
+    monkeypatch.setattr(train_command, "train_from_config", lambda *call: calls.append(call))
     return calls
 
 
@@ -39,7 +39,7 @@ def fails(capsys, *argv: str) -> str:
 
 def test_help_imports_nothing_heavy_and_documents_every_knob():
     code = (
-        "import sys\nfrom nlf.cli.main import main\ntry:\n    main(['train', '--help'])\nexcept SystemExit:\n    pass\n"
+        "import sys\nfrom nlf.cli.main import main\ntry:\n    main(['train', '--help', 'all'])\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'transformers', 'numpy', 'pandas', 'sklearn', 'datasets', 'pyarrow'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
@@ -55,7 +55,8 @@ def test_help_imports_nothing_heavy_and_documents_every_knob():
 
 def test_commands_are_listed_and_the_version_told(capsys):
     assert main(["--help"]) == 0
-    assert all(f"nlf {name}" in capsys.readouterr().out for name in ["train"])
+    out = capsys.readouterr().out
+    assert all(f"\n  nlf {name}" in out for name in cli.COMMANDS) and len(cli.COMMANDS) == 9
     assert main([]) == 2
     capsys.readouterr()
     assert main(["--version"]) == 0
@@ -113,10 +114,10 @@ def test_flags_override_the_file(trained, tmp_path):
         f"beta: 0.5\nnll_coef: 1\ntags: [good, bad]\nquantile_weights: null\noutput_dir: {tmp_path}/run\n"
     )
     argv = ["train", "--config", str(recipe), "--beta", "0.25", "--dtype=bfloat16", "--max-prompts", "7", "--use_cpu"]
-    assert main([*argv, "--no_log_completions", "--resume_from_checkpoint"]) == 0
+    assert main([*argv, "--no_replay", "--resume_from_checkpoint"]) == 0
     args, model, data, resume = trained[0]
     assert (args.beta, args.nll_coef, args.tags, args.quantile_weights) == (0.25, 1, ["good", "bad"], None)
-    assert (model.dtype, data.max_prompts, args.log_completions, args.use_cpu) == ("bfloat16", 7, False, True)
+    assert (model.dtype, data.max_prompts, args.replay, args.use_cpu) == ("bfloat16", 7, False, True)
     assert args.learning_rate == config.TRAINING_DEFAULTS["learning_rate"]
     assert resume is True
 
@@ -190,9 +191,9 @@ attributes:
 def test_a_recipe_of_several_attributes(trained, capsys, tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text(f"output_dir: {tmp_path}/run\n{ATTRIBUTES}", encoding="utf-8")
-    assert main(["train", "--config", str(recipe), "--use_cpu", "--attribute_template", " but "]) == 0
+    assert main(["train", "--config", str(recipe), "--use_cpu"]) == 0
     args = trained[0][0]
-    assert args.tags == ["kind but glad", "rude but so so", "rude but sad"] and args.reward_funcs == [
+    assert args.tags == ["kind, and glad", "rude, and so so", "rude, and sad"] and args.reward_funcs == [
         "local",
         "sentiment",
     ]
@@ -261,7 +262,7 @@ def test_evaluate_hands_on_its_options(monkeypatch, capsys):
     assert main(argv) == 0
     assert capsys.readouterr().out == "the table\n"
     options = seen[0]
-    assert (options.model, options.max_prompts, options.tag, options.guidance_scale) == ("runs/x", 9, "none", [0.5])
+    assert (options.model, options.max_prompts, options.tag, options.guidance_scales) == ("runs/x", 9, "none", [0.5])
     assert (options.num_generations, options.top_p, options.max_completion_length) == (25, 0.9, 20)
     assert "--model is missing" in fails(capsys, "evaluate")
 
@@ -322,7 +323,7 @@ def test_a_closed_pipe_is_quiet():
 def test_accelerate_config_starts_the_same_command(monkeypatch, capsys):
     started = []
     monkeypatch.setattr(os, "execv", lambda *call: started.append(call[1]))
-    monkeypatch.setattr(cli, "build", lambda values: (_ for _ in ()).throw(UserError("stop here")))
+    monkeypatch.setattr(train_command, "build", lambda values: (_ for _ in ()).throw(UserError("stop here")))
     monkeypatch.delenv("RANK", raising=False)
     given = [
         "--beta",
@@ -350,7 +351,7 @@ def test_a_process_for_each_gpu_of_each_machine(monkeypatch):
     monkeypatch.setattr(os, "execv", lambda *call: started.append(call[1]))
     monkeypatch.setattr("torch.accelerator.device_count", lambda: 8)
     monkeypatch.delenv("RANK", raising=False)
-    cli.launch("fsdp2", {"num_machines": 2}, [], use_cpu=False)
+    launch.launch("fsdp2", {"num_machines": 2}, [], use_cpu=False)
     assert started[0][5:9] == ["--num_machines", "2", "--num_processes", "16"]
     assert started[0][-2:] == ["--bf16", "true"]  # as the config says
 
@@ -373,7 +374,7 @@ def test_mistakes_in_starting_several_processes(monkeypatch, capsys, flags, said
 
 
 def test_deepspeed_configs_say_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
     monkeypatch.delenv("RANK", raising=False)
     assert "pip install deepspeed" in fails(capsys, "train", "--accelerate_config", "zero3", "--num_processes", "2")
 

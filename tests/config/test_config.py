@@ -1,30 +1,81 @@
-"""The knobs: every one has help, the rules quote its name, and the command line knows what ALTConfig knows."""
+"""The knobs: each has a home, a line of help and its rules, and the command line knows what ALTConfig knows."""
 
+import sys
 from dataclasses import MISSING, fields
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from nlf import config
-from nlf.cli.arguments import INHERITED, convert, inherited_knobs, train_knobs
+from nlf.cli.arguments import INHERITED, SNAPSHOT, convert, inherited_knobs, train_knobs
 from nlf.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+import training_arguments
+
+OURS = """
+model_name_or_path model_revision dtype attn_implementation trust_remote_code ref_model_name_or_path use_peft lora_r
+lora_alpha lora_target_modules disable_dropout dataset eval_dataset dataset_prompt_column dataset_train_split
+dataset_test_split max_prompts max_eval_prompts max_prompt_length reward_funcs reward_weights reward_normalization
+cache_dir replay rate_limit max_concurrency request_timeout tags tag_template tag_tokens attributes feedback_sampling
+max_feedback_length num_generations max_completion_length min_completion_length temperature top_p top_k sampler
+sampler_compile tensor_parallel_size gpu_memory_utilization eval_num_generations eval_top_p eval_guidance_scale
+prompts_per_iteration steps_per_iteration pool_keep quantile_scope quantile_rule quantile_weights prompts_per_part
+distill nll_coef contrast_coef beta entropy_coef kl_direction reference_device adaptive_kl target_kl target_entropy
+horizon num_completions_to_print
+""".split()
+SHORT = """
+model_name_or_path dtype use_peft dataset eval_dataset dataset_prompt_column max_prompts max_prompt_length reward_funcs
+reward_weights tags tag_template num_generations max_completion_length temperature top_p sampler eval_num_generations
+prompts_per_iteration steps_per_iteration pool_keep quantile_weights distill nll_coef contrast_coef beta entropy_coef
+output_dir num_train_epochs learning_rate per_device_train_batch_size gradient_accumulation_steps bf16 seed report_to
+""".split()
+
+
+def test_the_knobs_of_training_are_these():
+    assert sorted(f.name for f in fields(config.TrainOptions)) == sorted(OURS)
+    assert len(OURS) <= 65
+
+
+def test_the_short_help_shows_these():
+    assert sorted(name for name, knob in train_knobs().items() if knob.short) == sorted(SHORT)
+    assert len(SHORT) <= 40
 
 
 def test_every_knob_has_one_home_and_a_line_of_help():
-    seen = set()
-    for group, options in config.OPTION_GROUPS.items():
-        for f in fields(options):
-            assert f.name not in seen, f"{f.name} of {group} is defined twice"
-            assert f.metadata["help"].endswith((".", ")")), f.name
-            seen.add(f.name)
+    for groups, whole in [
+        (config.OPTION_GROUPS, config.TrainOptions),
+        *((groups, config.COMMAND_OPTIONS[name]) for name, groups in config.COMMAND_GROUPS.items()),
+    ]:
+        seen = set()
+        for group, options in groups.items():
+            for f in fields(options):
+                assert f.name not in seen, f"{f.name} of {group} is defined twice"
+                assert f.metadata["help"].endswith((".", ")")), f.name
+                seen.add(f.name)
+        assert seen == {f.name for f in fields(whole)}, "the class of a command has the knobs of its groups"
 
 
-def test_evaluation_has_the_sampling_knobs_with_its_own_defaults():
-    names = {f.name for f in fields(config.EvalSamplingOptions)}
-    assert names == {f"eval_{f.name}" for f in fields(config.SamplingOptions)}
-    options = config.EvalSamplingOptions()
-    assert (options.eval_num_generations, options.eval_top_p, options.eval_temperature) == (25, 0.9, 1.0)
-    assert config.sampling_options(options, "eval_") == config.SamplingOptions(num_generations=25, top_p=0.9)
+def test_sampling_of_training_of_evaluation_and_of_commands():
+    options = config.TrainOptions(max_completion_length=9, temperature=0.5, top_p=0.8, eval_guidance_scale=2.0)
+    assert config.sampling_options(options) == config.SamplingOptions(
+        max_completion_length=9, temperature=0.5, top_p=0.8
+    )
+    assert config.eval_sampling_options(options) == config.SamplingOptions(
+        num_generations=25, max_completion_length=9, top_p=0.9, guidance_scale=2.0
+    )
+    for command in (config.SampleOptions(), config.EvaluateOptions()):
+        assert config.sampling_options(command) == config.SamplingOptions(num_generations=25, top_p=0.9)
+
+
+def test_the_sampling_rule_keeps_its_order():
+    """Stamps of rollouts digest it, so runs of before resume only while names and order stay."""
+    assert vars(config.sampling_options(config.TrainOptions())) == {
+        "num_generations": 4, "max_completion_length": 20, "min_completion_length": 0, "temperature": 1.0,
+        "top_p": 1.0, "top_k": 0, "guidance_scale": 0.0, "negative_tag": None,
+    }  # fmt: skip
+    assert [f.name for f in fields(config.SamplingOptions)][-2:] == ["guidance_scale", "negative_tag"]
 
 
 def test_lists_are_not_shared_between_instances():
@@ -36,13 +87,19 @@ def test_lists_are_not_shared_between_instances():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"top_p": 0.0}, "top_p: 0.0"),
+        ({"top_p": 0.0}, "top_p: 0.0 where a number above 0, 1 at most"),
         ({"rate_limit": 0.0}, "rate_limit: 0.0 where a number above 0"),
         ({"quantile_rule": "odd"}, "even, published, levels"),
         ({"reward_normalization": "max"}, "none, zscore, rank"),
         ({"quantile_rule": "published", "quantile_scope": "prompt"}, "set quantile_scope pool"),
+        ({"quantile_rule": "levels", "reward_normalization": "rank"}, "set reward_normalization none"),
         ({"eval_top_p": 1.5}, "eval_top_p: 1.5"),
         ({"num_generations": 0}, "num_generations: 0"),
+        ({"beta": -1.0}, "beta: -1.0 where 0 or more"),
+        ({"beta": float("nan")}, "beta: nan where a finite number"),
+        ({"target_kl": float("inf")}, "target_kl: inf where a finite number"),
+        ({"quantile_weights": [1.0, float("inf"), 1.0, 1.0, 1.0]}, "where a finite number"),
+        ({"dtype": "int8"}, "dtype: 'int8' where one of float32, bfloat16, float16, auto"),
         ({"kl_direction": "sideways"}, "forward, reverse"),
         ({"tags": ["only"]}, "two or more"),
         ({"tags": ["same", "same"]}, "different"),
@@ -51,14 +108,25 @@ def test_lists_are_not_shared_between_instances():
         ({"quantile_weights": [1.0], "tags": ["a", "b"]}, "1 numbers for 2 tags"),
         ({"reward_weights": [1.0, 2.0], "reward_funcs": ["local"]}, "2 numbers for 1 reward_funcs"),
         ({"min_completion_length": 5, "max_completion_length": 4}, "above max_completion_length (4)"),
-        ({"eval_min_completion_length": 5, "eval_max_completion_length": 4}, "above eval_max_completion_length"),
+        ({"feedback_sampling": "all"}, "there is one list of tags"),
     ],
 )
 def test_a_senseless_value_is_refused_by_name(values, words):
     with pytest.raises(UserError) as caught:
-        config.check(SimpleNamespace(**values))
+        config.TrainOptions(**values)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_sampler_without_logits_is_not_guided():
+    for options in (config.SampleOptions, config.EvaluateOptions):
+        name = "guidance_scale" if options is config.SampleOptions else "guidance_scales"
+        scales = (1.0, 0.0) if options is config.SampleOptions else ([0.0, 1.0], [0.0])
+        options(sampler="vllm", **{name: scales[1]})
+        with pytest.raises(UserError, match="sampler vllm cannot be guided"):
+            options(sampler="vllm", **{name: scales[0]})
+    with pytest.raises(UserError, match="no sampler_url"):
+        config.SamplerOptions(sampler="server")
 
 
 def test_the_options_of_remote_rewards_among_others():
@@ -69,7 +137,22 @@ def test_the_options_of_remote_rewards_among_others():
 
 
 def test_null_switches_off_and_is_not_checked():
-    config.check(SimpleNamespace(quantile_weights=None, tags=["a", "b"], pool_keep=None, prompts_per_iteration=None))
+    config.TrainOptions(quantile_weights=None, tags=["a", "b"], pool_keep=None, prompts_per_iteration=None)
+
+
+@pytest.mark.parametrize(
+    ("template", "token"),
+    [
+        ("{feedback}<|separator|>{prompt}", "<|separator|>"),
+        ("Say: {feedback} <|end|>\n{prompt}", "<|end|>"),
+        ("{feedback}{prompt}", None),
+        ("feedback: {feedback} input: {prompt}", None),
+        ("<|start|>{feedback}: {prompt}<|end|>", None),
+        ("{feedback}<|one|><|two|>{prompt}", None),
+    ],
+)
+def test_the_separator_stands_between_feedback_and_prompt(template, token):
+    assert config.TagOptions(tag_template=template).separator == token
 
 
 @pytest.mark.parametrize(
@@ -87,7 +170,7 @@ def test_null_switches_off_and_is_not_checked():
         ("use_peft", "True", True),
         ("bf16", True, True),
         ("lr_scheduler_kwargs", '{"num_cycles": 2}', {"num_cycles": 2}),
-        ("separator", "null", None),
+        ("target_entropy", "null", None),
         ("run_name", "7", "7"),
     ],
 )
@@ -119,7 +202,13 @@ def test_a_wrong_type_names_knob_value_and_expectation(name, given):
     assert "expected" in message
 
 
-def test_help_read_from_source_is_what_transformers_has():
+def test_the_snapshot_is_that_of_the_installed_transformers(tmp_path):
+    training_arguments.write(tmp_path / "now.json")
+    now, kept = (tmp_path / "now.json").read_text("utf-8"), SNAPSHOT.read_text("utf-8")
+    assert now == kept, "run `python tools/training_arguments.py`"
+
+
+def test_inherited_help_and_defaults_are_what_transformers_has():
     from transformers import TrainingArguments
 
     real = {f.name: f for f in fields(TrainingArguments) if f.init}

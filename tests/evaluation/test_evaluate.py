@@ -273,7 +273,7 @@ def test_a_task_file_of_ones_own(words, tmp_path):
 def test_which_systems():
     policy = prepare_policy(tiny.model(), tiny.tokenizer(), TagScheme(("good", "bad")))
     options = SimpleNamespace(
-        model="none", tag="best", guidance_scale=[1.0, 0.0], negative_tag=None, sweep_tags=True, sweep_prompts=9
+        model="none", tag="best", guidance_scales=[1.0, 0.0], negative_tag=None, sweep_tags=True, sweep_prompts=9
     )
     found = systems_of(None, policy, options, turned=False)
     assert [(s.name, s.tag, s.negative) for s in found] == [

@@ -8,12 +8,13 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import tiny
 
 from nlf.cli.main import main
-from nlf.config import RULES, SamplerOptions, SamplingOptions
+from nlf.config import SamplerOptions, SamplingOptions
 from nlf.data.generations import read_lines
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
@@ -213,4 +214,4 @@ def test_every_sampler_of_the_options_is_made(folder, stand_in):
         for name in SAMPLERS
     }
     assert labels == {"hf": "hf", "vllm": "vllm", "server": f"server:{folder / 'run'}"}
-    assert RULES["sampler"][1] == "one of " + ", ".join(SAMPLERS)
+    assert get_args(SamplerOptions.__annotations__["sampler"]) == tuple(SAMPLERS)

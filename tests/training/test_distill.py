@@ -214,15 +214,15 @@ def test_keeping_the_tags(run, tmp_path):
 def test_what_each_tag_teaches(run):
     policy = load_policy(str(run))
     options = DistillOptions(tag="best", guidance_scale=2.0)
-    (one,) = lessons(policy, "x", options)
+    (one,) = lessons(policy, options)
     assert (one.tag, one.negative, one.scale, one.student_tag) == ("Lowest Toxicity", "Maximum Toxicity", 2.0, None)
     options.tag, options.guidance_scale = "middle", None
-    (one,) = lessons(policy, "x", options)
+    (one,) = lessons(policy, options)
     assert (one.tag, one.scale) == ("Moderate Toxicity", 8.0)
     options.tag, options.keep_tags, options.guidance_scale = "best", True, 2.0
     found = [
         (each.tag.split()[0], each.negative.split()[0], each.scale, each.student_tag == each.tag)
-        for each in lessons(policy, "x", options)
+        for each in lessons(policy, options)
     ]
     assert found == [
         *(

@@ -397,7 +397,7 @@ def test_bf16_and_gradient_checkpointing(tmp_path):
 
 def test_config_yaml_can_be_given_back(unbroken):
     from nlf.cli.arguments import read_recipe
-    from nlf.cli.main import build, train_settings_knobs
+    from nlf.cli.train import build, train_settings_knobs
 
     values = read_recipe(unbroken / "config.yaml", train_settings_knobs())
     args, _, _ = build({**values, "reward_funcs": ["local"]})

@@ -195,7 +195,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(tmp_path, monkeypatch,
 
 
 def ranks(count: int, tensor: int = 1, **changes) -> list:
-    common = {"sampler": "vllm", "world_size": count, "tensor_parallel_size": tensor, "data_parallel_size": 1}
+    common = {"sampler": "vllm", "world_size": count, "tensor_parallel_size": tensor}
     return [SimpleNamespace(**common | changes, process_index=rank) for rank in range(count)]
 
 
@@ -205,9 +205,7 @@ def test_ranks_sample_alone_or_in_groups(stand_in, monkeypatch):
     assert [share(rank) for rank in ranks(2, tensor=2, sampler="hf")] == [(0, 2), (1, 2)]
     assert share(ranks(1, tensor=2)[0]) == (0, 1)
     check_sampler(ranks(4, tensor=2)[0])
-    check_sampler(ranks(1, tensor=3, data_parallel_size=2)[0])
-    with pytest.raises(UserError, match="data_parallel_size 2: each of the 4 processes has a vLLM already"):
-        check_sampler(ranks(4, data_parallel_size=2)[0])
+    check_sampler(ranks(1, tensor=3)[0])
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     with pytest.raises(
         UserError, match="tensor_parallel_size 8: the 4 processes of a machine cannot be grouped by it"

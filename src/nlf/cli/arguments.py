@@ -1,32 +1,33 @@
 """From flags and YAML to checked values, without importing anything heavy.
 
-A `Knob` is one setting: ours come from the dataclasses of `nlf.config`, the inherited ones are read by `ast` from the
-installed `transformers/training_args.py` (importing it takes seconds, and `--help` or a typing mistake need not wait
-for that). Both a recipe and the command line end in one flat dict of the values that were *given*; `trainer.ALTConfig`
-adds the defaults.
+A `Knob` is one setting. Ours come from the dataclasses of `nlf.config`. Those of transformers' TrainingArguments come
+from a snapshot, `training_arguments.json`, since importing transformers takes seconds (`tools/training_arguments.py`
+writes it). A recipe and the command line both become one flat dict of the values that were given.
 """
 
 import argparse
-import ast
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, NoReturn, get_args
 
-from nlf.config import OPTION_GROUPS, TRAINING_DEFAULTS
+from nlf.config import OPTION_GROUPS, RETIRED, TRAINING_DEFAULTS, TRAINING_SHORT, Options
+from nlf.config.knobs import choices_of, default_of, help_of
 from nlf.errors import UserError, near_matches
 
 INHERITED = "Trainer (inherited)"
-ALIASES = {"reward": "reward_funcs"}  # shorter names that are understood where the long one is
+SNAPSHOT = Path(__file__).with_name("training_arguments.json")
+ALIASES = {"reward": "reward_funcs", "guidance_scale": "guidance_scales"}  # understood where only the second is a knob
 
 
 @dataclass(frozen=True)
 class Knob:
-    """One setting: its name, the types it takes ('float | None'), default, help and group."""
+    """One setting: its name, the types it takes ('float | None'), default, help and group.
+
+    `short`: the short help shows it. `hidden`: no help shows it.
+    """
 
     name: str
     type: str
@@ -34,6 +35,8 @@ class Knob:
     help: str
     group: str
     choices: tuple = ()
+    short: bool = False
+    hidden: bool = False
 
     @property
     def kinds(self) -> list[str]:
@@ -44,19 +47,20 @@ class Knob:
         return any(kind.startswith("list") for kind in self.kinds)
 
 
+Knobs = Mapping[str, Knob]
+
+
 # ---- where knobs come from ----------------------------------------------------------------------------------------
 
 
-def knobs_of(group: str, options: type, defaults: Mapping[str, Any] | None = None) -> dict[str, Knob]:
-    """The knobs of one of our dataclasses, with some defaults replaced."""
+def knobs_of(group: str, options: type[Options]) -> dict[str, Knob]:
+    """The knobs of one of our dataclasses, under the heading `group`."""
     found = {}
     for f in fields(options):
-        choices = get_args(f.type) if get_origin(f.type) is Literal else ()
-        kind = (
-            "str" if choices else f.type.__name__ if isinstance(f.type, type) and not get_args(f.type) else str(f.type)
-        )
-        default = f.default if f.default_factory is MISSING else f.default_factory()
-        found[f.name] = Knob(f.name, kind, (defaults or {}).get(f.name, default), f.metadata["help"], group, choices)
+        choices = choices_of(f)
+        plain = f.type.__name__ if isinstance(f.type, type) and not get_args(f.type) else str(f.type)
+        kind = "str" if choices else plain
+        found[f.name] = Knob(f.name, kind, default_of(f), help_of(f), group, choices, help_of(f).short)
     return found
 
 
@@ -70,38 +74,19 @@ def train_knobs() -> dict[str, Knob]:
 
 
 def inherited_knobs() -> dict[str, Knob]:
-    """The fields of the installed TrainingArguments, read without importing it.
-
-    Raises:
-        UserError: transformers is not installed.
-    """
-    spec = find_spec("transformers")
-    if spec is None or spec.origin is None:
-        raise UserError("transformers is not installed; run `pip install -c constraints.txt -e .`")
-    source = Path(spec.origin).with_name("training_args.py").read_text(encoding="utf-8")
-    start = source.index("\nclass TrainingArguments")
-    body = ast.parse(source[start : source.index("\n    def ", start)]).body[0].body
-    found = [_inherited(node) for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call)]
-    return {knob.name: knob for knob in found}
+    """The arguments of transformers' TrainingArguments, from the snapshot."""
+    rows = json.loads(SNAPSHOT.read_text(encoding="utf-8"))["arguments"]
+    return {row["name"]: _inherited(**row) for row in rows}
 
 
-def _inherited(node: ast.AnnAssign) -> Knob:
-    """The knob of one line `name: type = field(default=…, metadata={"help": …})`."""
-    given = {keyword.arg: keyword.value for keyword in node.value.keywords}
-    metadata = given.get("metadata", ast.Dict([], []))
-    about = {key.value: value for key, value in zip(metadata.keys, metadata.values, strict=True)}
-    name, default = node.target.id, _literal(given["default"]) if "default" in given else []
-    help = str(_literal(about["help"])).replace("%%", "%") if "help" in about else ""
-    choices = tuple(_literal(about["choices"]) or ()) if isinstance(about.get("choices"), ast.List) else ()
-    return Knob(name, ast.unparse(node.annotation), TRAINING_DEFAULTS.get(name, default), help, INHERITED, choices)
+def _inherited(name: str, type: str, default: Any, help: str, choices: list) -> Knob:
+    default = TRAINING_DEFAULTS.get(name, default)
+    return Knob(name, type, default, help, INHERITED, tuple(choices), short=name in TRAINING_SHORT)
 
 
-def _literal(node: ast.expr) -> Any:
-    """The value of a constant; of a name (`default_optim`), None: only its code knows it."""
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        return None
+def retired_knobs() -> dict[str, Knob]:
+    """The knobs that `nlf train` no longer has: they are read, so that `config.current` can judge their values."""
+    return {name: Knob(name, old.type, None, "", "", hidden=True) for name, old in RETIRED.items()}
 
 
 # ---- values -------------------------------------------------------------------------------------------------------
@@ -142,10 +127,10 @@ READERS: dict[str, Callable[[Any], Any]] = {"bool": _boolean, "int": _integer, "
 
 
 def convert(knob: Knob, value: Any, where: str = "") -> Any:
-    """A flag's text or a YAML value as what the knob takes.
+    """Turn the text of a flag, or a YAML value, into a value of the knob's type.
 
     Raises:
-        UserError: naming where, the knob, the value and what was expected.
+        UserError: the value has another type; the message names the place, the knob and the expected type.
     """
     if value is None or value in ("null", ["null"]):
         if "None" in knob.kinds:
@@ -163,7 +148,7 @@ def convert(knob: Knob, value: Any, where: str = "") -> Any:
 
 
 def _readings(knob: Knob, value: Any) -> list[tuple[str, Any]]:
-    """(type, value) to try in turn, text last; one item of a list that may be alone is taken alone."""
+    """(type, value) to try in turn, text last. A list of one item stands for the item where the knob takes no list."""
     plain = [kind for kind in knob.kinds if kind != "None" and not kind.startswith("list")]
     if not plain or (isinstance(value, list) and len(value) != 1):
         return [(kind, value) for kind in knob.kinds if kind.startswith("list")]
@@ -181,11 +166,12 @@ def _read(kind: str, value: Any) -> Any:
 # ---- YAML ---------------------------------------------------------------------------------------------------------
 
 
-def read_recipe(path: str | Path, knobs: Mapping[str, Knob]) -> dict[str, Any]:
-    """The values of a flat YAML file.
+def read_recipe(path: str | Path, knobs: Knobs) -> dict[str, Any]:
+    """Read the values of a flat YAML file.
 
     Raises:
-        UserError: no such file, not YAML, not a flat mapping, an unknown or repeated key, a wrong type; with its line.
+        UserError: the file is missing, is no flat YAML mapping, or has an unknown key, a key twice or a wrong type; the
+            message names the line.
     """
     import yaml
 
@@ -201,19 +187,32 @@ def read_recipe(path: str | Path, knobs: Mapping[str, Knob]) -> dict[str, Any]:
         return {}
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"{path}: expected one `name: value` a line")
+    return _recipe_values(root, str(path), knobs)
+
+
+def _recipe_values(root: Any, path: str, knobs: Knobs) -> dict[str, Any]:
+    """The values of a YAML mapping node, converted."""
+    import yaml
+
     loader, values = yaml.SafeLoader(""), {}
     for key, node in root.value:
-        where, name = f"{path}:{key.start_mark.line + 1}: ", str(key.value)
+        where, name = f"{path}:{key.start_mark.line + 1}: ", full_name(str(key.value), knobs)
         if name not in knobs:
-            raise unknown(name, knobs, where)
+            raise unknown(name, [known for known, knob in knobs.items() if not knob.hidden], where)
         if name in values:
             raise UserError(f"{where}{name} is given twice")
         values[name] = convert(knobs[name], loader.construct_object(node, deep=True), where)
     return values
 
 
-def unknown(name: str, known: Sequence[str] | Mapping[str, Any], where: str = "", what: str = "key") -> UserError:
-    """The error for a name that is not known, with the names it is nearest to."""
+def full_name(name: str, knobs: Knobs) -> str:
+    """The knob that a shorter or older name stands for; a knob's own name comes first."""
+    alias = ALIASES.get(name)
+    return alias if alias and alias in knobs and name not in knobs else name
+
+
+def unknown(name: str, known: Iterable[str], where: str = "", what: str = "key") -> UserError:
+    """The error for an unknown name, with the known names that are close to it."""
     near = near_matches(name.lstrip("-"), known, 3)
     dashes = "--" if what == "flag" else ""
     hint = f"did you mean {' or '.join(dashes + n for n in near)}?" if near else "see --help"
@@ -234,8 +233,8 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def add_knobs(parser: argparse.ArgumentParser, knobs: Mapping[str, Knob]) -> None:
-    """A flag for each knob, under the heading of its group."""
+def add_knobs(parser: argparse.ArgumentParser, knobs: Knobs, short: bool = False) -> None:
+    """A flag for each knob, under the heading of its group; with `short`, the help shows the short knobs only."""
     groups = {group.title: group for group in parser._action_groups}
     for knob in knobs.values():
         if knob.group not in groups:
@@ -243,17 +242,18 @@ def add_knobs(parser: argparse.ArgumentParser, knobs: Mapping[str, Knob]) -> Non
         shape: dict[str, Any] = {"nargs": "+"} if knob.listed else {}
         if "bool" in knob.kinds:
             shape = {"nargs": "?", "const": "true"}
+        shown = not (knob.hidden or (short and not knob.short))
         groups[knob.group].add_argument(
             f"--{knob.name}",
             default=argparse.SUPPRESS,
             metavar="|".join(map(str, knob.choices)) or _kind_shown(knob.kinds),
-            help=f"{knob.help} [{_shown(knob.default)}]".replace("%", "%%"),
+            help=f"{knob.help} [{_shown(knob.default)}]".replace("%", "%%") if shown else argparse.SUPPRESS,
             **shape,
         )
 
 
 def _kind_shown(kinds: Sequence[str]) -> str:
-    """`list[float] | None` takes floats, which the flag's repetition says."""
+    """The types for the help; for `list[float] | None`, the type of an item."""
     kinds = [kind[5:-1] if kind.startswith("list[") else kind.split("[")[0] for kind in kinds if kind != "None"]
     return "|".join(dict.fromkeys(kinds))
 
@@ -264,13 +264,12 @@ def _shown(default: Any) -> str:
     return json.dumps(default, ensure_ascii=False)
 
 
-def spelled(argv: Sequence[str], knobs: Mapping[str, Knob]) -> list[str]:
-    """Flags as they are declared: `--top-p` is `--top_p`, `--no_log_completions` is `--log_completions false`."""
+def spelled(argv: Sequence[str], knobs: Knobs) -> list[str]:
+    """Rewrite flags as they are declared: `--top-p` is `--top_p`, `--no_replay` is `--replay false`."""
     written = []
     for word in argv:
         flag, equals, value = word.partition("=")
-        name = flag[2:].replace("-", "_")
-        name = ALIASES[name] if ALIASES.get(name) in knobs else name
+        name = full_name(flag[2:].replace("-", "_"), knobs)
         positive = name.removeprefix("no_")
         if not word.startswith("--") or name == "":
             written.append(word)
@@ -281,16 +280,16 @@ def spelled(argv: Sequence[str], knobs: Mapping[str, Knob]) -> list[str]:
     return written
 
 
-def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str], knobs: Mapping[str, Knob]) -> SimpleNamespace:
-    """The flags that were given: knobs converted, the parser's other arguments as they are.
+def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str], knobs: Knobs) -> dict[str, Any]:
+    """The flags that were given, by name: knobs converted, the parser's other arguments as they are.
 
     Raises:
-        UserError: an unknown flag, with near matches; a stray word; a value of the wrong type.
+        UserError: an unknown flag, with close names; a stray word; a value of the wrong type.
     """
     given, rest = parser.parse_known_args(spelled(argv, knobs))
     if rest:
-        known = [option[2:] for action in parser._actions for option in action.option_strings]
         flags = [word.partition("=")[0] for word in rest if word.startswith("--")]
+        options = [option[2:] for action in parser._actions for option in action.option_strings]
+        known = [name for name in options if name not in knobs or not knobs[name].hidden]
         raise unknown(flags[0], known, what="flag") if flags else UserError(f"unexpected {rest[0]!r}; see --help")
-    values = vars(given)
-    return SimpleNamespace(**{n: convert(knobs[n], v, "--") if n in knobs else v for n, v in values.items()})
+    return {name: convert(knobs[name], v, "--") if name in knobs else v for name, v in vars(given).items()}

@@ -1,14 +1,18 @@
-"""`nlf train --dry_run`: what a run will cost, from its settings, its prompts and the shapes of its weights.
+"""`nlf train --dry_run`: estimate the cost of a run from its settings, its prompts and the shapes of its weights.
 
-Nothing is loaded but the prompts and, where the model is a folder, the headers of its safetensors files.
+It loads the prompts and, where the model is a folder, the headers of its safetensors files.
 """
 
 import json
 import math
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
+from nlf.cli.arguments import Knob
+from nlf.config import TrainOptions
 from nlf.data.files import ASSETS
 from nlf.data.prompts import EMBEDDED, load_prompts
 from nlf.rewards.registry import resolve_reward
@@ -17,99 +21,158 @@ Shapes = list[tuple[int, ...]]
 BYTES = {"float32": 4, "auto": 2, "bfloat16": 2, "float16": 2}
 
 
-def plan(settings: SimpleNamespace) -> dict[str, str]:
-    """Names and figures, in the order they are shown; `settings` holds every knob of `nlf train`.
+@dataclass(frozen=True)
+class Schedule:
+    """The arguments of transformers' TrainingArguments that the cost depends on."""
+
+    num_train_epochs: float
+    max_steps: int
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    logging_steps: float
+    eval_strategy: str
+    eval_steps: float | None
+    eval_on_start: bool
+    save_strategy: str
+    save_steps: float
+    save_total_limit: int | None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], knobs: Mapping[str, Knob]) -> "Schedule":
+        """The schedule of a run: the values that were given, and the defaults of the others."""
+        return cls(**{f.name: values.get(f.name, knobs[f.name].default) for f in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The sizes of a run."""
+
+    prompts: int  # training prompts
+    iterations: int
+    steps: int  # optimizer steps
+    batch: int  # completions in a step, over all processes
+    per_iteration: int  # completions sampled in an iteration
+    evaluations: int
+    eval_prompts: int
+    evaluated: int  # completions of all evaluations
+
+    @property
+    def sampled(self) -> int:
+        """Completions to train on, in all iterations."""
+        return self.iterations * self.per_iteration
+
+
+def plan(options: TrainOptions, schedule: Schedule) -> dict[str, str]:
+    """Names and figures, in the order in which they are shown.
 
     Raises:
         UserError: the prompts, the rewards or the model cannot be found.
     """
-    s = settings
-    prompts = len(prompt_rows(s, s.dataset, s.dataset_train_split, s.max_prompts))
-    per_iteration = (prompts if s.prompts_per_iteration is None else s.prompts_per_iteration) * s.num_generations
-    steps = s.max_steps if s.max_steps > 0 else math.ceil(s.num_train_epochs) * s.steps_per_iteration
-    iterations = math.ceil(steps / s.steps_per_iteration)
-    batch = s.per_device_train_batch_size * s.gradient_accumulation_steps * int(os.environ.get("WORLD_SIZE", "1"))
-    evaluations = num_evaluations(s, iterations, steps)
-    eval_prompts = evaluations and len(prompt_rows(s, s.eval_dataset, s.dataset_test_split, s.max_eval_prompts))
-    evaluated = evaluations * eval_prompts * s.eval_num_generations
-    sampled = iterations * per_iteration
-    tokens = sampled * s.max_completion_length + evaluated * s.eval_max_completion_length
+    n = counts(options, schedule)
+    tokens = (n.sampled + n.evaluated) * options.max_completion_length
     return {
-        "training prompts": f"{prompts:,}",
-        "iterations": f"{iterations:,}",
-        "completions": f"{per_iteration:,} an iteration, {sampled:,} in all",
-        "evaluation completions": f"{evaluated:,} ({evaluations:,} evaluations of {eval_prompts:,} prompts)",
+        "training prompts": f"{n.prompts:,}",
+        "iterations": f"{n.iterations:,}",
+        "completions": f"{n.per_iteration:,} an iteration, {n.sampled:,} in all",
+        "evaluation completions": f"{n.evaluated:,} ({n.evaluations:,} evaluations of {n.eval_prompts:,} prompts)",
         "tokens sampled": f"at most {tokens:,}",
-        "scorer calls": scorer_calls(s, sampled + evaluated),
-        "optimizer steps": f"{steps:,} of {batch:,} completions, each run {passes(s)} times",
-        **disk(s, sampled, iterations, steps),
+        "scorer calls": scorer_calls(options, n.sampled + n.evaluated),
+        "optimizer steps": f"{n.steps:,} of {n.batch:,} completions, each run {passes(options)} times",
+        **disk(options, schedule, n),
     }
 
 
-def prompt_rows(s: SimpleNamespace, source: str, split: str, limit: int | None) -> list[dict]:
-    return load_prompts(source, column=s.dataset_prompt_column, split=split, limit=limit)
+def counts(options: TrainOptions, schedule: Schedule) -> Counts:
+    """Count prompts, iterations, steps and completions."""
+    prompts = num_prompts(options, options.dataset, options.dataset_train_split, options.max_prompts)
+    epochs, per_iteration = math.ceil(schedule.num_train_epochs), options.steps_per_iteration
+    steps = schedule.max_steps if schedule.max_steps > 0 else epochs * per_iteration
+    iterations = math.ceil(steps / per_iteration)
+    evaluations = num_evaluations(schedule, iterations, steps)
+    eval_prompts = 0
+    if evaluations:
+        split, limit = options.dataset_test_split, options.max_eval_prompts
+        eval_prompts = num_prompts(options, options.eval_dataset, split, limit)
+    on_each_device = schedule.per_device_train_batch_size * schedule.gradient_accumulation_steps
+    return Counts(
+        prompts=prompts,
+        iterations=iterations,
+        steps=steps,
+        batch=on_each_device * int(os.environ.get("WORLD_SIZE", "1")),
+        per_iteration=(options.prompts_per_iteration or prompts) * options.num_generations,
+        evaluations=evaluations,
+        eval_prompts=eval_prompts,
+        evaluated=evaluations * eval_prompts * options.eval_num_generations,
+    )
 
 
-def num_evaluations(s: SimpleNamespace, iterations: int, steps: int) -> int:
-    """How often the evaluation prompts are sampled."""
-    every = s.eval_steps or s.logging_steps
+def num_prompts(options: TrainOptions, source: str, split: str, limit: int | None) -> int:
+    """Count the prompts of a source."""
+    return len(load_prompts(source, column=options.dataset_prompt_column, split=split, limit=limit))
+
+
+def num_evaluations(schedule: Schedule, iterations: int, steps: int) -> int:
+    """Count how often the evaluation prompts are sampled."""
+    every = schedule.eval_steps or schedule.logging_steps
     interval = math.ceil(every * steps) if every < 1 else every
-    return {"no": 0, "epoch": iterations}.get(s.eval_strategy, int(steps // interval)) + int(s.eval_on_start)
+    by_strategy = {"no": 0, "epoch": iterations}.get(schedule.eval_strategy, int(steps // interval))
+    return by_strategy + int(schedule.eval_on_start)
 
 
-def scorer_calls(s: SimpleNamespace, completions: int) -> str:
-    """Calls of all rewards; for those behind a network also the hours, at most, at `rate_limit`, or at one call a second,
-    a usual free quota.
+def scorer_calls(options: TrainOptions, completions: int) -> str:
+    """The calls of all rewards, and the hours that remote ones take at most: at `rate_limit`, or at one call a second, a
+    usual free quota.
     """
-    rewards = [resolve_reward(spec) for spec in s.reward_funcs]
-    remote, rate = sum(reward.remote for reward in rewards) * completions, s.rate_limit or 1
+    rewards = [resolve_reward(spec) for spec in options.reward_funcs]
+    remote, rate = sum(reward.remote for reward in rewards) * completions, options.rate_limit or 1
     hours = f"; {remote:,} of them remote, {remote / rate / 3600:,.1f} hours at {rate:g} a second" if remote else ""
     return f"{completions * len(rewards):,}{hours}"
 
 
-def passes(s: SimpleNamespace) -> int:
+def passes(options: TrainOptions) -> int:
     """Forward passes for each drawn completion: its own tag, the mirror tag where there is contrast, the reference."""
-    return 2 + int(s.contrast_coef != 0)
+    return 2 + int(options.contrast_coef != 0)
 
 
-def disk(s: SimpleNamespace, sampled: int, iterations: int, steps: int) -> dict[str, str]:
+def disk(options: TrainOptions, schedule: Schedule, n: Counts) -> dict[str, str]:
     """Sizes of the model, the rollouts and the checkpoints, and of the whole model that vLLM reads."""
-    shapes = weight_shapes(s)
+    shapes = weight_shapes(options)
     size = sum(math.prod(shape) for shape in shapes)
-    trained = adapter_size(shapes, s.lora_r) if s.use_peft else size
-    between = {"no": 0, "epoch": 0}.get(s.save_strategy, int(steps // s.save_steps) if s.save_steps >= 1 else 0)
-    checkpoints = min(iterations + between, s.save_total_limit or math.inf)
-    rollouts = sampled * (150 + 8 * s.max_completion_length)  # a row's prompt and fixed columns; ids and text a token
-    width = BYTES.get(s.dtype, 4)
+    trained = adapter_size(shapes, options.lora_r) if options.use_peft else size
+    every = int(n.steps // schedule.save_steps) if schedule.save_steps >= 1 else 0
+    between = {"no": 0, "epoch": 0}.get(schedule.save_strategy, every)
+    checkpoints = min(n.iterations + between, schedule.save_total_limit or math.inf)
+    rollouts = n.sampled * (150 + 8 * options.max_completion_length)  # 150 bytes a row, 8 for a token's id and text
+    width = BYTES.get(options.dtype, 4)
     checkpoint = trained * width * 3  # weights and the two moments of Adam
-    handed = {"disk, weights for vLLM": f"about {human(size * width)} while it samples"} if s.sampler == "vllm" else {}
+    handed = {"disk, weights for vLLM": f"about {human(size * width)} while it samples"}
     return {
-        "parameters": f"{size:,}" + (f", {trained:,} trained (adapters)" if s.use_peft else ""),
+        "parameters": f"{size:,}" + (f", {trained:,} trained (adapters)" if options.use_peft else ""),
         "disk, rollouts": f"about {human(rollouts)}",
         "disk, checkpoints": f"about {human(checkpoints * checkpoint)} ({checkpoints} of {human(checkpoint)})",
-        **handed,
+        **(handed if options.sampler == "vllm" else {}),
     }
 
 
-def weight_shapes(s: SimpleNamespace) -> Shapes:
+def weight_shapes(options: TrainOptions) -> Shapes:
     """Shapes of the model's weights: from its files where it is a folder, else from its configuration."""
-    name = s.model_name_or_path
+    name = options.model_name_or_path
     folder = ASSETS / "lm" if name == EMBEDDED else Path(name)
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     if files:
         return [shape for path in files for shape in safetensors_shapes(path)]
-    return meta_shapes(str(folder) if folder.is_dir() else name, s.model_revision, s.trust_remote_code)
+    return meta_shapes(str(folder) if folder.is_dir() else name, options.model_revision, options.trust_remote_code)
 
 
 def safetensors_shapes(path: Path) -> Shapes:
-    """The shapes in a file's header: 8 bytes of length, then JSON."""
+    """Read the shapes in a file's header: 8 bytes of length, then JSON."""
     with open(path, "rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     return [tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"]
 
 
 def meta_shapes(name: str, revision: str, trust_remote_code: bool) -> Shapes:
-    """Build the architecture without memory for its weights."""
+    """Build the architecture without memory for its weights, and return the shapes."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -125,14 +188,14 @@ def meta_shapes(name: str, revision: str, trust_remote_code: bool) -> Shapes:
 
 
 def adapter_size(shapes: Shapes, rank: int) -> int:
-    """Parameters of LoRA on all linear layers; the largest matrix shapes, the embeddings', have none."""
+    """Parameters of LoRA on all linear layers; the embeddings, the matrices of the largest side, get no adapter."""
     matrices = [shape for shape in shapes if len(shape) == 2]
     vocabulary = max((max(shape) for shape in matrices), default=0)
     return rank * sum(sum(shape) for shape in matrices if max(shape) != vocabulary)
 
 
 def human(size: float) -> str:
-    """Bytes for people."""
+    """Write a number of bytes with a unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -1,32 +1,168 @@
-"""`nlf train`: load what the options name, and train."""
+"""`nlf train`: read its settings, load the model and the prompts that they name, and train.
 
+Heavy imports happen inside the functions, after the settings have been checked: help and mistakes answer at once.
+"""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nlf import config
-from nlf.data.prompts import load_prompts
-from nlf.models.policy import load_model, lora_config
-from nlf.training.config import ALTConfig
-from nlf.training.trainer import ALTTrainer
+from nlf.cli.arguments import (
+    Knob,
+    Parser,
+    add_knobs,
+    parse_flags,
+    read_recipe,
+    retired_knobs,
+    train_knobs,
+)
+from nlf.cli.launch import LAUNCH_FLAGS, accelerate_configs, launch
+from nlf.cli.output import is_first_process, log_to_stderr, show
+from nlf.errors import UserError
+
+if TYPE_CHECKING:
+    from nlf.training.config import ALTConfig
+    from nlf.training.trainer import ALTTrainer
+
+TRAIN_USAGE = """nlf train [--config FILE.yaml] [--NAME VALUE ...]
+
+Align a language model with language tags: sample, score, tag, train, repeat. Without arguments it trains the small
+model shipped here, in minutes on two cores. Every name below is also a key of the YAML file; flags override the file.
+This page shows the settings that most people set; `nlf train --help all` shows all of them."""
+
+
+# ---- the command line ---------------------------------------------------------------------------------------------
+
+
+def train_settings_knobs() -> dict[str, Knob]:
+    """The knobs of train: `resume_from_checkpoint` takes true or a checkpoint's folder; retired knobs are read too."""
+    help = "Resume the run in output_dir: 'true' from its last complete checkpoint, or the folder of a checkpoint."
+    resume = Knob("resume_from_checkpoint", "bool | str | None", None, help, "Run", short=True)
+    return train_knobs() | {resume.name: resume} | retired_knobs()
+
+
+def train_parser(knobs: Mapping[str, Knob], short: bool = True) -> argparse.ArgumentParser:
+    """The flags of `nlf train`; with `short`, the help shows the settings that most people set."""
+    parser = Parser(prog="nlf train", usage=TRAIN_USAGE, add_help=False)
+    run = parser.add_argument_group("Run")
+    run.add_argument("--help", "-h", nargs="?", metavar="all", help="Show this page, or with 'all' every setting.")
+    run.add_argument("--config", metavar="FILE", help="YAML file of settings; recipes/ has examples.")
+    run.add_argument("--dry_run", action="store_true", help="Print the cost of the run, then stop.")
+    names = ", ".join(accelerate_configs())
+    run.add_argument(
+        "--accelerate_config", metavar="NAME|PATH", help=f"Start through `accelerate launch` with {names}, or a file."
+    )
+    for name, (kind, about) in LAUNCH_FLAGS.items():
+        help = argparse.SUPPRESS if short else f"With --accelerate_config: {about}."
+        run.add_argument(f"--{name}", type=kind, metavar=kind.__name__, help=help)
+    add_knobs(parser, {"resume_from_checkpoint": knobs["resume_from_checkpoint"]} | dict(knobs), short)
+    return parser
+
+
+def train(argv: Sequence[str]) -> int:
+    """Run `nlf train` and return its exit code."""
+    knobs = train_settings_knobs()
+    if {"-h", "--help"} & set(argv):
+        train_parser(knobs, short="all" not in argv).print_help()
+        raise SystemExit(0)
+    given = parse_flags(train_parser(knobs), argv, knobs)
+    special = {name: given.pop(name) for name in ("help", "config", "dry_run", "accelerate_config", *LAUNCH_FLAGS)}
+    values = settings_of(special["config"], given, knobs)
+    options = train_options(values)
+    if special["dry_run"]:
+        from nlf.cli.dry_run import Schedule, plan
+
+        return show(plan(options, Schedule.of(values, knobs)))
+    wanted = {name: special[name] for name in LAUNCH_FLAGS if special[name] is not None}
+    if special["accelerate_config"]:
+        launch(special["accelerate_config"], wanted, argv, bool(values.get("use_cpu")))
+    if wanted:
+        raise UserError(
+            f"--{next(iter(wanted))} belongs to --accelerate_config; give that too, or start with torchrun"
+        )
+    return run(values)
+
+
+def settings_of(recipe: str | None, flags: Mapping[str, Any], knobs: Mapping[str, Knob]) -> dict[str, Any]:
+    """The settings of a recipe and of flags, which override it; retired knobs are judged and dropped.
+
+    Raises:
+        UserError: the recipe cannot be read, or a retired knob has a value that training no longer knows.
+    """
+    read = config.current(read_recipe(recipe, knobs)) if recipe else {}
+    return config.current(read | dict(flags))
+
+
+def train_options(values: Mapping[str, Any]) -> config.TrainOptions:
+    """Our own knobs of a run, checked, and the bounds of the inherited ones.
+
+    Raises:
+        UserError: a value is not allowed, or contradicts another.
+    """
+    ours = {f.name for f in fields(config.TrainOptions)}
+    for name in values.keys() - ours:
+        config.check_value(name, values[name], config.TRAINING_RULES.get(name))
+    return config.TrainOptions(**{name: value for name, value in values.items() if name in ours})
+
+
+# ---- the run ------------------------------------------------------------------------------------------------------
+
+
+def run(values: dict[str, Any]) -> int:
+    """Train, distill where the settings ask for it, and write the report; returns the exit code."""
+    resume = values.pop("resume_from_checkpoint", None)
+    log_to_stderr()
+    args, model_options, data_options = build(values)
+    train_from_config(args, model_options, data_options, resume)
+    if args.distill:
+        distill_run(args.output_dir)
+    if is_first_process():
+        from nlf.report import write_report
+
+        print(f"report: {write_report([Path(args.output_dir)])}")
+    return 0
+
+
+def build(values: dict[str, Any]) -> tuple["ALTConfig", config.ModelOptions, config.DataOptions]:
+    """Make the dataclasses of a run out of the values that were given.
+
+    Raises:
+        UserError: TrainingArguments refuses a combination of values.
+    """
+    from transformers import HfArgumentParser
+
+    from nlf.training.config import ALTConfig
+
+    try:
+        kinds: Any = (ALTConfig, config.ModelOptions, config.DataOptions)
+        args, model_options, data_options = HfArgumentParser(kinds).parse_dict(values)
+    except (ValueError, ImportError) as error:
+        raise UserError(str(error)) from error
+    return args, model_options, data_options  # type: ignore[return-value] # parse_dict makes one of each kind
 
 
 def train_from_config(
-    args: ALTConfig,
+    args: "ALTConfig",
     model_options: config.ModelOptions,
     data_options: config.DataOptions,
     resume: str | bool | None = None,
-) -> ALTTrainer:
-    """`nlf train`: load what the options name, train, and leave the tagged model at the run's root."""
+) -> "ALTTrainer":
+    """Load the model and the prompts that the options name, train, and leave the tagged model at the run's root."""
+    from nlf.models.policy import load_model, lora_config
+    from nlf.training.trainer import ALTTrainer
+
     load = partial(
         load_model,
         dtype=model_options.dtype,
         attn_implementation=model_options.attn_implementation,
         trust_remote_code=model_options.trust_remote_code,
     )
-    prompts = partial(load_prompts, column=data_options.dataset_prompt_column)
-    train_rows = prompts(data_options.dataset, split=data_options.dataset_train_split, limit=data_options.max_prompts)
-    eval_rows = data_options.eval_dataset and prompts(
-        data_options.eval_dataset, split=data_options.dataset_test_split, limit=data_options.max_eval_prompts
-    )
+    train_rows, eval_rows = prompt_rows(data_options)
     model, tokenizer = load(model_options.model_name_or_path, revision=model_options.model_revision)
     reference = model_options.ref_model_name_or_path and load(model_options.ref_model_name_or_path)[0]
     trainer = ALTTrainer(
@@ -43,3 +179,25 @@ def train_from_config(
     trainer.options = vars(model_options) | vars(data_options)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
+
+
+def prompt_rows(options: config.DataOptions) -> tuple[list[dict], list[dict] | None]:
+    """The prompts to train on and to evaluate on; None where there are no evaluation prompts."""
+    from nlf.data.prompts import load_prompts
+
+    load = partial(load_prompts, column=options.dataset_prompt_column)
+    train_rows = load(options.dataset, split=options.dataset_train_split, limit=options.max_prompts)
+    if not options.eval_dataset:
+        return train_rows, None
+    return train_rows, load(options.eval_dataset, split=options.dataset_test_split, limit=options.max_eval_prompts)
+
+
+def distill_run(run_dir: str) -> None:
+    """Distill the trained model, in one process; with several, print the command."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if is_first_process():
+            print(f"distill: run `nlf distill --model {run_dir}` in one process")
+        return
+    from nlf.training.distill import distill
+
+    distill(model=run_dir)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import yaml
 
+from nlf.config import RETIRED, current
 from nlf.data.files import write_text
 from nlf.errors import UserError
 
@@ -28,6 +29,7 @@ FREE = {
     *("dataloader_pin_memory", "dataloader_prefetch_factor", "local_rank", "ddp_timeout", "skip_memory_metrics"),
     *("tensor_parallel_size", "data_parallel_size", "gpu_memory_utilization"),  # rounding, as ever with vLLM
     *("cache_dir", "replay", "rate_limit", "max_concurrency", "max_tries", "max_failures_in_a_row", "request_timeout"),
+    "sampling_batch_tokens",
     *(
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
@@ -52,7 +54,7 @@ def claim(run_dir: Path, settings: dict, facts: dict, resume: bool) -> None:
                 f"{run_dir} already holds a run; add --resume_from_checkpoint true to go on with it, "
                 "or choose another --output_dir"
             )
-        earlier = {"sampler": "hf"} | run_settings(run_dir)  # as it was before there was a choice
+        earlier = earlier_settings(run_dir)
         changed = changed_settings(earlier, settings | facts)
         if changed:
             old, new = changed[0][1:]
@@ -65,6 +67,19 @@ def claim(run_dir: Path, settings: dict, facts: dict, resume: bool) -> None:
         raise UserError(f"{run_dir} holds a run or a model but no {CONFIG}; choose another --output_dir")
     write_text(run_dir / FACTS, json.dumps(facts, indent=1))
     write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+
+def earlier_settings(run_dir: Path) -> dict:
+    """The settings that the run in a folder was started with, as today's knobs say them.
+
+    Raises:
+        UserError: a knob that is gone has a value that changes results and that training no longer knows.
+    """
+    old = {"sampler": "hf"} | run_settings(run_dir)  # the only sampler of runs that name none
+    try:
+        return current({name: value for name, value in old.items() if name not in RETIRED or name not in FREE})
+    except UserError as error:
+        raise UserError(f"{run_dir} cannot be resumed: {error}") from error
 
 
 def run_settings(run_dir: Path) -> dict:

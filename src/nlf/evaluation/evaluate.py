@@ -152,7 +152,7 @@ def systems_of(base: Policy | None, policy: Policy, options, turned: bool) -> li
     name = "no tag" if tag is None else "best tag" if tag == policy.scheme.best else "tag"
     rows = [System("base", base)] if base else []
     rows.append(System(name, policy, tag))
-    for scale in sorted(set(options.guidance_scale) - {0}) if tag else ():
+    for scale in sorted(set(options.guidance_scales) - {0}) if tag else ():
         negative = negative_tag(policy, options.negative_tag)
         rows.append(System(f"{name}, guidance {scale:g}", policy, tag, negative, scale))
     student = Path(options.model, DISTILLED)

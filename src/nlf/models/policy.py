@@ -257,7 +257,6 @@ def lora_config(options: ModelOptions):
         task_type="CAUSAL_LM",
         r=options.lora_r,
         lora_alpha=options.lora_alpha,
-        lora_dropout=options.lora_dropout,
         target_modules=options.lora_target_modules or "all-linear",
     )
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nlf.config import RolloutSamplerOptions, SamplerOptions
+from nlf.config import SamplerOptions
 from nlf.models.policy import Policy, model_path
 from nlf.sampling import Sampler, context_of
 from nlf.sampling.hf import HFSampler
@@ -36,7 +36,7 @@ def _vllm(policy: Policy, options: SamplerOptions, token_budget: int | None) -> 
 
 def vllm_sampler(
     policy: Policy,
-    options: RolloutSamplerOptions,
+    options: SamplerOptions,
     path: str,
     *,
     revision: str | None = None,

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
-from functools import partial
+from functools import partial, wraps
 
 import torch
 from accelerate import Accelerator
@@ -28,17 +28,22 @@ def _with_defaults(base: type, defaults: dict) -> type:
     return make_dataclass(f"{base.__name__}Defaults", changed, bases=(base,))
 
 
+def _without_retired(options: type) -> type:
+    """Let the constructor take the knobs that are gone, as `config.current` does, so that old settings still work."""
+    made = options.__init__  # type: ignore[misc]
+
+    @wraps(made)
+    def __init__(self, *args, **values):
+        made(self, *args, **config.current(values))
+
+    options.__init__ = __init__  # type: ignore[misc]
+    return options
+
+
+@_without_retired
 @dataclass
 class ALTConfig(
-    config.RewardOptions,
-    config.RemoteOptions,
-    config.TagOptions,
-    config.SamplingOptions,
-    config.RolloutSamplerOptions,
-    config.EvalSamplingOptions,
-    config.LoopOptions,
-    config.ObjectiveOptions,
-    config.LogOptions,
+    config.RunOptions,
     _with_defaults(TrainingArguments, config.TRAINING_DEFAULTS),
 ):
     """Every knob of a run: transformers' TrainingArguments and ours (see `nlf.config` for the help of each).
@@ -59,11 +64,6 @@ class ALTConfig(
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"  # it would only warn
         if self.num_train_epochs != int(self.num_train_epochs):
             raise UserError(f"num_train_epochs {self.num_train_epochs}: expected a whole number of iterations")
-        if self.guidance_scale:
-            raise UserError("guidance_scale: guided rollouts lose the contrast to train on; set eval_guidance_scale")
-        for name in ("eval_tag", "eval_negative_tag"):
-            if getattr(self, name) not in (None, *self.tags):
-                raise UserError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(map(repr, self.tags))}")
 
     @property
     def total_batch_size(self) -> int:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,13 +20,10 @@ from transformers import Trainer, TrainingArguments
 
 from nlf import __version__
 from nlf.config import (
-    COMMAND_GROUPS,
-    EVAL_SAMPLING_DEFAULTS,
     DistillOptions,
-    LoadOptions,
+    EvaluateOptions,
     ModelOptions,
     SamplingOptions,
-    check,
 )
 from nlf.data.files import write_folder, write_text
 from nlf.data.generations import read
@@ -58,12 +54,12 @@ FREE = {"output_dir", "max_eval_prompts", "sampling_batch_tokens"}  # options th
 SAMPLES = "samples"  # folder of the teacher's completions, in the student's folder
 
 
-def distill(options: Any = None, **knobs) -> Path:
+def distill(options: DistillOptions | None = None, **knobs) -> Path:
     """Teach a plain model what a guided, tagged model does: `distill(model="runs/demo", guidance_scale=2)`.
 
     Args:
-        options: An object with all fields of `config.LoadOptions` and `config.DistillOptions`.
-        knobs: Or some of these fields by name; the other fields keep their defaults.
+        options: The options of the command line.
+        knobs: Or some of these options by name; the other options keep their defaults.
 
     Returns:
         The student's folder, an ordinary model of transformers. A student that is there already is not made again.
@@ -72,47 +68,35 @@ def distill(options: Any = None, **knobs) -> Path:
         UserError: an unknown knob; the model has no tags or no known base; prompts or models cannot be loaded; the models
             have different vocabularies; the folder holds something else, or cannot be written.
     """
-    source, options = options_of(knobs if options is None else vars(options))
-    return distill_from(load_for_commands(source.model, source), source, options)
+    options = options_of(knobs) if options is None else options
+    return distill_from(load_for_commands(options.model, options), options)
 
 
-def options_of(knobs: dict[str, Any]) -> tuple[LoadOptions, DistillOptions]:
-    """Options by name as records, with defaults for missing names.
+def options_of(knobs: dict[str, Any]) -> DistillOptions:
+    """Options as a record, of some options by name.
 
     Raises:
         UserError: an unknown name, or an impossible value.
     """
-    source, options = asdict(LoadOptions()), asdict(DistillOptions())
-    unknown = [name for name in knobs if name not in source | options]
+    defaults = asdict(DistillOptions())
+    unknown = [name for name in knobs if name not in defaults]
     if unknown:
-        raise UserError(f"distill has no option {unknown[0]!r}; there are {', '.join(source | options)}")
-    found = (
-        LoadOptions(**{name: knobs.get(name, value) for name, value in source.items()}),
-        DistillOptions(**{name: knobs.get(name, value) for name, value in options.items()}),
-    )
-    for each in found:
-        check(each)
-    return found
+        raise UserError(f"distill has no option {unknown[0]!r}; there are {', '.join(defaults)}")
+    return DistillOptions(**knobs)
 
 
-def distill_from(teacher: Policy, source: LoadOptions, options: DistillOptions) -> Path:
-    """`distill` with a teacher that is loaded. Everything is checked before anything is written.
-
-    Args:
-        source: How the teacher was loaded.
-    """
-    run = run_settings(Path(source.model))
-    folder, base = Path(options.output_dir or Path(source.model, DISTILLED)), base_of(source, options, run)
-    if options.max_steps < 1:
-        raise UserError(f"max_steps: {options.max_steps} where a number above 0 was expected")
-    taught = lessons(teacher, source.model, options)
-    settings = {name: value for name, value in (asdict(source) | asdict(options)).items() if name not in FREE}
+def distill_from(teacher: Policy, options: DistillOptions) -> Path:
+    """`distill` with a teacher that is loaded. Everything is checked before anything is written."""
+    run = run_settings(Path(options.model))
+    folder, base = Path(options.output_dir or Path(options.model, DISTILLED)), base_of(options, run)
+    taught = lessons(teacher, options)
+    settings = {name: value for name, value in asdict(options).items() if name not in FREE}
     settings |= {"teacher": teacher.revision, "base": base.model}
     if is_done(folder, settings):
         return folder
     prompts = chosen_prompts(options, run)
     student = copy.deepcopy(teacher) if options.keep_tags else load_for_commands(base.model, base)
-    check_vocabulary(teacher, student, source.model, base.model)
+    check_vocabulary(teacher, student, options.model, base.model)
     write_text(folder / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     completions = [
         completion
@@ -121,14 +105,14 @@ def distill_from(teacher: Policy, source: LoadOptions, options: DistillOptions) 
     ]
     teach(student, teacher, completions, options, folder, run.get("max_prompt_length"))
     write_folder(folder, partial(save_policy, student))
-    card = distilled_card(source.model, base.model, taught, prompt_of_card(teacher, taught, prompts), folder)
+    card = distilled_card(options.model, base.model, taught, prompt_of_card(teacher, taught, prompts), folder)
     write_text(folder / "README.md", card)
-    facts = {"model_name_or_path": base.model, "distilled_from": source.model}
+    facts = {"model_name_or_path": base.model, "distilled_from": options.model}
     write_text(folder / FACTS, json.dumps(facts, indent=1))
     return folder
 
 
-def base_of(source: LoadOptions, options: DistillOptions, run: dict[str, Any]) -> LoadOptions:
+def base_of(options: DistillOptions, run: dict[str, Any]) -> DistillOptions:
     """How to load the base model, which the student starts from: the one named, or the run's own start.
 
     Raises:
@@ -136,9 +120,9 @@ def base_of(source: LoadOptions, options: DistillOptions, run: dict[str, Any]) -
     """
     base = options.base_model or run.get("model_name_or_path")
     if not base:
-        raise UserError(f"{source.model} does not say what it was trained from; name it with --base_model")
+        raise UserError(f"{options.model} does not say what it was trained from; name it with --base_model")
     revision = "main" if options.base_model else run.get("model_revision") or "main"
-    return replace(source, model=base, model_revision=revision)
+    return replace(options, model=base, model_revision=revision)
 
 
 def check_vocabulary(teacher: Policy, student: Policy, model: str, base: str) -> None:
@@ -313,49 +297,41 @@ def training_arguments(options: DistillOptions, folder: Path) -> TrainingArgumen
 # ---- the command --------------------------------------------------------------------------------------------------
 
 
-def distill_command(options) -> str:
+def distill_command(options: DistillOptions) -> str:
     """`nlf distill`: make the student, then show it beside its teacher and the base, on the run's evaluation prompts.
 
     Args:
-        options: The fields of `config.COMMAND_GROUPS["distill"]`.
+        options: The options of the command line.
     """
-    source, options = options_of(vars(options))
-    teacher = load_for_commands(source.model, source)
-    folder = distill_from(teacher, source, options)
-    evaluation = evaluation_options(source, options, folder)
-    lesson = lessons(teacher, source.model, options)[0]
+    teacher = load_for_commands(options.model, options)
+    folder = distill_from(teacher, options)
+    lesson = lessons(teacher, options)[0]
     guided = System("teacher", teacher, lesson.tag, lesson.negative, lesson.scale)
 
-    def compared(start: Policy, student: Policy, *_) -> list[System]:
+    def compared(start: Policy | None, student: Policy, *_) -> list[System]:
         if not options.keep_tags:
             return [System("base", start), guided, System("student", student)]
         return [System("base", start), guided, System("student, best tag", student, tags_of(student).best)]
 
-    return f"{evaluate(SimpleNamespace(**evaluation), compared)}\nThe plain model is {folder}."
+    return f"{evaluate(evaluation_options(options, folder), compared)}\nThe plain model is {folder}."
 
 
-def evaluation_options(source: LoadOptions, options: DistillOptions, folder: Path) -> dict[str, Any]:
+def evaluation_options(options: DistillOptions, folder: Path) -> EvaluateOptions:
     """The options of `nlf evaluate` for the student, on the prompts and with the rewards of the teacher's run."""
-    run = run_settings(Path(source.model))
-    base = base_of(source, options, run)
-    return defaults_of("evaluate") | {
-        "model": str(folder),
-        "model_revision": base.model_revision,
-        "base_model": base.model,
-        "prompts": [run.get("eval_dataset") or "embedded"],
-        "reward_funcs": run.get("reward_funcs", ["local"]),
-        "reward_weights": run.get("reward_weights"),
-        "max_completion_length": options.max_completion_length or run.get("max_completion_length", 20),
-        "max_prompts": options.max_eval_prompts,
-        "dtype": source.dtype,
-        "trust_remote_code": source.trust_remote_code,
-    }
-
-
-def defaults_of(command: str) -> dict[str, Any]:
-    """The default of every option of a command."""
-    found = {name: value for group in COMMAND_GROUPS[command].values() for name, value in asdict(group()).items()}
-    return found | EVAL_SAMPLING_DEFAULTS
+    run = run_settings(Path(options.model))
+    base = base_of(options, run)
+    return EvaluateOptions(
+        model=str(folder),
+        model_revision=base.model_revision,
+        base_model=base.model,
+        prompts=[run.get("eval_dataset") or "embedded"],
+        reward_funcs=run.get("reward_funcs", ["local"]),
+        reward_weights=run.get("reward_weights"),
+        max_completion_length=options.max_completion_length or run.get("max_completion_length", 20),
+        max_prompts=options.max_eval_prompts,
+        dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
+    )
 
 
 # ---- the model card -----------------------------------------------------------------------------------------------

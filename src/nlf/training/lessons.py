@@ -46,17 +46,14 @@ class Lesson:
     student_tag: str | None
 
 
-def lessons(policy: Policy, model: str, options: DistillOptions) -> list[Lesson]:
+def lessons(policy: Policy, options: DistillOptions) -> list[Lesson]:
     """The lessons of a teacher: one tag, for a student without tags; with `keep_tags` all tags, the extremes guided.
-
-    Args:
-        model: The teacher's name, for errors.
 
     Raises:
         UserError: the model has no tags, or not the tags that the options name.
     """
     if policy.scheme is None:
-        raise UserError(f"{model} has no tags.json; expected a model that nlf has trained")
+        raise UserError(f"{options.model} has no tags.json; expected a model that nlf has trained")
     tag, negative = chosen_tag(policy, options.tag), negative_tag(policy, options.negative_tag)
     if tag is None:
         raise UserError("--tag none leaves nothing to teach; name a tag, or 'best'")

@@ -134,13 +134,12 @@ class ALTTrainer(Trainer):
                 args.quantile_rule, args.quantile_scope, args.reward_weights, args.reward_normalization
             ),
             sentences=any(reward.judges for reward in self.rewards),
-            attributes=AttributeRules(args.attributes, args.attribute_template, args.feedback_sampling)
-            if args.attributes else None,
+            attributes=AttributeRules(args.attributes, config.JOINT, args.feedback_sampling) if args.attributes else None,
         )  # fmt: skip
         room = self.encoder.check_fits(
             self.prompts + (self.eval_prompts or []),
             getattr(model.config.get_text_config(), "max_position_embeddings", None),
-            max(args.max_completion_length, args.eval_max_completion_length),
+            args.max_completion_length,
             [self.feedback.longest(self.encoder.length)],
         )
         longest = args.max_feedback_length
@@ -289,14 +288,14 @@ class ALTTrainer(Trainer):
                 file.write(line + "\n")
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Sample the evaluation prompts under the best tag (or `eval_tag`), score and measure them; ranks share the
+        """Sample the evaluation prompts under the best tag, score and measure them; ranks share the
         work.
         """
         rows = self.eval_prompts if eval_dataset is None else as_prompts(eval_dataset)
         first, every = self.args.process_index, self.args.world_size
         mine = list(range(len(rows)))[first::every]
         prompts = numbered(rows)[first::every]
-        tag, options = self.args.eval_tag or self.policy.scheme.best, config.sampling_options(self.args, "eval_")
+        tag, options = self.policy.scheme.best, config.eval_sampling_options(self.args)
         advance = self.bar("evaluating", len(prompts) * options.num_generations, 0)
         with self.evaluating() as policy, self.open_sampler(policy) as sampler:
             lines = evaluated_lines(
@@ -309,7 +308,7 @@ class ALTTrainer(Trainer):
         results = evaluation_metrics(lines, self.rewards, self.args.reward_weights)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in results.items()}
         self.log(metrics)
-        if self.args.log_completions and self.is_world_process_zero():
+        if self.is_world_process_zero():
             log_completions(lines, self.rewards, self.args.num_completions_to_print, self.state.global_step)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -380,7 +379,7 @@ class ALTTrainer(Trainer):
     def open_sampler(self, policy: Policy) -> contextlib.closing:
         """What draws a policy's completions in this process."""
         options = config.SamplerOptions(sampler_compile=self.args.sampler_compile)
-        return contextlib.closing(sampler_of(policy, options, self.args.sampling_batch_tokens))
+        return contextlib.closing(sampler_of(policy, options))
 
     def has_weights_of(self, iteration: int) -> bool:
         """Whether rollouts of this iteration can be sampled: training has not moved on, or they are the reference's."""
@@ -504,7 +503,7 @@ class ALTTrainer(Trainer):
         if args.sampler != "hf":
             words["sampler"] = args.sampler
         if args.attributes:
-            words["attributes"] = [args.attributes, args.attribute_template, args.feedback_sampling]
+            words["attributes"] = [args.attributes, config.JOINT, args.feedback_sampling]
         if any(reward.judges for reward in self.rewards):
             words["quantiles"] = [args.quantile_rule, args.quantile_scope, args.pool_keep, args.reward_normalization]
             words["max_feedback_length"] = self.encoder.max_feedback_length
@@ -550,17 +549,23 @@ class ALTTrainer(Trainer):
         """After each step: the proportional controllers, where they are on, move beta and the entropy bonus."""
         args, sums = self.args, self.step_sums
         self.step_sums = {}
-        if not (args.adaptive_kl or args.adaptive_entropy):
+        adaptive_entropy = args.target_entropy is not None
+        if not (args.adaptive_kl or adaptive_entropy):
             return
         local = torch.tensor([sums["kl"], sums["entropy"]], dtype=torch.float64, device=args.device)
         kl, entropy = (self.accelerator.reduce(local, "sum") / args.total_batch_size).tolist()  # nats per completion
-        for name, on, current, target, horizon in (
-            ("beta", args.adaptive_kl, kl, args.target_kl, args.horizon),
-            ("entropy_coef", args.adaptive_entropy, entropy, args.target_entropy, args.entropy_horizon),
+        for name, on, current, target in (
+            ("beta", args.adaptive_kl, kl, args.target_kl),
+            ("entropy_coef", adaptive_entropy, entropy, args.target_entropy),
         ):
             if on:
                 self.coefficients[name] = published.controller_step(
-                    self.coefficients[name], current, target, horizon, args.total_batch_size, rising=name == "beta"
+                    self.coefficients[name],
+                    current,
+                    target,
+                    args.horizon,
+                    args.total_batch_size,
+                    rising=name == "beta",
                 )
 
     def drain_sums(self) -> dict[str, float]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate.utils.memory import clear_device_cache
 
+from nlf.config import sampler_options
 from nlf.data.files import write_folder
 from nlf.errors import UserError
 from nlf.models.policy import Policy, save_policy
@@ -49,11 +50,6 @@ def check_sampler(args: "ALTConfig") -> None:
     require_vllm()
     if args.world_size == 1:
         return
-    if args.data_parallel_size > 1:
-        raise UserError(
-            f"data_parallel_size {args.data_parallel_size}: each of the {args.world_size} processes has a vLLM already; "
-            "leave it out"
-        )
     here = int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
     if here % args.tensor_parallel_size:
         raise UserError(
@@ -96,7 +92,8 @@ def handed_over(
     with start_model(shown, iteration) as model:
         several = args.world_size > 1 and args.device.type == "cuda"
         dtype = DTYPES.get(accelerator.mixed_precision)
-        sampler = vllm_sampler(model, args, str(folder), dtype=dtype, device=args.device.index if several else None)
+        device = args.device.index if several else None
+        sampler = vllm_sampler(model, sampler_options(args), str(folder), dtype=dtype, device=device)
     try:
         yield shown, sampler
     finally:

@@ -1,0 +1,164 @@
+"""The commands that take a model or files: their arguments, and the function that each calls.
+
+A command's module is imported after its arguments have been checked: help and mistakes answer at once.
+"""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nlf import config
+from nlf.cli.arguments import Knob, Parser, add_knobs, knobs_of, parse_flags, read_recipe, unknown
+from nlf.cli.output import log_to_stderr
+from nlf.data.files import ASSETS
+from nlf.errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that takes one of `config.COMMAND_OPTIONS` and hands it to the function `run` of a module.
+
+    `positional` is the option that is given without a flag; `required` names the options that have no default. An option
+    of `instead`, when it is given, calls another function, (module, name), and nothing else is required.
+    """
+
+    name: str
+    module: str
+    run: str
+    usage: str
+    required: tuple[str, ...] = ()
+    positional: str | None = None
+    instead: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    def __call__(self, argv: Sequence[str]) -> int:
+        """Read the arguments, run the command, print what it returns, and return the exit code."""
+        knobs = self.knobs()
+        given = self.given(argv, knobs)
+        other = next((call for option, call in self.instead.items() if given.get(option)), None)
+        if other is None:
+            self.check_required(given, knobs)
+        options = self.options(given, knobs)
+        log_to_stderr()
+        module, run = other or (self.module, self.run)
+        print(getattr(importlib.import_module(module), run)(options))
+        return 0
+
+    def knobs(self) -> dict[str, Knob]:
+        """The knobs of the command, group after group."""
+        groups = config.COMMAND_GROUPS[self.name].items()
+        return {name: knob for group, options in groups for name, knob in knobs_of(group, options).items()}
+
+    def given(self, argv: Sequence[str], knobs: dict[str, Knob]) -> dict[str, Any]:
+        """The options on the command line, by name."""
+        parser = Parser(prog=f"nlf {self.name}", usage=self.usage)
+        flags = {name: knob for name, knob in knobs.items() if name != self.positional}
+        if self.positional:
+            plain = knobs[self.positional]
+            parser.add_argument(plain.name, nargs="*" if plain.listed else "?", help=plain.help)
+        add_knobs(parser, flags)
+        given = parse_flags(parser, argv, flags)
+        return {name: value for name, value in given.items() if name != self.positional or value}
+
+    def check_required(self, given: dict[str, Any], knobs: dict[str, Knob]) -> None:
+        """Raise UserError where a required option is missing."""
+        for needed in self.required:
+            if not given.get(needed):
+                what = knobs[needed].help.rstrip(".")
+                flag = needed if needed == self.positional else f"--{needed}"
+                raise UserError(f"{flag} is missing: {what[0].lower()}{what[1:]}; {self.usage.splitlines()[0]}")
+
+    def options(self, given: dict[str, Any], knobs: dict[str, Knob]) -> config.Options:
+        """The options of the command: those given, then those of its task, then the defaults.
+
+        Raises:
+            UserError: the task cannot be read, or a value is not allowed.
+        """
+        task = task_file(given["task"]) if given.get("task") else None
+        values = (read_recipe(task, knobs) if task else {}) | given
+        if "reward_funcs" in values:  # also `local,sentiment`
+            values["reward_funcs"] = [name for each in values["reward_funcs"] for name in each.split(",")]
+        return config.COMMAND_OPTIONS[self.name](**values)
+
+
+def task_file(name: str) -> Path:
+    """The file of a task: one shipped here, by its name, or the named file.
+
+    Raises:
+        UserError: there is no such task and no such file.
+    """
+    known = {path.stem: path for path in sorted((ASSETS / "tasks").glob("*.yaml"))}
+    path = known.get(name, Path(name))
+    if not path.is_file():
+        raise unknown(name, known, what="task (or file)")
+    return path
+
+
+SAMPLE = Command(
+    "sample",
+    "nlf.evaluation.sample",
+    "sample_command",
+    "nlf sample --model MODEL --output_dir DIR [--NAME VALUE ...]\n\n"
+    "Sample completions of prompts under a tag, into DIR/generations.jsonl. Run again, a stopped command goes on.",
+    required=("model", "output_dir"),
+)
+SCORE = Command(
+    "score",
+    "nlf.evaluation.score",
+    "score_command",
+    "nlf score FILE_OR_FOLDER [--NAME VALUE ...]\n\n"
+    "Add scores to generations, or to any .jsonl, .csv or .parquet with a text column, in place. A text\n"
+    "that has a score of the same scorer version keeps it, unless the text has changed.",
+    required=("path",),
+    positional="path",
+    instead={
+        "list": ("nlf.rewards.registry", "listing"),
+        "export_cache": ("nlf.evaluation.score", "export_command"),
+        "import_cache": ("nlf.evaluation.score", "import_command"),
+    },
+)
+PERPLEXITY = Command(
+    "perplexity",
+    "nlf.evaluation.perplexity",
+    "perplexity_command",
+    "nlf perplexity FILE_OR_FOLDER [--NAME VALUE ...]\n\n"
+    "Measure the perplexity of completions given their prompts, under a model of your choice.",
+    required=("path",),
+    positional="path",
+)
+EVALUATE = Command(
+    "evaluate",
+    "nlf.evaluation.evaluate",
+    "evaluate_command",
+    "nlf evaluate --model MODEL [--task NAME|FILE.yaml] [--NAME VALUE ...]\n\n"
+    "Sample a model and its base on the same prompts, score and measure both, with confidence intervals. Run again, a\n"
+    "stopped command goes on.",
+    required=("model",),
+)
+DISTILL = Command(
+    "distill",
+    "nlf.training.distill",
+    "distill_command",
+    "nlf distill --model RUN [--NAME VALUE ...]\n\n"
+    "Train the base model on samples of the guided, tagged model. The result is a plain model: it needs no tags and no\n"
+    "guidance, and any server can serve it.",
+    required=("model",),
+)
+REPORT = Command(
+    "report",
+    "nlf.report",
+    "report_command",
+    "nlf report RUN [RUN ...] [--NAME VALUE ...]\n\nWrite one self-contained page: tables, plots and samples of runs.",
+    required=("runs",),
+    positional="runs",
+)
+IMPORT = Command(
+    "import",
+    "nlf.cli.import_checkpoint",
+    "import_command",
+    "nlf import CHECKPOINT.pth --output_dir DIR [--NAME VALUE ...]\n\n"
+    "Turn a checkpoint of the published code into a model folder. No code in the file is run.",
+    required=("checkpoint", "output_dir"),
+    positional="checkpoint",
+)

@@ -1,0 +1,119 @@
+"""Every knob, as plain dataclasses: the command line, the recipes and `ALTConfig` are all made from them.
+
+The default, the help, the type, the choices and the bounds of a knob stand in its field (`knobs`). Nothing heavy is
+imported, so `nlf train --help` is quick. `nlf.training.config.ALTConfig` joins `RunOptions` with transformers'
+`TrainingArguments`, whose defaults change only where `TRAINING_DEFAULTS` says so. Names are TRL's wherever TRL has the
+thing.
+
+Departures from the published code: K tags make K quantiles, top-k and top-p are off by default, and the coefficients
+alone choose the objective.
+"""
+
+from nlf.config.commands import (
+    COMMAND_GROUPS,
+    COMMAND_OPTIONS,
+    ComparisonOptions,
+    ConditionOptions,
+    DistillOptions,
+    DrawingOptions,
+    EvaluateOptions,
+    ImportOptions,
+    LoadOptions,
+    OutputOptions,
+    PerplexityOptions,
+    PromptOptions,
+    ReportOptions,
+    SampleOptions,
+    ScoreFileOptions,
+    ScoreOptions,
+    StudentOptions,
+)
+from nlf.config.knobs import Options, Rule, bounds, check, check_value, knob
+from nlf.config.retired import RETIRED, current
+from nlf.config.rewards import MeasureOptions, RemoteOptions, RewardOptions, TrainRemoteOptions, remote_options
+from nlf.config.sampling import (
+    EvalSamplingOptions,
+    EvaluateRuleOptions,
+    RolloutSamplerOptions,
+    SamplerOptions,
+    SampleRuleOptions,
+    SamplingOptions,
+    TrainSamplingOptions,
+    eval_sampling_options,
+    refuse_guidance,
+    sampler_options,
+    sampling_options,
+)
+from nlf.config.tags import JOINT, TagOptions, join_attributes, separator_of
+from nlf.config.training import (
+    OPTION_GROUPS,
+    TRAINING_DEFAULTS,
+    TRAINING_RULES,
+    TRAINING_SHORT,
+    DataOptions,
+    LogOptions,
+    LoopOptions,
+    ModelOptions,
+    ObjectiveOptions,
+    RunOptions,
+    TrainOptions,
+)
+
+__all__ = [
+    "COMMAND_GROUPS",
+    "COMMAND_OPTIONS",
+    "JOINT",
+    "OPTION_GROUPS",
+    "RETIRED",
+    "TRAINING_DEFAULTS",
+    "TRAINING_RULES",
+    "TRAINING_SHORT",
+    "ComparisonOptions",
+    "ConditionOptions",
+    "DataOptions",
+    "DistillOptions",
+    "DrawingOptions",
+    "EvalSamplingOptions",
+    "EvaluateOptions",
+    "EvaluateRuleOptions",
+    "ImportOptions",
+    "LoadOptions",
+    "LogOptions",
+    "LoopOptions",
+    "MeasureOptions",
+    "ModelOptions",
+    "ObjectiveOptions",
+    "Options",
+    "OutputOptions",
+    "PerplexityOptions",
+    "PromptOptions",
+    "RemoteOptions",
+    "ReportOptions",
+    "RewardOptions",
+    "RolloutSamplerOptions",
+    "Rule",
+    "RunOptions",
+    "SampleOptions",
+    "SampleRuleOptions",
+    "SamplerOptions",
+    "SamplingOptions",
+    "ScoreFileOptions",
+    "ScoreOptions",
+    "StudentOptions",
+    "TagOptions",
+    "TrainOptions",
+    "TrainRemoteOptions",
+    "TrainSamplingOptions",
+    "bounds",
+    "check",
+    "check_value",
+    "current",
+    "eval_sampling_options",
+    "join_attributes",
+    "knob",
+    "refuse_guidance",
+    "remote_options",
+    "sampler_options",
+    "sampling_options",
+    "separator_of",
+]

@@ -1,0 +1,149 @@
+"""The parts that every knob is made of: a default, a line of help, a type, and the values that are allowed.
+
+A knob is a dataclass field whose metadata holds a `Help`: the text and the bounds. The choices of a knob stand in its
+type, `Literal["even", "published"]`. `check` reads both. A rule about several knobs stands in the method `check_together`
+of the dataclass that holds them.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin
+
+from nlf.errors import UserError
+
+
+class Rule(NamedTuple):
+    """A condition on a value, and its words for the error: "… where `expected` was expected"."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+class Help(str):
+    """A line of help that carries the rule of its knob.
+
+    HfArgumentParser hands every key of a field's metadata to argparse, so the rule has no key of its own.
+    """
+
+    rule: Rule | None = None
+    short: bool = False  # the short help shows the knob
+
+
+def bounds(least: float | None = None, above: float | None = None, most: float | None = None) -> Rule:
+    """The rule for a number, or for each number of a list.
+
+    Args:
+        least: The lowest allowed value.
+        above: A value that the number must exceed.
+        most: The highest allowed value.
+    """
+    low = -math.inf if least is None else least
+    lowest = -math.inf if above is None else above
+    high = math.inf if most is None else most
+    words = f"{least} or more" if above is None else f"a number above {above}"
+
+    def holds(value: Any) -> bool:
+        numbers = value if isinstance(value, list) else [value]
+        return bool(numbers) and all(low <= n <= high and n > lowest for n in numbers)
+
+    return Rule(holds, words if most is None else f"{words}, {most} at most")
+
+
+def knob(
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    rule: Rule | None = None,
+    short: bool = False,
+) -> Any:
+    """A dataclass field with its help and its bounds. A list is copied for each instance.
+
+    Args:
+        least, above, most: The arguments of `bounds`.
+        rule: A rule of another kind.
+        short: `nlf train --help` shows the knob; `nlf train --help all` shows every knob.
+    """
+    if (least, above, most) != (None, None, None):
+        rule = bounds(least, above, most)
+    about = Help(help)
+    about.rule, about.short = rule, short
+    return _field(default, about)
+
+
+def like(options: type, name: str, default: Any) -> Any:
+    """A copy of the knob `name` of another dataclass, with another default."""
+    return _field(default, next(help_of(f) for f in fields(options) if f.name == name))
+
+
+def _field(default: Any, help: Help) -> Any:
+    metadata = {"help": help}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def help_of(f: Field) -> Help:
+    """The help of a field; a field of transformers has no rule."""
+    help = f.metadata.get("help", "")
+    return help if isinstance(help, Help) else Help(help)
+
+
+def default_of(f: Field) -> Any:
+    """The default of a field; a list is a fresh one."""
+    return f.default if f.default_factory is MISSING else f.default_factory()
+
+
+def choices_of(f: Field) -> tuple:
+    """The values that a field of type `Literal[…]` allows; none for any other type."""
+    return get_args(f.type) if get_origin(f.type) is Literal else ()
+
+
+@dataclass
+class Options:
+    """The base of every group of knobs: values are checked when an instance is made."""
+
+    inherited_rules: ClassVar[dict[str, Rule]] = {}  # rules of fields that transformers declares
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def check_together(self) -> None:
+        """Raise UserError where two knobs contradict each other. A group that overrides this calls `super()` first."""
+
+
+def check(options: Options) -> None:
+    """Check each knob, then knobs against each other; null is always allowed where the type has it.
+
+    Raises:
+        UserError: the first value that is not allowed, under the name that the person typed.
+    """
+    for f in fields(options):
+        rule = help_of(f).rule or options.inherited_rules.get(f.name)
+        if choices := choices_of(f):
+            rule = Rule(choices.__contains__, "one of " + ", ".join(choices))
+        check_value(f.name, getattr(options, f.name), rule)
+    options.check_together()
+
+
+def check_value(name: str, value: Any, rule: Rule | None = None) -> None:
+    """Check one value: every number is finite, and the rule holds.
+
+    Raises:
+        UserError: naming the knob, the value and what was expected.
+    """
+    if value is None:
+        return
+    numbers = value if isinstance(value, list) else [value]
+    if not all(math.isfinite(n) for n in numbers if isinstance(n, float)):
+        raise UserError(f"{name}: {value!r} where a finite number was expected")
+    if rule and not rule.holds(value):
+        raise UserError(f"{name}: {value!r} where {rule.expected} was expected")
+
+
+def among(options: Any, group: type) -> Any:
+    """The knobs of `group` out of a larger object's fields; a knob that the object lacks has its default."""
+    return group(**{f.name: getattr(options, f.name, default_of(f)) for f in fields(group)})

@@ -1,0 +1,117 @@
+"""Knobs that `nlf train` had and has no more.
+
+The `config.yaml` of an old run holds all of them. A value that means what training does today is accepted and dropped.
+Any other value is refused in one line that says what to use instead.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from nlf.config.tags import JOINT, TagOptions, separator_of
+from nlf.errors import UserError
+
+Values = Mapping[str, Any]
+
+
+class Retired(NamedTuple):
+    """A knob that is gone: its type, whether a value among the others means what holds today, and its replacement."""
+
+    type: str
+    accepts: Callable[[Any, Values], bool]
+    instead: str
+
+
+def only(*accepted: Any) -> Callable[[Any, Values], bool]:
+    return lambda value, values: value in accepted
+
+
+def _tags(values: Values) -> list[str]:
+    return values.get("tags") or TagOptions().tags
+
+
+def _is_eval_length(value: Any, values: Values) -> bool:
+    return value in (20, values.get("max_completion_length", 20))  # 20 was the default of both
+
+
+def _is_separator(value: Any, values: Values) -> bool:
+    template = values.get("tag_template", TagOptions().tag_template)
+    return (value if value and value in template else None) == separator_of(template)
+
+
+def _entropy_is_steered(value: Any, values: Values) -> bool:
+    return not value or values.get("target_entropy") is not None
+
+
+def _is_horizon(value: Any, values: Values) -> bool:
+    steered = values.get("adaptive_entropy", values.get("target_entropy") is not None)
+    return not steered or value == values.get("horizon", 2500)
+
+
+EVALUATE = "training evaluates {} and `nlf evaluate` takes --{}"
+
+RETIRED: dict[str, Retired] = {
+    "guidance_scale": Retired(
+        "float", only(0), "guided rollouts lose the contrast to train on; set eval_guidance_scale"
+    ),
+    "negative_tag": Retired("str | None", only(None), "rollouts are not guided; `nlf sample` takes --negative_tag"),
+    "eval_negative_tag": Retired(
+        "str | None",
+        lambda value, values: value in (None, _tags(values)[-1]),
+        EVALUATE.format("with guidance away from the worst tag,", "negative_tag"),
+    ),
+    "eval_tag": Retired(
+        "str | None",
+        lambda value, values: value in (None, _tags(values)[0]),
+        EVALUATE.format("under the best tag,", "tag"),
+    ),
+    "eval_min_completion_length": Retired(
+        "int", only(0), EVALUATE.format("without a minimum length,", "min_completion_length")
+    ),
+    "eval_max_completion_length": Retired(
+        "int", _is_eval_length, EVALUATE.format("at max_completion_length,", "max_completion_length")
+    ),
+    "eval_top_k": Retired("int", only(0), EVALUATE.format("with eval_top_p,", "top_k")),
+    "eval_temperature": Retired("float", only(1), EVALUATE.format("at temperature 1,", "temperature")),
+    "log_completions": Retired("bool", only(True), "set num_completions_to_print 0"),
+    "adaptive_entropy": Retired("bool", _entropy_is_steered, "set target_entropy (its default was 40)"),
+    "entropy_horizon": Retired("int", _is_horizon, "horizon serves beta and entropy_coef; set that"),
+    "data_parallel_size": Retired("int", only(1), "start one process for each GPU (docs/scaling.md)"),
+    "max_tries": Retired("int", only(8), "training tries a request 8 times; `nlf score` takes --max_tries"),
+    "max_failures_in_a_row": Retired(
+        "int", only(5), "training stops after 5 failures in a row; `nlf score` takes --max_failures_in_a_row"
+    ),
+    "lora_dropout": Retired(
+        "float",
+        lambda value, values: value == 0 or values.get("disable_dropout", True),
+        "give a peft_config with it to ALTTrainer",
+    ),
+    "attribute_template": Retired(
+        "str",
+        lambda value, values: value == JOINT or not values.get("attributes"),
+        f"the tags of several attributes are joined by {JOINT!r}; leave it out",
+    ),
+    "separator": Retired(
+        "str | None", _is_separator, "put a token such as <|separator|> between {feedback} and {prompt} in tag_template"
+    ),
+    "sampling_batch_tokens": Retired(
+        "int | None", only(None), "the device sets the size of a batch, and running out of memory halves it; leave it out"
+    ),
+}  # fmt: skip
+
+
+def current(values: Values) -> dict[str, Any]:
+    """The settings of a run without retired knobs.
+
+    Args:
+        values: Settings by name, all that are known of a run.
+
+    Raises:
+        UserError: a retired knob has a value that training no longer knows.
+    """
+    for name, value in values.items():
+        if name in RETIRED and not RETIRED[name].accepts(value, values):
+            raise UserError(f"{name} {value!r} is no setting of training any more: {RETIRED[name].instead}")
+    kept = {name: value for name, value in values.items() if name not in RETIRED}
+    if "target_entropy" in kept and values.get("adaptive_entropy") is False:
+        kept["target_entropy"] = None  # an old config.yaml holds the target even where it was off
+    return kept

@@ -1,0 +1,92 @@
+"""Knobs of scorers: which ones give the reward, and how those behind a network are asked."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nlf.config.knobs import Options, Rule, among, knob
+from nlf.errors import UserError
+
+AT_LEAST_ONE = Rule(bool, "at least one reward function")
+WEIGHTS = "Weight of each reward function in the sum; null is 1 each."
+
+
+def check_one_each(name: str, numbers: list[float] | None, counted: str, things: list[str]) -> None:
+    """Raise UserError where there are more or fewer numbers than things that they belong to."""
+    if numbers is not None and len(numbers) != len(things):
+        raise UserError(f"{name} has {len(numbers)} numbers for {len(things)} {counted}: give one for each, or null")
+
+
+@dataclass
+class RewardOptions(Options):
+    """The scorers of a run. Each gives a completion one number, the reward; higher is better."""
+
+    reward_funcs: list[str] = knob(
+        ["local"],
+        "Reward functions: 'local' (the toxicity scorer shipped here), 'sentiment', 'hf:MODEL_ID#LABEL', or a dotted path "
+        "to your own. Keep 'audit' for evaluation.",
+        rule=AT_LEAST_ONE,
+        short=True,
+    )
+    reward_weights: list[float] | None = knob(None, WEIGHTS, short=True)
+    reward_normalization: Literal["none", "zscore", "rank"] = knob(
+        "none",
+        "How several rewards are scaled over the pool before the sum: none, zscore (subtract the mean, divide by the "
+        "standard deviation) or rank (from -1/2 to 1/2). Evaluation shows unscaled rewards.",
+    )
+
+    def check_together(self) -> None:
+        super().check_together()
+        check_one_each("reward_weights", self.reward_weights, "reward_funcs", self.reward_funcs)
+
+
+@dataclass
+class MeasureOptions(Options):
+    """The scorers of a command."""
+
+    reward_funcs: list[str] = knob(
+        ["local"],
+        "Scorers: 'local', 'audit', 'sentiment', 'hf:MODEL_ID#LABEL', or a dotted path to your own reward function.",
+        rule=AT_LEAST_ONE,
+    )
+    reward_weights: list[float] | None = knob(None, WEIGHTS)
+
+    def check_together(self) -> None:
+        super().check_together()
+        check_one_each("reward_weights", self.reward_weights, "reward_funcs", self.reward_funcs)
+
+
+@dataclass
+class TrainRemoteOptions(Options):
+    """How `nlf train` asks the scorers behind a network; one setting serves all of them."""
+
+    cache_dir: str | None = knob(
+        None,
+        "Folder of scores.sqlite, which keeps every answer; null is $NLF_CACHE, or nlf in the user's cache folder.",
+    )
+    replay: bool = knob(False, "Send no request: take every answer from the cache. A missing answer is an error.")
+    rate_limit: float | None = knob(
+        None,
+        "Most requests a second, over all processes on this machine; null is the scorer's own default.",
+        above=0,
+    )
+    max_concurrency: int = knob(16, "Most requests at a time.", above=0)
+    request_timeout: float = knob(60.0, "Seconds that one request may take.", above=0)
+
+
+@dataclass
+class RemoteOptions(TrainRemoteOptions):
+    """How a command asks the scorers behind a network, tries included."""
+
+    max_tries: int = knob(
+        8,
+        "Tries of one request before its text has no score: broken connections and HTTP 408, 429 and 5xx are tried again.",
+        above=0,
+    )
+    max_failures_in_a_row: int = knob(
+        5, "The command stops when this many texts in a row have used up their tries; it keeps finished work.", above=0
+    )
+
+
+def remote_options(options: Any) -> RemoteOptions:
+    """The knobs of remote scorers among a larger object's fields; training has the default number of tries."""
+    return among(options, RemoteOptions)

@@ -1,0 +1,169 @@
+"""Knobs of sampling: the rule by which tokens are drawn, and the program that draws them."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from nlf.config.knobs import Options, among, knob, like
+from nlf.errors import UserError
+
+
+@dataclass
+class TrainSamplingOptions(Options):
+    """How rollouts are drawn."""
+
+    num_generations: int = knob(4, "Completions of each prompt.", above=0, short=True)
+    max_completion_length: int = knob(20, "Most new tokens of a completion.", above=0, short=True)
+    min_completion_length: int = knob(0, "Fewest new tokens of a completion: EOS is banned before.", least=0)
+    temperature: float = knob(
+        1.0, "Logits are divided by this number; 0 takes the most likely token.", least=0, short=True
+    )
+    top_p: float = knob(
+        1.0,
+        "Sample from the smallest set of tokens that holds this probability; 1 is off.",
+        above=0,
+        most=1,
+        short=True,
+    )
+    top_k: int = knob(0, "Sample from this number of most likely tokens; 0 is off.", least=0)
+
+    def check_together(self) -> None:
+        super().check_together()
+        if self.min_completion_length > self.max_completion_length:
+            raise UserError(
+                f"min_completion_length ({self.min_completion_length}) is above max_completion_length "
+                f"({self.max_completion_length})"
+            )
+
+
+NEGATIVE_TAG = "The tag that guidance moves away from; null is the worst tag."
+
+
+@dataclass
+class SamplingOptions(TrainSamplingOptions):
+    """How completions are drawn, guidance included."""
+
+    guidance_scale: float = knob(
+        0.0,
+        "Strength g of guidance, (1+g) log p(.|tag) - g log p(.|worst tag): transformers' guidance_scale minus 1. "
+        "It takes two forward passes, EOS keeps its own probability, and 0 is off.",
+        least=0,
+    )
+    negative_tag: str | None = knob(None, NEGATIVE_TAG)
+
+
+@dataclass
+class SampleRuleOptions(SamplingOptions):
+    """How `nlf sample` draws completions: as the published evaluation, unless told otherwise."""
+
+    num_generations: int = like(SamplingOptions, "num_generations", 25)
+    top_p: float = like(SamplingOptions, "top_p", 0.9)
+
+
+@dataclass
+class EvaluateRuleOptions(TrainSamplingOptions):
+    """How `nlf evaluate` draws completions; it compares several strengths of guidance."""
+
+    num_generations: int = like(SamplingOptions, "num_generations", 25)
+    top_p: float = like(SamplingOptions, "top_p", 0.9)
+    negative_tag: str | None = knob(None, NEGATIVE_TAG)
+
+
+@dataclass
+class EvalSamplingOptions(Options):
+    """How evaluation during training draws completions: at temperature 1, as long as rollouts, under the best tag."""
+
+    eval_num_generations: int = knob(25, "Completions of each evaluation prompt.", above=0, short=True)
+    eval_top_p: float = knob(
+        0.9,
+        "In evaluation: sample from the smallest set of tokens that holds this probability; 1 is off.",
+        above=0,
+        most=1,
+    )
+    eval_guidance_scale: float = knob(
+        0.0,
+        "In evaluation: strength of guidance away from the worst tag, transformers' guidance_scale minus 1; 0 is off.",
+        least=0,
+    )
+
+
+@dataclass
+class LocalSamplerOptions(Options):
+    """Settings of the samplers that run on this machine."""
+
+    sampler_compile: bool = knob(
+        False,
+        "hf: decode under torch.compile, on a GPU as CUDA graphs. The first batch waits for the compiler, and results "
+        "change by rounding only.",
+    )
+    tensor_parallel_size: int = knob(
+        1, "vllm: GPUs that share one copy of the model. Where training has several ranks, this many share a vLLM.", above=0
+    )  # fmt: skip
+    gpu_memory_utilization: float = knob(
+        0.7, "vllm: share of each GPU's memory that it may take; this process keeps the rest.", above=0, most=1
+    )
+
+
+@dataclass
+class RolloutSamplerOptions(LocalSamplerOptions):
+    """The program that draws rollouts; evaluation during training samples in the training process."""
+
+    sampler: Literal["hf", "vllm"] = knob(
+        "hf",
+        "Program that samples rollouts: 'hf', the training process; 'vllm', offline vLLM in its own process on the same "
+        "GPUs, which ends before training goes on (docs/scaling.md).",
+        short=True,
+    )
+
+
+@dataclass
+class SamplerOptions(LocalSamplerOptions):
+    """The program that draws the completions of a command."""
+
+    sampler: Literal["hf", "vllm", "server"] = knob(
+        "hf",
+        "Program that samples: 'hf', this process; 'vllm', offline vLLM in its own process; 'server', any "
+        "OpenAI-compatible completions endpoint. Guidance needs hf.",
+    )
+    data_parallel_size: int = knob(1, "vllm: copies of the model, each on its own GPUs.", above=0)
+    sampler_url: str | None = knob(
+        None, "Address of the server, such as http://localhost:8000/v1. OPENAI_API_KEY holds its key, if it needs one."
+    )
+    sampler_model: str | None = knob(
+        None, "The server's name of the model; null is the name given here. A base model keeps its own name."
+    )
+    sampler_concurrency: int = knob(16, "Most requests to the server at a time.", above=0)
+    sampler_timeout: float = knob(600.0, "Seconds that one request to the server may take.", above=0)
+
+    def check_together(self) -> None:
+        super().check_together()
+        if self.sampler == "server" and not self.sampler_url:
+            raise UserError("sampler server: no sampler_url; give the server's, http://localhost:8000/v1 say")
+
+
+def refuse_guidance(sampler: str, scale: float | list[float]) -> None:
+    """Raise UserError where a sampler that shows no logits is asked for guidance."""
+    if sampler != "hf" and any(scale if isinstance(scale, list) else [scale]):
+        raise UserError(
+            f"sampler {sampler} cannot be guided: guidance needs the logits after both tags at every step; set "
+            "guidance_scale 0, or sampler hf"
+        )
+
+
+def sampling_options(options: Any) -> SamplingOptions:
+    """The sampling rule among a larger object's fields; training has no guidance, so it is off there."""
+    return among(options, SamplingOptions)
+
+
+def eval_sampling_options(options: Any) -> SamplingOptions:
+    """The sampling rule of evaluation during training, out of the settings of a run."""
+    return SamplingOptions(
+        num_generations=options.eval_num_generations,
+        max_completion_length=options.max_completion_length,
+        top_p=options.eval_top_p,
+        guidance_scale=options.eval_guidance_scale,
+    )
+
+
+def sampler_options(options: Any) -> SamplerOptions:
+    """The knobs of the sampler among a larger object's fields."""
+    return among(options, SamplerOptions)

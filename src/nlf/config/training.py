@@ -1,0 +1,253 @@
+"""Knobs of a training run, by the headings of `nlf train --help`."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from nlf.config.knobs import Options, Rule, bounds, check, knob
+from nlf.config.rewards import RewardOptions, TrainRemoteOptions, check_one_each
+from nlf.config.sampling import EvalSamplingOptions, RolloutSamplerOptions, TrainSamplingOptions
+from nlf.config.tags import QuantileRule, TagOptions, join_attributes
+from nlf.errors import UserError
+
+TRAINING_DEFAULTS: dict[str, Any] = {  # where ours differ from transformers' TrainingArguments
+    "output_dir": "runs/toxicity-embedded",
+    "num_train_epochs": 3,  # one epoch is one iteration
+    "learning_rate": 5e-4,
+    "per_device_train_batch_size": 64,
+    "warmup_steps": 5,
+    "lr_scheduler_type": "cosine",
+    "max_grad_norm": 1.0,
+    "adam_epsilon": 1e-8,
+    "weight_decay": 0.0,
+    "logging_steps": 5,
+    "logging_nan_inf_filter": False,  # a NaN loss must be seen
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "report_to": "none",
+    "seed": 42,
+    "dataloader_num_workers": 0,
+    "remove_unused_columns": False,
+}
+TRAINING_RULES: dict[str, Rule] = {  # bounds that TrainingArguments does not check
+    "num_train_epochs": bounds(above=0),
+    "learning_rate": bounds(least=0),
+    "warmup_steps": bounds(least=0),
+    "max_grad_norm": bounds(least=0),
+}
+TRAINING_SHORT = (  # the arguments of TrainingArguments in the short help
+    *("output_dir", "num_train_epochs", "learning_rate", "per_device_train_batch_size"),
+    *("gradient_accumulation_steps", "bf16", "seed", "report_to"),
+)
+
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+DTYPE = "Type that the weights are loaded in; auto is the type they are stored in."
+REVISION = "Hub revision of the model: a branch, a tag or a commit."
+TRUST = "Run Python code that comes with a hub model."
+PROMPT_FILES = "'embedded', a .jsonl, .json, .csv, .parquet or .txt file (also .gz), or a hub id"
+LORA_RANK = "LoRA rank."
+
+
+@dataclass
+class ModelOptions(Options):
+    """The model that is trained, its reference, and how both are loaded."""
+
+    model_name_or_path: str = knob(
+        "embedded",
+        "Start of the policy: 'embedded' (the small model shipped here), a folder, or a hub id.",
+        short=True,
+    )
+    model_revision: str = knob("main", REVISION)
+    dtype: Dtype = knob("float32", DTYPE, short=True)
+    attn_implementation: str | None = knob(
+        None, "Attention kernel: eager, sdpa, flash_attention_2, …; null lets transformers choose."
+    )
+    trust_remote_code: bool = knob(False, TRUST)
+    ref_model_name_or_path: str | None = knob(
+        None, "The frozen reference: iteration 0 samples it, and the KL compares with it. Null is the policy's start."
+    )
+    use_peft: bool = knob(
+        False, "Train LoRA adapters; the model without them is the reference, so no second copy is needed.", short=True
+    )
+    lora_r: int = knob(16, LORA_RANK, above=0)
+    lora_alpha: int = knob(32, "LoRA scale: updates are multiplied by lora_alpha / lora_r.", above=0)
+    lora_target_modules: list[str] | None = knob(None, "Modules that get adapters; null is every linear layer.")
+    disable_dropout: bool = knob(True, "Turn off the model's dropout; in the published code it never acts either.")
+
+
+@dataclass
+class DataOptions(Options):
+    """The prompts of a run."""
+
+    dataset: str = knob(
+        "embedded",
+        f"Training prompts: {PROMPT_FILES}. Other columns reach the reward functions.",
+        short=True,
+    )
+    eval_dataset: str = knob(
+        "embedded", "Evaluation prompts, named like dataset; eval_strategy 'no' turns evaluation off.", short=True
+    )
+    dataset_prompt_column: str = knob(
+        "prompt",
+        "Column of the prompt: text, messages, or a {'text': ...} of RealToxicityPrompts.",
+        short=True,
+    )
+    dataset_train_split: str = knob("train", "Split of dataset to train on.")
+    dataset_test_split: str = knob("test", "Split of eval_dataset to evaluate on.")
+    max_prompts: int | None = knob(
+        None, "Number of training prompts, taken from the start; null is all.", above=0, short=True
+    )
+    max_eval_prompts: int | None = knob(
+        40, "Number of evaluation prompts during training, taken from the start; null is all.", above=0
+    )
+    max_prompt_length: int | None = knob(
+        None,
+        "Most tokens of a prompt; a longer prompt keeps its end. Null refuses a prompt that does not fit the context.",
+        above=0,
+        short=True,
+    )
+
+
+def _are_weights(numbers: list[float]) -> bool:
+    return all(n >= 0 for n in numbers) and sum(numbers) > 0
+
+
+@dataclass
+class LoopOptions(Options):
+    """The size of an iteration (sample, score, pool, quantize, tag, train); num_train_epochs is their number."""
+
+    prompts_per_iteration: int | None = knob(
+        512, "Prompts sampled in each iteration; null is all of them.", above=0, short=True
+    )
+    steps_per_iteration: int = knob(40, "Optimizer steps in each iteration.", above=0, short=True)
+    pool_keep: int | None = knob(
+        None, "Iterations whose rollouts stay in the pool, the newest first; null keeps all.", above=0, short=True
+    )
+    quantile_scope: Literal["pool", "prompt"] = knob(
+        "pool", "Cut the quantiles over the whole pool, or among the completions of each prompt."
+    )
+    quantile_rule: QuantileRule = knob(
+        "even",
+        "even: quantiles of equal size. published: the worst quantile takes the remainder of N / K, and ties split by "
+        "their order. levels: a judge's reward r means quantile K-1-r; 0 is the best.",
+    )
+    quantile_weights: list[float] | None = knob(
+        [2.5, 1.0, 1.0, 1.0, 2.5],
+        "Share of each quantile in a step, best first; null draws from the whole pool alike.",
+        rule=Rule(_are_weights, "numbers of 0 or more, not all 0"),
+        short=True,
+    )
+    prompts_per_part: int = knob(
+        64, "Prompts in one rollout file; a killed run samples at most one file again.", above=0
+    )
+    distill: bool = knob(
+        False, "After training, distill the guided policy into a plain model, as `nlf distill` does.", short=True
+    )
+
+
+@dataclass
+class ObjectiveOptions(Options):
+    """Coefficients of the loss: nll_coef NLL + contrast_coef C + beta KL - entropy_coef H (docs/method.md).
+
+    The published objective is nll_coef 1, contrast_coef 0, beta 0.05.
+    """
+
+    nll_coef: float = knob(
+        0.0,
+        "Weight of the negative log likelihood of a completion under its own tag, per token.",
+        least=0,
+        short=True,
+    )
+    contrast_coef: float = knob(
+        1.0,
+        "Weight of -log sigmoid(log p(own tag) - log p(mirror tag)), summed over a completion's tokens; 0 saves a "
+        "forward pass.",
+        least=0,
+        short=True,
+    )
+    beta: float = knob(
+        2.0,
+        "Weight of the KL to the reference, per token. The contrast grows with a completion's length and the KL does not, "
+        "so scale beta with the length; 2 suits 20 tokens.",
+        least=0,
+        short=True,
+    )
+    entropy_coef: float = knob(0.0, "Weight of the entropy bonus, per token.", least=0, short=True)
+    kl_direction: Literal["forward", "reverse"] = knob(
+        "forward", "forward: KL(reference || policy), as ALT; reverse: KL(policy || reference), as Quark."
+    )
+    reference_device: str | None = knob(
+        None,
+        "Device of the frozen reference during training: 'cpu', or another GPU such as 'cuda:1', which leaves memory to "
+        "the policy. Null is the policy's device.",
+    )
+    adaptive_kl: bool = knob(False, "Move beta towards the value at which the KL is target_kl.")
+    target_kl: float = knob(3.0, "KL of a completion, in nats over its tokens, that adaptive_kl aims at.", above=0)
+    target_entropy: float | None = knob(
+        None,
+        "Entropy of a completion, in nats over its tokens, towards which entropy_coef is moved; null keeps entropy_coef.",
+        above=0,
+    )
+    horizon: int = knob(
+        2500, "Completions over which adaptive_kl moves beta, and target_entropy moves entropy_coef.", above=0
+    )
+
+
+@dataclass
+class LogOptions(Options):
+    """Completions in the log."""
+
+    num_completions_to_print: int = knob(
+        3, "Evaluated completions that are logged in each iteration; 0 logs none.", least=0
+    )
+
+
+OPTION_GROUPS: dict[str, type[Options]] = {
+    "Model": ModelOptions,
+    "Data": DataOptions,
+    "Rewards": RewardOptions,
+    "Remote rewards": TrainRemoteOptions,
+    "Tags": TagOptions,
+    "Sampling": TrainSamplingOptions,
+    "Sampler": RolloutSamplerOptions,
+    "Evaluation": EvalSamplingOptions,
+    "Loop": LoopOptions,
+    "Objective": ObjectiveOptions,
+    "Logging": LogOptions,
+}
+
+
+@dataclass
+class RunOptions(
+    RewardOptions,
+    TrainRemoteOptions,
+    TagOptions,
+    TrainSamplingOptions,
+    RolloutSamplerOptions,
+    EvalSamplingOptions,
+    LoopOptions,
+    ObjectiveOptions,
+    LogOptions,
+):
+    """Every knob that the trainer takes: all of a run but the model's and the prompts'."""
+
+    inherited_rules: ClassVar[dict[str, Rule]] = TRAINING_RULES
+
+    def __post_init__(self) -> None:
+        join_attributes(self)
+        check(self)
+
+    def check_together(self) -> None:
+        super().check_together()
+        check_one_each("quantile_weights", self.quantile_weights, "tags", self.tags)
+        attributes = self.attributes or []
+        rules = {self.quantile_rule, *(attribute.get("quantile_rule") for attribute in attributes)}
+        for rule in ("published", "levels"):
+            if rule in rules and self.quantile_scope == "prompt":
+                raise UserError(f"quantile_rule {rule} cuts over the whole pool: set quantile_scope pool")
+        if self.quantile_rule == "levels" and not attributes and self.reward_normalization != "none":
+            raise UserError("quantile_rule levels takes the reward as it is: set reward_normalization none")
+
+
+@dataclass
+class TrainOptions(ModelOptions, DataOptions, RunOptions):
+    """Every knob of our own of `nlf train`."""

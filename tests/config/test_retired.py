@@ -1,0 +1,133 @@
+"""Knobs that training had and has no more: neutral values are dropped, others refused in a line that helps."""
+
+import pytest
+import yaml
+
+from nlf import config
+from nlf.cli.arguments import convert, retired_knobs
+from nlf.cli.main import main
+from nlf.data import run_folder
+from nlf.errors import UserError
+
+OLD = {  # what every config.yaml of before held, at the defaults of then
+    "guidance_scale": 0.0, "negative_tag": None, "eval_negative_tag": None, "eval_tag": None,
+    "eval_min_completion_length": 0, "eval_max_completion_length": 20, "eval_top_k": 0, "eval_temperature": 1.0,
+    "log_completions": True, "adaptive_entropy": False, "entropy_horizon": 2500, "data_parallel_size": 1,
+    "max_tries": 8, "max_failures_in_a_row": 5, "lora_dropout": 0.0, "attribute_template": ", and ",
+    "separator": "<|separator|>", "sampling_batch_tokens": None,
+}  # fmt: skip
+
+
+def test_defaults_of_before_are_dropped():
+    assert set(OLD) == set(config.RETIRED)
+    assert config.current({**OLD, "target_entropy": 40.0, "beta": 1.0}) == {"target_entropy": None, "beta": 1.0}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"eval_max_completion_length": 64, "max_completion_length": 64},
+        {"eval_tag": "Lowest Toxicity"},
+        {"eval_tag": "a", "tags": ["a", "b"]},
+        {"eval_negative_tag": "b", "tags": ["a", "b"]},
+        {"entropy_horizon": 9, "adaptive_entropy": False},
+        {"entropy_horizon": 9, "horizon": 9, "adaptive_entropy": True, "target_entropy": 40.0},
+        {"adaptive_entropy": True, "target_entropy": 40.0},
+        {"lora_dropout": 0.1},
+        {"attribute_template": "; ", "attributes": None},
+        {"separator": None, "tag_template": "{feedback}: {prompt}"},
+        {"separator": "<|separator|>", "tag_template": "{feedback}: {prompt}"},
+        {"separator": "<|x|>", "tag_template": "{feedback} <|x|> {prompt}"},
+    ],
+)
+def test_a_value_that_means_what_holds_today_is_dropped(values):
+    kept = {name: value for name, value in values.items() if name not in config.RETIRED}
+    assert config.current(values) == kept
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {"guidance_scale": 1.0},
+            "guidance_scale 1.0 is no setting of training any more: guided rollouts lose the contrast",
+        ),
+        ({"negative_tag": "x"}, "`nlf sample` takes --negative_tag"),
+        ({"eval_negative_tag": "x"}, "`nlf evaluate` takes --negative_tag"),
+        ({"eval_tag": "x"}, "`nlf evaluate` takes --tag"),
+        ({"eval_min_completion_length": 3}, "`nlf evaluate` takes --min_completion_length"),
+        ({"eval_max_completion_length": 9}, "`nlf evaluate` takes --max_completion_length"),
+        ({"eval_top_k": 5}, "eval_top_p"),
+        ({"eval_temperature": 0.0}, "evaluates at temperature 1"),
+        ({"log_completions": False}, "set num_completions_to_print 0"),
+        ({"adaptive_entropy": True}, "set target_entropy"),
+        ({"entropy_horizon": 9, "target_entropy": 40.0}, "horizon serves beta and entropy_coef"),
+        ({"data_parallel_size": 2}, "one process for each GPU"),
+        ({"max_tries": 3}, "tries a request 8 times"),
+        ({"max_failures_in_a_row": 3}, "5 failures in a row"),
+        ({"lora_dropout": 0.1, "disable_dropout": False}, "peft_config"),
+        ({"attribute_template": "; ", "attributes": [{}]}, "joined by ', and '"),
+        ({"separator": None}, "between {feedback} and {prompt} in tag_template"),
+        ({"sampling_batch_tokens": 9}, "leave it out"),
+    ],
+)
+def test_another_value_is_refused_with_what_to_use(values, words):
+    from nlf.training.config import ALTConfig
+
+    with pytest.raises(UserError) as caught:
+        config.current(values)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    if "disable_dropout" not in values:
+        with pytest.raises(UserError, match="no setting of training any more"):
+            ALTConfig(**values)
+
+
+def test_every_retired_knob_is_read_by_its_type():
+    for name, knob in retired_knobs().items():
+        assert convert(knob, "null" if OLD[name] is None else str(OLD[name])) == OLD[name], name
+
+
+def test_flags_and_recipes_hold_retired_knobs(tmp_path, capsys):
+    recipe = tmp_path / "old.yaml"
+    recipe.write_text(yaml.safe_dump({**OLD, "target_entropy": 40.0}), encoding="utf-8")
+    assert main(["train", "--config", str(recipe), "--dry_run", "--no_adaptive_entropy"]) == 0
+    capsys.readouterr()
+    assert main(["train", "--config", str(recipe), "--dry_run", "--guidance-scale", "1"]) == 2
+    assert "set eval_guidance_scale" in capsys.readouterr().err
+    recipe.write_text("eval_top_k: 5\n", encoding="utf-8")
+    assert main(["train", "--config", str(recipe), "--dry_run"]) == 2
+    assert "eval_top_k 5 is no setting of training any more" in capsys.readouterr().err
+
+
+def test_a_flag_of_today_beats_an_old_recipe(tmp_path):
+    from nlf.cli.train import settings_of, train_settings_knobs
+
+    recipe = tmp_path / "old.yaml"
+    recipe.write_text("adaptive_entropy: false\ntarget_entropy: 40.0\n", encoding="utf-8")
+    values = settings_of(str(recipe), {"target_entropy": 30.0}, train_settings_knobs())
+    assert values == {"target_entropy": 30.0}
+
+
+def test_retired_knobs_are_not_in_the_help_and_not_proposed(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help", "all"])
+    out = capsys.readouterr().out
+    assert not [name for name in config.RETIRED if f"--{name} " in out]
+    assert main(["train", "--entropy_horizn", "3"]) == 2
+    assert "entropy_horizon" not in capsys.readouterr().err
+
+
+def test_an_old_run_resumes_unless_a_retired_knob_changed_it(tmp_path):
+    now = {"beta": 2.0, "target_entropy": None, "sampler": "hf"}
+    old = {**OLD, "beta": 2.0, "target_entropy": 40.0, "log_completions": False, "sampling_batch_tokens": 512}
+
+    def claim(**changes):
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(old | changes), encoding="utf-8")
+        run_folder.claim(tmp_path, now, {}, resume=True)
+
+    claim()
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text("utf-8")) == now
+    with pytest.raises(UserError, match="cannot be resumed: eval_temperature 0.0 is no setting"):
+        claim(eval_temperature=0.0)
+    with pytest.raises(UserError, match="started with beta=1.0"):
+        claim(beta=1.0)
