@@ -91,21 +91,21 @@ def killed_run(folder, arm) -> None:
 
 
 def while_sampling(trainer):
-    import nlf.training.iteration
+    import nlf.training.collector
 
-    on_call(nlf.training.iteration, "write_part", 2)  # iteration 0, second part
+    on_call(nlf.training.collector, "write_part", 2)  # iteration 0, second part
 
 
 def while_sampling_later(trainer):
-    import nlf.training.iteration
+    import nlf.training.collector
 
-    on_call(nlf.training.iteration, "write_part", 8)  # iteration 1
+    on_call(nlf.training.collector, "write_part", 8)  # iteration 1
 
 
 def while_scoring(trainer):
-    import nlf.training.trainer
+    import nlf.training.collector
 
-    on_call(nlf.training.trainer, "score_table", 5)
+    on_call(nlf.training.collector, "score_table", 5)
 
 
 def while_writing_a_checkpoint(trainer):
@@ -240,7 +240,7 @@ def test_lora_has_no_second_copy_and_resumes(tmp_path):
 @pytest.mark.parametrize("compile", [True, False])
 def test_the_trainers_own_sampler_is_compiled_where_asked_for(compile, tmp_path):
     trainer = make(tmp_path, sampler_compile=compile)
-    with trainer.open_sampler(trainer.policy) as sampler:
+    with trainer.run_policy.open_sampler(trainer.policy) as sampler:
         assert sampler.compile is compile
 
 

@@ -15,13 +15,15 @@ from safetensors.torch import load_file
 from test_distributed import nlf_train
 from transformers import TrainerCallback
 
-import nlf.training.iteration
+import nlf.training.collector
 from nlf.cli.main import main
 from nlf.data import run_folder as rundir
 from nlf.data.rollouts import part_path
 from nlf.errors import UserError
+from nlf.method.prompt_order import NumberedRow
 from nlf.method.tags import TagScheme
 from nlf.models.policy import prepare_policy, save_policy
+from nlf.training.collector import Part
 from nlf.training.vllm_weights import FOLDER, check_sampler, plain_start, share
 
 PARTS = [(0, 4), (0, 4), (0, 2), (1, 4), (1, 4), (1, 2)]  # (iteration, prompts) of a whole run
@@ -94,7 +96,7 @@ def unbroken(tmp_path_factory):
 
 @pytest.mark.parametrize("part", [1, 5])
 def test_a_run_that_is_stopped_while_sampling_does_no_part_again(tmp_path, stand_in, unbroken, monkeypatch, part):
-    written, write = [], nlf.training.iteration.write_part
+    written, write = [], nlf.training.collector.write_part
 
     def stopped(path, *args):
         if len(written) == part + part // 3 * 3:  # each part is written twice: sampled, then scored
@@ -103,7 +105,7 @@ def test_a_run_that_is_stopped_while_sampling_does_no_part_again(tmp_path, stand
         write(path, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(nlf.training.iteration, "write_part", stopped)
+        patch.setattr(nlf.training.collector, "write_part", stopped)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "run")
     assert not any(alive(told["pid"]) or alive(told["core"]) for told in stand_in())
@@ -120,17 +122,18 @@ def test_vllm_that_dies_is_one_line_and_what_is_done_is_kept(tmp_path, stand_in,
         train(run)
     assert len(list(run.glob("rollouts/*/samples-*"))) == 2 and not (run / FOLDER).exists()
     trainer = make(run, sampler="vllm")
-    trainer.stopping = True  # a signal that asks all processes of a run to stop ends vLLM too
+
+    def fail(*args, **kwargs):
+        trainer.stop.asked = True  # a signal that asks all processes of a run to stop ends vLLM too
+        raise UserError("vLLM failed")
+
+    collector = trainer.collector(0, trainer.policy, SimpleNamespace(sample=fail, close=None))
     with pytest.raises(SystemExit, match="143"):
-        trainer.loop(0, trainer.policy, SimpleNamespace(sample=fail, close=None)).sample([(0, 0)], 0, None)
+        collector.sample([Part(9, [NumberedRow(0, 0)])], lambda: [None])
     monkeypatch.delenv("STAND_IN_DIES_AT")
     train(run, resume=True)
     assert [told["prompts"] for told in stand_in()[2:]] == [prompts for _, prompts in PARTS[2:]]
     assert same(weights(run), weights(unbroken))
-
-
-def fail(*args, **kwargs):
-    raise UserError("vLLM failed")
 
 
 def test_resuming_in_the_middle_of_an_iteration_starts_no_vllm(tmp_path, stand_in, unbroken):
@@ -201,7 +204,7 @@ def ranks(count: int, tensor: int = 1, **changes) -> list:
 
 def test_ranks_sample_alone_or_in_groups(stand_in, monkeypatch):
     assert [share(rank) for rank in ranks(4)] == [(0, 4), (1, 4), (2, 4), (3, 4)]
-    assert [share(rank) for rank in ranks(4, tensor=2)] == [(0, 2), (-1, 2), (1, 2), (-1, 2)]
+    assert [share(rank) for rank in ranks(4, tensor=2)] == [(0, 2), (None, 2), (1, 2), (None, 2)]
     assert [share(rank) for rank in ranks(2, tensor=2, sampler="hf")] == [(0, 2), (1, 2)]
     assert share(ranks(1, tensor=2)[0]) == (0, 1)
     check_sampler(ranks(4, tensor=2)[0])
