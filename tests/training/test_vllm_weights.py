@@ -1,4 +1,4 @@
-"""Training on rollouts that vLLM draws: in real processes, with a stand-in for vLLM in them."""
+"""Training on rollouts from vLLM: real processes run a stand-in for vLLM."""
 
 import os
 import sys
@@ -34,7 +34,7 @@ def alive(pid: int) -> bool:
 
 
 def read(folder: Path) -> str:
-    """The digest that the stand-in has of a folder's weights."""
+    """The digest that the stand-in computes of a folder's weights."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "sampling" / "stand_in"))
     import vllm
 
@@ -62,13 +62,13 @@ def test_a_run_is_sampled_from_each_iterations_weights(tmp_path, stand_in):
             look()
 
     run = tmp_path / "run"
-    trainer = make(run, reward=reward, sampler="vllm", eval_guidance_scale=1.0)  # evaluation samples here
+    trainer = make(run, reward=reward, sampler="vllm", eval_guidance_scale=1.0)  # evaluation samples in this process
     trainer.add_callback(Watch())
     trainer.train()
     told = stand_in()
     assert [each["prompts"] for each in told] == [prompts for _, prompts in PARTS]
-    assert [told[0]["pid"]] * 3 + [told[3]["pid"]] * 3 == [each["pid"] for each in told]  # one for each iteration
-    assert not held  # its memory is free when rollouts are scored and trained on
+    assert [told[0]["pid"]] * 3 + [told[3]["pid"]] * 3 == [each["pid"] for each in told]  # one process per iteration
+    assert not held  # no vLLM runs while rollouts are scored and trained on
     assert not (run / FOLDER).exists()
     tiny.save(tmp_path / "start")
     assert told[0]["weights"] == read(tmp_path / "start") and told[3]["weights"] == read(run / "checkpoint-3")
@@ -82,7 +82,7 @@ def test_a_run_is_sampled_from_each_iterations_weights(tmp_path, stand_in):
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    """A run that nobody stopped."""
+    """The folder of a run that nobody stopped."""
     folder = tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as patch:
         stand_in = Path(__file__).parents[1] / "sampling" / "stand_in"
@@ -223,7 +223,7 @@ def completions(run: Path) -> list:
 
 
 def assert_as_one(folder: Path, inputs, processes: int, *flags: str, config: str | None = None) -> None:
-    """Several processes sample and train what one does."""
+    """Several processes sample the same completions and train the same weights as one process."""
     nlf_train(folder / "one", *inputs, 1, "--sampler", "vllm")
     nlf_train(folder / "several", *inputs, processes, "--sampler", "vllm", *flags, config=config)
     assert completions(folder / "one") == completions(folder / "several")
@@ -232,12 +232,14 @@ def assert_as_one(folder: Path, inputs, processes: int, *flags: str, config: str
 
 
 def test_each_rank_has_a_vllm_that_reads_whole_weights(tmp_path, stand_in, inputs):
-    """Under a launcher, whose variables vLLM must not see."""
+    """The processes run under a launcher, whose environment variables vLLM must not see."""
     assert_as_one(tmp_path, inputs, 2, config="fsdp2")
     told = stand_in()
     assert len({each["pid"] for each in told[:8]}) == 2 and len({each["pid"] for each in told[8:]}) == 4
     start, later = told[0]["weights"], {each["weights"] for each in told[8:]} - {told[0]["weights"]}
-    assert [each["weights"] for each in told[8:]].count(start) == 4 and len(later) == 1  # the start's, then others
+    assert [each["weights"] for each in told[8:]].count(start) == 4 and len(
+        later
+    ) == 1  # the reference's weights, then the policy's
 
 
 @pytest.mark.extended

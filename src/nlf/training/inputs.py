@@ -1,4 +1,4 @@
-"""What a trainer is given, checked: prompts and rewards, and the feedback and encoder that follow from them."""
+"""A trainer's inputs: check the prompts and rewards, and build the feedback, the encoder and the data set from them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from nlf.method.tags import TagScheme
 from nlf.models.encoder import PromptEncoder
 from nlf.rewards import Reward, check_weights, reward_names
 from nlf.rewards.registry import configure, resolve_reward
+from nlf.training.batches import PoolDataset
 from nlf.training.config import ALTConfig, check_judges, check_world, known_device
 from nlf.training.vllm_weights import check_sampler
 
@@ -150,3 +151,14 @@ def encoder_of(
     longest = args.max_feedback_length
     encoder.max_feedback_length = longest if room is None else min(longest, room)
     return encoder
+
+
+def pool_dataset_of(args: ALTConfig) -> PoolDataset:
+    """The training set: empty, until it is filled before each epoch."""
+    return PoolDataset(
+        args.steps_per_iteration,
+        args.total_batch_size,
+        seed=args.seed,
+        contrast=args.contrast_coef != 0,
+        weights=args.quantile_weights,
+    )

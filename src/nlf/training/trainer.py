@@ -52,6 +52,7 @@ from nlf.training.inputs import (
     encoder_of,
     feedback_of,
     folder_of,
+    pool_dataset_of,
     prompt_rows,
     scheme_of,
 )
@@ -127,15 +128,12 @@ class ALTTrainer(Trainer):
             model=self.policy.model,
             args=args,
             data_collator=partial(collate, pad_id=processing_class.pad_token_id, pass_tokens=limit),
-            train_dataset=PoolDataset(
-                args.steps_per_iteration, args.total_batch_size,
-                seed=args.seed, contrast=args.contrast_coef != 0, weights=args.quantile_weights,
-            ),
+            train_dataset=pool_dataset_of(args),
             eval_dataset=self.inputs.eval_prompts,
             processing_class=processing_class,
             callbacks=[*callbacks],
             optimizers=optimizers,
-        )  # fmt: skip
+        )
         self.add_callback(IterationCallback(self))
         self.loss_is_scaled_for_ga, self.model_accepts_loss_kwargs = True, False
         self._place_models()
