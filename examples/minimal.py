@@ -79,7 +79,7 @@ def alt_loss(right, wrong, ref, labels, mask, eos, *, nll, contrast, beta, entro
 
 
 def load(name: str):
-    """Policy, frozen reference, tokenizer. The policy has one more token, the separator, whose weights start as EOS's."""
+    """Policy, frozen reference, tokenizer. The policy has one more token: the separator, which starts as EOS."""
     tokenizer = AutoTokenizer.from_pretrained(name)
     policy = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()  # eval: no dropout, as published
     reference = copy.deepcopy(policy).requires_grad_(False)
@@ -98,7 +98,7 @@ def read_prompts(split: str) -> list[str]:
 
 
 def query(tokenizer, tag: str | None, prompt: str) -> list[int]:
-    """Token ids of: tag <|separator|> prompt. In pieces, so that the prompt has the same ids with and without a tag."""
+    """Ids of: tag <|separator|> prompt. In pieces, so that the prompt has the same ids with and without a tag."""
     words = tokenizer(prompt, add_special_tokens=False).input_ids
     return words if tag is None else tokenizer(tag + SEPARATOR, add_special_tokens=False).input_ids + words
 

@@ -1,4 +1,4 @@
-"""examples/slurm.sbatch with stand-ins for SLURM's commands: a job that is stopped and queued again gives the same model."""
+"""examples/slurm.sbatch with stand-ins for SLURM's commands: a job that is stopped and requeued gives the same model."""
 
 import json
 import os

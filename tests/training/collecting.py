@@ -40,7 +40,8 @@ class Recorder:
         tokenizer = tiny.tokenizer()
         model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=0))
         sampler = PromptSampler(
-            Policy(model, tokenizer, SCHEME), PromptEncoder(tokenizer, SCHEME), self, SamplingOptions(num_generations=3), 0
+            Policy(model, tokenizer, SCHEME), PromptEncoder(tokenizer, SCHEME), self,
+            SamplingOptions(num_generations=3), seed=0,
         )  # fmt: skip
         values = {
             "run_dir": folder,

@@ -21,7 +21,7 @@ def test_averages_are_per_token_and_for_the_contrast_per_completion():
 
 
 def test_a_controller_moves_its_coefficient_towards_the_target():
-    """10 completions with 33 nats of KL are 10 % above a target of 3; a horizon of 100 completions takes a tenth of that."""
+    """33 nats of KL in 10 completions are 10 % above a target of 3; a horizon of 100 takes a tenth of that."""
     start, sums = {"beta": 2.0, "entropy_coef": 0.5}, {"kl": 33.0, "entropy": 500.0}
     kl = Controller("beta", "kl", target=3.0, horizon=100, rising=True)
     entropy = Controller("entropy_coef", "entropy", target=40.0, horizon=100, rising=False)

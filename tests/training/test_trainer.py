@@ -407,7 +407,7 @@ def test_config_yaml_can_be_given_back(unbroken):
 
 
 def test_a_reward_of_trl_sees_the_state_and_logs(tmp_path):
-    """A function gets them by name or by **kwargs, in training and in evaluation; another function is called without them."""
+    """Functions get them by name or by **kwargs, in training and in evaluation; other functions are called without."""
     seen = []
 
     def curriculum(completions, trainer_state, log_metric, **kwargs):

@@ -45,7 +45,7 @@ class ALTConfig(
     config.LogOptions,
     _with_defaults(TrainingArguments, config.TRAINING_DEFAULTS),  # type: ignore[misc]  # made at run time
 ):
-    """Every knob of a run: those of transformers' TrainingArguments and of `nlf.config`, which has a help text for each.
+    """Every knob of a run: the fields of transformers' TrainingArguments and of `nlf.config`, which holds the help texts.
 
     `num_train_epochs` is the number of iterations; one epoch is `steps_per_iteration` optimizer steps.
 

@@ -1,4 +1,4 @@
-"""A trainer's inputs: check the prompts and rewards, and build the feedback, the encoder and the data set from them."""
+"""A trainer's inputs: check prompts and rewards, and build the feedback, the encoder and the data set from them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The model card beside an aligned model: how it was trained, how to use it in plain transformers, its last figures."""
+"""The model card beside an aligned model: its training, its use in plain transformers, its last figures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -116,8 +116,9 @@ class ALTTrainer(Trainer):
             raise UserError("processing_class is missing: give the tokenizer that belongs to the model")
         self.scheme = scheme_of(args, self.inputs.conversational)
         self.policy = prepare_policy(
-            model, processing_class, self.scheme, conversational=self.inputs.conversational, tag_tokens=args.tag_tokens,
-            peft_config=peft_config, reference_model=reference_model, disable_dropout=disable_dropout, seed=args.seed,
+            model, processing_class, self.scheme,
+            conversational=self.inputs.conversational, tag_tokens=args.tag_tokens, peft_config=peft_config,
+            reference_model=reference_model, disable_dropout=disable_dropout, seed=args.seed,
         )  # fmt: skip
         self.feedback = feedback_of(args, self.scheme, self.inputs.rewards)
         self.encoder = encoder_of(args, self.inputs, self.feedback, processing_class, model.config, max_prompt_length)
@@ -174,7 +175,7 @@ class ALTTrainer(Trainer):
         """Run all iterations, and write the tagged model into the run's folder.
 
         Args:
-            resume_from_checkpoint: A checkpoint's folder; or True: the last whole checkpoint, or the start without one.
+            resume_from_checkpoint: A checkpoint's folder; or True: the last whole checkpoint, or the start if none.
 
         Raises:
             UserError: the folder holds another run, or the settings changed in a way that would change the result.
@@ -268,7 +269,7 @@ class ALTTrainer(Trainer):
         return dict(zip(sums, self.accelerator.reduce(local, "sum").tolist(), strict=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as Trainer does, with the averages of the loss's parts since the last log line, and into metrics.jsonl."""
+        """Log as Trainer does and into metrics.jsonl, with averages of the loss's parts since the last log line."""
         if "loss" in logs:
             sums = self._over_ranks(self.log_sums.take())
             logs = {**logs, **averages(sums, contrast=bool(self.args.contrast_coef)), **self.coefficients}
@@ -358,13 +359,13 @@ class ALTTrainer(Trainer):
     def evaluated(self, prompts: Sequence[dict]) -> list[dict]:
         """A line per prompt with completions, scores and likelihoods; the ranks share the prompts."""
         own = slice(self.args.process_index, None, self.args.world_size)
-        share, scoring = numbered(prompts)[own], self.scoring()
+        mine, scoring = numbered(prompts)[own], self.scoring()
         tag = self.args.eval_tag or self.scheme.best
         options = config.sampling_options(self.args, "eval_")
-        advance = progress_bar("evaluating", len(share) * options.num_generations, hidden=self._quiet())
+        advance = progress_bar("evaluating", len(mine) * options.num_generations, hidden=self._quiet())
         with self.run_policy.evaluating() as policy, self.run_policy.open_sampler(policy) as sampler:
             drawn = PromptSampler(policy, self.encoder, sampler, options, self.args.seed)
-            lines = evaluated_lines(drawn, share, tag, scoring.local, advance, scoring.context)
+            lines = evaluated_lines(drawn, mine, tag, scoring.local, advance, scoring.context)
         lines = self._gathered(lines, range(len(prompts))[own])
         if scoring.by_first:
             scores = partial(scores_of, lines, scoring.by_first, scoring.context)

@@ -1,13 +1,13 @@
 """Rollouts from vLLM: write an iteration's weights as a plain model, sample from it, and remove it.
 
-The weights go into a folder of their own, because no checkpoint serves: iteration 0 samples the reference, which has no
-checkpoint; a LoRA checkpoint holds the adapter alone; and the accelerate config decides how sharded weights are saved.
-The folder holds what `save_policy` writes at the end of a run. Sharded weights are gathered on the first rank's CPU, so
-that vLLM holds the only whole copy on a GPU.
+The weights go into a folder of their own, because no checkpoint serves: iteration 0 samples the reference, which has
+no checkpoint; a LoRA checkpoint holds the adapter alone; and the accelerate config decides how sharded weights are
+saved. The folder holds what `save_policy` writes at the end of a run. Sharded weights are gathered on the first rank's
+CPU, so that vLLM holds the only whole copy on a GPU.
 
-Each rank runs a vLLM on its own GPU for its own parts. With `tensor_parallel_size` T, every T-th rank runs a vLLM on the
-GPUs of T ranks. The trainer's weights stay on the GPUs, but its allocator frees unused memory before vLLM starts. vLLM's
-processes end after the last part, before rollouts are scored.
+Each rank runs a vLLM on its own GPU for its own parts. With `tensor_parallel_size` T, every T-th rank runs a vLLM on
+the GPUs of T ranks. The trainer's weights stay on the GPUs, but its allocator frees unused memory before vLLM starts.
+vLLM's processes end after the last part, before rollouts are scored.
 """
 
 import contextlib
