@@ -365,7 +365,7 @@ class DrawingOptions:
 
 
 @dataclass
-class JudgeOptions:
+class MeasureOptions:
     """What judges completions."""
 
     reward_funcs: list[str] = knob(
@@ -379,14 +379,14 @@ class JudgeOptions:
 
 
 @dataclass
-class SampleOptions:
+class OutputOptions:
     """Where samples go."""
 
     output_dir: str = knob("", "Folder of generations.jsonl; running again goes on where it stopped.")
 
 
 @dataclass
-class EvaluationOptions:
+class ComparisonOptions:
     """What `nlf evaluate` compares."""
 
     task: str | None = knob(
@@ -411,7 +411,7 @@ class EvaluationOptions:
 
 
 @dataclass
-class ScoreOptions:
+class ScoreFileOptions:
     """What `nlf score` scores."""
 
     path: str = knob("", "A generations file, a folder of them, or any .jsonl, .csv or .parquet with a text column.")
@@ -500,14 +500,14 @@ COMMAND_GROUPS: dict[str, dict[str, type]] = {
     "sample": {
         **{"Model": LoadOptions, "Prompts": PromptOptions, "Tags": ConditionOptions},
         **{"Sampling": SamplingOptions, "Sampler": SamplerOptions, "Drawing": DrawingOptions},
-        "Output": SampleOptions,
+        "Output": OutputOptions,
     },
-    "score": {"Scoring": ScoreOptions, "Judges": JudgeOptions, "Remote rewards": RemoteOptions},
+    "score": {"Scoring": ScoreFileOptions, "Judges": MeasureOptions, "Remote rewards": RemoteOptions},
     "perplexity": {"Perplexity": PerplexityOptions},
     "evaluate": {
-        **{"Model": LoadOptions, "Prompts": PromptOptions, "Tags": ConditionOptions, "Judges": JudgeOptions},
+        **{"Model": LoadOptions, "Prompts": PromptOptions, "Tags": ConditionOptions, "Judges": MeasureOptions},
         **{"Sampling": SamplingOptions, "Sampler": SamplerOptions, "Drawing": DrawingOptions},
-        **{"Comparison": EvaluationOptions, "Remote rewards": RemoteOptions},
+        **{"Comparison": ComparisonOptions, "Remote rewards": RemoteOptions},
     },
     "distill": {"Model": LoadOptions, "Distillation": DistillOptions},
     "report": {"Report": ReportOptions},
@@ -687,3 +687,27 @@ def _check_attributes(attributes: list[dict]) -> None:
     names = [each["name"] for each in attributes]
     if len(set(names)) < len(names):
         raise UserError(f"attributes {', '.join(map(str, names))}: two of one name; rename one")
+
+
+# ---- one class for each command -----------------------------------------------------------------------------------
+
+
+@dataclass
+class SampleOptions(
+    LoadOptions, PromptOptions, ConditionOptions, SamplingOptions, SamplerOptions, DrawingOptions, OutputOptions
+):
+    """Everything that `nlf sample` takes."""
+
+
+@dataclass
+class ScoreOptions(ScoreFileOptions, MeasureOptions, RemoteOptions):
+    """Everything that `nlf score` takes."""
+
+
+@dataclass
+class EvaluateOptions(
+    LoadOptions, PromptOptions, ConditionOptions, MeasureOptions, SamplerOptions, DrawingOptions, ComparisonOptions
+):
+    """Everything that `nlf evaluate` takes."""
+
+    negative_tag: str | None = None

@@ -42,7 +42,7 @@ from nlf.data.prompts import all_conversations, load_prompts
 from nlf.data.run_folder import CONFIG, FACTS, run_settings
 from nlf.errors import UserError
 from nlf.evaluation.evaluate import DISTILLED, System, evaluate
-from nlf.evaluation.sample import sample_file
+from nlf.evaluation.sample import prompt_sampler, sample_file
 from nlf.evaluation.systems import chosen_tag, load_for_commands, negative_tag, slug
 from nlf.method.losses import distillation_kl, teacher_log_probs
 from nlf.method.prompt_order import choose_prompts
@@ -338,13 +338,14 @@ def taught_by(
         num_generations=max(options.num_generations // num_lessons, 1),
         max_completion_length=options.max_completion_length or run.get("max_completion_length", 20),
         guidance_scale=lesson.scale,
+        negative_tag=lesson.negative if lesson.scale else None,
     )
     path = folder / SAMPLES / f"generations-{slug(lesson.tag)}.jsonl"
-    sample_file(
-        path, teacher, prompts, lesson.tag, sampling, negative=lesson.negative if lesson.scale else None,
-        seed=options.seed, token_budget=options.sampling_batch_tokens, max_prompt_length=run.get("max_prompt_length"),
-        what="distilling",
-    )  # fmt: skip
+    with prompt_sampler(
+        teacher, sampling, seed=options.seed, token_budget=options.sampling_batch_tokens,
+        max_prompt_length=run.get("max_prompt_length"),
+    ) as sampler:  # fmt: skip
+        sample_file(path, sampler, prompts, lesson.tag, what="distilling")
     return [(lesson, row, j) for row in read(path) for j, ids in enumerate(row["completion_ids"]) if ids]
 
 
