@@ -107,7 +107,6 @@ def measure_all(options: argparse.Namespace) -> list[dict]:
     yardstick = systems.Yardstick(
         resolve_reward(options.reward),
         None if options.judge == "none" else resolve_reward(options.judge),
-        options.model,
         load_policy(options.model),
         load_prompts(options.test_dataset, split="test", limit=options.num_prompts),
     )

@@ -25,7 +25,7 @@ from nlf.errors import UserError
 from nlf.evaluation import intervals, metrics
 from nlf.evaluation.evaluate import with_intervals
 from nlf.evaluation.perplexity import measure_file, model_label
-from nlf.evaluation.sample import sample_file
+from nlf.evaluation.sample import prompt_sampler, sample_file
 from nlf.evaluation.score import score_file
 from nlf.evaluation.systems import load_for_commands
 from nlf.method.losses import distillation_kl, teacher_log_probs
@@ -100,7 +100,6 @@ class Yardstick:
 
     reward: Reward
     judge: Reward | None
-    base_name: str
     base: Policy
     prompts: list[dict]
 
@@ -298,7 +297,8 @@ def train_sft(
     clock = Stops(folder, stops, time.perf_counter())
     samples, judge = folder / "generations.jsonl", resolve_reward(reward)
     drawing = replace(FREE, num_generations=GENERATIONS)
-    sample_file(samples, load(model), load_prompts(dataset), None, drawing, seed=seed, what="to choose from")
+    with prompt_sampler(load(model), drawing, seed=seed) as sampler:
+        sample_file(samples, sampler, load_prompts(dataset), None, what="to choose from")
     score_file(samples, [judge])
     chosen = [best_of(row, GENERATIONS, 1, judge.label) for row in read(samples)]
     pairs = [(row["prompt_ids"], row["completion_ids"][0]) for row in chosen]
@@ -343,8 +343,8 @@ def measured(setting: Setting, folder: Path, model: str, yardstick: Yardstick) -
     base, judges = yardstick.base, [each for each in (yardstick.reward, yardstick.judge) if each]
     score_file(filtered, judges)
     score_file(free, [yardstick.reward])
-    measure_file(filtered, yardstick.base_name, base.model, base.tokenizer)
-    likelihoods = model_label(yardstick.base_name, base.model)
+    measure_file(filtered, base)
+    likelihoods = model_label(base)
     found = metrics.measure(
         scored(filtered, yardstick.reward), scores=[yardstick.reward.label], likelihoods=likelihoods
     )
@@ -364,13 +364,14 @@ def samples(setting: Setting, folder: Path, policy: Policy, rule: SamplingOption
     if not setting.best_of:
         tags = policy.scheme.tags if setting.quantile is not None else ()
         tag, negative = (tags[setting.quantile], tags[-1]) if tags else (None, None)
-        rule = replace(rule, guidance_scale=setting.guidance)
         away = negative if setting.guidance else None
-        sample_file(path, policy, yardstick.prompts, tag, rule, negative=away, what=setting.label)
+        with prompt_sampler(policy, replace(rule, guidance_scale=setting.guidance, negative_tag=away)) as sampler:
+            sample_file(path, sampler, yardstick.prompts, tag, what=setting.label)
     else:
         pool = folder / "samples" / f"pool-{name}.jsonl"
         drawing = replace(rule, num_generations=rule.num_generations * max(CHOICES))
-        sample_file(pool, policy, yardstick.prompts, None, drawing, what=f"best of {max(CHOICES)}")
+        with prompt_sampler(policy, drawing) as sampler:
+            sample_file(pool, sampler, yardstick.prompts, None, what=f"best of {max(CHOICES)}")
         score_file(pool, [yardstick.reward])
         label = yardstick.reward.label
         write_lines(path, (best_of(row, setting.best_of, rule.num_generations, label) for row in read(pool)))

@@ -501,7 +501,7 @@ def test_every_metric_is_described():
     line["scores"]["s@1"] = {"reward": [0.6], "attributes": {"positive": [0.6]}}
     found = measure([line], scores=["local@1", "s@1"], likelihoods="j", threshold=0.7)
     names = [*found.ratios, *found.corpus]
-    assert {metrics._parsed(name)["base"] for name in names} == set(metrics.METRICS)
+    assert {metrics.parsed(name).base for name in names} == set(metrics.METRICS)
     assert all(metrics.describe(name) and "{" not in metrics.describe(name) for name in names)
 
 

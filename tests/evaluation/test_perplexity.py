@@ -16,7 +16,7 @@ from nlf.data.generations import read_lines, write_lines
 from nlf.evaluation import perplexity
 from nlf.evaluation.perplexity import measure_file, model_label
 from nlf.models.identity import vocabulary_digest
-from nlf.models.policy import load_model
+from nlf.models.policy import load_model, load_policy
 
 EOS = 0
 
@@ -182,9 +182,9 @@ def test_a_changed_text_is_measured_again(folder, run, asked):
 
 
 def test_other_weights_are_another_label(folder, run):
-    model, _ = load_model(str(folder / "model"))
+    reader = load_policy(str(folder / "model"))
     run(lines_of(2))
-    label = model_label(str(folder / "model"), model)
+    label = model_label(reader)
     assert re.fullmatch(re.escape(str(folder / "model")) + "@[0-9a-f]{12}", label)
     tiny.save(folder / "model", seed=1)
     run()
@@ -192,14 +192,15 @@ def test_other_weights_are_another_label(folder, run):
     assert next(iter(likelihoods)) == label and len(likelihoods) == 2
     first, second = likelihoods.values()
     assert first["nll"] != second["nll"] and first["of"] == second["of"]
-    assert model_label("x", model.to(torch.bfloat16)).endswith("/bfloat16")
+    reader.model.to(torch.bfloat16)
+    assert model_label(reader).endswith("/bfloat16")
 
 
 def test_killed_anywhere_nothing_finished_is_done_again(folder, asked, monkeypatch):
-    model, tokenizer = load_model(str(folder / "model"))
+    reader = load_policy(str(folder / "model"))
     path, lines = folder / "generations.jsonl", lines_of(5)
     write_lines(path, lines)
-    measure_file(path, "m", model, tokenizer)
+    measure_file(path, reader)
     expected = stored(folder)
     monkeypatch.setattr(perplexity, "BLOCK", 2)
     for kill_at in (1, 2, 3):
@@ -215,19 +216,19 @@ def test_killed_anywhere_nothing_finished_is_done_again(folder, asked, monkeypat
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(perplexity, "_from_text", dying)
-            measure_file(path, "m", model, tokenizer)
+            measure_file(path, reader)
         told = []
-        assert measure_file(path, "m", model, tokenizer, progress=told.append) == 5
+        assert measure_file(path, reader, progress=told.append) == 5
         assert sum(told) == 10 and len(asked) == 10
         for got, wanted in zip(stored(folder), expected, strict=True):
             assert got["nll"] == pytest.approx(wanted["nll"], rel=1e-5) and got["of"] == wanted["of"]
 
 
 def test_progress_is_told_within_a_block(folder):
-    model, tokenizer = load_model(str(folder / "model"))
+    reader = load_policy(str(folder / "model"))
     write_lines(folder / "generations.jsonl", lines_of(3))
     told = []
-    measure_file(folder / "generations.jsonl", "m", model, tokenizer, progress=told.append, batch_tokens=1)
+    measure_file(folder / "generations.jsonl", reader, progress=told.append, batch_tokens=1)
     assert sum(told) == 6 and len(told) > 3
 
 

@@ -10,7 +10,7 @@ from nlf.config import SamplingOptions
 from nlf.data.generations import read_lines
 from nlf.errors import UserError
 from nlf.evaluation import sample
-from nlf.evaluation.sample import sample_file
+from nlf.evaluation.sample import prompt_sampler, sample_file
 from nlf.evaluation.systems import chosen_tag, negative_tag, slug, with_tags
 from nlf.method.tags import TagScheme
 from nlf.models.policy import prepare_policy, save_policy, save_scheme
@@ -180,6 +180,9 @@ def test_names_of_sources():
 def test_a_prompt_that_does_not_fit_says_so_and_keeps_what_is_done(tmp_path):
     policy = prepare_policy(tiny.model(), tiny.tokenizer(), TagScheme())
     rows = [{"prompt": "short", "prompt_id": "a"}, {"prompt": "long " * 90, "prompt_id": "b"}]
-    with pytest.raises(UserError, match="over the model's context of 96"):
-        sample_file(tmp_path / "x.jsonl", policy, rows, None, SamplingOptions(max_completion_length=4), part=1)
+    with (
+        prompt_sampler(policy, SamplingOptions(max_completion_length=4)) as sampler,
+        pytest.raises(UserError, match="over the model's context of 96"),
+    ):
+        sample_file(tmp_path / "x.jsonl", sampler, rows, None, part=1)
     assert len(list(read_lines(tmp_path / "x.jsonl"))) == 1

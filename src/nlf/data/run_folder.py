@@ -83,16 +83,22 @@ def earlier_settings(run_dir: Path) -> dict:
 
 
 def run_settings(run_dir: Path) -> dict:
-    """What the run's `config.yaml` and `run.json` hold; nothing where there are none.
+    """The settings in the run's `run.json` and `config.yaml`; empty where there are none.
 
     Raises:
-        UserError: one of them cannot be read.
+        UserError: one of the files cannot be read.
     """
-    found = [_settings(path) for path in (run_dir / FACTS, run_dir / CONFIG) if path.is_file()]
-    return {name: value for settings in found for name, value in settings.items()}
+    return settings_in(run_dir / FACTS) | settings_in(run_dir / CONFIG)
 
 
-def _settings(path: Path) -> dict:
+def settings_in(path: Path) -> dict:
+    """The settings in one file, YAML or JSON; empty where there is no such file.
+
+    Raises:
+        UserError: the file cannot be read, or holds no names and values.
+    """
+    if not path.is_file():
+        return {}
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

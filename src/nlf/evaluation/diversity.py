@@ -1,4 +1,4 @@
-"""How varied words are: dist-n, self-BLEU and repetition."""
+"""Metrics of diversity: dist-n, self-BLEU and repetition."""
 
 import itertools
 from collections import Counter
@@ -7,9 +7,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-ORDERS = (1, 2, 3)  # of dist-n
-
-
+ORDERS = (1, 2, 3)  # n of dist-n
 WAITING = 2**20  # codes of n-grams that are collected before they are counted
 
 
@@ -20,16 +18,16 @@ def repetition(token_ids: Sequence[int], n: int = 4) -> float:
 
 
 class WordCodes(dict):
-    """A word's 64-bit code, the same in every process; the last quarter of a million at most are remembered.
+    """A word's 64-bit code, equal in every process; at most a quarter of a million words are remembered.
 
-    Codes instead of words keep memory bounded and let numpy count. Two n-grams of 15 million share a code with a
-    probability of 1e-5 in all.
+    Codes in place of words keep memory bounded and let numpy count. Among 15 million n-grams, two share a code with a
+    probability of 1e-5.
     """
 
     def __missing__(self, word: str) -> int:
         if len(self) >= 2**18:
             self.clear()
-        # JSON may hold half a surrogate pair, which is no UTF-8
+        # JSON may hold half a surrogate pair, which strict UTF-8 refuses
         digest = blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         code = self[word] = int.from_bytes(digest, "little")
         return code
@@ -38,9 +36,9 @@ class WordCodes(dict):
 def distinct_ngrams(
     texts: Sequence[str], codes: WordCodes, orders: Sequence[int] = ORDERS
 ) -> tuple[int, list[np.ndarray]]:
-    """The number of words in some texts, and the codes of their distinct n-grams, ascending, for each of `orders`.
+    """The number of words in texts, and for each n of `orders` the codes of their distinct n-grams, ascending.
 
-    No n-gram reaches from one text into the next.
+    No n-gram spans two texts.
     """
     words = [text.split() for text in texts]
     lengths = np.array([len(w) for w in words], dtype=np.int64)
@@ -57,7 +55,7 @@ def distinct_ngrams(
 
 
 def _distinct(codes: np.ndarray) -> np.ndarray:
-    """As `np.unique`, which hashes integers and is slower than sorting here; `codes` is sorted in place."""
+    """As `np.unique`, whose hashing of integers is slower than sorting here; sorts `codes` in place."""
     codes.sort()
     return codes[np.concatenate([[True], codes[1:] != codes[:-1]])] if len(codes) else codes
 
@@ -65,16 +63,19 @@ def _distinct(codes: np.ndarray) -> np.ndarray:
 class DistinctCounter:
     """Counts distinct 64-bit codes in bounded memory, 8 bytes for each of `limit`.
 
-    Exact up to `limit`, four million (as many word triples as 250,000 completions of 20 tokens hold); beyond it
-    estimated from the `limit` smallest codes (k minimum values, Bar-Yossef et al. 2002) with a standard error of
-    1/√limit, .05 %. Neither order nor repetition of what is added matters.
+    The count is exact up to `limit`, four million, the number of word triples in 250,000 completions of 20 tokens.
+    Beyond, it is estimated from the `limit` smallest codes (k minimum values, Bar-Yossef et al. 2002) with a standard
+    error of 1/√limit, .05 %. It does not depend on the order or the repetition of codes.
     """
 
     def __init__(self, limit: int = 2**22):
         self.limit, self._exact = limit, True
-        self._kept, self._waiting, self._size = np.empty(0, dtype=np.uint64), [], 0
+        self._kept = np.empty(0, dtype=np.uint64)
+        self._waiting: list[np.ndarray] = []
+        self._size = 0  # codes that wait
 
     def add(self, codes: np.ndarray) -> None:
+        """Take more codes, uint64."""
         if not self._exact:
             codes = codes[codes < self._kept[-1]]
         self._waiting.append(codes)
@@ -83,25 +84,26 @@ class DistinctCounter:
             self._merge()
 
     def count(self) -> float:
+        """The number of distinct codes, or its estimate."""
         self._merge()
         return float(len(self._kept)) if self._exact else (self.limit - 1) / (float(self._kept[-1]) / 2**64)
 
     def _merge(self) -> None:
         kept = _distinct(np.concatenate([self._kept, *self._waiting]))
         self._exact = self._exact and len(kept) <= self.limit
-        # a copy, so that what is beyond the limit is let go
+        # a copy, which frees the codes beyond the limit
         self._kept, self._waiting, self._size = kept[: self.limit].copy(), [], 0
 
 
 def self_bleu(texts: Sequence[str], max_n: int = 4) -> float:
-    """How alike texts are: BLEU of each against all others, mean (Zhu et al. 2018, Texygen, arXiv 1802.01886).
+    """Mean BLEU of each text against all other texts (Zhu et al. 2018, Texygen, arXiv 1802.01886).
 
-    Sentence BLEU with equal weights of 1- to 4-grams of words split at white space, the closest length among the others
-    for the brevity penalty, and, as Texygen, a tenth of a match where an order has none. A text shorter than four words
-    is measured by the orders it has; one without words is left out.
+    Sentence BLEU with equal weights of 1- to 4-grams of words split at white space. The brevity penalty takes the closest
+    length among the others. As in Texygen, an order without a match counts a tenth of a match. A text of fewer than four
+    words is measured by the orders that it has; a text without words is left out.
 
     Returns:
-        1.0 where all are alike; NaN with fewer than two texts.
+        1.0 where all texts are alike; NaN for fewer than two texts.
     """
     sentences = [words for text in texts if (words := text.split())]
     if len(sentences) < 2:
@@ -112,7 +114,7 @@ def self_bleu(texts: Sequence[str], max_n: int = 4) -> float:
         others = _second_largest(counts)
         for i, own in enumerate(counts):
             if own:
-                # who has the most of an n-gram is held to the second most, and who has fewer, to their own count
+                # matches are clipped at the most that another text has: of the text with the most, the second most
                 matches = sum(min(count, others[gram]) for gram, count in own.items())
                 logs[i] += np.log((matches or 0.1) / own.total())
                 orders[i] += 1
@@ -120,7 +122,7 @@ def self_bleu(texts: Sequence[str], max_n: int = 4) -> float:
 
 
 def _second_largest(counts: Sequence[Counter]) -> dict:
-    """For each key the second largest of its counts (equal to the largest where two have it), 0 where one has it."""
+    """For each key the second largest of its counts; it equals the largest in a tie, and is 0 where one counter has it."""
     top: dict = {}
     for each in counts:
         for key, count in each.items():
@@ -130,7 +132,7 @@ def _second_largest(counts: Sequence[Counter]) -> dict:
 
 
 def _brevity(lengths: Sequence[int]) -> np.ndarray:
-    """Log of the brevity penalty of each, against the closest length among the others (the shorter of two)."""
+    """Log of each text's brevity penalty, against the closest length among the others (the shorter of two)."""
     having = Counter(lengths)
     closest = {
         own: min((abs(other - own), other) for other in having if other != own or having[own] > 1)[1] for own in having

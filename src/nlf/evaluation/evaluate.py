@@ -1,40 +1,49 @@
-"""`nlf evaluate`: a model and its base side by side, on the same prompts with the same random numbers.
+"""`nlf evaluate`: compare a model with its base on the same prompts, with the same random numbers.
 
-Each system (a model under a tag, perhaps guided) has a generations file in the output folder. It is sampled, scored and
-read by the measuring models in turn, each step appending to disk, so that a killed evaluation goes on where it was; then
-`results.json` is made of the files alone, in the manner of lm-evaluation-harness: `metric`, `metric_stderr`, and
+Each system (a model under a tag, perhaps guided) has a generations file in the output folder. The command samples it,
+scores it and measures it in turn. Every step appends to disk, so a killed evaluation continues where it stopped.
+`results.json` is made of the files alone. Its metrics follow lm-evaluation-harness: `metric`, `metric_stderr`, and
 `metric_ci95` from a bootstrap over prompts. docs/evaluation.md documents every key.
 
-Perplexity is that of the base model, or of `eval_model`, on completions given their bare prompts; KL is to the base.
+The reader of the perplexity is the base model or `eval_model`; it reads bare prompts. KL is measured to the base.
 """
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import chain, islice
 from json import dumps
 from math import isfinite
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 from nlf import __version__
-from nlf.config import remote_options, sampler_options, sampling_options
+from nlf.config import EvaluateOptions, remote_options, sampler_options, sampling_options
 from nlf.data.environment import git_revision, versions
 from nlf.data.files import write_text
 from nlf.data.generations import annotate, read
+from nlf.data.markdown import markdown_table
 from nlf.data.progress import progress_bar
 from nlf.data.run_folder import run_settings
 from nlf.evaluation import intervals, metrics
 from nlf.evaluation.perplexity import measure_file, model_label
-from nlf.evaluation.sample import sample_file
-from nlf.evaluation.score import SUM, add_sum, score_file
-from nlf.evaluation.systems import chosen_tag, load_for_commands, negative_tag, prompt_sets, slug, with_tags
-from nlf.method.tags import TagScheme
+from nlf.evaluation.pipeline import divergence_of, metrics_of
+from nlf.evaluation.sample import prompt_sampler, sample_file
+from nlf.evaluation.score import score_file
+from nlf.evaluation.systems import (
+    PromptSet,
+    System,
+    chosen_tag,
+    load_for_commands,
+    negative_tag,
+    prompt_sets,
+    slug,
+    with_tags,
+    with_turned_tags,
+)
 from nlf.models.encoder import PromptEncoder
-from nlf.models.likelihoods import Conditioned, divergence
 from nlf.models.policy import Policy
 from nlf.rewards import Reward
 from nlf.rewards.registry import configure, resolve_reward
@@ -42,114 +51,106 @@ from nlf.rewards.registry import configure, resolve_reward
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
-DISTILLED = "distilled"  # folder of the plain model in a run's
+DISTILLED = "distilled"  # folder of the plain model, in a run's folder
+
+Compare = Callable[[Policy | None, Policy, EvaluateOptions, bool], list[System]]  # as `systems_of`
 
 
 @dataclass(frozen=True)
-class System:
-    """One row of a comparison: a model under a tag, perhaps guided, on the first `num_prompts` prompts (None = all)."""
+class Instruments:
+    """The scorers and models that measure samples.
 
-    name: str
-    policy: Policy
-    tag: str | None = None
-    negative: str | None = None
-    guidance_scale: float = 0.0
-    num_prompts: int | None = None
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a system stands: its source of prompts, what names begin with, and whether the tags are turned round."""
-
-    source: str
-    prefix: str
-    turned: bool
-
-    def id(self, system: System) -> str:
-        return f"{self.prefix}{'reversed-' if self.turned else ''}{slug(system.name)}"
-
-    def file(self, system: System) -> str:
-        """The base is the same whichever way the tags are turned, and is sampled once."""
-        return f"generations-{replace(self, turned=self.turned and system.name != 'base').id(system)}.jsonl"
-
-
-@dataclass(frozen=True)
-class Judges:
-    """What measures samples: rewards, the model of perplexity, and the base that KL is measured to."""
+    Attributes:
+        rewards: The rewards of the scorers.
+        reader: The model that measures perplexity.
+        base: The model that KL is measured to; None where it is unknown.
+    """
 
     rewards: Sequence[Reward]
-    eval_name: str
-    eval_model: Policy
-    base_name: str
+    reader: Policy
     base: Policy | None
 
 
-def evaluate_command(options) -> str:
-    """`nlf evaluate`: compare a model with its base, write the files, and return the table to show.
+class SystemEntry(TypedDict):
+    """A system in `results.json`; docs/evaluation.md documents the keys."""
 
-    Args:
-        options: The fields of `config.COMMAND_GROUPS["evaluate"]`.
-    """
+    id: str
+    name: str
+    model: str
+    prompts: str
+    tag: str | None
+    negative_tag: str | None
+    guidance_scale: float
+    reversed: bool
+    generations: str
+    n_samples: dict[str, int]
+    num_generations: int
+    counts: dict[str, int]
+    metrics: dict[str, float | list[float | None] | None]
+
+
+class Evaluated(NamedTuple):
+    """A system's entry, and the metrics by prompt that it was made of."""
+
+    entry: SystemEntry
+    measured: metrics.Measured
+
+
+def evaluate_command(options: EvaluateOptions) -> str:
+    """`nlf evaluate`: compare a model with its base, write the files, and return the table to show."""
     return evaluate(options, systems_of)
 
 
-def evaluate(options, compare: Callable[[Policy | None, Policy, Any, bool], list[System]]) -> str:
-    """The same for the systems that `compare(base, policy, options, turned)` names, the base first."""
+def evaluate(options: EvaluateOptions, compare: Compare) -> str:
+    """Evaluate the systems returned by `compare`, write the files, and return the table to show.
+
+    Args:
+        compare: Takes the base, the policy, the options, and whether the order of the tags is reversed; returns the
+            systems, the base first.
+    """
     rewards = [resolve_reward(spec) for spec in options.reward_funcs]
     configure(remote_options(options))
-    sets = [(source, rows, False) for source, rows in prompt_sets(options, options.prompts)]
-    sets += [(source, rows, True) for source, rows in prompt_sets(options, options.reverse_prompts or [])]
+    sets = all_prompt_sets(options)
     policy = with_tags(load_for_commands(options.model, options), options.tags)
-    base_name, base = load_base(options)
-    if options.eval_model:
-        judge_name, judge = options.eval_model, load_for_commands(options.eval_model, options)
-    else:
-        judge_name, judge = (base_name, base) if base else (options.model, policy)
-    judges = Judges(rewards, judge_name, judge, base_name, base)
+    base = load_base(options)
+    reader = load_for_commands(options.eval_model, options) if options.eval_model else base or policy
+    instruments = Instruments(rewards, reader, base)
     folder = Path(options.output_dir or Path(options.model, "evaluation"))
-    systems, differences = [], []
-    for source, rows, turned in sets:
-        prefix = f"{slug(source)}-" if len(sets) > 1 else ""
-        found = [
-            measured_system(system, rows, judges, options, folder, Place(source, prefix, turned))
-            for system in compare(base, policy, options, turned)
+    by_set = [
+        [
+            measured_system(system, prompts, instruments, options, folder)
+            for system in compare(base, policy, options, prompts.turned)
         ]
-        systems += [entry for entry, _ in found]
-        differences += differences_to_first(found) if base else []
-    results = {
-        "schema_version": SCHEMA_VERSION,
-        "nlf_version": __version__,
-        "git_hash": git_revision(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "task": options.task,
-        "config": vars(options),
-        "versions": versions(),
-        "models": models_of(options.model, policy, judges),
-        "scorers": [reward.label for reward in rewards],
-        "seeds": {"sampling": options.seed, "bootstrap": 0},
-        "tags": list(policy.scheme.tags) if policy.scheme else None,
-        "higher_is_better": {name: metrics.higher_is_better(name) for name in metric_names(systems)},
-        "systems": systems,
-        "differences": differences,
-        "skipped": skipped(options, policy, base),
-    }
+        for prompts in sets
+    ]
+    results = results_of(options, policy, instruments, by_set)
     write_text(folder / "results.json", dumps(results, indent=1, ensure_ascii=False) + "\n")
     return comparison(results)
 
 
-def load_base(options) -> tuple[str, Policy | None]:
-    """The model it is compared with: the one named, or the run's own start; None where neither is known."""
+def all_prompt_sets(options: EvaluateOptions) -> list[PromptSet]:
+    """The sources of `prompts`, then those of `reverse_prompts`, with prefixes where there are several."""
+    turned = [replace(each, turned=True) for each in prompt_sets(options, options.reverse_prompts or [])]
+    sets = prompt_sets(options, options.prompts) + turned
+    return [replace(each, prefix=f"{slug(each.source)}-") for each in sets] if len(sets) > 1 else sets
+
+
+def load_base(options: EvaluateOptions) -> Policy | None:
+    """Load `base_model`, or else the run's own start; None where neither is known."""
     start = options.base_model or run_settings(Path(options.model)).get("model_name_or_path")
-    return (start, load_for_commands(start, options)) if start else ("", None)
+    return load_for_commands(start, options) if start else None
 
 
-def systems_of(base: Policy | None, policy: Policy, options, turned: bool) -> list[System]:
-    """What is compared: the base, the model under its tag, that with guidance, and the other tags."""
+def systems_of(base: Policy | None, policy: Policy, options: EvaluateOptions, turned: bool) -> list[System]:
+    """The systems of `nlf evaluate`: the base, the model under its tag, under guidance, its plain model, other tags.
+
+    Args:
+        turned: Reverse the order of the tags.
+    """
     if turned:
-        scheme = policy.scheme
-        policy = replace(policy, scheme=TagScheme(scheme.tags[::-1], scheme.template, scheme.separator))
-    tag = chosen_tag(policy, options.tag)
-    name = "no tag" if tag is None else "best tag" if tag == policy.scheme.best else "tag"
+        policy = with_turned_tags(policy)
+    scheme, tag = policy.scheme, chosen_tag(policy, options.tag)
+    name = "no tag" if tag is None else "best tag" if scheme and tag == scheme.best else "tag"
     rows = [System("base", base)] if base else []
     rows.append(System(name, policy, tag))
     for scale in sorted(set(options.guidance_scales) - {0}) if tag else ():
@@ -158,63 +159,126 @@ def systems_of(base: Policy | None, policy: Policy, options, turned: bool) -> li
     student = Path(options.model, DISTILLED)
     if (student / "config.json").is_file() and not turned:
         rows.append(System("distilled", load_for_commands(str(student), options)))
-    others = [each for each in policy.scheme.tags if each != tag] if options.sweep_tags and policy.scheme else []
+    others = [each for each in scheme.tags if each != tag] if options.sweep_tags and scheme else []
     return rows + [System(f"tag {each}", policy, each, num_prompts=options.sweep_prompts) for each in others]
 
 
 def measured_system(
-    system: System, rows: Sequence[dict], judges: Judges, options, folder: Path, place: Place
-) -> tuple[dict, metrics.Measured]:
-    """Sample, score and measure one system, as its entry in `results.json` and as what it was made of.
+    system: System, prompts: PromptSet, instruments: Instruments, options: EvaluateOptions, folder: Path
+) -> Evaluated:
+    """Sample, score and measure one system; finished lines of its file are kept."""
+    rows, path = prompts.rows[: system.num_prompts], folder / prompts.file(system)
+    sample_system(path, system, rows, options)
+    score_file(path, instruments.rewards, block=options.prompts_per_part)
+    measure_file(path, instruments.reader, batch_tokens=options.sampling_batch_tokens)
+    if instruments.base:
+        measure_divergence(path, system.policy, instruments.base)
+    lines = with_divergence(islice(read(path), len(rows)), system.policy, instruments)
+    likelihoods = model_label(instruments.reader)
+    found = metrics_of(lines, instruments.rewards, options.reward_weights, likelihoods, options.threshold)
+    return Evaluated(entry_of(system, prompts, path, len(rows), found), found)
 
-    What its file holds already is not done again.
+
+def sample_system(path: Path, system: System, rows: Sequence[dict], options: EvaluateOptions) -> None:
+    """Append the missing completions of these prompts to the system's file."""
+    sampling = replace(sampling_options(options), guidance_scale=system.guidance_scale, negative_tag=system.negative)
+    sampler = sampler_options(options)
+    if system.policy.identity.name != options.model:  # sampler_model is the server's name of that model
+        sampler = replace(sampler, sampler_model=None)
+    with prompt_sampler(
+        system.policy, sampling, seed=options.seed, sampler=sampler, token_budget=options.sampling_batch_tokens
+    ) as drawing:
+        sample_file(path, drawing, rows, system.tag, part=options.prompts_per_part, what=system.name)
+
+
+def measure_divergence(path: Path, policy: Policy, base: Policy) -> None:
+    """Add KL(base || policy) and the policy's entropy, nats over the tokens of each completion, to a file's lines."""
+    encoder = PromptEncoder(policy.tokenizer, policy.scheme)
+
+    def measure(rows: list[dict]) -> list[dict]:
+        return [dict(each) for each in divergence_of(rows, policy, encoder, base.model)]
+
+    total = sum(len(row["completions"]) for row in read(path))
+    annotate(path, "divergence", divergence_label(policy, base), measure, progress=progress_bar("KL", total))
+
+
+def divergence_label(policy: Policy, base: Policy) -> str:
+    """The key of a divergence in a line: the two models that it is between."""
+    return f"{policy.revision[:12]} from {model_label(base)}"
+
+
+def with_divergence(rows: Iterable[dict], policy: Policy, instruments: Instruments) -> Iterator[dict]:
+    """Lines with the KL to this comparison's base and the entropy among the reader's likelihoods, for `metrics_of`."""
+    reader = model_label(instruments.reader)
+    label = divergence_label(policy, instruments.base) if instruments.base else None
+    for row in rows:
+        if label:
+            found = row["divergence"][label]
+            row["likelihoods"][reader] |= {"kl": found["kl"], "entropy": found["entropy"]}
+        yield row
+
+
+# ---- results.json ---------------------------------------------------------------------------------------------------
+
+
+def results_of(
+    options: EvaluateOptions, policy: Policy, instruments: Instruments, by_set: Sequence[Sequence[Evaluated]]
+) -> dict[str, Any]:
+    """The content of `results.json`.
+
+    Args:
+        by_set: The systems of each set of prompts, the base first.
     """
-    picked, path = rows[: system.num_prompts], folder / place.file(system)
-    values = {**vars(options), "guidance_scale": system.guidance_scale, "negative_tag": None}
-    if system.policy.identity.name != options.model:  # sampler_model names that one
-        values["sampler_model"] = None
-    drawn = SimpleNamespace(**values)
-    sample_file(
-        path, system.policy, picked, system.tag, sampling_options(drawn), negative=system.negative,
-        seed=options.seed, part=options.prompts_per_part, token_budget=options.sampling_batch_tokens,
-        sampler=sampler_options(drawn), what=system.name,
-    )  # fmt: skip
-    score_file(path, judges.rewards, block=options.prompts_per_part)
-    judge = judges.eval_model
-    measure_file(
-        path, judges.eval_name, judge.model, judge.tokenizer,
-        batch_tokens=options.sampling_batch_tokens, added_ids=judge.added_token_ids,
-    )  # fmt: skip
-    if judges.base:
-        measure_divergence(path, system.policy, judges.base_name, judges.base)
-    labels = [reward.label for reward in judges.rewards]
-    found = metrics.measure(
-        as_measured(islice(read(path), len(picked)), system, judges, options),
-        scores=[*labels, SUM] if labels[1:] else labels,
-        likelihoods=model_label(judges.eval_name, judge.model), threshold=options.threshold,
-    )  # fmt: skip
-    entry = {
-        "id": place.id(system),
+    systems = [each.entry for each in chain.from_iterable(by_set)]
+    base = instruments.base
+    config = {"guidance_scale" if name == "guidance_scales" else name: v for name, v in vars(options).items()}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "nlf_version": __version__,
+        "git_hash": git_revision(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "task": options.task,
+        "config": config,
+        "versions": versions(),
+        "models": models_of(policy, instruments),
+        "scorers": [reward.label for reward in instruments.rewards],
+        "seeds": {"sampling": options.seed, "bootstrap": 0},
+        "tags": list(policy.scheme.tags) if policy.scheme else None,
+        "higher_is_better": {name: metrics.higher_is_better(name) for name in metric_names(systems)},
+        "systems": systems,
+        "differences": [each for found in by_set for each in differences_to_first(found)] if base else [],
+        "skipped": skipped(options, policy, base),
+    }
+
+
+def entry_of(system: System, prompts: PromptSet, path: Path, effective: int, found: metrics.Measured) -> SystemEntry:
+    """A system's entry.
+
+    Args:
+        path: Its generations file.
+        effective: Its number of prompts, out of all prompts of the set.
+    """
+    return {
+        "id": prompts.id(system),
         "name": system.name,
         "model": "base" if system.name == "base" else "policy",
-        "prompts": place.source,
+        "prompts": prompts.source,
         "tag": system.tag,
         "negative_tag": system.negative,
         "guidance_scale": system.guidance_scale,
-        "reversed": place.turned,
+        "reversed": prompts.turned,
         "generations": path.name,
-        "n_samples": {"original": len(rows), "effective": len(picked)},
+        "n_samples": {"original": len(prompts.rows), "effective": effective},
         "num_generations": found.num_generations,
         "counts": found.counts,
         "metrics": with_intervals(found),
     }
-    return entry, found
 
 
-def with_intervals(found: metrics.Measured) -> dict[str, float | list[float] | None]:
-    """`metric`, `metric_stderr` and `metric_ci95` of every metric; those of the corpus as a whole have no interval."""
+def with_intervals(found: metrics.Measured) -> dict[str, float | list[float | None] | None]:
+    """`metric`, `metric_stderr` and `metric_ci95` of every metric; metrics of the whole corpus have no interval."""
     spread = intervals.intervals(found.ratios)
-    values = {}
+    values: dict[str, float | list[float | None] | None] = {}
     for name, ratio in found.ratios.items():
         stderr, low, high = map(plain, spread[name])
         values |= {name: plain(ratio.value), f"{name}_stderr": stderr, f"{name}_ci95": [low, high]}
@@ -222,12 +286,12 @@ def with_intervals(found: metrics.Measured) -> dict[str, float | list[float] | N
 
 
 def plain(value: float) -> float | None:
-    """JSON has no NaN: what nobody knows is null."""
+    """A value for JSON, which has no NaN: NaN becomes null."""
     return float(value) if isfinite(value) else None
 
 
-def differences_to_first(found: Sequence[tuple[dict, metrics.Measured]]) -> list[dict]:
-    """Each system against the first, the base, on the prompts they share."""
+def differences_to_first(found: Sequence[Evaluated]) -> list[dict[str, Any]]:
+    """The differences of each system from the first one, the base, on the prompts that both completed."""
     (base, start), *others = found
     return [
         {
@@ -246,7 +310,7 @@ def differences_to_first(found: Sequence[tuple[dict, metrics.Measured]]) -> list
 
 
 def first(measured: metrics.Measured, like: metrics.Measured) -> dict[str, intervals.Ratio]:
-    """The metrics of as many prompts as another system has."""
+    """The metrics over the first prompts, as many as another system has."""
     count = len(next(iter(like.ratios.values())).num)
     return {
         name: intervals.Ratio(ratio.num[:count], ratio.den[:count], ratio.exp)
@@ -255,62 +319,22 @@ def first(measured: metrics.Measured, like: metrics.Measured) -> dict[str, inter
     }
 
 
-def measure_divergence(path: Path, policy: Policy, base_name: str, base: Policy) -> None:
-    """Add KL(base || policy) and the policy's entropy, nats over the tokens of each completion, to a file's lines."""
-    encoder = PromptEncoder(policy.tokenizer, policy.scheme)
-
-    def measure(rows: list[dict]) -> list[dict]:
-        prompts = [row["prompt_ids"] for row in rows]
-        queries = [encoder.query_ids(row["feedback"], row["prompt_ids"], row["prompt"]) for row in rows]
-        found = divergence(
-            Conditioned(policy.model, queries), Conditioned(base.model, prompts), [row["completion_ids"] for row in rows],
-            excluded_ids=policy.added_token_ids,
-        )  # fmt: skip
-        return [{"kl": kl.tolist(), "entropy": entropy.tolist()} for kl, entropy in zip(*found, strict=True)]
-
-    total = sum(len(row["completions"]) for row in read(path))
-    annotate(
-        path, "divergence", divergence_label(policy, base_name, base), measure, progress=progress_bar("KL", total)
-    )
-
-
-def divergence_label(policy: Policy, base_name: str, base: Policy) -> str:
-    """Which two models a divergence is between."""
-    return f"{policy.revision[:12]} from {model_label(base_name, base.model)}"
-
-
-def as_measured(rows: Iterator[dict], system: System, judges: Judges, options) -> Iterator[dict]:
-    """Lines as `metrics.measure` takes them: the KL to this comparison's base stands with the likelihoods and, where
-    there are several rewards, their weighted sum with the scores.
-    """
-    name = model_label(judges.eval_name, judges.eval_model.model)
-    label = divergence_label(system.policy, judges.base_name, judges.base) if judges.base else None
-    labels = [reward.label for reward in judges.rewards]
-    for row in rows:
-        if label:
-            found = row["divergence"][label]
-            row["likelihoods"][name] |= {"kl": found["kl"], "entropy": found["entropy"]}
-        yield add_sum(row, labels, options.reward_weights) if labels[1:] else row
-
-
-# ---- what is said about it ----------------------------------------------------------------------------------------
-
-
-def metric_names(systems: Sequence[dict]) -> list[str]:
+def metric_names(systems: Sequence[SystemEntry]) -> list[str]:
     """Every metric that some system has, without the keys of its spread."""
     names = dict.fromkeys(name for system in systems for name in system["metrics"])
     return [name for name in names if not name.endswith(("_stderr", "_ci95"))]
 
 
-def models_of(name: str, policy: Policy, judges: Judges) -> dict[str, dict[str, str]]:
-    """Names and revisions of the models that took part."""
-    named = {"policy": (name, policy), "eval": (judges.eval_name, judges.eval_model)}
-    named |= {"base": (judges.base_name, judges.base)} if judges.base else {}
-    return {role: {"name": each, "revision": p.revision} for role, (each, p) in named.items()}
+def models_of(policy: Policy, instruments: Instruments) -> dict[str, dict[str, str]]:
+    """Names and revisions of the policy, the reader and the base, by their keys in `results.json`."""
+    models = {"policy": policy, "eval": instruments.reader}
+    if instruments.base:
+        models["base"] = instruments.base
+    return {role: {"name": each.identity.name, "revision": each.revision} for role, each in models.items()}
 
 
-def skipped(options, policy: Policy, base: Policy | None) -> list[str]:
-    """What a reader might look for and does not find, and why."""
+def skipped(options: EvaluateOptions, policy: Policy, base: Policy | None) -> list[str]:
+    """Notes about rows and columns that a person might look for in vain, with the reason."""
     notes = []
     if base is None:
         notes.append(
@@ -325,6 +349,8 @@ def skipped(options, policy: Policy, base: Policy | None) -> list[str]:
     return notes
 
 
+# ---- the table ------------------------------------------------------------------------------------------------------
+
 COLUMNS = {
     "toxicity_probability": "toxicity probability",
     "expected_max_toxicity": "expected max",
@@ -334,27 +360,24 @@ COLUMNS = {
     "perplexity": "perplexity",
     "dist-2": "dist-2",
 }
+NO_ATTRIBUTE = {"reward", "perplexity", "dist-2"}  # the columns that no scorer's attribute fills
 
 
-def comparison(results: dict) -> str:
-    """The systems as a Markdown table with 95 % intervals; columns that no system has are left out."""
+def comparison(results: dict[str, Any]) -> str:
+    """The systems as a Markdown table with 95 % intervals; columns without a value are left out."""
     names = metric_names(results["systems"])
     columns = {name: headed(name) for plain in COLUMNS for name in names if bare(name) == plain}
-    if {bare(name) for name in columns} - {
-        "reward",
-        "perplexity",
-        "dist-2",
-    }:  # rewards are one minus what stands there
+    if {bare(name) for name in columns} - NO_ATTRIBUTE:  # the reward is one minus such an attribute
         columns = {name: head for name, head in columns.items() if bare(name) != "reward"}
     several = len({(s["prompts"], s["reversed"]) for s in results["systems"]}) > 1
     heads = ["system", *(["prompts from"] if several else []), "prompts", *columns.values()]
-    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    rows = []
     for system in results["systems"]:
         source = [system["prompts"] + (", tags reversed" if system["reversed"] else "")] if several else []
         cells = [cell(system["metrics"], name) for name in columns]
         size = f"{system['n_samples']['effective']} × {system['num_generations']}"
-        lines.append(f"| {' | '.join([title(system), *source, size, *cells])} |")
-    return "\n".join(lines)
+        rows.append([title(system), *source, size, *cells])
+    return markdown_table(heads, rows)
 
 
 def bare(name: str) -> str:
@@ -369,7 +392,7 @@ def headed(name: str) -> str:
 
 
 def title(system: dict) -> str:
-    """A system's name with the words it was given."""
+    """A system's name, with its tag where the name does not end with it."""
     told = not system["tag"] or system["name"].endswith(system["tag"])
     return system["name"] if told else f"{system['name']}: {system['tag']}"
 

@@ -14,8 +14,8 @@ ROUNDING = 1e-12  # values that differ by less than this share of their size are
 class Ratio:
     """A metric as sums: `sum(num) / sum(den)` over prompts, or exp of it.
 
-    A mean over prompts has den 1 (0 where nothing is known), a mean over completions the number of them, a
-    token-weighted perplexity nats over tokens, with `exp`.
+    A mean over prompts has den 1, or 0 for an unknown value. The den of a mean over completions is their number.
+    Perplexity is exp of nats over tokens.
 
     Shape:
         - num, den: `(P,)` float64
@@ -27,13 +27,13 @@ class Ratio:
 
     @property
     def value(self) -> float:
-        """NaN where nothing is known."""
+        """The metric; NaN where all values are unknown."""
         sums, exp = _stacked([self])
         return float(_values(sums.sum(axis=0), exp)[0])
 
     @property
     def effective(self) -> int:
-        """Prompts of which something is known."""
+        """Number of prompts with a known value."""
         return int((self.den > 0).sum())
 
 
@@ -55,13 +55,17 @@ def over_tokens(sums: np.ndarray, tokens: np.ndarray, exp: bool = False) -> Rati
 def intervals(
     ratios: Mapping[str, Ratio], n: int = 1000, seed: int = 0, level: float = 0.95
 ) -> dict[str, tuple[float, float, float]]:
-    """(standard error, low, high) of each metric: a percentile bootstrap over prompts, the same draws for all metrics.
+    """(standard error, low, high) of each metric, by a percentile bootstrap over prompts with equal draws for all metrics.
 
-    A metric that is the same for every prompt has an interval of no width; prompts not seen may differ all the same.
-    Resamplings in which nothing is known are left out; NaN where that is all of them.
+    A metric that is equal for every prompt has an interval of width 0, although other prompts may differ. Resamplings
+    without a known value are left out; where all are, the result is NaN.
+
+    Args:
+        n: Number of resamplings.
+        level: Share of the resamplings within the interval.
 
     Raises:
-        ValueError: the metrics are not of the same prompts.
+        ValueError: the metrics have different numbers of prompts.
     """
     if not ratios:
         return {}
@@ -72,14 +76,14 @@ def intervals(
 def paired(
     a: Mapping[str, Ratio], b: Mapping[str, Ratio], n: int = 2000, seed: int = 0
 ) -> dict[str, dict[str, float | list[float]]]:
-    """What b has more than a, on the same prompts in the same order, for every metric that both have.
+    """The difference of b from a on the same prompts in the same order, for every metric that both have.
 
-    The interval resamples prompts, the same for both. The p-value is that of a randomisation test, two-sided: were the
-    systems alike, it would be chance which of them gave a prompt's numbers, so these are swapped at random `n` times; p
-    is (1 + times the difference was at least as large) / (1 + n), never below 1 / (1 + n).
+    The interval resamples prompts, equally for both systems. The p-value is of a two-sided randomisation test: if the
+    systems were alike, chance would decide which of them gave a prompt's numbers. So the numbers of random prompts are
+    swapped, `n` times; p is (1 + times that the difference was at least as large) / (1 + n).
 
     Returns:
-        By metric: `difference` (b - a), `ci95` [low, high], `p_value`; NaN where either has no value.
+        By metric: `difference` (b - a), `ci95` [low, high], `p_value`; NaN where a system has no value.
 
     Raises:
         UserError: the systems do not have the same number of prompts.
@@ -103,10 +107,10 @@ def paired(
 
 
 def _swap_tests(old: Sequence[Ratio], new: Sequence[Ratio], n: int, seed: int) -> list[float]:
-    """The p-value of each pair: what goes over to the other system is decided by the toss of a coin for each prompt."""
+    """The p-value of each pair; the toss of a coin for each prompt decides whether the systems swap its numbers."""
     (before, exp), (after, _) = _stacked(old), _stacked(new)  # (P, 2M)
     sum_before, sum_after = before.sum(axis=0), after.sum(axis=0)
-    coins = np.random.default_rng([seed, 1])  # not the resampling's numbers
+    coins = np.random.default_rng([seed, 1])  # independent of the resampling
     moved = _weighted(after - before, lambda times, prompts: coins.integers(2, size=(times, prompts)), n)  # (n, 2M)
     found = _values(sum_after, exp) - _values(sum_before, exp)  # (M,)
     swapped = _values(sum_after - moved, exp) - _values(sum_before + moved, exp)  # (n, M)
@@ -116,7 +120,7 @@ def _swap_tests(old: Sequence[Ratio], new: Sequence[Ratio], n: int, seed: int) -
 
 
 def _bootstrapped(ratios: Sequence[Ratio], n: int, seed: int) -> np.ndarray:
-    """The metrics over as many prompts drawn with replacement, `n` times, the same for all: `(n, M)`."""
+    """The metrics over P prompts drawn with replacement, `n` times, with equal draws for all metrics: `(n, M)`."""
     random = np.random.default_rng(seed)
 
     def counts(times: int, prompts: int) -> np.ndarray:
@@ -129,7 +133,7 @@ def _bootstrapped(ratios: Sequence[Ratio], n: int, seed: int) -> np.ndarray:
 
 
 def _stacked(ratios: Iterable[Ratio]) -> tuple[np.ndarray, np.ndarray]:
-    """`(P, 2M)`: the M numerators, then the M denominators; and `(M,)` which of them are under exp."""
+    """`(P, 2M)`: the M numerators, then the M denominators; and `(M,)`: whether a metric is exp of its ratio."""
     ratios = list(ratios)
     columns = [ratio.num for ratio in ratios] + [ratio.den for ratio in ratios]
     return np.stack(columns, axis=1).astype(np.float64), np.array([ratio.exp for ratio in ratios])
@@ -143,7 +147,7 @@ def _values(sums: np.ndarray, exp: np.ndarray) -> np.ndarray:
 
 
 def _weighted(columns: np.ndarray, weights: Callable[[int, int], np.ndarray], n: int) -> np.ndarray:
-    """`weights(n, P)` times `(P, C)` columns: `(n, C)`, a few megabytes of the weights at a time."""
+    """`weights(n, P)` times `(P, C)` columns: `(n, C)`, with a few megabytes of weights at a time."""
     prompts = len(columns)
     step = max(1, 2**19 // max(prompts, 1))
     parts = (weights(min(step, n - start), prompts) for start in range(0, n, step))
@@ -151,13 +155,14 @@ def _weighted(columns: np.ndarray, weights: Callable[[int, int], np.ndarray], n:
 
 
 def _deviation(values: np.ndarray) -> float:
+    """The standard deviation of the known values."""
     known = values[~np.isnan(values)]
-    # measured from one of them, so that equal values have a deviation of 0 to the last bit
+    # less one of the values, so that equal values have a deviation of exactly 0
     return float((known - known[0]).std()) if len(known) else float("nan")
 
 
 def _middle(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Between which two values that share of them lies; NaN left out."""
+    """The interval around the middle that holds a share `level` of the known values."""
     known = values[~np.isnan(values)]
     if not len(known):
         return float("nan"), float("nan")
@@ -166,7 +171,7 @@ def _middle(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
 
 
 def divided(num: np.ndarray, den: np.ndarray) -> np.ndarray:
-    """`num / den`, NaN where there is nothing to divide by."""
+    """`num / den`, NaN where den is 0."""
     num, den = np.asarray(num, dtype=np.float64), np.asarray(den, dtype=np.float64)
     some = den > 0
     return np.where(some, num / np.where(some, den, 1), np.nan)

@@ -1,15 +1,15 @@
-"""`nlf perplexity`: how likely another model finds completions, given their prompts, without tags.
+"""`nlf perplexity`: the likelihood of completions under another model, the reader, given their prompts without tags.
 
-What is measured is written into the generations file, under the name of the model and its weights, so that it is never
-measured twice, and never stands beside other text or weights.
+The command writes the likelihoods into the generations file, under the name and the weights of the reader. So nothing is
+measured twice, and a likelihood never stands beside another text or under other weights.
 
-Where the measuring model's vocabulary is the one that sampled, the sampled ids are measured, EOS included. Elsewhere
-prompt and completion are tokenised as text, as the published script does it, without EOS: NLL(prompt + completion) -
-NLL(prompt), over as many tokens as the prompt grows by. Where a token spans the seam that is no sum over the
-completion's own tokens, and where the prompt does not grow the completion has no tokens.
+Where the reader's vocabulary is the one that sampled, the sampled ids are measured, EOS included. Elsewhere prompt and
+completion are tokenised as text without EOS, as the published script does it: NLL(prompt + completion) - NLL(prompt),
+over the number of tokens that the completion adds to the prompt. Where one token spans the end of the prompt, this
+difference is no sum over tokens of the completion alone. A completion that adds no token has no tokens.
 
-Nothing is dropped; what the published script drops unsaid (completions without tokens, prompts of one token, values of
-1e4 and more) is counted. `--published` gives its number beside ours, from text whatever the vocabulary.
+No completion is dropped. The published script drops completions without tokens, prompts of one token and perplexities of
+1e4 and more; here the table counts them. `--published` shows the published number too, from text with every vocabulary.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,87 +21,89 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from nlf.config import PerplexityOptions
 from nlf.data.generations import LineFormat, annotate, files_of, measured, read
+from nlf.data.markdown import markdown_table
 from nlf.data.progress import progress_bar
 from nlf.errors import UserError
 from nlf.evaluation import intervals, metrics
 from nlf.evaluation.systems import load_for_commands
 from nlf.method import published
 from nlf.models.encoder import PromptEncoder
-from nlf.models.identity import revision_of, vocabulary_digest
+from nlf.models.identity import vocabulary_digest
 from nlf.models.likelihoods import conditional_nll
+from nlf.models.policy import Policy
 
 KIND = "likelihoods"
-AS_TEXT = "/text"  # stands after a model's label where texts are tokenised whatever the vocabulary
-BLOCK = 16  # lines measured, and written, at a time: what a killed command may have to do again
+AS_TEXT = "/text"  # ends the label of likelihoods that were measured from text with every vocabulary
+BLOCK = 16  # lines measured, and written, at a time: a killed command repeats this many at most
+
+NOTE = """\
+Under {label}, given the prompts without tags. Perplexity: exp of all nats over all tokens; mean of completions: each \
+one's own perplexity, those without tokens left out; in brackets 95 % intervals over prompts. Nothing else is left out: \
+the columns after them count what is unusual. On ids: the sampled ids, end-of-text included; on text: tokenised again \
+by the measuring model, without end-of-text."""
+PUBLISHED_NOTE = """
+Published: mean of completions, on text, without those in the column beside it: no tokens, prompts of one token, values \
+of 1e4 and more."""
 
 Progress = Callable[[int], None]
 
 
-def perplexity_command(options) -> str:
-    """`nlf perplexity`: measure the files and return a table of them.
-
-    Args:
-        options: The fields of `config.PerplexityOptions`.
+def perplexity_command(options: PerplexityOptions) -> str:
+    """`nlf perplexity`: measure the files, and return a table with a row for each file.
 
     Raises:
-        UserError: no generations there, a model that cannot be loaded or has no EOS, or a prompt that does not fit it.
+        UserError: there are no generations, the reader cannot be loaded or has no EOS, or a prompt does not fit it.
     """
     files = files_of(options.path)
-    judge = load_for_commands(options.eval_model, options)
-    label, rows = model_label(options.eval_model, judge.model), []
+    reader = load_for_commands(options.eval_model, options)
+    label, rows = model_label(reader), []
     for path in files:
         if next(read(path), None) is None:
             raise UserError(f"{path}: no generations in it; run the `nlf sample` that writes it again")
         for as_text in (False, True)[: 1 + options.published]:
-            measure_file(
-                path, options.eval_model, judge.model, judge.tokenizer,
-                batch_tokens=options.batch_tokens, added_ids=judge.added_token_ids, as_text=as_text,
-            )  # fmt: skip
+            measure_file(path, reader, batch_tokens=options.batch_tokens, as_text=as_text)
         rows.append({"generations": path.name, **summary(read(path), label)})
         if options.published:
             rows[-1] |= published_columns(read(path), label + AS_TEXT)
-    return f"{markdown(rows)}\n\n{NOTE.format(label=label)}{PUBLISHED_NOTE if options.published else ''}"
+    table = markdown_table(list(rows[0]), [list(row.values()) for row in rows])
+    return f"{table}\n\n{NOTE.format(label=label)}{PUBLISHED_NOTE if options.published else ''}"
 
 
-def model_label(name: str, model: nn.Module) -> str:
-    """What a model's measurements are kept under: its name, its weights, and their type where it is not float32."""
-    dtype = str(model.dtype).removeprefix("torch.")
-    return f"{name}@{revision_of(model)[:12]}" + ("" if dtype == "float32" else f"/{dtype}")
-
-
-# ---- measuring ----------------------------------------------------------------------------------------------------
+def model_label(policy: Policy) -> str:
+    """The key of a model's likelihoods in a line: its name, its weights, and their type where that is not float32."""
+    name, dtype = policy.identity.name, str(policy.model.dtype).removeprefix("torch.")
+    return f"{name}@{policy.revision[:12]}" + ("" if dtype == "float32" else f"/{dtype}")
 
 
 def measure_file(
     path: Path,
-    name: str,
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
+    reader: Policy,
     *,
     batch_tokens: int | None = None,
     progress: Progress | None = None,
-    added_ids: Sequence[int] = (),
     as_text: bool = False,
 ) -> int:
-    """Add to each line of a generations file what `model` finds of its completions, unless it stands there already.
+    """Add the reader's likelihoods to each line of a generations file that lacks them.
 
-    `row["likelihoods"][model_label(name, model)]` then holds, beside the digest of the texts, `nll` (nats, summed over a
-    completion) and `tokens`, each for n completions, `prompt_tokens`, and `from`: "ids" or "text". Killed anywhere and
-    run again, it goes on with the block of lines it was at.
+    `row["likelihoods"][model_label(reader)]` then holds, beside the digest of the texts, `nll` (nats, summed over a
+    completion) and `tokens`, both of n completions, `prompt_tokens`, and `from`: "ids" or "text". A killed command
+    continues at its unfinished block of lines.
 
     Args:
-        progress: Called with the number of completions that are done; None shows a bar.
-        added_ids: Tokens that tags added to the measuring tokenizer: they do not make it another vocabulary.
-        as_text: Tokenise texts whatever the vocabulary, under the label with `AS_TEXT`.
+        batch_tokens: Tokens (prompt and completion) in one batch; None suits the device.
+        progress: Called with the number of finished completions; None shows a bar.
+        as_text: Tokenise texts with every vocabulary, under the label with `AS_TEXT`.
 
     Returns:
-        The number of lines that were measured now or by a killed command: 0 means the file is as it was.
+        The number of lines that this command or a killed one measured; 0 means that the file did not change.
 
     Raises:
-        UserError: the file cannot be read or written, or holds a prompt that the model cannot read.
+        UserError: the file cannot be read or written, or holds a prompt that the reader cannot read.
     """
-    label, vocabulary = model_label(name, model), vocabulary_digest(tokenizer, added_ids)
+    label, tokenizer = model_label(reader), reader.tokenizer
+    vocabulary = vocabulary_digest(tokenizer, reader.added_token_ids)
     total = sum(len(row["completions"]) for row in read(path))
     within, after = _two_grains(progress or progress_bar(f"perplexity of {path.name}", total))
 
@@ -113,7 +115,7 @@ def measure_file(
             for row in todo
         ]
         names = [f"{path}, prompt {row['prompt_id']} ({str(row['prompt'])[:40]!r})" for row in todo]
-        new = iter(_answers(model, asked, names, batch_tokens, within))
+        new = iter(_answers(reader.model, asked, names, batch_tokens, within))
         return [next(new) if found is None else found for found in known]
 
     return annotate(
@@ -122,7 +124,7 @@ def measure_file(
 
 
 def _known_from_text(row: dict, label: str) -> dict | None:
-    """What was measured of a line from text already, because its ids are of another vocabulary."""
+    """The line's likelihoods if they were measured from text already, because its ids are of another vocabulary."""
     found = measured(row, KIND, label, row["completions"]) or {}
     return {name: value for name, value in found.items() if name != "of"} if found.get("from") == "text" else None
 
@@ -132,7 +134,7 @@ def _vocabulary(row: dict) -> str | None:
 
 
 def _two_grains(progress: Progress) -> tuple[Progress, Progress]:
-    """`progress` for work within a block, and for blocks that are done: those count what has not been counted."""
+    """`progress` for completions within a block and for finished blocks; the second leaves out counted completions."""
     ahead = 0
 
     def within(n: int) -> None:
@@ -150,11 +152,18 @@ def _two_grains(progress: Progress) -> tuple[Progress, Progress]:
 
 @dataclass(frozen=True)
 class Asked:
-    """What to find of one line: each completion's nll is the first term's, less the second's where there is one."""
+    """The likelihoods to measure of one line.
+
+    Attributes:
+        source: "ids" or "text".
+        terms: For each of n completions, pairs of (ids read before, ids measured). A completion's nll is the first term's,
+            less the second's where there are two.
+        tokens: Tokens of each completion.
+    """
 
     source: str
     prompt_tokens: int
-    terms: list[list[tuple[list[int], list[int]]]]  # for each completion, (what is read before, what is measured)
+    terms: list[list[tuple[list[int], list[int]]]]
     tokens: list[int]
 
 
@@ -184,7 +193,7 @@ def _from_text(row: dict, tokenizer: PreTrainedTokenizerBase) -> Asked:
 
 
 def _terms(prompt: list[int], joined: list[int]) -> list[tuple[list[int], list[int]]]:
-    """NLL(joined) - NLL(prompt), from where they part; the first token of a text has no likelihood."""
+    """The terms of NLL(joined) - NLL(prompt), from the first different token; a text's first token has no likelihood."""
     common = max(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(prompt, joined, strict=False))), 1)
     if common == len(prompt) and joined[:common] == prompt:
         return [(prompt, joined[common:])]
@@ -194,7 +203,7 @@ def _terms(prompt: list[int], joined: list[int]) -> list[tuple[list[int], list[i
 def _answers(
     model: nn.Module, asked: Sequence[Asked], names: Sequence[str], batch_tokens: int | None, progress: Progress
 ) -> Iterator[dict]:
-    """What stands in the lines; all terms are measured together."""
+    """The likelihoods of the lines, all terms measured together; `names` call the lines in errors."""
     flat = [(name, *term) for name, each in zip(names, asked, strict=True) for terms in each.terms for term in terms]
     found = conditional_nll(
         model, [before for _, before, _ in flat], [[ids] for _, _, ids in flat],
@@ -206,20 +215,12 @@ def _answers(
         yield {"nll": nll, "tokens": each.tokens, "prompt_tokens": each.prompt_tokens, "from": each.source}
 
 
-# ---- the table ----------------------------------------------------------------------------------------------------
-
-NOTE = """\
-Under {label}, given the prompts without tags. Perplexity: exp of all nats over all tokens; mean of completions: each \
-one's own perplexity, those without tokens left out; in brackets 95 % intervals over prompts. Nothing else is left out: \
-the columns after them count what is unusual. On ids: the sampled ids, end-of-text included; on text: tokenised again \
-by the measuring model, without end-of-text."""
-PUBLISHED_NOTE = """
-Published: mean of completions, on text, without those in the column beside it: no tokens, prompts of one token, values \
-of 1e4 and more."""
-
-
 def summary(rows: Iterable[dict], label: str) -> dict[str, str]:
-    """The cells of a file's row: perplexity in two ways with intervals, and counts of what is unusual."""
+    """The cells of a file's row in the table: two kinds of perplexity with intervals, and counts of unusual completions.
+
+    Args:
+        rows: Lines with likelihoods under `label`.
+    """
     sums, sources, counts = [], set(), np.zeros(5, dtype=int)
     for row in rows:
         found = row[KIND][label]
@@ -244,18 +245,13 @@ def summary(rows: Iterable[dict], label: str) -> dict[str, str]:
 
 
 def published_columns(rows: Iterable[dict], label: str) -> dict[str, str]:
-    """The published number and how many completions it leaves out."""
+    """The published number, and the number of completions that it leaves out."""
     values, lengths = [], []
     for row in rows:
         found = row[KIND][label]
         values += metrics.completion_perplexity(np.array(found["nll"]), np.array(found["tokens"])).tolist()
         lengths += [found["prompt_tokens"]] * len(found["nll"])
-    kept = (np.array(values) < metrics.HIGH_PERPLEXITY) & (np.array(lengths) > 1)
-    number = f"{published.perplexity(values, lengths):.6g}" if kept.any() else "none"
+    perplexities, prompt_lengths = np.array(values), np.array(lengths)
+    kept = (perplexities < metrics.HIGH_PERPLEXITY) & (prompt_lengths > 1)
+    number = f"{published.perplexity(perplexities, prompt_lengths):.6g}" if kept.any() else "none"
     return {"published": number, "left out of it": str((~kept).sum())}
-
-
-def markdown(rows: Sequence[dict[str, str]]) -> str:
-    """Rows of the same columns as a table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

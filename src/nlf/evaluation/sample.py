@@ -1,19 +1,20 @@
-"""`nlf sample`: completions of prompts under a tag, into `generations.jsonl`, part by part.
+"""`nlf sample`: sample completions of prompts under a tag into `generations.jsonl`, part by part.
 
-A part of the prompts is sampled, then appended in one write. Run again, the command goes on after what is there, if that
-came from the same weights and settings; anything else is refused, never mixed and never overwritten.
+The command samples a part of the prompts, then appends their lines in one write. A repeated command continues after the
+lines in the file if the same weights and settings made them. It refuses any other file, so samples are never mixed or
+overwritten.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import closing
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow as pa
 
 from nlf import __version__
-from nlf.config import SamplerOptions, SamplingOptions, sampler_options, sampling_options
+from nlf.config import SampleOptions, SamplerOptions, SamplingOptions, sampler_options, sampling_options
 from nlf.data.generations import FILE, append, keep_lines, mend, read
 from nlf.data.progress import progress_bar
 from nlf.data.prompts import NumberedPrompt, numbered
@@ -28,96 +29,101 @@ from nlf.sampling.rollout_table import PromptSampler
 
 logger = logging.getLogger(__name__)
 
-EVALUATION = -1  # stands for the iteration in the random numbers of samples that are not trained on
+EVALUATION = -1  # the iteration in the random numbers of samples that no training sees
 
 
-def sample_command(options) -> str:
-    """`nlf sample`: write the files and say where they are.
-
-    Args:
-        options: The fields of `config.COMMAND_GROUPS["sample"]`.
-    """
+def sample_command(options: SampleOptions) -> str:
+    """`nlf sample`: sample every source of prompts into a file, and return one line about each file."""
     policy = load_for_commands(options.model, options, "cpu" if options.sampler != "hf" else None)
     policy = with_tags(policy, options.tags)
     tag, sampling = chosen_tag(policy, options.tag), sampling_options(options)
     negative = negative_tag(policy, options.negative_tag) if sampling.guidance_scale else None
+    sampling = replace(sampling, negative_tag=negative)
     paths = []
-    for source, rows in prompt_sets(options, options.prompts):
-        name = FILE if len(options.prompts) == 1 else f"generations-{slug(source)}.jsonl"
+    for prompts in prompt_sets(options, options.prompts):
+        name = FILE if len(options.prompts) == 1 else f"generations-{slug(prompts.source)}.jsonl"
         paths.append(Path(options.output_dir, name))
-        sample_file(
-            paths[-1], policy, rows, tag, sampling, negative=negative, seed=options.seed,
-            part=options.prompts_per_part, token_budget=options.sampling_batch_tokens, sampler=sampler_options(options),
-            what=source,
-        )  # fmt: skip
+        with prompt_sampler(
+            policy, sampling, seed=options.seed, sampler=sampler_options(options),
+            token_budget=options.sampling_batch_tokens,
+        ) as sampler:  # fmt: skip
+            sample_file(paths[-1], sampler, prompts.rows, tag, part=options.prompts_per_part, what=prompts.source)
     words = f"after {tag!r}" if tag else "without a tag"
     return "\n".join(f"{sampling.num_generations} completions of each prompt, {words}: {path}" for path in paths)
 
 
-# ---- what is sampled ----------------------------------------------------------------------------------------------
+@contextmanager
+def prompt_sampler(
+    policy: Policy,
+    sampling: SamplingOptions,
+    *,
+    seed: int = 0,
+    sampler: SamplerOptions | None = None,
+    token_budget: int | None = None,
+    max_prompt_length: int | None = None,
+) -> Iterator[PromptSampler]:
+    """Open a sampler of prompts, and close it at the end of the `with` block.
 
+    Args:
+        sampling: The sampling rule; `negative_tag` is the tag that guidance moves away from.
+        sampler: Where the policy is sampled; None = in this process.
+        token_budget: Most tokens in a batch of this process; None suits the device.
+        max_prompt_length: Keep the last so many tokens of a longer prompt; None refuses prompts that do not fit.
 
-# ---- sampling into a file -----------------------------------------------------------------------------------------
+    Raises:
+        UserError: as `sampler_of`.
+    """
+    encoder = PromptEncoder(policy.tokenizer, policy.scheme, max_prompt_length)
+    with closing(sampler_of(policy, sampler, token_budget)) as drawing:
+        yield PromptSampler(policy, encoder, drawing, sampling, seed)
 
 
 def sample_file(
     path: Path,
-    policy: Policy,
+    sampler: PromptSampler,
     rows: Sequence[dict],
     tag: str | None,
-    options: SamplingOptions,
     *,
-    negative: str | None = None,
-    seed: int = 0,
     part: int = 64,
-    token_budget: int | None = None,
-    sampler: SamplerOptions | None = None,
-    max_prompt_length: int | None = None,
     what: str = "sampling",
 ) -> None:
-    """Append what is missing of these prompts' completions to a generations file.
+    """Append the missing completions of these prompts to a generations file.
 
     Args:
-        negative: The tag that guidance moves away from.
+        tag: The words before each prompt; None = the bare prompt.
         part: Prompts sampled, and written, at a time.
-        sampler: What samples; None = this process.
+        what: Name of the progress bar.
 
     Raises:
-        UserError: the file holds something else, a prompt does not fit the model, the file cannot be written, or as the
+        UserError: the file holds other samples, a prompt does not fit the model, the file cannot be written, or as the
             sampler.
     """
-    encoder = PromptEncoder(policy.tokenizer, policy.scheme, max_prompt_length)
-    drawing = sampler_of(policy, sampler, token_budget)
-    settings = settings_of(policy, tag, negative, options, seed, drawing.label)
-    prompts, sampler = numbered(rows), PromptSampler(policy, encoder, drawing, options, seed)
-    done = done_already(path, rows, tag, settings, part)
-    advance = progress_bar(what, len(rows) * options.num_generations, done * options.num_generations)
-    with closing(drawing):
-        while done < len(rows):
-            stop = min((done // part + 1) * part, len(rows))
-            append(path, sample_lines(sampler, prompts[done:stop], tag, settings, negative, advance))
-            done = stop
+    settings, prompts = settings_of(sampler, tag), numbered(rows)
+    done, n = done_already(path, rows, tag, settings, part), sampler.options.num_generations
+    advance = progress_bar(what, len(rows) * n, done * n)
+    while done < len(rows):
+        stop = min((done // part + 1) * part, len(rows))
+        append(path, sample_lines(sampler, prompts[done:stop], tag, settings, advance))
+        done = stop
 
 
-def settings_of(
-    policy: Policy, tag: str | None, negative: str | None, options: SamplingOptions, seed: int, sampler: str = "hf"
-) -> dict:
-    """What samples depend on, beside their prompts: the `settings` of a line."""
+def settings_of(sampler: PromptSampler, tag: str | None) -> dict:
+    """The `settings` of a line: everything beside the prompt and the tag that its completions depend on."""
+    policy = sampler.policy
     return {
         "model": policy.identity.name,
         "model_revision": policy.revision,
         "vocabulary": vocabulary_digest(policy.tokenizer, policy.added_token_ids),
         "template": policy.scheme.template if policy.scheme and tag else None,
-        **asdict(options),
-        "sampler": sampler,
-        "negative_tag": negative,
-        "seed": seed,
+        **asdict(sampler.options),
+        "sampler": sampler.sampler.label,
+        "seed": sampler.seed,
         "nlf_version": __version__,
     }
 
 
 def done_already(path: Path, rows: Sequence[dict], tag: str | None, settings: dict, part: int) -> int:
-    """How many of the prompts a file holds, after a line that was cut off in writing is removed, and its part with it.
+    """Count the prompts whose samples the file holds. An unfinished last line is removed, with its part.
 
     Raises:
         UserError: the file holds samples of other prompts, settings or weights.
@@ -148,12 +154,10 @@ def sample_lines(
     prompts: Sequence[NumberedPrompt],
     tag: str | None,
     settings: dict,
-    negative: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[dict]:
-    """Sample prompts under one tag: a line of `generations.jsonl` for each."""
-    words = [tag] * len(prompts)
-    table = sampler.table(prompts, words, negative=negative, iteration=EVALUATION, progress=progress)
+    """Sample prompts under one tag and return a line of `generations.jsonl` for each prompt."""
+    table = sampler.table(prompts, [tag] * len(prompts), iteration=EVALUATION, progress=progress)
     n = sampler.options.num_generations
     return [_line(*prompt, table.slice(i * n, n), settings) for i, prompt in enumerate(prompts)]
 

@@ -1,14 +1,14 @@
-"""`nlf score`: scores beside samples, or beside any texts, in the file itself.
+"""`nlf score`: write scores beside the texts of a file, in the file itself.
 
-A file is one of generations, or a .jsonl, .csv or .parquet with a text column. Each reward's scores stand under its name
-and version (`local@1`) with a digest of the texts they belong to: a second reward is scored alone, the same one never
-twice, and a text that has changed again. A reward without a version, a plain function, has its name only: its scores
-stay until the text changes; to have them again after changing the function, rename it, or remove its entries.
+The file holds generations, or is a .jsonl, .csv or .parquet with a text column. Scores stand under the reward's name and
+version (`local@1`) with a digest of the scored texts. So a second reward is scored alone, a finished reward is not asked
+again, and a changed text is scored again. A plain function has no version: its scores stay until the text changes. After
+a change of the function, rename it or remove its entries to score again.
 
-JSON Lines stream, a block of lines in memory at a time; CSV and Parquet are read and written whole, their scores being
-columns `scores/local@1/reward`, `scores/local@1/toxicity`, …. What is scored is journaled block by block beside the file
-(`generations.annotate`), so that a killed command goes on where it was. The file is read through once before anything is
-scored: a broken last line is found at once, not after hours.
+JSON Lines stream, with one block of lines in memory. CSV and Parquet are read and written whole; their scores are columns
+`scores/local@1/reward`, `scores/local@1/toxicity`, …. A journal beside the file keeps each scored block
+(`generations.annotate`), so a killed command continues where it stopped. A first pass reads the whole file, so that a
+broken last line is found before hours of scoring.
 """
 
 import json
@@ -16,28 +16,27 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
-from nlf.config import remote_options
+from nlf.config import RemoteOptions, ScoreOptions, remote_options
 from nlf.data import generations
 from nlf.data.generations import LineFormat, Row, annotate, write_lines
 from nlf.data.progress import progress_bar
 from nlf.errors import UserError
 from nlf.evaluation.score_files import FEEDBACK, SCORES, Form, form_of
+from nlf.method.quantize import total
 from nlf.rewards import Reward
 from nlf.rewards.registry import configure, resolve_reward
 from nlf.rewards.tables import nulls, score_completions
 
-SUM = "sum"  # stands beside the scorers' names for their weighted sum
+SUM = "sum"  # the weighted sum's name among the scorers of a line
+WEIGHTED_SUM = "weighted sum"  # its name in the table of tallies
 
 
-def score_command(options) -> str:
-    """`nlf score`: score what has no score yet, and say what there is.
-
-    Args:
-        options: The fields of `config.COMMAND_GROUPS["score"]`.
-    """
+def score_command(options: ScoreOptions) -> str:
+    """`nlf score`: score every text without a score, and return a table for each file."""
     paths = generations.files_of(options.path)
     rewards = [resolve_reward(name) for name in options.reward_funcs]
     configure(remote_options(options))
@@ -50,29 +49,34 @@ def score_command(options) -> str:
     return "\n\n".join(tables)
 
 
-def export_command(options) -> str:
-    """`nlf score --export_cache FILE.jsonl`."""
-    remote = _remote(options)
+def export_command(options: ScoreOptions) -> str:
+    """`nlf score --export_cache FILE.jsonl`: write the cached answers of remote scorers to the file."""
+    remote = _remote(remote_options(options))
     return f"{remote.export_cache(options.export_cache):,} answers written to {options.export_cache}"
 
 
-def import_command(options) -> str:
-    """`nlf score --import_cache FILE.jsonl`."""
-    remote = _remote(options)
+def import_command(options: ScoreOptions) -> str:
+    """`nlf score --import_cache FILE.jsonl`: add the file's answers to the cache of remote scorers."""
+    remote = _remote(remote_options(options))
     return f"{remote.import_cache(options.import_cache):,} answers taken from {options.import_cache}"
 
 
-def _remote(options):
+def _remote(options: RemoteOptions) -> ModuleType:
     from nlf.rewards import remote
 
-    remote.configure(remote_options(options))
+    remote.configure(options)
     return remote
 
 
 @dataclass
 class Tally:
-    """What a file holds of one scorer: texts, those scored by this call, those that could not be, and a sum of the
-    rest.
+    """One scorer's counts in a file.
+
+    Attributes:
+        texts: Texts of the file.
+        now: Texts that this call scored.
+        unscored: Texts that the scorer could not score.
+        total: Sum of the rewards of all scored texts.
     """
 
     scorer: str
@@ -83,11 +87,12 @@ class Tally:
 
     @property
     def mean(self) -> float:
-        """Mean reward of the texts that have one; NaN where none has."""
+        """Mean reward of the scored texts; NaN where there are none."""
         scored = self.texts - self.unscored
         return self.total / scored if scored else float("nan")
 
     def add(self, values: Iterable[float | None]) -> None:
+        """Count the rewards of a few texts; None = unscored."""
         for value in values:
             self.texts += 1
             self.unscored += value is None
@@ -106,31 +111,29 @@ def score_file(
     """Score every text of a file that has no score by these rewards, in place.
 
     Args:
-        weights: Of the weighted sum, which is told of several rewards; None = 1 each.
-        text_column: Where the text is, if the file is not one of generations.
+        weights: Weights of the rewards in their sum; None = 1 each.
+        text_column: Column of the text, where the file does not hold generations.
         block: Lines scored and journaled at a time.
-        progress: Called with texts done, of len(rewards) times the file's; None shows a bar.
+        progress: Called with the number of finished scores, of rewards x texts in all; None shows a bar.
 
     Returns:
-        A tally for each reward and, where there are several, one for their weighted sum.
+        A tally for each reward and, of several rewards, one for their weighted sum.
 
     Raises:
-        UserError: the file is empty, broken, of an unknown kind, without such a column, or cannot be written; two
-            rewards share a name; or a reward returns what is no score.
+        UserError: the file is empty, broken, of an unknown kind, without the column, or cannot be written; two rewards
+            share a name; or a reward returned no score.
     """
-    path = Path(path).resolve()  # a link stays one
+    path = Path(path).resolve()  # so that a link stays a link
     labels = [reward.label for reward in rewards]
     if len(set(labels)) < len(labels):
         raise UserError(f"rewards {', '.join(labels)}: two of one name; rename a function, or leave one out")
     form = form_of(path, text_column)
-    texts = _count(path, form)
-    progress = progress or progress_bar(f"scoring {path.name}", texts * len(rewards))
+    progress = progress or progress_bar(f"scoring {path.name}", _count(path, form) * len(rewards))
     now = {}
     for reward in rewards:
         scored: list[int] = []
-        measure = partial(_measure, form, reward, scored)
         annotate(
-            path, SCORES, reward.label, measure,
+            path, SCORES, reward.label, partial(_measure, form, reward, scored),
             lines=LineFormat(form.read, form.write, form.texts), block=block, progress=progress,
         )  # fmt: skip
         now[reward.label] = sum(scored)
@@ -138,6 +141,7 @@ def score_file(
 
 
 def _measure(form: Form, reward: Reward, scored: list[int], rows: list[Row]) -> list[dict]:
+    """The scores of a block of lines; `scored` gets their number of texts."""
     column = form.text_column
     found = score_rows(rows, reward) if column is None else _score_texts(column, rows, reward)
     scored.append(sum(len(form.texts(row)) for row in rows))
@@ -145,7 +149,7 @@ def _measure(form: Form, reward: Reward, scored: list[int], rows: list[Row]) -> 
 
 
 def _count(path: Path, form: Form) -> int:
-    """The texts of a file, every line of which can be read, and written again."""
+    """Count the texts of a file, and check that each line can be read, and written again."""
     texts = 0
     for number, row in enumerate(form.read(path), 1):
         texts += len(form.texts(row))
@@ -157,7 +161,7 @@ def _count(path: Path, form: Form) -> int:
 
 
 def _check_json(row: Row, where: str) -> None:
-    """What Python reads as JSON and JSON does not know would fail at the very end."""
+    """Refuse values that Python reads from JSON but JSON does not allow, before the last write fails on them."""
     try:
         json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:  # a UnicodeEncodeError is one
@@ -167,37 +171,41 @@ def _check_json(row: Row, where: str) -> None:
 
 
 def _tallies(path: Path, form: Form, now: dict[str, int], weights: Sequence[float] | None) -> list[Tally]:
-    tallies = [Tally(label, now=count) for label, count in now.items()]
-    weights = weights or [1.0] * len(tallies)
-    together = Tally("weighted sum")
+    tallies, together = [Tally(label, now=count) for label, count in now.items()], Tally(WEIGHTED_SUM)
     for row in form.read(path):
         found = [row[SCORES][tally.scorer]["reward"] for tally in tallies]
-        each = [values if isinstance(values, list) else [values] for values in found]
-        for tally, values in zip(tallies, each, strict=True):
+        by_scorer = [values if isinstance(values, list) else [values] for values in found]
+        for tally, values in zip(tallies, by_scorer, strict=True):
             tally.add(values)
-        together.add(weighted_sum(values, weights) for values in zip(*each, strict=True))
+        if len(tallies) > 1:
+            together.add(weighted_sums(by_scorer, weights))
     return [*tallies, together] if len(tallies) > 1 else tallies
 
 
-def weighted_sum(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
-    """TRL's rule: a reward that could not be had counts as nothing; None where none could."""
-    known = [value * weight for value, weight in zip(values, weights, strict=True) if value is not None]
-    return sum(known) if known else None
+def weighted_sums(by_scorer: Sequence[Sequence[float | None]], weights: Sequence[float] | None) -> list[float | None]:
+    """The weighted sum of each text's rewards, by `method.quantize.total`.
+
+    Args:
+        by_scorer: Each scorer's rewards of the same texts; None = unscored.
+        weights: Weights of the scorers; None = 1 each.
+
+    Returns:
+        A sum for each text, None where no scorer could score it.
+    """
+    return nulls(total([np.array(values, dtype=np.float64) for values in by_scorer], weights))
 
 
 def add_sum(row: Row, labels: Sequence[str], weights: Sequence[float] | None) -> Row:
-    """The line with the weighted sum of several scorers' rewards as one more scorer, SUM."""
-    each = [row[SCORES][label]["reward"] for label in labels]
-    weights = weights or [1.0] * len(labels)
-    total = [weighted_sum(values, weights) for values in zip(*each, strict=True)]
-    return {**row, SCORES: {**row[SCORES], SUM: {"reward": total}}}
+    """A copy of the line in which the weighted sum of several scorers' rewards is one more scorer, SUM."""
+    sums = weighted_sums([row[SCORES][label]["reward"] for label in labels], weights)
+    return {**row, SCORES: {**row[SCORES], SUM: {"reward": sums}}}
 
 
 def table(tallies: Sequence[Tally]) -> str:
-    """Tallies in columns; the sum is of what is there, so that nothing of it is scored now or before."""
-    lines = [("scorer", "texts", "scored now", "already had", "unscored", "mean")]
+    """Tallies in columns of text; the row of the weighted sum leaves out the counts of scored texts."""
+    lines: list[tuple[str, ...]] = [("scorer", "texts", "scored now", "already had", "unscored", "mean")]
     for tally in tallies:
-        counts = [tally.now, tally.texts - tally.now] if tally.scorer != "weighted sum" else ["", ""]
+        counts = [tally.now, tally.texts - tally.now] if tally.scorer != WEIGHTED_SUM else ["", ""]
         mean = f"{tally.mean:.4g}" if tally.texts > tally.unscored else "-"
         lines.append((tally.scorer, *map(str, [tally.texts, *counts, tally.unscored]), mean))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -207,31 +215,35 @@ def table(tallies: Sequence[Tally]) -> str:
     )
 
 
-# ---- scoring ------------------------------------------------------------------------------------------------------
-
-
 def score_rows(rows: Sequence[Row], reward: Reward, context: dict | None = None) -> list[dict]:
-    """A reward's scores of lines of generations: `{"reward": [n], "attributes": {name: [n]}}` for each, None where it
-    could not score, and `"feedback": [n]` where a judge wrote sentences. It sees prompts, token ids and the data set's
-    other columns, as in training, and takes of the context what `rewards.score` says.
+    """A reward's scores of lines of generations.
+
+    The reward sees prompts, token ids and the data set's other columns, as in training.
+
+    Args:
+        context: More keyword arguments of the reward, as in `rewards.score`.
+
+    Returns:
+        For each line `{"reward": [n], "attributes": {name: [n]}}`, None where a completion could not be scored, and
+        `"feedback": [n]` where a judge wrote sentences.
 
     Raises:
-        UserError: the reward returned what is no score.
+        UserError: the reward returned no score.
     """
     counts = [len(row["completions"]) for row in rows]
-    each = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
+    repeated = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
     texts = [text for row in rows for text in row["completions"]]
     found = score_completions(
-        [reward], None, [row["prompt"] for row in each], texts,
-        [ids for row in rows for ids in row["completion_ids"]], [row.get("columns") or {} for row in each], context,
+        [reward], None, [row["prompt"] for row in repeated], texts, [ids for row in rows for ids in row["completion_ids"]],
+        [row.get("columns") or {} for row in repeated], context,
     )  # fmt: skip
-    parts = np.cumsum(counts)[:-1]
-    rewards = [nulls(part) for part in np.split(found.reward, parts)]
+    ends = np.cumsum(counts)
+    rewards = [nulls(part) for part in np.split(found.reward, ends[:-1])]
     attributes = {
-        name: [nulls(part) for part in np.split(_attribute(reward, name, values, len(texts)), parts)]
+        name: [nulls(part) for part in np.split(_attribute(reward, name, values, len(texts)), ends[:-1])]
         for name, values in found.attributes.items()
     }
-    sentences = [found.feedback[end - count : end] for end, count in zip(np.cumsum(counts), counts, strict=True)]
+    sentences = [found.feedback[end - count : end] for end, count in zip(ends, counts, strict=True)]
     return [
         {"reward": rewards[i], "attributes": {name: values[i] for name, values in attributes.items()}}
         | ({FEEDBACK: sentences[i]} if any(sentences[i]) else {})
@@ -239,7 +251,12 @@ def score_rows(rows: Sequence[Row], reward: Reward, context: dict | None = None)
     ]
 
 
-def _attribute(reward: Reward, name: str, values, count: int) -> np.ndarray:
+def _attribute(reward: Reward, name: str, values: np.ndarray | Sequence[float], count: int) -> np.ndarray:
+    """An attribute's values as float64 `(count,)`.
+
+    Raises:
+        UserError: another shape, or an infinite value.
+    """
     array = np.asarray(values, dtype=np.float64)
     if array.shape != (count,) or np.isinf(array).any():
         raise UserError(
@@ -250,7 +267,7 @@ def _attribute(reward: Reward, name: str, values, count: int) -> np.ndarray:
 
 
 def _score_texts(column: str, rows: Sequence[Row], reward: Reward) -> list[dict]:
-    """Scores of plain texts: completions of nothing, whose other columns the reward is given by name."""
+    """Score plain texts as completions of an empty prompt; the reward gets the other columns by name."""
     lines = [
         {
             "prompt": "",
@@ -265,6 +282,3 @@ def _score_texts(column: str, rows: Sequence[Row], reward: Reward) -> list[dict]
         | ({FEEDBACK: found[FEEDBACK][0]} if FEEDBACK in found else {})
         for found in score_rows(lines, reward)
     ]
-
-
-# ---- kinds of files -----------------------------------------------------------------------------------------------

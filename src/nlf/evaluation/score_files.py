@@ -1,10 +1,11 @@
-"""The files that scores are kept in: JSON Lines, CSV and Parquet."""
+"""Read and write the files that hold scores: JSON Lines, CSV and Parquet."""
 
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,12 +18,17 @@ from nlf.errors import UserError
 
 SCORES = "scores"
 FEEDBACK = "feedback"  # a judge's sentences, beside "reward"
-Located = Iterator[tuple[str, Row]]  # where it stands, and the row
+Located = Iterator[tuple[str, Row]]  # the place for errors, and the row
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a kind of file is read and written, and which texts a row holds: those of `text_column`, or None = completions."""
+    """How a file is read and written.
+
+    Attributes:
+        texts: The texts of a row.
+        text_column: Column of the text; None = the rows are generations, and the texts are their completions.
+    """
 
     read: Reader
     write: Writer
@@ -31,10 +37,10 @@ class Form:
 
 
 def form_of(path: Path, column: str = "text") -> Form:
-    """The form of a file: by its ending and, of JSON Lines, by its first line.
+    """The form of a file, by its ending and, of JSON Lines, by its first line.
 
     Raises:
-        UserError: another ending, or it cannot be read.
+        UserError: the ending is unknown, or the file cannot be read.
     """
     kind = path.suffix.lower()
     if kind not in FORMATS:
@@ -52,6 +58,11 @@ def form_of(path: Path, column: str = "text") -> Form:
 
 
 def _checked(row: Row, column: str, where: str) -> Row:
+    """The row, whose column holds text and whose scores are scores.
+
+    Raises:
+        UserError: otherwise.
+    """
     if column not in row:
         there = ", ".join(repr(name) for name in row if name != SCORES) or "none"
         raise UserError(f"{where}: no column {column!r}; there are {there}; name the right one with --text_column")
@@ -99,16 +110,17 @@ def _write_csv(path: Path, rows: Iterable[Row]) -> None:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """A binary file that csv can write text to."""
+    """A binary file to which csv writes text."""
 
-    file: object
+    file: BinaryIO
 
     def write(self, text: str) -> None:
+        """Write the text as UTF-8."""
         self.file.write(text.encode())
 
 
 def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
-    """The file's own columns keep their types; those of scores are put in their place, or after them."""
+    """Write the file with its scores; other columns keep their types, and a new column of scores comes last."""
     flat = [_flat(row) for row in rows]
     content = pq.ParquetFile(path).read()
     for name in dict.fromkeys(name for row in flat for name in row):
@@ -127,7 +139,7 @@ FORMATS: dict[str, tuple[Callable[[Path], Located], Writer]] = {
 
 
 def _flat(row: Row) -> Row:
-    """`row["scores"]` as columns of a flat file."""
+    """The columns of `row["scores"]` in a flat file."""
     return {
         f"{SCORES}/{label}/{name}": value
         for label, found in (row.get(SCORES) or {}).items()
@@ -139,7 +151,7 @@ def _flat(row: Row) -> Row:
 
 
 def _nested(row: Row, where: str) -> Row:
-    """A row of a flat file with the columns of scores as `row["scores"]`; the label is what stands before `/of`."""
+    """A row of a flat file with its columns of scores as `row["scores"]`; a label ends before `/of`."""
     if SCORES in row:
         raise _taken(where)
     labels = [name[len(SCORES) + 1 : -3] for name in row if name.startswith(f"{SCORES}/") and name.endswith("/of")]

@@ -1,10 +1,14 @@
-"""What is evaluated: models, tags and prompt sources as the commands name them."""
+"""The systems that the commands sample: models, their tags, and the sources of prompts."""
 
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Protocol
 
+import torch
+
+from nlf.config import PromptOptions
 from nlf.data.prompts import load_prompts
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
@@ -13,24 +17,80 @@ from nlf.models.policy import Policy, best_device, load_policy
 logger = logging.getLogger(__name__)
 
 
-def load_for_commands(model: str, options, device: str | None = None) -> Policy:
-    """A model for inference, on the accelerator where there is one and no other device is named.
+@dataclass(frozen=True)
+class System:
+    """One row of a comparison: a model under a tag, perhaps guided.
+
+    Attributes:
+        tag: The words before each prompt; None = the bare prompt.
+        negative: The tag that guidance moves away from.
+        guidance_scale: Strength of the guidance; 0 = none.
+        num_prompts: The system completes the first so many prompts; None = all prompts.
+    """
+
+    name: str
+    policy: Policy
+    tag: str | None = None
+    negative: str | None = None
+    guidance_scale: float = 0.0
+    num_prompts: int | None = None
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The prompts of one source.
+
+    Attributes:
+        source: The source as the person named it.
+        rows: One dict for each prompt, with `prompt`, `prompt_id` and the other columns of the data set.
+        turned: Whether the order of the tags is reversed on these prompts.
+        prefix: Start of the systems' ids and file names; empty where there is one source.
+    """
+
+    source: str
+    rows: list[dict]
+    turned: bool = False
+    prefix: str = ""
+
+    def id(self, system: System) -> str:
+        """The system's id in `results.json`."""
+        return f"{self.prefix}{'reversed-' if self.turned else ''}{slug(system.name)}"
+
+    def file(self, system: System) -> str:
+        """The name of the system's generations file. The base has no tags, so both orders of the tags share its file."""
+        turned = self.turned and system.name != "base"
+        return f"generations-{replace(self, turned=turned).id(system)}.jsonl"
+
+
+class LoadingOptions(Protocol):
+    """The options of every command that loads a model."""
+
+    model_revision: str
+    dtype: str
+    trust_remote_code: bool
+
+
+def load_for_commands(model: str, options: LoadingOptions, device: str | torch.device | None = None) -> Policy:
+    """Load a model for inference, on `device` or else on this machine's accelerator.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: the model cannot be loaded.
     """
     policy = load_policy(
         model, dtype=options.dtype, revision=options.model_revision, trust_remote_code=options.trust_remote_code
     )
-    policy.model.to(device or best_device())
+    policy.model.to(torch.device(device or best_device()))  # type: ignore[arg-type]  # transformers hides the type
     return policy
 
 
 def with_tags(policy: Policy, tags: Sequence[str] | None) -> Policy:
-    """The policy under other words for its quantiles: a list, best first, or one `tags.json`.
+    """The policy with other tags.
+
+    Args:
+        tags: Tags, best first, or one path of a `tags.json`; None keeps the policy's own.
 
     Raises:
-        UserError: no scheme can be made of them.
+        UserError: the tags make no scheme.
     """
     if tags is None:
         return policy
@@ -43,12 +103,23 @@ def with_tags(policy: Policy, tags: Sequence[str] | None) -> Policy:
     return replace(policy, scheme=scheme)
 
 
+def with_turned_tags(policy: Policy) -> Policy:
+    """The policy with the order of its tags reversed: its best tag is the worst one. No tags stay no tags."""
+    scheme = policy.scheme
+    if scheme is None:
+        return policy
+    return replace(policy, scheme=TagScheme(scheme.tags[::-1], scheme.template, scheme.separator))
+
+
 def chosen_tag(policy: Policy, tag: str) -> str | None:
-    """The words that `--tag` names: 'best', 'middle' (of an even number, the better of two) or a tag; None for 'none',
-    and for the best of a model without tags.
+    """The tag that `--tag` names; None = the bare prompt.
+
+    Args:
+        tag: 'best', 'middle' (the better of two middle tags), 'none', or a tag. 'best' of a model without tags is the
+            bare prompt.
 
     Raises:
-        UserError: words that are none of the model's tags.
+        UserError: the model has no such tag.
     """
     if tag == "none" or (tag == "best" and policy.scheme is None):
         return None
@@ -58,10 +129,13 @@ def chosen_tag(policy: Policy, tag: str) -> str | None:
 
 
 def negative_tag(policy: Policy, tag: str | None) -> str:
-    """The words that guidance moves away from: the worst tag unless another is named.
+    """The tag that guidance moves away from.
+
+    Args:
+        tag: A tag; None = the worst one.
 
     Raises:
-        UserError: the model has no tags, or not this one.
+        UserError: the model has no tags, or has no such tag.
     """
     if policy.scheme is None:
         raise UserError(
@@ -77,25 +151,21 @@ def _known_tag(policy: Policy, tag: str) -> str:
     return tag
 
 
-def prompt_sets(options, sources: Sequence[str]) -> list[tuple[str, list[dict]]]:
-    """(source, rows) of each source of prompts.
+def prompt_sets(options: PromptOptions, sources: Sequence[str]) -> list[PromptSet]:
+    """Load the prompts of each source.
 
     Raises:
-        UserError: a source cannot be read, or is named twice.
+        UserError: a source cannot be read, or two sources share a name.
     """
     if len({slug(source) for source in sources}) < len(sources):
         raise UserError(
             f"prompts {', '.join(sources)}: two of one name; rename a file, their results would share a name"
         )
-    found = {
-        "column": options.dataset_prompt_column,
-        "split": options.dataset_test_split,
-        "limit": options.max_prompts,
-    }
-    return [(source, load_prompts(source, **found)) for source in sources]
+    column, split, limit = options.dataset_prompt_column, options.dataset_test_split, options.max_prompts
+    return [PromptSet(source, load_prompts(source, column=column, split=split, limit=limit)) for source in sources]
 
 
 def slug(name: str) -> str:
-    """The name of a source of prompts, or of a system, as part of a file's."""
+    """The name of a source of prompts, or of a system, as a part of a file name."""
     name = re.sub(r"(\.(jsonl|json|csv|parquet|txt))?(\.gz)?$", "", name.removeprefix("embedded:").rpartition("/")[2])
     return "-".join(re.findall(r"\w+", name.lower()))

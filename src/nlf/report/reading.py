@@ -10,9 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from nlf.data.run_folder import CONFIG, FACTS, METRICS
+from nlf.data.run_folder import CONFIG, FACTS, METRICS, settings_in
 from nlf.errors import UserError
 from nlf.report.frontier import FILE as FRONTIER
 from nlf.report.frontier import read_frontier
@@ -235,14 +233,11 @@ def _log_line(line: str) -> dict | None:
 
 
 def _settings(home: Path, missing: list[str]) -> dict[str, Any]:
-    """What config.yaml and run.json hold."""
+    """The settings in config.yaml and run.json."""
     found: dict[str, Any] = {}
-    for name in (CONFIG, FACTS):
+    for path in (home / CONFIG, home / FACTS):
         try:
-            content = yaml.safe_load((home / name).read_text(encoding="utf-8"))  # JSON is YAML
-            found |= {str(key): value for key, value in content.items()}
-        except FileNotFoundError:
-            continue
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
-            missing.append(f"{name}: cannot be read ({' '.join(str(error).split()):.200})")
+            found |= settings_in(path)
+        except UserError as error:
+            missing.append(str(error).removeprefix(f"{home}/"))
     return found

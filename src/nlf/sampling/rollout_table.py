@@ -1,4 +1,4 @@
-"""Prompts to completions, as a table of rollouts: what training, evaluation and every command share."""
+"""Sample prompts into a table of rollouts, for training, evaluation and every command."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -21,7 +21,8 @@ class PromptSampler:
     Attributes:
         policy: Its tokenizer decodes, and its EOS ids end a completion; `sampler` holds the weights.
         sampler: Draws the token ids.
-        seed: With the iteration, the prompt and its occurrence it fixes every random number.
+        options: The sampling rule.
+        seed: The seed, the iteration, the prompt and its occurrence fix every random number.
     """
 
     policy: Policy
@@ -30,42 +31,44 @@ class PromptSampler:
     options: SamplingOptions
     seed: int
 
+    @property
+    def negative(self) -> str | None:
+        """The words that guidance moves away from, the worst tag unless the options name another; None = no guidance."""
+        if not self.options.guidance_scale:
+            return None
+        return self.options.negative_tag or (self.policy.scheme.worst if self.policy.scheme else None)
+
     def table(
         self,
         prompts: Sequence[NumberedPrompt],
         feedback: Sequence[str | None],
         *,
-        negative: str | None = None,
         iteration: int = 0,
         progress: Callable[[int], None] | None = None,
     ) -> pa.Table:
-        """Sample `options.num_generations` completions of each prompt; the columns of rewards are left null.
+        """Sample `options.num_generations` completions of each prompt; the columns of rewards stay null.
 
         Args:
             feedback: The words before each prompt; None = the bare prompt.
-            negative: The words that guidance moves away from, used where `options.guidance_scale` is not 0.
             progress: Called with the number of completions finished since the last call.
 
         Returns:
-            Rows as `data.rollouts.SCHEMA`, the completions of one prompt after one another.
+            Rows as `data.rollouts.SCHEMA`; the completions of one prompt are consecutive.
 
         Raises:
             UserError: as the sampler.
         """
         encoded = [self.encoder.prompt_ids(prompt.row["prompt"]) for prompt in prompts]
-        requests = [
-            self._request(*each, negative if self.options.guidance_scale else None)
-            for each in zip(prompts, encoded, feedback, strict=True)
-        ]
+        requests = [self._request(*each) for each in zip(prompts, encoded, feedback, strict=True)]
         sampled = self.sampler.sample(requests, self.options, seed=self.seed, iteration=iteration, progress=progress)
         return self._table(prompts, encoded, feedback, sampled)
 
-    def _request(self, prompt: NumberedPrompt, ids: list[int], words: str | None, negative: str | None) -> Request:
+    def _request(self, prompt: NumberedPrompt, ids: list[int], words: str | None) -> Request:
         def query(words: str | None) -> tuple[int, ...]:
             return tuple(self.encoder.query_ids(words, ids, prompt.row["prompt"]))
 
         key = request_key(prompt.row["prompt_id"], prompt.occurrence)
-        return Request(query(words), key, None if negative is None else query(negative))
+        return Request(query(words), key, None if self.negative is None else query(self.negative))
 
     def _table(
         self,

@@ -30,9 +30,9 @@ from nlf.data.generations import read
 from nlf.data.prompts import PromptRow, all_conversations, load_prompts
 from nlf.data.run_folder import CONFIG, FACTS, run_settings
 from nlf.errors import UserError
-from nlf.evaluation.evaluate import DISTILLED, System, evaluate
-from nlf.evaluation.sample import sample_file
-from nlf.evaluation.systems import load_for_commands, slug
+from nlf.evaluation.evaluate import DISTILLED, evaluate
+from nlf.evaluation.sample import prompt_sampler, sample_file
+from nlf.evaluation.systems import System, load_for_commands, slug
 from nlf.method.prompt_order import choose_prompts
 from nlf.method.tags import TagScheme
 from nlf.models.encoder import PromptEncoder, pass_tokens, with_feedback
@@ -197,13 +197,14 @@ def completions_of(
         num_generations=max(options.num_generations // num_lessons, 1),
         max_completion_length=options.max_completion_length or run.get("max_completion_length", 20),
         guidance_scale=lesson.scale,
+        negative_tag=lesson.negative if lesson.scale else None,
     )
     path = folder / SAMPLES / f"generations-{slug(lesson.tag)}.jsonl"
-    sample_file(
-        path, teacher, prompts, lesson.tag, sampling, negative=lesson.negative if lesson.scale else None,
-        seed=options.seed, token_budget=options.sampling_batch_tokens, max_prompt_length=run.get("max_prompt_length"),
-        what="distilling",
-    )  # fmt: skip
+    with prompt_sampler(
+        teacher, sampling, seed=options.seed, token_budget=options.sampling_batch_tokens,
+        max_prompt_length=run.get("max_prompt_length"),
+    ) as sampler:  # fmt: skip
+        sample_file(path, sampler, prompts, lesson.tag, what="distilling")
     return [
         TeacherCompletion(lesson, line, j)
         for line in read(path)

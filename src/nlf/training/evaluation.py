@@ -1,4 +1,4 @@
-"""What a run says about itself while it trains: its pool, its evaluation prompts, a few completions."""
+"""Evaluation during training, and the logs of a run: its pool, its evaluation prompts, a few completions."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -8,17 +8,17 @@ import numpy as np
 from nlf.data.feedback import Feedback
 from nlf.data.pool import Pool
 from nlf.data.prompts import NumberedPrompt
-from nlf.evaluation import metrics
+from nlf.evaluation.pipeline import divergence_of, metrics_of
 from nlf.evaluation.sample import sample_lines
-from nlf.evaluation.score import SUM, add_sum, score_rows
+from nlf.evaluation.score import SUM, score_rows
 from nlf.method.quantize import quantile_edges
-from nlf.models.likelihoods import Conditioned, conditional_nll, divergence
+from nlf.models.likelihoods import conditional_nll
 from nlf.rewards import Reward
 from nlf.sampling.rollout_table import PromptSampler
 
 logger = logging.getLogger(__name__)
 
-REFERENCE = "reference"
+REFERENCE = "reference"  # the reader's key among the likelihoods of a line
 
 
 def evaluated_lines(
@@ -29,34 +29,35 @@ def evaluated_lines(
     progress: Callable[[int], None] | None = None,
     context: dict | None = None,
 ) -> list[dict]:
-    """Sample, score and measure evaluation prompts: lines as `nlf evaluate` writes them, perplexity and KL under the
-    reference.
+    """Sample, score and measure evaluation prompts. The reference is the reader and the base of the KL.
+
+    Args:
+        tag: The words before each prompt.
+        progress: Called with the number of completions finished since the last call.
+        context: More keyword arguments of the rewards, as in `rewards.score`.
+
+    Returns:
+        A line for each prompt, as `nlf evaluate` writes them.
     """
-    policy, encoder = sampler.policy, sampler.encoder
-    negative = sampler.options.negative_tag or policy.scheme.worst
-    lines = sample_lines(sampler, prompts, tag, {}, negative, progress)
-    prompt_ids, completions = [line["prompt_ids"] for line in lines], [line["completion_ids"] for line in lines]
-    queries = [encoder.query_ids(tag, line["prompt_ids"], line["prompt"]) for line in lines]
-    reference = policy.reference_module()
-    nll = conditional_nll(reference, prompt_ids, completions)
-    kl, entropy = divergence(
-        Conditioned(policy.model, queries), Conditioned(reference, prompt_ids), completions,
-        excluded_ids=policy.added_token_ids,
-    )  # fmt: skip
-    for i, line in enumerate(lines):
-        tokens = [len(ids) for ids in completions[i]]
-        line["likelihoods"] = {REFERENCE: {"nll": nll[i], "tokens": tokens, "kl": kl[i], "entropy": entropy[i]}}
+    lines = sample_lines(sampler, prompts, tag, {}, progress)
+    reference = sampler.policy.reference_module()
+    completions = [line["completion_ids"] for line in lines]
+    nlls = conditional_nll(reference, [line["prompt_ids"] for line in lines], completions)
+    divergences = divergence_of(lines, sampler.policy, sampler.encoder, reference)
+    for line, nll, found in zip(lines, nlls, divergences, strict=True):
+        tokens = [len(ids) for ids in line["completion_ids"]]
+        line["likelihoods"] = {REFERENCE: {"nll": nll, "tokens": tokens, **found}}
     add_scores(lines, scores_of(lines, rewards, context))
     return lines
 
 
 def scores_of(lines: Sequence[dict], rewards: Sequence[Reward], context: dict | None = None) -> dict[str, list[dict]]:
-    """What each reward says of each line, by its label."""
+    """By the label of each reward, its scores of each line, as `score_rows` returns them."""
     return {reward.label: score_rows(lines, reward, context) for reward in rewards}
 
 
 def add_scores(lines: Sequence[dict], scores: dict[str, list[dict]]) -> None:
-    """Put scores into the lines, beside those that are there."""
+    """Add scores, as `scores_of` returns them, to the scores of the lines."""
     for i, line in enumerate(lines):
         line["scores"] = line.get("scores", {}) | {label: found[i] for label, found in scores.items()}
 
@@ -64,34 +65,43 @@ def add_scores(lines: Sequence[dict], scores: dict[str, list[dict]]) -> None:
 def evaluation_metrics(
     lines: Sequence[dict], rewards: Sequence[Reward], weights: Sequence[float] | None = None
 ) -> dict[str, float]:
-    """The metrics of evaluated lines by the names of `nlf evaluate`, and how many completions have no score; `reward` is
-    the weighted sum where there are several.
+    """The metrics of evaluated lines under the names of `nlf evaluate`, and the numbers of unscored completions.
+
+    Of several rewards, `reward` is their weighted sum.
     """
-    labels = [reward.label for reward in rewards]
-    if labels[1:]:
-        lines, labels = [add_sum(line, labels, weights) for line in lines], [*labels, SUM]
-    found = metrics.measure(lines, scores=labels, likelihoods=REFERENCE)
+    found = metrics_of(lines, rewards, weights, REFERENCE)
     values = {name: ratio.value for name, ratio in found.ratios.items()}
-    if labels[1:]:
+    if len(rewards) > 1:
         values["reward"] = values.pop(f"reward/{SUM}")
     unscored = {name: count for name, count in found.counts.items() if name.startswith("unscored")}
     return values | unscored
 
 
 def pool_statistics(pool: Pool, quantiles: np.ndarray, iteration: int, feedback: Feedback) -> dict[str, float]:
-    """What is logged of a refreshed pool: its size, this iteration's rewards, and the quantiles' edges, in what they were
-    cut from; those of attributes under their names.
+    """The logs of a refreshed pool: its size, the iteration's rewards and lengths, and the edges of the quantiles.
+
+    Args:
+        quantiles: `(N,)`, the quantile of each rollout of the pool.
+
+    Returns:
+        Values by name. Edges are in the unit of the rewards that were cut; those of an attribute have its name in theirs.
     """
-    new = pool.iteration == iteration
-    scored = pool.rewards[new & ~np.isnan(pool.rewards)]
-    lengths = pool.completion_lengths[new]
-    logs = {
+    return {
         "iteration": iteration,
         "pool/size": len(pool),
         "pool/num_unscored": int(np.isnan(pool.rewards).sum()),
+        **_new_rollouts(pool, pool.iteration == iteration),
+        **_quantile_edges(pool, quantiles, feedback),
+    }
+
+
+def _new_rollouts(pool: Pool, new: np.ndarray) -> dict[str, float]:
+    """Rewards and lengths of the rollouts that `new` `(N,)` marks; NaN where none is scored."""
+    scored = pool.rewards[new & ~np.isnan(pool.rewards)]
+    logs = {
         "reward": float(scored.mean()) if len(scored) else float("nan"),
         "reward_std": float(scored.std()) if len(scored) else float("nan"),
-        "completions/mean_length": float(lengths.mean()),
+        "completions/mean_length": float(pool.completion_lengths[new].mean()),
     }
     if pool.has_sentence.any():
         logs["pool/num_sentences"] = int(pool.has_sentence.sum())
@@ -99,6 +109,12 @@ def pool_statistics(pool: Pool, quantiles: np.ndarray, iteration: int, feedback:
         for name, values in pool.by_function.items():
             known = values[new & ~np.isnan(values)]
             logs[f"reward/{name}"] = float(known.mean()) if len(known) else float("nan")
+    return logs
+
+
+def _quantile_edges(pool: Pool, quantiles: np.ndarray, feedback: Feedback) -> dict[str, float]:
+    """Lowest and highest reward of each quantile that holds rollouts, of the rewards and of every attribute."""
+    logs = {}
     cuts = {"": (feedback.cut, quantiles)}
     cuts |= {f"attribute/{name}/": (cut, cut(pool)) for name, cut in feedback.attributes.items()}
     for prefix, (cut, found) in cuts.items():
@@ -109,7 +125,7 @@ def pool_statistics(pool: Pool, quantiles: np.ndarray, iteration: int, feedback:
 
 
 def log_completions(lines: Sequence[dict], rewards: Sequence[Reward], count: int, step: int) -> None:
-    """The first completion of a few prompts with its rewards, evenly spread over the prompts."""
+    """Log the first completion of `count` prompts with its rewards; the prompts are evenly spread over the lines."""
     for i in np.linspace(0, len(lines) - 1, count).astype(int).tolist():
         line = lines[i]
         scores = ", ".join(f"{r.label} {line['scores'][r.label]['reward'][0]}" for r in rewards)

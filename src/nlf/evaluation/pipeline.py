@@ -1,0 +1,63 @@
+"""The steps that `nlf evaluate` takes on files and training takes in memory: divergence of lines, then their metrics."""
+
+from collections.abc import Iterable, Sequence
+from typing import TypedDict
+
+from torch import nn
+
+from nlf.evaluation import metrics
+from nlf.evaluation.score import SUM, add_sum
+from nlf.models.encoder import PromptEncoder
+from nlf.models.likelihoods import Conditioned, divergence
+from nlf.models.policy import Policy
+from nlf.rewards import Reward
+
+
+class Divergence(TypedDict):
+    """The divergence of a line's n completions, in nats, summed over each completion's tokens."""
+
+    kl: list[float]  # n, KL(reference || policy)
+    entropy: list[float]  # n, entropy of the policy
+
+
+def divergence_of(
+    lines: Sequence[dict], policy: Policy, encoder: PromptEncoder, reference: nn.Module
+) -> list[Divergence]:
+    """KL(reference || policy) and the policy's entropy over the completions of lines of generations.
+
+    The policy reads each prompt after the line's feedback; the reference reads the bare prompt.
+    """
+    prompts = [line["prompt_ids"] for line in lines]
+    queries = [encoder.query_ids(line["feedback"], line["prompt_ids"], line["prompt"]) for line in lines]
+    found = divergence(
+        Conditioned(policy.model, queries), Conditioned(reference, prompts), [line["completion_ids"] for line in lines],
+        excluded_ids=policy.added_token_ids,
+    )  # fmt: skip
+    return [{"kl": kl.tolist(), "entropy": entropy.tolist()} for kl, entropy in zip(*found, strict=True)]
+
+
+def metrics_of(
+    lines: Iterable[dict],
+    rewards: Sequence[Reward],
+    weights: Sequence[float] | None,
+    likelihoods: str,
+    threshold: float = metrics.THRESHOLD,
+) -> metrics.Measured:
+    """The metrics of scored and measured lines; of several rewards, their weighted sum is one more scorer, SUM.
+
+    Args:
+        weights: Weights of the rewards in their sum; None = 1 each.
+        likelihoods: The key of the lines' `likelihoods`.
+        threshold: A completion is toxic from this toxicity on.
+
+    Raises:
+        UserError: as `metrics.measure`.
+    """
+    labels = [reward.label for reward in rewards]
+    several = len(labels) > 1
+    return metrics.measure(
+        (add_sum(line, labels, weights) for line in lines) if several else lines,
+        scores=[*labels, SUM] if several else labels,
+        likelihoods=likelihoods,
+        threshold=threshold,
+    )
