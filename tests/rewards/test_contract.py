@@ -334,7 +334,7 @@ def test_a_file_does_not_hide_a_module_of_its_name(folder):
 
 UNKNOWN = {
     "lokal": "unknown reward 'lokal'; did you mean 'local'? known: local, sentiment, audit, perspective[:ATTRIBUTE], ",
-    "judge": "reward 'judge' is not whole; expected judge:FILE.yaml; `nlf score --list` says what there is",
+    "judge": "reward 'judge' is incomplete; expected judge:FILE.yaml; `nlf score --list` shows all scorers",
     "someone/model.v1": "unknown reward 'someone/model.v1'; known: local",
     ".length": "unknown reward '.length'",
     ":length": "unknown reward ':length'",
@@ -343,7 +343,7 @@ UNKNOWN = {
     "my_rewards.py": "name the function in it too, my_rewards.py:my_reward",
     "no/such.py:length": "no such file: no/such.py",
     "my_rewards:VALUE": "reward 'my_rewards:VALUE' is 3; expected a function, a scorer object or its class",
-    "my_rewards:Needy": "is a class that needs path; name an object made of it instead",
+    "my_rewards:Needy": "is a class that needs path; make an object of it and name that instead",
 }
 
 

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from nlf.errors import UserError
 from nlf.models.identity import revision_of
 from nlf.rewards import Reward, score
-from nlf.rewards.hf import BATCH_TOKENS, DETOXIFY, Detoxify, HFClassifier, _batches
+from nlf.rewards.hf import BATCH_TOKENS, DETOXIFY, Detoxify, HFClassifier, batches_by_length
 from nlf.rewards.registry import resolve_reward
 
 TEXTS = ["the river is calm", "", "nobody knew", "a quarrel can last the whole winter and the game was lost", "x"]
@@ -149,7 +149,7 @@ def test_batches_and_order_change_nothing(sentiment, monkeypatch):
 
 
 def test_batches_hold_like_lengths_within_the_budget():
-    assert list(_batches([1, 9, 2, 30, 2], 20)) == [[3], [1, 2], [4, 0]]
+    assert list(batches_by_length([1, 9, 2, 30, 2], 20)) == [[3], [1, 2], [4, 0]]
 
 
 def test_bfloat16_on_a_gpu_says_nearly_the_same(sentiment, gpu):
@@ -245,7 +245,7 @@ def test_detoxify_reads_no_pickle(tmp_path, monkeypatch):
     torch.save(AutoModelForSequenceClassification.from_pretrained(folder).state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     monkeypatch.setitem(DETOXIFY, "unbiased", folder)
-    with pytest.raises(UserError, match="model.safetensors.*detoxify:unbiased reads safetensors alone.*sentencepiece"):
+    with pytest.raises(UserError, match="model.safetensors.*detoxify:unbiased reads safetensors only.*sentencepiece"):
         Detoxify("unbiased")
     assert len(HFClassifier(f"{folder}#-LABEL_0")(completions=TEXTS)) == 5
 

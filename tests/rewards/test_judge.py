@@ -21,9 +21,10 @@ from serve import serving
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
 from nlf.rewards import Judgement, Reward, remote
+from nlf.rewards.answers import category_of, sentence_of
 from nlf.rewards.judge import OFFICIAL, Judge
 from nlf.rewards.registry import resolve_reward
-from nlf.rewards.templates import JUDGES, RULES, category_of, fenced, read_template, sentence_of
+from nlf.rewards.templates import JUDGES, RULES, fenced, read_template
 
 KEY = "sk-secret-0123456789abcdef"
 FOUR = ["Harmless and very helpful", "Harmless and helpful", "Harmless and not helpful", "Harmful"]
@@ -291,7 +292,7 @@ def test_names(folder, monkeypatch):
     with pytest.raises(UserError, match=r"judge none\.yaml: cannot be read: No such file"):
         Judge("none.yaml")
     first = resolve_reward("judge:dialogue-categories")
-    assert first.remote and first.judges and first.function.tags == FOUR and first.function.levels == 4
+    assert first.remote and first.returns_judgements and first.function.tags == FOUR and first.function.levels == 4
     assert re.fullmatch(r"judge:dialogue-categories@gpt-4.1-mini-[0-9a-f]{12}", first.label)
     monkeypatch.setenv("NLF_JUDGE_MODEL", "Qwen/Qwen3-8B")
     second = Judge("dialogue-categories")
@@ -378,8 +379,8 @@ def test_sentences_and_what_cannot_be_read(made, caplog):
         Judgement(None),
     ]
     told = "\n".join(record.message for record in caplog.records)
-    assert "answer that cannot be read: 1" in told and "answer cut at max_tokens: 1" in told
-    assert told.count("m has answered what cannot be read") == 1
+    assert "unreadable answer: 1" in told and "answer cut at max_tokens: 1" in told
+    assert told.count("m gave an unreadable answer") == 1
 
 
 def test_a_faulty_server_loses_nothing(made, folder):
@@ -463,7 +464,7 @@ def test_without_a_key(monkeypatch):
 
 def test_without_openais_client(made, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(UserError, match=r"judge:count needs OpenAI's client: pip install 'nlf\[judge\]'"):
+    with pytest.raises(UserError, match=r"judge:count needs OpenAI's client: pip install openai"):
         ask(made("http://localhost:9"), "a")
 
 
@@ -557,7 +558,7 @@ def test_transformers_serve(made, folder, monkeypatch, caplog):
         judge = made(url, {**CATEGORIES, "categories": ["a", "the", "an"], "max_tokens": 3})
         assert rewards_of(judge, "one", "two words") == [1.0, 1.0]
         assert ask(made(url, SENTENCES, max_tokens=3), "one", "two words") == [Judgement(None)] * 2
-        assert "has answered what cannot be read: ' the the the'" in caplog.text
+        assert "gave an unreadable answer: ' the the the'" in caplog.text
         assert "answer cut at max_tokens: 2" in caplog.text
         monkeypatch.setenv("NLF_JUDGE_MODEL", str(folder / "nothing"))
         with pytest.raises(UserError, match="judge:count: .*HTTP 500"):

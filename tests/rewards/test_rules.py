@@ -112,16 +112,16 @@ def test_every_text_has_a_reward_between_zero_and_one(text):
 
 
 WRONG = {
-    "length:twenty": "reward 'length:twenty': 'twenty' is no whole number from 1 on; write length:20",
-    "length:0": "no whole number from 1 on",
-    "length:2.5": "no whole number from 1 on",
+    "length:twenty": "reward 'length:twenty': 'twenty' is not a whole number from 1 on; write length:20",
+    "length:0": "not a whole number from 1 on",
+    "length:2.5": "not a whole number from 1 on",
     "keywords:absent.txt": "reward 'keywords:absent.txt': cannot read it: No such file or directory; expected a text file",
     "keywords:.": "cannot read it: Is a directory",
     "keywords:empty.txt": "reward 'keywords:empty.txt': the list is empty; expected one word a line",
     "keywords:latin.txt": "cannot read it: it is not UTF-8",
-    "regex:(a": "reward 'regex:(a': no pattern: missing ), unterminated subpattern at position 0; expected one of Python's",
-    "regex:(a\n": "no pattern: missing )",
-    "regex:a{99999999999}": "no pattern: the repetition number is too large",
+    "regex:(a": "reward 'regex:(a': not a pattern: missing ), unterminated subpattern at position 0; expected one of Python's",
+    "regex:(a\n": "not a pattern: missing )",
+    "regex:a{99999999999}": "not a pattern: the repetition number is too large",
     "regex:": "reward 'regex:': the pattern is empty; expected regex:PATTERN or regex:-PATTERN",
     "regex:-": "the pattern is empty",
 }

@@ -127,10 +127,10 @@ def compile_for_all_shapes(accelerator: Accelerator) -> None:
 
 
 def check_judges(rewards: Sequence[Reward], args: ALTConfig) -> None:
-    """A judge of so many levels needs as many tags; one that answers with categories names them: they are the tags.
+    """Check the tags of a run with judges: one tag for each level, and the categories of a judge as the tags.
 
     Raises:
-        UserError: its tags are not the run's, or are not taken by their level; or there are more or fewer than levels.
+        UserError: the numbers differ, the categories are not the tags, or `quantile_rule` is not "levels".
     """
     for i, reward in enumerate(rewards):
         own, levels = (getattr(reward.function, name, None) for name in ("tags", "levels"))

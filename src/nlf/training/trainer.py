@@ -122,7 +122,7 @@ class ALTTrainer(Trainer):
         self.feedback = make_feedback(
             scheme, reward_names(self.rewards), seed=args.seed, rule=args.quantile_rule, scope=args.quantile_scope,
             weights=args.reward_weights, normalization=args.reward_normalization,
-            sentences=any(reward.judges for reward in self.rewards),
+            sentences=any(reward.returns_judgements for reward in self.rewards),
             attributes=args.attributes, joint=args.attribute_template, sampling=args.feedback_sampling,
         )  # fmt: skip
         room = self.encoder.check_fits(
@@ -503,7 +503,7 @@ class ALTTrainer(Trainer):
             words["sampler"] = args.sampler
         if args.attributes:
             words["attributes"] = [args.attributes, args.attribute_template, args.feedback_sampling]
-        if any(reward.judges for reward in self.rewards):
+        if any(reward.returns_judgements for reward in self.rewards):
             words["quantiles"] = [args.quantile_rule, args.quantile_scope, args.pool_keep, args.reward_normalization]
             words["max_feedback_length"] = self.encoder.max_feedback_length
         return words | {
