@@ -173,7 +173,7 @@ def retry_after(value: str | None, date: str | None = None) -> float | None:
 
     Args:
         value: The header: a number of seconds, or a date.
-        date: The Date header of the same answer, from which a date is counted; None = count from our clock.
+        date: The answer's Date header, from which seconds are counted; None = count from our clock.
     """
     try:
         seconds = float(value or "nan")

@@ -1,4 +1,4 @@
-"""Judging models: what is asked, how answers are read, and whole runs against servers on this machine."""
+"""Judges: their questions, how answers are read, and whole runs against local servers."""
 
 import asyncio
 import json
@@ -35,7 +35,7 @@ SHIPPED = sorted(path.stem for path in JUDGES.glob("*.yaml"))
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path):
-    """A cache and a pace for each test, and no judge from outside."""
+    """A cache and a rate limit for each test, and no judge of the environment."""
     monkeypatch.setenv("NLF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     for name in ("OPENAI_BASE_URL", "NLF_JUDGE_MODEL"):
@@ -48,7 +48,7 @@ def folder(monkeypatch, tmp_path):
 
 @pytest.fixture
 def made(folder, monkeypatch):
-    """(server or URL, template) → a judge that asks it."""
+    """(server or URL, template) → a judge on that server."""
 
     def make(server, template=CATEGORIES, name="count", **changes):
         path = folder / f"{name}.yaml"
@@ -175,7 +175,7 @@ def test_any_answer_is_read_or_is_none(text):
 
 
 def test_deep_or_long_answers_are_read():
-    """Were any pattern to go back over them again and again, this would not end."""
+    """No pattern backtracks so often that this never ends."""
     for text in (
         "{" * 20_000,
         '{"a":' * 20_000,
@@ -234,7 +234,7 @@ def test_the_recipes_tags_are_the_judges():
 
 
 def test_a_completion_cannot_leave_its_marks():
-    """It closes what it can guess, and brings a question and an answer of its own."""
+    """It writes the closing marks that it can guess, and a question and an answer of its own."""
     template = read_template("dialogue-categories")
     asked = template.messages("How?", "x")[-1]["content"]
     old = re.search(r"[0-9a-f]{16}", asked)[0]
@@ -550,7 +550,7 @@ def parrot(folder) -> str:
 
 
 def test_transformers_serve(made, folder, monkeypatch, caplog):
-    """A real server: what it can read is a level; what it cannot is None, counted; a model that is not there is an error."""
+    """A real server: a readable answer is a level, an unreadable one is None and counted, an unknown model is an error."""
     monkeypatch.setenv("NLF_JUDGE_MODEL", parrot(folder / "model"))
     monkeypatch.setattr(remote, "_options", RemoteOptions(max_concurrency=2, max_tries=2))
     with serving(120) as server, caplog.at_level(logging.WARNING):

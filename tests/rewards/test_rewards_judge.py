@@ -1,4 +1,4 @@
-"""Scorers that say all at once, how their values join those of others, and what is listed of scorers."""
+"""Scorers with a `judge` method, how their values join those of other rewards, and the list of scorers."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ NAN = float("nan")
 
 
 class Scorer:
-    """Says everything in one call; None for an empty text."""
+    """Gives reward, attributes and feedback in one call; None for an empty text."""
 
     name, version, remote = "scorer", 4, False
 

@@ -1,4 +1,4 @@
-"""Rules as rewards: values by hand, what their version depends on, and that a corpus takes seconds."""
+"""Rules as rewards: values computed by hand, versions, and speed."""
 
 import time
 
@@ -15,7 +15,7 @@ from nlf.rewards.rules import Keywords, Length, Regex, Repetition
 
 @pytest.fixture
 def words(tmp_path):
-    """A list as people keep them: a blank line, capitals, a phrase, marks, an apostrophe."""
+    """A list like those in use: a blank line, capitals, a phrase, punctuation, an apostrophe."""
     path = tmp_path / "words.txt"
     path.write_text("Damn\n\n shut up \nf*ck\n🖕\nain't\n", encoding="utf-8")
     return path
@@ -138,7 +138,7 @@ def test_what_is_wrong_is_said_in_a_line(spec, tmp_path, monkeypatch):
 
 
 def test_a_corpus_takes_seconds(tmp_path):
-    """20,000 texts of 20 words against 2,000 entries in a tenth of what a slow machine is given for it."""
+    """20,000 texts of 20 words against 2,000 entries; the limit is ten times what a slow machine needs."""
     draw = np.random.default_rng(0)
     known = [f"word{i}" for i in range(5_000)]
     texts = [" ".join(known[i] for i in row) for row in draw.integers(5_000, size=(20_000, 20))]

@@ -246,7 +246,7 @@ def _default(labels: list[str]) -> int | None:
 
 
 def _activation(config) -> str:
-    """The function that turns logits into values, the same as in transformers' own losses."""
+    """The function that turns logits into values; transformers' losses use the same one."""
     if config.problem_type == "multi_label_classification":
         return "sigmoid"
     return "raw" if config.problem_type == "regression" or config.num_labels == 1 else "softmax"

@@ -295,7 +295,7 @@ class _Asking:
 class _Shared:
     """State of one event loop: an HTTP client, whose connections stay open, and a lock for each service."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.client = httpx2.AsyncClient(timeout=None, limits=httpx2.Limits(max_connections=None))
         self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
