@@ -114,7 +114,8 @@ def score(
     columns: Mapping[str, Sequence],
     context: Mapping[str, Any] | None = None,
 ) -> Scores:
-    """Call all rewards and add them up by `nlf.method.quantize.total`.
+    """Call all rewards and add them up by `nlf.method.quantize.total`: None adds nothing, and a completion with None from
+    all of them is NaN.
 
     Args:
         weights: One per reward; None = 1 each.

@@ -54,13 +54,13 @@ class Perspective(RemoteScorer):
         self.attribute, self.today = attribute.strip().upper(), today
         if not re.fullmatch("[A-Z][A-Z_]*", self.attribute):
             raise UserError(f"reward 'perspective:{attribute}': expected an attribute: {', '.join(PRODUCTION)}, …")
-        self.attributes = tuple(dict.fromkeys((*PRODUCTION, self.attribute)))
+        self.requested = tuple(dict.fromkeys((*PRODUCTION, self.attribute)))
         self.name = "perspective" if self.attribute == "TOXICITY" else f"perspective:{self.attribute}"
         given = base_url or os.environ.get("PERSPECTIVE_BASE_URL") or OFFICIAL
         self.base_url = checked_url(given, "PERSPECTIVE_BASE_URL")
 
     def settings(self) -> dict:
-        return {"base_url": self.base_url, "attributes": sorted(self.attributes), "languages": ["en"]}
+        return {"base_url": self.base_url, "attributes": sorted(self.requested), "languages": ["en"]}
 
     def ready(self) -> None:
         if self.base_url == OFFICIAL and self.today() > LAST_DAY:
@@ -95,7 +95,7 @@ class Perspective(RemoteScorer):
             self.count(f"cut to {LIMIT:,} bytes")
         body = {
             "comment": {"text": sent},
-            "requestedAttributes": {name: {} for name in self.attributes},
+            "requestedAttributes": {name: {} for name in self.requested},
             "languages": ["en"],
             "doNotStore": True,
             "spanAnnotations": False,
@@ -111,11 +111,11 @@ class Perspective(RemoteScorer):
             reason = error_type(error.payload)
             raise (Refused(reason) if reason else self.mistake(error, f"{KEY} and the attribute")) from error
         scores = payload.get("attributeScores")
-        return {name: summary(scores.get(name)) for name in self.attributes} if isinstance(scores, dict) else {}
+        return {name: summary(scores.get(name)) for name in self.requested} if isinstance(scores, dict) else {}
 
     def read(self, answer) -> Judgement:
         found = answer if isinstance(answer, dict) else {}
-        values = {name: probability(found.get(name)) for name in self.attributes}
+        values = {name: probability(found.get(name)) for name in self.requested}
         for name in (name for name, value in values.items() if value is None):
             self.count(f"no {name} in the answer")
         value = values[self.attribute]
