@@ -1,7 +1,7 @@
 """Build and evaluate the auditor (src/nlf/assets/scorers/audit), the toxicity scorer that judges what `local` rewarded.
 
     python tools/build_audit.py --data DIR                          # fit, calibrate, write the asset (about a minute, 1 core)
-    python tools/build_audit.py --data DIR --evaluate --split test  # the tables of docs/rewards.md
+    python tools/build_audit.py --data DIR --evaluate --split test  # the tables of the scorer's card
 
 Nothing that `build_scorer.py` learns from is fitted here: not one of its data sets, and n-grams with linear weights in place of
 a net. Three logistic regressions: the peak view and half of the mean view learn the texts that Perspective scored, the

@@ -1,7 +1,7 @@
 """Build and evaluate the embedded toxicity scorer (src/nlf/assets/scorers/toxicity).
 
     python tools/build_scorer.py --data DIR              # train, calibrate, write the asset (about 4 minutes, 1 core)
-    python tools/build_scorer.py --data DIR --evaluate   # the fidelity tables of docs/rewards.md
+    python tools/build_scorer.py --data DIR --evaluate   # the tables of the scorer's card
 
 A convolutional net over hashed sub-words learns all sources at once, each with outputs of its own (a "head" per scorer
 version, label set and word list), so that versions of Perspective are never mixed; only the heads of the 2020 scale ship.

@@ -1,7 +1,7 @@
 """Build and evaluate the embedded sentiment scorer (src/nlf/assets/scorers/sentiment).
 
     python tools/build_sentiment.py --data DIR              # train, calibrate, write the asset (about 2 minutes, 1 core)
-    python tools/build_sentiment.py --data DIR --evaluate   # the tables of docs/rewards.md
+    python tools/build_sentiment.py --data DIR --evaluate   # the tables of the scorer's card
 
 The net and its training are the toxicity scorer's (`scorer_net`). The head that ships learns labelled sentences of film
 reviews (Pang and Lee 2005, those that SST is built on); pros and cons of products, sentences of whole reviews and a lexicon

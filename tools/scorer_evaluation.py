@@ -1,4 +1,4 @@
-"""The fidelity tables of docs/rewards.md: how the local scorer agrees with recorded scores and human labels.
+"""The tables on the card of the local toxicity scorer: how it agrees with recorded scores and human labels.
 
 `build_scorer.py --evaluate` prints them. Where `alt-profanity-check` can be imported, it is scored beside on the same texts
 (its package is a pickle that runs as it is loaded: install it in a folder of its own, with the scikit-learn that it names).

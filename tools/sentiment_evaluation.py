@@ -1,4 +1,4 @@
-"""The tables of docs/rewards.md on the local sentiment scorer: accuracy on held-out and on foreign texts, and its limits."""
+"""The tables on the card of the local sentiment scorer: accuracy on held-out and on foreign texts, and its limits."""
 
 from __future__ import annotations
 

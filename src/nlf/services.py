@@ -1,7 +1,7 @@
-"""Asking a service over HTTP: what scorers and samplers behind a network share.
+"""Requests to a service over HTTP, shared by remote scorers and the server sampler.
 
-A try that may pass later raises `Retry`, one that will not raises `Rejected`; how often, and what that means, is said by
-who asks.
+A failed try that may succeed later raises `Retry`; a try that cannot succeed raises `Rejected`. `retrying` repeats the
+first kind with growing pauses. The caller decides how many tries a request gets and what a rejection means.
 """
 
 import asyncio
@@ -15,17 +15,21 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import httpx2
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from nlf.errors import UserError
 
-LONGEST_PAUSE = 60.0  # seconds, unless the service asks for more
+LONGEST_PAUSE = 60.0  # seconds between two tries, unless the service asks for more
+JITTER = (0.5, 1.0)  # each pause is multiplied by a random number from this range
+T = TypeVar("T")
 
 
 class Retry(Exception):
-    """A try failed in a way that may pass; `after` = seconds that the service asks to wait."""
+    """A try failed and may succeed later. `after` is the number of seconds that the service asks to wait."""
 
     def __init__(self, reason: str, after: float | None = None):
         super().__init__(reason)
@@ -33,37 +37,40 @@ class Retry(Exception):
 
 
 class Rejected(Exception):
-    """The service answered with a status that is no success and not worth another try, and with this object."""
+    """The service rejected the request, and another try cannot help. `payload` is the JSON object of its answer."""
 
     def __init__(self, status: int, payload: dict):
         super().__init__(f"HTTP {status}")
         self.status, self.payload = status, payload
 
 
-def run(work: Coroutine):
-    """The result of async work. It runs in a loop of its own, so that a notebook's loop does not forbid it."""
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in an event loop of our own and return its result.
+
+    A notebook already runs an event loop in its thread, where `asyncio.run` is an error.
+    """
     future = asyncio.run_coroutine_threadsafe(work, _loop(os.getpid()))
     try:
         return future.result()
     finally:
-        future.cancel()  # on Ctrl-C; does nothing to what is done
+        future.cancel()  # stops the work on Ctrl-C; a finished future ignores it
 
 
 @functools.cache
 def _loop(process: int) -> asyncio.AbstractEventLoop:
-    """One loop for the whole run: a client that is kept between calls stays usable. A forked process has its own, since
-    threads are not forked.
+    """The event loop of a process: one for the whole run, because an HTTP client can only be used in its own loop. A
+    forked process needs a new one, because its parent's threads are not copied.
     """
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="async work", daemon=True).start()
     return loop
 
 
-async def timed(answer: Awaitable, seconds: float):
-    """What one try gives, within so many seconds.
+async def timed(answer: Awaitable[T], seconds: float) -> T:
+    """Await the answer of one try, for at most `seconds`.
 
     Raises:
-        Retry: it took longer, or failed in transport.
+        Retry: the answer took longer, or the connection failed.
     """
     try:
         async with asyncio.timeout(seconds):
@@ -72,8 +79,44 @@ async def timed(answer: Awaitable, seconds: float):
         raise Retry(type(error).__name__) from error
 
 
-async def together(count: int, work: Callable[[], Awaitable[None]]) -> None:
-    """Run so many workers at a time; where one fails, the others are cancelled and its error is raised."""
+def retrying(
+    tries: int,
+    backoff: float,
+    uniform: Callable[[float, float], float],
+    *,
+    failed: Callable[[Retry], None],
+    waits: Callable[[Retry], None] = lambda error: None,
+) -> AsyncRetrying:
+    """A caller that repeats an async function for as long as it raises `Retry`, then raises the last `Retry`.
+
+    Make a new one for each request: tenacity keeps the state of the current call in it.
+
+    Args:
+        tries: Calls of the function at most.
+        backoff: Seconds of the first pause, before jitter; each following pause is twice as long.
+        uniform: Draws the jitter of a pause, as `random.uniform`.
+        failed: Called after each failed try.
+        waits: Called before each pause.
+    """
+    return AsyncRetrying(
+        retry=retry_if_exception_type(Retry),
+        stop=stop_after_attempt(tries),
+        wait=lambda state: max(_error(state).after or 0.0, pause(state.attempt_number, backoff, uniform(*JITTER))),
+        after=lambda state: failed(_error(state)),
+        before_sleep=lambda state: waits(_error(state)),
+        sleep=asyncio.sleep,
+        reraise=True,
+    )
+
+
+def _error(state: RetryCallState) -> Retry:
+    error = state.outcome.exception() if state.outcome else None
+    assert isinstance(error, Retry)  # tenacity calls the hooks of `retrying` after a Retry only
+    return error
+
+
+async def together(count: int, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run `count` workers at a time. If one fails, cancel the others and raise its error."""
     workers = [asyncio.create_task(work()) for _ in range(count)]
     try:
         await asyncio.gather(*workers)
@@ -86,16 +129,17 @@ async def together(count: int, work: Callable[[], Awaitable[None]]) -> None:
 async def post(
     client: httpx2.AsyncClient, url: str, body: dict, headers: dict | None = None, query: dict | None = None
 ) -> dict:
-    """POST JSON; the object that comes back.
+    """Send a JSON object by POST and return the JSON object of the answer.
 
     Args:
-        query: Put behind the URL on the wire only: httpx2 logs URLs, and knows nothing of it.
+        query: Parameters that are added to the URL on the wire only. They can hold a key, and httpx2 logs URLs.
 
     Raises:
-        Retry: 408, 429, 5xx, or what came back is no JSON object; Rejected: another status that is no success.
+        Retry: the status is 408, 429 or 5xx, or the body of a success is not a JSON object.
+        Rejected: the status is another error.
     """
     wire = {"target": httpx2.URL(url).raw_path + f"?{urlencode(query)}".encode()} if query else {}
-    content = json.dumps(body, ensure_ascii=False).encode(errors="replace")  # half a character is no UTF-8
+    content = json.dumps(body, ensure_ascii=False).encode(errors="replace")  # UTF-8 has no surrogates
     headers = {"Content-Type": "application/json", **(headers or {})}
     response = await client.post(url, content=content, headers=headers, extensions=wire)
     if response.status_code in (408, 429) or response.status_code >= 500:
@@ -118,13 +162,18 @@ def _object(content: bytes) -> dict | None:
 
 
 def pause(tries: int, backoff: float, jitter: float) -> float:
-    """Seconds to wait after so many tries: doubled each time, LONGEST_PAUSE at most, times the jitter."""
+    """Seconds to wait after `tries` failed tries: `backoff`, doubled for each further try up to LONGEST_PAUSE, times the
+    jitter.
+    """
     return min(backoff * 2 ** min(tries - 1, 60), LONGEST_PAUSE) * jitter
 
 
 def retry_after(value: str | None, date: str | None = None) -> float | None:
-    """Seconds that a Retry-After header asks for, as a number or as a date by the service's own clock (its Date header,
-    else ours); None where it says nothing.
+    """Seconds that a Retry-After header asks for; None without a valid header.
+
+    Args:
+        value: The header: a number of seconds, or a date.
+        date: The answer's Date header, from which seconds are counted; None = count from our clock.
     """
     try:
         seconds = float(value or "nan")
@@ -143,7 +192,12 @@ def _moment(header: str | None) -> datetime | None:
 
 
 def said(payload: dict, secrets: Sequence[str] = ()) -> str:
-    """Why a service rejects a request, in its own words, on one line, without what must not be shown."""
+    """The reason that a service gives for rejecting a request, on one line of at most 200 characters.
+
+    Args:
+        payload: The JSON object of the answer.
+        secrets: Strings that are replaced by `[key]`.
+    """
     found = payload.get("error") or payload.get("message") or payload.get("detail")
     found = found.get("message") if isinstance(found, dict) else found
     found = " ".join(str(found or "no reason given").split())
@@ -153,27 +207,33 @@ def said(payload: dict, secrets: Sequence[str] = ()) -> str:
 
 
 def key_of(variable: str) -> str:
-    """A service's key, from $VARIABLE or the file that $VARIABLE_FILE names; "" where there is none.
+    """A service's key, from $VARIABLE or from the file that $VARIABLE_FILE names; "" if neither is set.
 
     Raises:
-        UserError: the file cannot be read, or what is there is no key.
+        UserError: the file cannot be read, or the key has characters that no key has.
     """
     file = os.environ.get(f"{variable}_FILE")
     try:
         key = os.environ.get(variable) or (Path(file).expanduser().read_text(encoding="utf-8") if file else "")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(f"cannot read {file}, which {variable}_FILE names: {reason}") from error
     if not re.fullmatch("[!-~]*", key.strip()):
-        raise UserError(f"{variable}: expected a key, one word of letters, digits and marks; look for spaces in it")
+        raise UserError(
+            f"{variable}: expected a key, one word of letters, digits and marks; remove spaces and line breaks"
+        )
     return key.strip()
 
 
 def checked_url(url: str, where: str) -> str:
-    """A base URL without a slash at its end.
+    """A base URL, its final slash removed.
+
+    Args:
+        url: The URL as given.
+        where: The setting that it comes from, for the error.
 
     Raises:
-        UserError: it is none, or has in it what must not be shown, as a user or a query.
+        UserError: it is not an HTTP URL, or holds a user, a password or a query, which logs would show.
     """
     if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", url):
         raise UserError(f"{where}: expected http(s)://host[:port][/path], without a user, a key or a query in it")

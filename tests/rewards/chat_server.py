@@ -1,7 +1,7 @@
-"""A server on this machine that speaks OpenAI's chat completions, judges by a rule, and fails as `FaultyServer` does.
+"""A local server of OpenAI's chat completions that judges by a rule and fails as `FaultyServer` does.
 
-It keeps to a JSON schema, refuses one as old servers do, or does not know the word; and it reads of a message what stands
-between the marks, as a judge should.
+It supports JSON schemas, rejects them as old servers do, or ignores them. Like a good judge it reads the texts between the
+marks of a message only.
 """
 
 import json
@@ -14,23 +14,23 @@ TEXTS = re.compile(r"<(prompt|completion) (?P<mark>[0-9a-f]{16})>\n(.*?)\n</\1 (
 
 
 def words(text: str, levels: int) -> int:
-    """The rule: a completion of n words is of level n, the last at most."""
+    """The rule: a completion of n words has level n, up to the best level."""
     return min(len(text.split()), levels - 1)
 
 
 def texts_of(message: str) -> dict[str, str]:
-    """What stands between the marks of a message: prompt and completion."""
+    """The texts between the marks of a message: prompt and completion."""
     return {name: text for name, _, text in TEXTS.findall(message)}
 
 
 class ChatServer(FaultyServer):
-    """Open inside `with`; `url` is its base URL.
+    """The server runs inside `with`; `url` is its base URL.
 
     Args:
-        answer: (prompt, completion) → the answer as a dict; where no schema is kept to, it may be any text.
+        answer: (prompt, completion) → the answer as a dict; without schema support it may be any text.
         structured: "yes", "refuse" (400) or "ignore".
         refuse: completion → (status, body) of an error, or None.
-        key: Another one is a 401; None takes any.
+        key: Any other key is a 401; None accepts every key.
     """
 
     def __init__(self, answer, *, structured: str = "yes", refuse=None, key: str | None = None, **options):

@@ -1,6 +1,6 @@
-"""A server on this machine that speaks Perspective's protocol and OpenAI's moderation, and fails on purpose.
+"""A local server that speaks Perspective's protocol and OpenAI's moderation, and fails on purpose.
 
-It notes every request with its time; which of them fail, and how, is drawn by a seed or given one by one.
+It records every request with its time. The faults are drawn by a seed or given as a list.
 """
 
 import hashlib
@@ -42,10 +42,10 @@ class Request:
 
 
 class FaultyServer(ThreadingHTTPServer):
-    """Open inside `with`; `url` is its base URL.
+    """The server runs inside `with`; `url` is its base URL.
 
     Args:
-        faults: The share of requests that fail, or a list with what happens to the first ones (None = nothing).
+        faults: The share of requests that fail, or a list of the faults of the first requests (None = no fault).
         hang: Seconds until a "timeout" or "slow" request is answered: 4 times or a tenth of it.
         after: The header Retry-After of "429 after".
     """
@@ -69,7 +69,7 @@ class FaultyServer(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request, client_address):
-        """A client that went away is no news."""
+        """Ignore clients that have closed the connection."""
 
     def note(self, text: str, body: dict, path: str) -> str | None:
         now = time.monotonic()
@@ -81,11 +81,11 @@ class FaultyServer(ThreadingHTTPServer):
         return fault
 
     def asked(self) -> Counter:
-        """How often each text came."""
+        """The number of requests for each text."""
         return Counter(request.text for request in self.requests)
 
     def busiest(self, seconds: float = 1.0) -> int:
-        """The most requests in any half-open window of so many seconds."""
+        """The largest number of requests in any half-open window of this length in seconds."""
         times = sorted(request.time for request in self.requests)
         return max(bisect_left(times, start + seconds) - i for i, start in enumerate(times))
 

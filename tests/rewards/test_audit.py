@@ -1,4 +1,4 @@
-"""The auditor: what its asset promises, how its n-grams are cut, and how well it agrees with scores it never learnt."""
+"""The auditor: its asset, its n-grams, and its agreement with scores that it was not trained on."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ SCORER = AuditToxicity()
 
 @pytest.fixture
 def tools(monkeypatch):
-    """The tools' folder can be imported from; they need torch, scipy and scikit-learn."""
+    """Make the modules of tools/ importable; they need torch, scipy and scikit-learn."""
     pytest.importorskip("sklearn")
     monkeypatch.syspath_prepend(str(TOOLS))
 
@@ -62,7 +62,7 @@ def test_every_text_has_a_number_between_zero_and_one():
     assert toxicity[0] == toxicity[1]
     assert len(SCORER.attributes([])["toxicity"]) == 0
     for text in ODD:
-        SCORER.attributes([text])  # alone, a short one is shorter than the longest n-gram
+        SCORER.attributes([text])  # a short text alone is shorter than the longest n-gram
 
 
 @given(st.lists(st.text(max_size=40), max_size=8))
@@ -87,7 +87,7 @@ def test_ngrams_by_hand():
     (ones, of_ones), (_, of_twos), *characters = kinds
     assert owners.tolist() == [0, 0, 2]
     assert of_ones.tolist() == [0, 1, 2] and ones[0] == ones[2] != ones[1]
-    assert of_twos.tolist() == [1]  # texts do not see each other
+    assert of_twos.tolist() == [1]  # no pair spans two texts
     # " ab c " holds " a" "ab" "b " | " c" "c ", and " ab " holds " a" "ab" "b "
     pairs, of_pairs = characters[0]
     assert of_pairs.tolist() == [0, 0, 0, 1, 1, 2, 2, 2] and pairs[:3].tolist() == pairs[5:].tolist()
@@ -110,7 +110,7 @@ def test_soft_maximum_by_hand():
 
 
 def test_what_is_fitted_is_what_is_scored(tools, tmp_path, monkeypatch):
-    """Two programs add the same n-grams. The trap: the factor of a word was fitted and not scored."""
+    """Two programs add the same n-grams. The bug: the fit used the factor of a word and the scorer did not."""
     import build_audit
 
     monkeypatch.setattr(build_audit, "ITERATIONS", 20)
@@ -131,7 +131,7 @@ def test_what_is_fitted_is_what_is_scored(tools, tmp_path, monkeypatch):
 
 
 def test_fitting_finds_the_slope(tools):
-    """Two features of two texts each and hardly a ridge: the probabilities are the targets."""
+    """With two features in two texts each and almost no ridge the probabilities equal the targets."""
     import build_audit
     import scipy.sparse as sp
 
@@ -150,11 +150,13 @@ def test_it_learns_from_nothing_that_local_learns_from(tools, data_dir):
     assert all(split_of(document) == "train" for document, *_ in rows)
     theirs = {text_document(row[1]) for row in (*perspective(data_dir), *labelled(data_dir))}
     shared = [text for _, text, _ in rows if text_document(text) in theirs]
-    assert len([text for text in shared if len(text.split()) > 4]) <= 2  # the rest is "lol" and its like
+    assert (
+        len([text for text in shared if len(text.split()) > 4]) <= 2
+    )  # the others are one to four words, such as "lol"
 
 
 def test_fidelity_on_continuations_never_trained_on(tools, data_dir):
-    """Slightly below what docs/rewards.md reports for the test documents."""
+    """Bounds slightly below the figures in docs/rewards.md for the test documents."""
     import build_audit
     from scorer_evaluation import fidelity
 

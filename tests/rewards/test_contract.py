@@ -1,4 +1,4 @@
-"""The contract of rewards: TRL's functions run unchanged, and what a function gets wrong is said in one line."""
+"""The contract of rewards: TRL's functions run unchanged, and each mistake of a function is one line."""
 
 import asyncio
 import functools
@@ -214,7 +214,7 @@ def test_async_functions_wait_for_each_other_not_in_line():
 
 
 def test_a_client_kept_between_calls_stays_usable():
-    """A loop closed after each call would break it, and TRL's does not."""
+    """Both calls use one open loop, as in TRL: a client is bound to its loop."""
     loops = []
 
     async def look(completions, **kwargs):
@@ -308,7 +308,7 @@ def test_the_embedded_scorer_by_name():
     assert (reward.label, reward.remote) == ("local@1", False)
     found = score([reward], None, PROMPTS, TEXTS, IDS, {})
     np.testing.assert_allclose(found.reward, 1 - found.attributes["toxicity"])
-    assert np.isfinite(found.reward).all()  # the empty completion too
+    assert np.isfinite(found.reward).all()  # the empty completion has a score, too
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_a_file_does_not_hide_a_module_of_its_name(folder):
 
 UNKNOWN = {
     "lokal": "unknown reward 'lokal'; did you mean 'local'? known: local, sentiment, audit, perspective[:ATTRIBUTE], ",
-    "judge": "reward 'judge' is not whole; expected judge:FILE.yaml; `nlf score --list` says what there is",
+    "judge": "reward 'judge' is incomplete; expected judge:FILE.yaml; `nlf score --list` shows all scorers",
     "someone/model.v1": "unknown reward 'someone/model.v1'; known: local",
     ".length": "unknown reward '.length'",
     ":length": "unknown reward ':length'",
@@ -343,7 +343,7 @@ UNKNOWN = {
     "my_rewards.py": "name the function in it too, my_rewards.py:my_reward",
     "no/such.py:length": "no such file: no/such.py",
     "my_rewards:VALUE": "reward 'my_rewards:VALUE' is 3; expected a function, a scorer object or its class",
-    "my_rewards:Needy": "is a class that needs path; name an object made of it instead",
+    "my_rewards:Needy": "is a class that needs path; make an object of it and name that instead",
 }
 
 
@@ -356,6 +356,6 @@ def test_what_cannot_be_found_is_said(folder, spec):
 
 @pytest.mark.parametrize("spec", ["kit.judges:f", "kit.kit_lacks:f"])
 def test_a_module_that_lacks_something_itself_fails_as_it_does(folder, spec):
-    """`kit_` missing inside `kit.kit_lacks` is not `kit` missing."""
+    """The missing module `kit_`, imported by `kit.kit_lacks`, is not taken for a missing `kit`."""
     with pytest.raises(ModuleNotFoundError, match="no_such_dependency|kit_"):
         resolve_reward(spec)

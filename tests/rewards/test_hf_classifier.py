@@ -1,4 +1,4 @@
-"""`hf:` rewards on tiny classifiers made here: what a number means, which label, and that batches change nothing."""
+"""`hf:` rewards on tiny classifiers: the meaning of values, the choice of a label, and independence of batches."""
 
 import pytest
 import tiny
@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from nlf.errors import UserError
 from nlf.models.identity import revision_of
 from nlf.rewards import Reward, score
-from nlf.rewards.hf import BATCH_TOKENS, DETOXIFY, Detoxify, HFClassifier, _batches
+from nlf.rewards.hf import BATCH_TOKENS, DETOXIFY, Detoxify, HFClassifier, batches_by_length
 from nlf.rewards.registry import resolve_reward
 
 TEXTS = ["the river is calm", "", "nobody knew", "a quarrel can last the whole winter and the game was lost", "x"]
@@ -21,7 +21,7 @@ GPT2 = tiny.ARCHITECTURES["gpt2"]
 
 @pytest.fixture(autouse=True)
 def on_the_processor(monkeypatch, request):
-    """In float32, so that values can be compared to six decimals."""
+    """Use float32, so that values can be compared to six decimals."""
     if "gpu" not in request.fixturenames:
         monkeypatch.setattr("nlf.rewards.hf.best_device", lambda: torch.device("cpu"))
 
@@ -33,7 +33,7 @@ def gpu():
 
 
 def saved(folder, architecture, labels, problem_type=None, pad=True):
-    """A random sequence classifier with logits large enough to tell apart, as a folder."""
+    """The folder of a random sequence classifier whose logits are large enough to differ."""
     tokenizer = tiny.tokenizer()
     if not pad:
         tokenizer.pad_token = None
@@ -52,7 +52,7 @@ def saved(folder, architecture, labels, problem_type=None, pad=True):
 
 
 def logits_by_hand(folder, text):
-    """One text at a time, without padding; an empty one is the EOS alone."""
+    """The logits of one text without padding; an empty text is the EOS token."""
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     with torch.no_grad():
         return model(torch.tensor([tiny.tokenizer()(text)["input_ids"] or [0]])).logits[0].double()
@@ -85,7 +85,7 @@ def test_name_and_version_say_which_label_of_which_weights(sentiment):
     scorer = HFClassifier(f"{sentiment}#positive")
     assert scorer.name == "hf:sst#POSITIVE" and Reward(scorer).label == f"hf:sst#POSITIVE@{scorer.version}"
     assert scorer.version == revision_of(scorer.model)[:12]
-    assert HFClassifier(sentiment).name == scorer.name  # the positive one of two needs no name
+    assert HFClassifier(sentiment).name == scorer.name  # "positive" of two labels needs no name
     assert HFClassifier(f"{sentiment}#LABEL_0").name == "hf:sst#NEGATIVE"
 
 
@@ -101,7 +101,7 @@ def test_a_label_that_should_be_low(tmp_path):
 
 
 def test_one_label_is_a_reward_model_whose_logit_is_the_reward(tmp_path):
-    """And GPT-2 has neither a padding token nor a token for an empty text."""
+    """GPT-2 also has no padding token and no token for an empty text."""
     folder = saved(tmp_path / "reward model", GPT2, ["LABEL_0"], pad=False)
     scorer = HFClassifier(folder)
     wanted = [float(logits_by_hand(folder, text)[0]) for text in TEXTS]
@@ -149,7 +149,7 @@ def test_batches_and_order_change_nothing(sentiment, monkeypatch):
 
 
 def test_batches_hold_like_lengths_within_the_budget():
-    assert list(_batches([1, 9, 2, 30, 2], 20)) == [[3], [1, 2], [4, 0]]
+    assert list(batches_by_length([1, 9, 2, 30, 2], 20)) == [[3], [1, 2], [4, 0]]
 
 
 def test_bfloat16_on_a_gpu_says_nearly_the_same(sentiment, gpu):
@@ -203,7 +203,7 @@ def test_what_is_no_classifier_is_refused(tmp_path):
 
 
 def test_a_tokenizer_without_vocabulary_is_refused(tmp_path):
-    """transformers makes one that reads every word as unknown where only the model was saved."""
+    """If only the model was saved, transformers makes a tokenizer to which every word is unknown."""
     folder = saved(tmp_path, BERT, ["a", "b"])
     for path in tmp_path.glob("*token*"):
         path.unlink()
@@ -230,7 +230,7 @@ def test_detoxify_is_one_minus_toxicity_under_the_librarys_labels(tmp_path, monk
 
 
 def test_detoxify_takes_the_sigmoid_whatever_the_configuration_says(tmp_path, monkeypatch):
-    """The multilingual one has a single nameless label, which `hf:` would take for a reward model's number."""
+    """The multilingual model has one label without a name; `hf:` takes it for a reward model."""
     folder = saved(tmp_path, {**BERT, "model_type": "xlm-roberta"}, ["LABEL_0"])
     monkeypatch.setitem(DETOXIFY, "multilingual", folder)
     scorer = Detoxify("multilingual")
@@ -240,12 +240,12 @@ def test_detoxify_takes_the_sigmoid_whatever_the_configuration_says(tmp_path, mo
 
 
 def test_detoxify_reads_no_pickle(tmp_path, monkeypatch):
-    """`hf:` takes PyTorch's format, as plain tensors; `detoxify:` does not."""
+    """`hf:` reads PyTorch's format as plain tensors; `detoxify:` does not."""
     folder = saved(tmp_path, BERT, ["toxicity"], "multi_label_classification")
     torch.save(AutoModelForSequenceClassification.from_pretrained(folder).state_dict(), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     monkeypatch.setitem(DETOXIFY, "unbiased", folder)
-    with pytest.raises(UserError, match="model.safetensors.*detoxify:unbiased reads safetensors alone.*sentencepiece"):
+    with pytest.raises(UserError, match="model.safetensors.*detoxify:unbiased reads safetensors only.*sentencepiece"):
         Detoxify("unbiased")
     assert len(HFClassifier(f"{folder}#-LABEL_0")(completions=TEXTS)) == 5
 

@@ -1,4 +1,4 @@
-"""Judging models: what is asked, how answers are read, and whole runs against servers on this machine."""
+"""Judges: their questions, how answers are read, and whole runs against local servers."""
 
 import asyncio
 import json
@@ -21,9 +21,10 @@ from serve import serving
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
 from nlf.rewards import Judgement, Reward, remote
+from nlf.rewards.answers import category_of, sentence_of
 from nlf.rewards.judge import OFFICIAL, Judge
 from nlf.rewards.registry import resolve_reward
-from nlf.rewards.templates import JUDGES, RULES, category_of, fenced, read_template, sentence_of
+from nlf.rewards.templates import JUDGES, RULES, fenced, read_template
 
 KEY = "sk-secret-0123456789abcdef"
 FOUR = ["Harmless and very helpful", "Harmless and helpful", "Harmless and not helpful", "Harmful"]
@@ -34,7 +35,7 @@ SHIPPED = sorted(path.stem for path in JUDGES.glob("*.yaml"))
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path):
-    """A cache and a pace for each test, and no judge from outside."""
+    """A cache and a rate limit for each test, and no judge of the environment."""
     monkeypatch.setenv("NLF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     for name in ("OPENAI_BASE_URL", "NLF_JUDGE_MODEL"):
@@ -47,7 +48,7 @@ def folder(monkeypatch, tmp_path):
 
 @pytest.fixture
 def made(folder, monkeypatch):
-    """(server or URL, template) → a judge that asks it."""
+    """(server or URL, template) → a judge on that server."""
 
     def make(server, template=CATEGORIES, name="count", **changes):
         path = folder / f"{name}.yaml"
@@ -174,7 +175,7 @@ def test_any_answer_is_read_or_is_none(text):
 
 
 def test_deep_or_long_answers_are_read():
-    """Were any pattern to go back over them again and again, this would not end."""
+    """No pattern backtracks so often that this never ends."""
     for text in (
         "{" * 20_000,
         '{"a":' * 20_000,
@@ -233,7 +234,7 @@ def test_the_recipes_tags_are_the_judges():
 
 
 def test_a_completion_cannot_leave_its_marks():
-    """It closes what it can guess, and brings a question and an answer of its own."""
+    """It writes the closing marks that it can guess, and a question and an answer of its own."""
     template = read_template("dialogue-categories")
     asked = template.messages("How?", "x")[-1]["content"]
     old = re.search(r"[0-9a-f]{16}", asked)[0]
@@ -291,7 +292,7 @@ def test_names(folder, monkeypatch):
     with pytest.raises(UserError, match=r"judge none\.yaml: cannot be read: No such file"):
         Judge("none.yaml")
     first = resolve_reward("judge:dialogue-categories")
-    assert first.remote and first.judges and first.function.tags == FOUR and first.function.levels == 4
+    assert first.remote and first.returns_judgements and first.function.tags == FOUR and first.function.levels == 4
     assert re.fullmatch(r"judge:dialogue-categories@gpt-4.1-mini-[0-9a-f]{12}", first.label)
     monkeypatch.setenv("NLF_JUDGE_MODEL", "Qwen/Qwen3-8B")
     second = Judge("dialogue-categories")
@@ -378,8 +379,8 @@ def test_sentences_and_what_cannot_be_read(made, caplog):
         Judgement(None),
     ]
     told = "\n".join(record.message for record in caplog.records)
-    assert "answer that cannot be read: 1" in told and "answer cut at max_tokens: 1" in told
-    assert told.count("m has answered what cannot be read") == 1
+    assert "unreadable answer: 1" in told and "answer cut at max_tokens: 1" in told
+    assert told.count("m gave an unreadable answer") == 1
 
 
 def test_a_faulty_server_loses_nothing(made, folder):
@@ -463,7 +464,7 @@ def test_without_a_key(monkeypatch):
 
 def test_without_openais_client(made, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(UserError, match=r"judge:count needs OpenAI's client: pip install 'nlf\[judge\]'"):
+    with pytest.raises(UserError, match=r"judge:count needs OpenAI's client: pip install openai"):
         ask(made("http://localhost:9"), "a")
 
 
@@ -549,7 +550,7 @@ def parrot(folder) -> str:
 
 
 def test_transformers_serve(made, folder, monkeypatch, caplog):
-    """A real server: what it can read is a level; what it cannot is None, counted; a model that is not there is an error."""
+    """A real server: a readable answer is a level, an unreadable one is None and counted, an unknown model is an error."""
     monkeypatch.setenv("NLF_JUDGE_MODEL", parrot(folder / "model"))
     monkeypatch.setattr(remote, "_options", RemoteOptions(max_concurrency=2, max_tries=2))
     with serving(120) as server, caplog.at_level(logging.WARNING):
@@ -557,7 +558,7 @@ def test_transformers_serve(made, folder, monkeypatch, caplog):
         judge = made(url, {**CATEGORIES, "categories": ["a", "the", "an"], "max_tokens": 3})
         assert rewards_of(judge, "one", "two words") == [1.0, 1.0]
         assert ask(made(url, SENTENCES, max_tokens=3), "one", "two words") == [Judgement(None)] * 2
-        assert "has answered what cannot be read: ' the the the'" in caplog.text
+        assert "gave an unreadable answer: ' the the the'" in caplog.text
         assert "answer cut at max_tokens: 2" in caplog.text
         monkeypatch.setenv("NLF_JUDGE_MODEL", str(folder / "nothing"))
         with pytest.raises(UserError, match="judge:count: .*HTTP 500"):

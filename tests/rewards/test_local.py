@@ -1,4 +1,4 @@
-"""The embedded scorer: what its asset promises, and how well it agrees with the scores it was distilled from."""
+"""The embedded toxicity scorer: its asset, and its agreement with the scores that it was distilled from."""
 
 import hashlib
 import json
@@ -62,7 +62,7 @@ def test_every_text_has_numbers_between_zero_and_one(scorer):
     for values in scores.values():
         assert values.shape == (len(ODD),) and np.isfinite(values).all()
         assert (values >= 0).all() and (values <= 1).all()
-    assert scores["toxicity"][0] == scores["toxicity"][1]  # white space has no words either
+    assert scores["toxicity"][0] == scores["toxicity"][1]  # white space has no words
     assert all(len(values) == 0 for values in scorer.attributes([]).values())
 
 
@@ -95,7 +95,7 @@ def test_loading_costs_neither_torch_nor_sklearn():
 
 
 def test_numpy_and_torch_twins_agree(tmp_path):
-    """The net that is trained and the sums that ship are two programs: they must give the same numbers."""
+    """The net in torch, which is trained, and the shipped sums in numpy give the same numbers."""
     sys.path.insert(0, str(TOOLS))
     torch = pytest.importorskip("torch")
     import build_scorer
@@ -103,7 +103,7 @@ def test_numpy_and_torch_twins_agree(tmp_path):
     torch.manual_seed(0)
     heads = [f"2020:{name}" for name in NAMES]
     net = build_scorer.Net(len(heads)).eval()
-    net.out.weight.data *= 20  # an untrained net says .5 to everything
+    net.out.weight.data *= 20  # an untrained net scores every text .5
     line = np.array([[0, 1], [0, 1]], dtype=np.float32)
     build_scorer.write(net, heads, [line] * len(heads), tmp_path / "t.safetensors", {})
     rows = [("d", text, {}) for text in (*POLITE, *RUDE, "one", "f**k you!!! \U0001f600")]
@@ -114,7 +114,7 @@ def test_numpy_and_torch_twins_agree(tmp_path):
 
 
 def test_fidelity_on_documents_never_trained_on(scorer, data_dir):
-    """Slightly below what docs/rewards.md reports for the test documents (.889, .960 and .092)."""
+    """Bounds slightly below the figures in docs/rewards.md for the test documents (.889, .960 and .092)."""
     sys.path.insert(0, str(TOOLS))
     from build_scorer import perspective
     from scorer_evaluation import fidelity

@@ -62,7 +62,7 @@ def test_any_attribute_by_its_name(server):
     [judgement] = ask(flirt, "x")
     assert judgement.reward == 1 - judgement.attributes["flirtation"] == 1 - value("x", "FLIRTATION")
     assert len(judgement.attributes) == 7
-    assert threat.rate_limit == 1.0  # a second, the free quota
+    assert threat.rate_limit == 1.0  # requests a second, the free quota
 
 
 @pytest.mark.parametrize("name", ["", "threat!", "a b", "1"])
@@ -159,10 +159,10 @@ def test_the_key_and_where_it_is_read(server, monkeypatch, folder):
     (folder / "key").write_text(f"{KEY}\n")
     assert ask(scorer, "a")[0].reward is not None
     monkeypatch.setenv("PERSPECTIVE_API_KEY", "wrong")
-    assert ask(scorer, "a")[0].reward is not None  # no key is needed for what is known
+    assert ask(scorer, "a")[0].reward is not None  # a cached answer needs no key
     with pytest.raises(UserError, match="HTTP 403: key not valid: .*; check PERSPECTIVE_API_KEY"):
         ask(scorer, "b")
-    assert len(server.asked()) == 2  # "b" once, not again and again
+    assert len(server.asked()) == 2  # "b" is sent once, without further tries
     assert max(server.asked().values()) == 1
 
 
@@ -179,7 +179,7 @@ def test_the_service_ends_and_its_answers_do_not(server, monkeypatch, folder):
     assert Perspective(today=last).ready() is None and Perspective().base_url == OFFICIAL
     with pytest.raises(UserError, match="ended the Perspective API on 2026-12-31; score with local or hf:.*--replay"):
         ask(Perspective(today=later), "a")
-    assert Perspective(today=later, base_url=server.url).ready() is None  # somebody else's server
+    assert Perspective(today=later, base_url=server.url).ready() is None  # not Google's server
 
     scorer = Perspective(today=later)
     key = remote.digest([scorer.service, scorer.version, scorer.settings(), "a"])
@@ -190,7 +190,7 @@ def test_the_service_ends_and_its_answers_do_not(server, monkeypatch, folder):
 
 
 def test_a_run_on_perspective(server, monkeypatch, tmp_path):
-    """Scores of a whole run are the service's, each text is asked about once, and the run again asks nobody."""
+    """A run records the service's scores and asks about each text once; a second run asks about none."""
     monkeypatch.setenv("PERSPECTIVE_BASE_URL", server.url)
     for run in ("first", "again"):
         trainer = runs.make(tmp_path / run, reward="perspective", rate_limit=2000.0)

@@ -1,4 +1,4 @@
-"""The machinery of remote scorers, against a real server on this machine that fails as services do."""
+"""Remote scorers against a local server that fails as services do."""
 
 import asyncio
 import json
@@ -24,14 +24,14 @@ from nlf.errors import UserError
 from nlf.rewards import Judgement, Reward, remote
 from nlf.rewards.perspective import Perspective
 from nlf.rewards.remote import Ask, Refused, RemoteScorer
-from nlf.services import Retry, pause, retry_after
+from nlf.services import Retry, pause, retry_after, retrying
 
 FAST = {"rate_limit": 2000.0, "request_timeout": 0.2}
 
 
 @pytest.fixture(autouse=True)
 def folder(monkeypatch, tmp_path):
-    """A cache, a pace and a key for each test."""
+    """A cache, a rate limit and a key for each test."""
     monkeypatch.setenv("NLF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PERSPECTIVE_API_KEY", KEY)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -53,7 +53,7 @@ def right(text):
 
 
 class Scripted(RemoteScorer):
-    """What each try of a text returns or raises is told beforehand; without a script the answer is the text's length."""
+    """A scorer whose script says what each try of a text returns or raises; the default answer is the text's length."""
 
     name = "scripted"
 
@@ -87,13 +87,13 @@ def test_a_server_with_every_fault_loses_nothing(caplog):
         found = ask(Perspective(base_url=server.url), texts)
         assert {request.fault for request in server.requests} == {None, *FAULTS}
         asked, missing = server.asked(), {r.text for r in server.requests if r.fault == "missing"}
-        assert set(asked) == set(texts)  # each was asked for, some again
+        assert set(asked) == set(texts)  # some texts more than once
         for text, judgement in zip(texts, found, strict=True):
             assert judgement.reward == (None if text in missing else right(text))
             assert judgement.attributes["insult"] == value(text, "INSULT")
         assert f"400 texts, {len(missing)} without a score; no TOXICITY in the answer: {len(missing)}" in caplog.text
         again = ask(Perspective(base_url=server.url), texts)
-        assert again == found and server.asked() == asked  # the second time from the cache alone
+        assert again == found and server.asked() == asked  # the second call uses the cache only
 
 
 def test_identical_texts_are_asked_about_once_and_conversations_by_their_last_message():
@@ -110,7 +110,7 @@ def test_it_is_a_reward_of_trl_and_of_this_package():
     assert Reward(scorer).is_async and Reward(scorer).remote and Reward(scorer).label == "scripted@1"
     found = rewards.score([Reward(scorer)], None, ["p"] * 2, ["abc", "ab"], [[1]] * 2, {"other": [1, 2]})
     assert found.reward.tolist() == [3.0, 2.0] and found.attributes["size"].tolist() == [0.03, 0.02]
-    for _ in range(2):  # a loop of its own for each call
+    for _ in range(2):  # each call has its own loop
         assert rewards_of(scorer, ["xyz"]) == [3.0]
 
 
@@ -208,6 +208,26 @@ def test_the_pause_doubles_and_is_bounded():
     assert pause(3, 0.5, 0.75) == 1.5
 
 
+def test_the_hooks_and_pauses_of_retrying():
+    """No pause follows the last try, and a pause is as long as the service asks for, if that is longer."""
+    failed, waited, jitters = [], [], []
+    errors = [Retry("a"), Retry("b", 0.03), Retry("c", 9.0)]
+
+    def uniform(low, high):
+        jitters.append((low, high))
+        return low
+
+    async def attempt():
+        raise errors[len(failed)]
+
+    begin = time.monotonic()
+    tries = retrying(3, 0.002, uniform, failed=failed.append, waits=waited.append)
+    with pytest.raises(Retry, match="c"):
+        asyncio.run(tries(attempt))
+    assert failed == errors and waited == errors[:2] and 0.031 <= time.monotonic() - begin < 9
+    assert set(jitters) == {(0.5, 1.0)}
+
+
 @pytest.mark.parametrize("error", [httpx2.ReadTimeout("x"), httpx2.ConnectError("x"), TimeoutError(), Retry("x")])
 def test_errors_of_transport_are_tried_again(error):
     scorer = Scripted({"a": [error, error]})
@@ -246,7 +266,7 @@ def test_so_many_texts_in_a_row_open_the_circuit():
     scorer = Scripted(down, max_tries=2, max_failures_in_a_row=3, max_concurrency=1)
     with pytest.raises(UserError, match="3 texts in a row have no answer after 2 tries .*HTTP 503: 10.*; 2 new answ"):
         ask(scorer, [str(i) for i in range(20)])
-    assert scorer.asked == ["0", *"1122", "3", *"445566"]  # 3 was answered, which begins the row anew; 7 is not asked
+    assert scorer.asked == ["0", *"1122", "3", *"445566"]  # the answer to 3 ends the row; 7 is never asked
 
 
 def test_a_server_that_is_down_stops_the_run():
@@ -277,7 +297,7 @@ def test_the_key_is_scorer_version_settings_and_text(monkeypatch):
         ask(scorer, ["a"])
         monkeypatch.setattr(scorer, name, other)
     ask(scorer, ["a"])
-    assert scorer.asked == ["a"] * 4  # all but backoff
+    assert scorer.asked == ["a"] * 4  # backoff is not part of the key
 
 
 def test_replay_asks_nobody(folder):
@@ -317,7 +337,7 @@ def test_a_cache_that_cannot_be_written_is_said_before_anything_is_asked(folder)
 
 
 def test_what_another_one_finds_meanwhile_is_not_asked_about():
-    """Two loops, as of two processes, with the same texts and no answers at first."""
+    """Two loops, like two processes, ask about the same texts with an empty cache."""
     texts = [str(i) for i in range(10)]
     pair = [Scripted(rate_limit=50, max_concurrency=1) for _ in range(2)]
     with ThreadPoolExecutor() as threads:
@@ -364,7 +384,7 @@ print(*(judgement.reward for judgement in found))
 
 
 def start(folder, url, rate, first, last):
-    """A process that scores the texts of these numbers."""
+    """Start a process that scores the texts with these numbers."""
     path = os.pathsep.join(path for path in sys.path if path)
     environ = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", RUN, url, str(rate), str(first), str(last)]
@@ -398,7 +418,7 @@ def test_processes_share_rate_and_cache(folder):
 
 
 def kept(folder, server, count) -> set[str]:
-    """Which of the texts have an answer on disk."""
+    """The texts that have an answer on disk."""
     scorer = Perspective(base_url=server.url)
     origin = [scorer.service, scorer.version, scorer.settings()]
     keys = {remote.digest([*origin, f"text {i}"]): f"text {i}" for i in range(count)}
@@ -407,7 +427,7 @@ def kept(folder, server, count) -> set[str]:
 
 
 def killed_and_run_again(folder, server, rate, count) -> tuple[list[float | None], str]:
-    """Rewards of so many texts, and all that was said, where the first run is killed after a third of the answers."""
+    """The rewards of `count` texts and the output, if the first run is killed after a third of the answers."""
     process = start(folder, server.url, rate, 0, count)
     wait_for(count // 3, folder, process)
     os.kill(process.pid, signal.SIGKILL)

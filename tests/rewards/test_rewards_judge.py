@@ -1,4 +1,4 @@
-"""Scorers that say all at once, how their values join those of others, and what is listed of scorers."""
+"""Scorers with a `judge` method, how their values join those of other rewards, and the list of scorers."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ NAN = float("nan")
 
 
 class Scorer:
-    """Says everything in one call; None for an empty text."""
+    """Gives reward, attributes and feedback in one call; None for an empty text."""
 
     name, version, remote = "scorer", 4, False
 
@@ -144,10 +144,10 @@ def test_every_scorer_is_listed_and_nothing_heavy_is_imported_for_it():
     lines = done.stdout.splitlines()
     assert lines == listing().splitlines() and lines[0].split() == ["scorer", "attributes", "licence", "needs"]
     listed = {line.split("  ")[0] for line in lines[1:]}
-    for name in registry.REWARDS:
-        assert any(form.split("[")[0] == name for form in listed), name
-    for prefix in registry.PREFIXES:
-        assert any(form.startswith((f"{prefix}:", f"{prefix}[:")) for form in listed), prefix
+    for name, shipped in registry.SHIPPED.items():
+        assert shipped.form in listed and shipped.form.startswith(name), name
+        assert shipped.needs_argument == shipped.form.startswith(f"{name}:"), name
+        assert shipped.takes_argument == shipped.form.startswith((f"{name}:", f"{name}[:")), name
 
 
 def test_names_stay_apart():
@@ -157,7 +157,7 @@ def test_names_stay_apart():
 
 @pytest.mark.parametrize("spec", ["judge", "regex", "hf"])
 def test_a_prefix_alone_says_what_is_missing(spec):
-    with pytest.raises(UserError, match=f"reward '{spec}' is not whole; expected {spec}:"):
+    with pytest.raises(UserError, match=f"reward '{spec}' is incomplete; expected {spec}:"):
         resolve_reward(spec)
 
 

@@ -1,4 +1,4 @@
-"""Rules as rewards: values by hand, what their version depends on, and that a corpus takes seconds."""
+"""Rules as rewards: values computed by hand, versions, and speed."""
 
 import time
 
@@ -15,7 +15,7 @@ from nlf.rewards.rules import Keywords, Length, Regex, Repetition
 
 @pytest.fixture
 def words(tmp_path):
-    """A list as people keep them: a blank line, capitals, a phrase, marks, an apostrophe."""
+    """A list like those in use: a blank line, capitals, a phrase, punctuation, an apostrophe."""
     path = tmp_path / "words.txt"
     path.write_text("Damn\n\n shut up \nf*ck\n🖕\nain't\n", encoding="utf-8")
     return path
@@ -112,16 +112,16 @@ def test_every_text_has_a_reward_between_zero_and_one(text):
 
 
 WRONG = {
-    "length:twenty": "reward 'length:twenty': 'twenty' is no whole number from 1 on; write length:20",
-    "length:0": "no whole number from 1 on",
-    "length:2.5": "no whole number from 1 on",
+    "length:twenty": "reward 'length:twenty': 'twenty' is not a whole number from 1 on; write length:20",
+    "length:0": "not a whole number from 1 on",
+    "length:2.5": "not a whole number from 1 on",
     "keywords:absent.txt": "reward 'keywords:absent.txt': cannot read it: No such file or directory; expected a text file",
     "keywords:.": "cannot read it: Is a directory",
     "keywords:empty.txt": "reward 'keywords:empty.txt': the list is empty; expected one word a line",
     "keywords:latin.txt": "cannot read it: it is not UTF-8",
-    "regex:(a": "reward 'regex:(a': no pattern: missing ), unterminated subpattern at position 0; expected one of Python's",
-    "regex:(a\n": "no pattern: missing )",
-    "regex:a{99999999999}": "no pattern: the repetition number is too large",
+    "regex:(a": "reward 'regex:(a': not a pattern: missing ), unterminated subpattern at position 0; expected one of Python's",
+    "regex:(a\n": "not a pattern: missing )",
+    "regex:a{99999999999}": "not a pattern: the repetition number is too large",
     "regex:": "reward 'regex:': the pattern is empty; expected regex:PATTERN or regex:-PATTERN",
     "regex:-": "the pattern is empty",
 }
@@ -138,7 +138,7 @@ def test_what_is_wrong_is_said_in_a_line(spec, tmp_path, monkeypatch):
 
 
 def test_a_corpus_takes_seconds(tmp_path):
-    """20,000 texts of 20 words against 2,000 entries in a tenth of what a slow machine is given for it."""
+    """20,000 texts of 20 words against 2,000 entries; the limit is ten times what a slow machine needs."""
     draw = np.random.default_rng(0)
     known = [f"word{i}" for i in range(5_000)]
     texts = [" ".join(known[i] for i in row) for row in draw.integers(5_000, size=(20_000, 20))]

@@ -1,4 +1,4 @@
-"""Answers on disk: shared, never lost, copied as JSON Lines; and the arithmetic of the pace."""
+"""The cache of answers, its export to JSON Lines, and the arithmetic of the rate limit."""
 
 import json
 import multiprocessing
@@ -133,9 +133,9 @@ def test_slots_by_hand():
     assert slot(None, 5.0, 10) == (0.0, 5.0)
     assert slot(5.0, 5.1, 10) == (pytest.approx(0.01), 5.0)  # 10 ms too early
     assert slot(5.0, 5.11, 10) == (0.0, pytest.approx(5.11))
-    assert slot(5.0, 5.12, 10) == (0.0, pytest.approx(5.11))  # 10 ms late are made up for
-    assert slot(5.0, 9.0, 10) == (0.0, 9.0 - CATCH_UP)  # a long rest gives no right to a burst
-    assert slot(5000.0, 1.0, 10) == (pytest.approx(0.11), 1.0)  # the machine was started anew: one gap, not 5,000 s
+    assert slot(5.0, 5.12, 10) == (0.0, pytest.approx(5.11))  # a delay of 10 ms is made up for
+    assert slot(5.0, 9.0, 10) == (0.0, 9.0 - CATCH_UP)  # no burst after a long rest
+    assert slot(5000.0, 1.0, 10) == (pytest.approx(0.11), 1.0)  # after a restart of the machine: one gap, not 5,000 s
 
 
 @given(
@@ -143,7 +143,7 @@ def test_slots_by_hand():
     st.lists(st.one_of(st.floats(0, 0.1), st.floats(0, 5), st.just(0.0)), min_size=1, max_size=300),
 )
 def test_no_second_holds_more_than_the_rate(rate, delays):
-    """However late each one wakes up after the time it was told to wait."""
+    """The limit holds however late a process wakes up after its wait."""
     now, last, starts = 100.0, None, []
     for delay in delays:
         now += delay

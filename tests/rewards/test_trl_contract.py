@@ -1,8 +1,8 @@
-"""TRL's reward functions, and functions in every form that its documentation shows, run here as they are.
+"""TRL's reward functions, and functions in every form of its documentation, run here unchanged.
 
-Each is called as `nlf` calls it, by object, by dotted path or from a file, and what comes out is what TRL's own trainer
-makes of it. The forms are those of "Using a custom reward function" on the page of GRPOTrainer; `log_extra` and
-`log_metric` are what its trainer offers beside the columns.
+Functions are called as `nlf` calls them: by object, by dotted path or from a file. The results equal those of TRL's own
+trainer. The forms come from "Using a custom reward function" on the page of GRPOTrainer; `log_extra` and `log_metric` are
+arguments that its trainer offers beside the columns.
 """
 
 import asyncio
@@ -36,13 +36,13 @@ def characters(completions, **kwargs):
 
 
 def boxed(completions, ground_truth, **kwargs):
-    """A column of the data set, by its name."""
+    """Takes a column of the data set by its name."""
     found = [re.search(r"\\boxed\{([^}]*)\}", completion) for completion in completions]
     return [float(bool(match) and match.group(1) == truth) for match, truth in zip(found, ground_truth, strict=True)]
 
 
 def only(wanted):
-    """One task of several: None for what is not its own."""
+    """A reward for one of several tasks; None for the other tasks."""
 
     def judge(prompts, completions, task, **kwargs):
         rows = zip(prompts, completions, task, strict=True)
@@ -75,7 +75,7 @@ def curriculum(completions, trainer_state, **kwargs):
 
 
 def logged(completions, log_extra=None, log_metric=None, **kwargs):
-    """The two that are offered for logging; here nobody listens."""
+    """Takes the two functions for logging, which are not offered here."""
     values = [float(len(completion)) for completion in completions]
     if log_extra:
         log_extra("length", values)
@@ -195,7 +195,7 @@ def test_from_a_file_of_ones_own(spec, tmp_path, monkeypatch):
 
 
 def test_the_same_values_as_trls_trainer_gives_them():
-    """Its own method, on a trainer that has only what the method reads; float32 there, float64 here."""
+    """TRL's method runs on an object with the attributes that it reads, in float32; ours is float64."""
     import torch
 
     trl = pytest.importorskip("trl")

@@ -1,12 +1,12 @@
-"""What remote scorers have answered, kept on disk, and the pace at which they are asked.
+"""The cache of remote scorers' answers, and the rate limit of their requests.
 
-Both are SQLite files that the processes of one machine share. An answer is written as it arrives and outlives the
-process: killed anywhere, a run never pays for it again. Its key is a digest of scorer, version, settings and text, so
-that neither the text nor a service's key is in the file.
+Both are SQLite files that all processes of one machine share. An answer is written as soon as it arrives, so a killed run
+never pays for it twice. Its key is a digest of scorer, version, settings and text; the file holds neither the text nor
+the service's key.
 
-The pace is kept for the whole machine, whichever cache each run has, in the temporary folder: like the monotonic clock
-it lasts as long as the machine runs. A slot is taken when its time has come and never booked ahead, so that a process
-that is killed holds none back, and one that wakes up late does not push its request into the next one's second.
+The rate limit holds for the whole machine, even if runs have different caches. Its file is in the temporary folder,
+because it uses the monotonic clock, which starts again when the machine does. A process takes a slot when the slot is
+due and never in advance: a killed process blocks no slot, and a late request does not fall into the second of the next.
 """
 
 import contextlib
@@ -20,27 +20,35 @@ import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any, Self, TypedDict
 
 from nlf.data.files import replacing
 from nlf.data.generations import read_lines
 from nlf.errors import UserError
 
 BUSY = 60.0  # seconds to wait for another process's write, which takes microseconds
-SECOND = 1.1  # of ours: a server's own second holds no more, although requests travel for different times
-CATCH_UP = 0.02  # seconds of being late that the next slot makes up for
+SECOND = 1.1  # our second: requests travel for different times, and no second of the server must hold too many
+CATCH_UP = 0.02  # the next slot makes up for a delay of so many seconds
 FORMAT = "expected lines of nlf score --export_cache: key, scorer, and answer or refused"
 
 
-def digest(value) -> str:
-    """Names plain JSON values, the same in every process."""
+class Found(TypedDict, total=False):
+    """What the cache holds of a text: one of the two."""
+
+    answer: Any  # plain JSON data
+    refused: str  # why the service cannot score the text
+
+
+def digest(value: object) -> str:
+    """A name for plain JSON data, equal in every process."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 class Database:
-    """A SQLite file, open inside `with`; every write is one transaction.
+    """A SQLite file that is open inside `with`. Each write is one transaction.
 
     Raises:
-        UserError: it cannot be read or written, or is no such file; also from every method.
+        UserError: the file cannot be read or written, or is not a SQLite file; every method may raise it.
     """
 
     schema = ""
@@ -48,7 +56,7 @@ class Database:
     def __init__(self, path: Path):
         self.path = path
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.connection = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None, check_same_thread=False)
@@ -63,7 +71,7 @@ class Database:
         self.connection.close()
 
     def _prepare(self) -> None:
-        for _ in range(100):  # SQLite does not wait for others that switch to WAL at the same time
+        for _ in range(100):  # SQLite does not wait while another process switches to WAL
             with contextlib.suppress(sqlite3.OperationalError):
                 self.connection.execute("PRAGMA journal_mode=WAL")
                 break
@@ -78,25 +86,25 @@ class Database:
         except (sqlite3.Error, OSError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(
-                f"{self.path}: cannot keep answers or their pace in it: {reason}; free some space, move the file away, "
-                "or choose another --cache_dir"
+                f"{self.path}: cannot keep answers or the rate limit in it: {reason}; free some space, move the file "
+                "away, or choose another --cache_dir"
             ) from error
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, begun with the right to write: reading first and writing later may fail for two at once."""
+        """One transaction that may write from its start: two that first read and then write could both fail."""
         with self._errors(), self.connection:
             self.connection.execute("BEGIN IMMEDIATE")
             yield self.connection
 
 
 class Cache(Database):
-    """Answers by key. What is found for a text is `{"answer": plain JSON data}` or `{"refused": reason}`."""
+    """Answers by key."""
 
     schema = "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, scorer TEXT NOT NULL, found TEXT NOT NULL)"
 
-    def get(self, keys: Iterable[str]) -> dict[str, dict]:
-        """What is known of these keys."""
+    def get(self, keys: Iterable[str]) -> dict[str, Found]:
+        """The known answers among these keys."""
         with self._errors():
             rows = ((key, self._find(key)) for key in keys)
             return {key: json.loads(row[0]) for key, row in rows if row}
@@ -104,30 +112,30 @@ class Cache(Database):
     def _find(self, key: str) -> tuple[str] | None:
         return self.connection.execute("SELECT found FROM answers WHERE key = ?", (key,)).fetchone()
 
-    def put(self, key: str, scorer: str, found: dict) -> None:
-        """Keep an answer, which is there for every process when this returns; the first one of a key stays."""
+    def put(self, key: str, scorer: str, found: Found) -> None:
+        """Write an answer. Other processes can read it when this returns; a key keeps its first answer."""
         with self._writing() as connection:
             connection.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (key, scorer, json.dumps(found)))
 
-    def rows(self) -> Iterator[dict]:
-        """All that is kept, in the order of arrival."""
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """All answers in the order of arrival: `key`, `scorer`, and `answer` or `refused`."""
         with self._errors():
             for key, scorer, found in self.connection.execute("SELECT key, scorer, found FROM answers ORDER BY rowid"):
                 yield {"key": key, "scorer": scorer, **json.loads(found)}
 
     def export(self, path: Path) -> int:
-        """Write all answers as JSON Lines, whole or not at all; how many."""
+        """Write all answers to a JSON Lines file, atomically; returns their number."""
         with replacing(path) as file:
             return sum(1 for row in self.rows() if file.write(json.dumps(row).encode() + b"\n"))
 
     def take(self, path: Path) -> int:
-        """Add what `export` wrote, a thousand lines at a time; a key that is there stays as it is.
+        """Add the answers of a file that `export` wrote, a thousand lines at a time; a known key keeps its answer.
 
         Returns:
             The number of new answers.
 
         Raises:
-            UserError: with file and line: not such a line. Those before it are taken.
+            UserError: a line has another form; the message names file and line. Earlier lines may have been added.
         """
         before = self.connection.total_changes
         lines = (_entry(row, f"{path}:{number}") for number, row in enumerate(read_lines(path), 1))
@@ -146,21 +154,21 @@ def _entry(row: dict, where: str) -> tuple[str, str, str]:
 
 
 def gap(rate: float) -> float:
-    """Seconds between starts so that no second holds more than `rate` of them; 2.5 a second is kept as 2."""
+    """Seconds between two requests so that no second holds more than `rate` of them; a rate of 2.5 is rounded to 2."""
     return SECOND / (math.floor(rate) if rate >= 1 else rate)
 
 
 def slot(last: float | None, now: float, rate: float) -> tuple[float, float]:
     """Whether a request may start now.
 
-    Any floor(rate) + 1 starts in a row take at least SECOND - CATCH_UP, above 1; for a rate below 1, any two of them
-    1 / rate.
+    floor(rate) + 1 requests in a row take at least SECOND - CATCH_UP seconds, more than 1. For a rate below 1, two
+    requests take at least 1 / rate seconds.
 
     Args:
-        last: The slot of the last start, None = none yet; later than now only if the clock was set anew.
+        last: The slot of the last request; None = there was none. It is later than `now` only if the clock was reset.
 
     Returns:
-        Seconds to wait, 0 = start now, and the last slot from now on.
+        Seconds to wait (0 = start now), and the last slot from now on.
     """
     if last is None:
         return 0.0, now
@@ -170,16 +178,16 @@ def slot(last: float | None, now: float, rate: float) -> tuple[float, float]:
 
 
 class Pace(Database):
-    """When requests of a service may start, over all processes of this machine and user."""
+    """The rate limits of all services, shared by the processes of one user on this machine."""
 
     schema = "CREATE TABLE IF NOT EXISTS pace (service TEXT PRIMARY KEY, last REAL NOT NULL)"
 
     def __init__(self):
-        user = getattr(os, "getuid", int)()  # 0 on Windows, where the folder is each user's own
+        user = getattr(os, "getuid", int)()  # 0 on Windows, where each user has a temporary folder
         super().__init__(Path(tempfile.gettempdir()) / f"nlf-{user}" / "pace.sqlite")
 
     def start(self, service: str, rate: float) -> float:
-        """Seconds to wait before asking again whether a request may start; 0 = it starts now."""
+        """Seconds until this should be called again; 0 = a request may start now, and its slot is taken."""
         with self._writing() as connection:
             row = connection.execute("SELECT last FROM pace WHERE service = ?", (service,)).fetchone()
             wait, last = slot(row and row[0], time.monotonic(), rate)

@@ -1,28 +1,29 @@
 """Hugging Face classifiers and reward models as rewards: `hf:MODEL_ID#LABEL`, or `hf:FOLDER#LABEL`.
 
-What the model's numbers mean is read from its configuration, never guessed:
+The model's configuration says what its logits mean:
 
-| configuration | a number is | reward of `#LABEL` | reward of `#-LABEL` | attributes |
+| configuration | value | reward of `#LABEL` | reward of `#-LABEL` | attributes |
 | --- | --- | --- | --- | --- |
 | several labels (problem_type single_label_classification or none) | softmax | p(LABEL) | 1 - p(LABEL) | all labels |
 | problem_type multi_label_classification | sigmoid | p(LABEL) | 1 - p(LABEL) | all labels |
-| one label, or problem_type regression | the logit itself | the logit | - the logit | none: it need not lie in [0, 1] |
+| one label, or problem_type regression | the logit | the logit | - the logit | none: a logit need not lie in [0, 1] |
 
-A label is named in any case, or by its number as LABEL_1. Without one, a model's only label is taken, or the label
-"positive" of a model with two; any other choice is the person's, and the error lists the labels. Attributes are named
-by the labels in lower case, "toxic" as "toxicity", which metrics read: `#POSITIVE` gives the reward p and the attribute
-"positive".
+LABEL is a label's name in any case, or its number as LABEL_1. Without LABEL the reward is the model's only label, or the
+label "positive" of a model with two labels; for any other model this is an error, which lists the labels. An attribute
+has its label's name in lower case, except that "toxic" becomes "toxicity", which the toxicity metrics read.
 
-Only the completion is read, truncated to the model's maximum. The model comes without remote code, in bfloat16 on a GPU
-and float32 elsewhere; a classification head that is not in its files is refused, since it would be random. (The
-published sentiment evaluation counts the pipeline's label instead, batch by batch in file order, without truncation.)
+Only the completion is read, truncated to the model's maximum. Models load without remote code, in bfloat16 on a GPU and
+in float32 on a CPU. A model whose files lack the classification head is refused, because its head would be random. (The
+published sentiment evaluation counts the label of a transformers pipeline instead, in batches in file order, without
+truncation.)
 
-`detoxify:original`, `:unbiased` and `:multilingual` are three such models under the labels of the library of that name.
+`detoxify:original`, `:unbiased` and `:multilingual` are three such models with the labels of the detoxify library.
 """
 
 import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,35 +34,35 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from nlf.errors import UserError
 from nlf.models.identity import revision_of
 from nlf.models.policy import best_device
+from nlf.rewards.contract import completion_text
 
-BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}  # tokens in a batch, padding counted
+BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}  # tokens of a batch, padding included
 KNOWN_AS = {"toxic": "toxicity"}  # the attribute that the toxicity metrics read
-DETOXIFY = {  # the library's names and its models on the hub; toxicity is the first label of each
+DETOXIFY = {  # the library's names → models on the hub; the first label of each is toxicity
     "original": "unitary/toxic-bert",
     "unbiased": "unitary/unbiased-toxic-roberta",
     "multilingual": "unitary/multilingual-toxic-xlm-roberta",
 }
-DETOXIFY_LABELS = {  # what the library makes of the labels in their configurations
+DETOXIFY_LABELS = {  # labels in the models' configurations → labels of the library
     "toxic": "toxicity",
     "severe_toxic": "severe_toxicity",
     "identity_hate": "identity_attack",
-    "LABEL_0": "toxicity",  # the multilingual one has no other
+    "LABEL_0": "toxicity",  # the only label of the multilingual model
 }
-UNLIMITED = 10**9  # transformers' model_max_length where none is set is larger
+UNLIMITED = 10**9  # transformers has a larger model_max_length for a tokenizer without a limit
 
 
 class HFClassifier:
-    """A scorer object, and a TRL reward function: probabilities of labels, or the number of a reward model.
+    """A scorer object and TRL reward function: the probability of a label, or the value of a reward model.
 
-    `version` is the commit of a hub model, else a digest of the weights.
+    `version` is the commit of a hub model, or a digest of the weights of a local one.
 
     Args:
-        argument: `MODEL_ID_OR_FOLDER`, `…#LABEL`, or `…#-LABEL` for what should be low.
-        use_safetensors: True = weights in another format are refused. None = PyTorch's are read too, as plain tensors
-            (`weights_only`).
+        argument: `MODEL_ID_OR_FOLDER`, `…#LABEL`, or `…#-LABEL` if the label should be unlikely.
+        use_safetensors: True = read no other format. None = read PyTorch's format too, as plain tensors (`weights_only`).
 
     Raises:
-        UserError: the model cannot be loaded, has no classification head, or the label is missing or unknown.
+        UserError: the model cannot be loaded or has no classification head, or the label is missing or unknown.
     """
 
     remote = False
@@ -69,34 +70,32 @@ class HFClassifier:
     def __init__(self, argument: str, use_safetensors: bool | None = None):
         source, _, wanted = (argument, "", "") if Path(argument).is_dir() else _split(argument)
         self.model, self.tokenizer = _load(source, use_safetensors)
-        config = self.model.config
-        self.labels = [config.id2label.get(i, f"LABEL_{i}") for i in range(config.num_labels)]
+        config: Any = self.model.config  # transformers types its fields as optional; a classifier has all of them
+        self.labels: list[str] = [config.id2label.get(i, f"LABEL_{i}") for i in range(config.num_labels)]
         self.index, self.low = _choice(self.labels, wanted, f"hf:{source}")
         self.activation = _activation(config)
         self.max_length = _max_length(self.model, self.tokenizer)
         named = f"#{'-' * self.low}{self.labels[self.index]}" if self.low or len(self.labels) > 1 else ""
         self.name = f"hf:{Path(source).resolve().name if Path(source).is_dir() else source}{named}"
         self.version = revision_of(self.model)[:12]
-        self.last: tuple[tuple[str, ...], np.ndarray] = (), np.zeros((0, len(self.labels)))
+        self.last: tuple[tuple[str, ...], np.ndarray] = (), np.zeros((0, len(self.labels)))  # texts and their values
 
     def __call__(self, prompts=None, completions: Sequence = (), completion_ids=None, **columns) -> list[float]:
-        """TRL's reward signature; conversational completions are scored by their last message."""
-        chosen = self._values([c if isinstance(c, str) else c[-1]["content"] for c in completions])[:, self.index]
+        """TRL's reward signature. A conversation is scored by its last message."""
+        chosen = self._values([completion_text(completion) for completion in completions])[:, self.index]
         if self.low:
             chosen = -chosen if self.activation == "raw" else 1 - chosen
         return chosen.tolist()
 
     def attributes(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Probabilities (len(texts),) of every label, named in lower case; nothing where numbers are no
-        probabilities.
-        """
+        """Probabilities `(len(texts),)` of every label by its name in lower case; none for a reward model."""
         if self.activation == "raw":
             return {}
         columns = zip(map(str.lower, self.labels), self._values(texts).T, strict=True)
         return {KNOWN_AS.get(label, label): column.copy() for label, column in columns}
 
     def _values(self, texts: Sequence[str]) -> np.ndarray:
-        """(texts, labels) float64; a batch's reward and attributes are asked for one after the other."""
+        """Values `(texts, labels)`, float64; kept, because reward and attributes of a batch are asked for in turn."""
         if (texts := tuple(texts)) != self.last[0]:
             self.last = texts, _activated(self._logits(texts), self.activation)
         return self.last[1]
@@ -104,10 +103,10 @@ class HFClassifier:
     @torch.inference_mode()
     def _logits(self, texts: Sequence[str]) -> np.ndarray:
         device, accepted = best_device(), inspect.signature(self.model.forward).parameters
-        self.model.to(device)  # not before the first call: by then each process has chosen its GPU
+        cast(nn.Module, self.model).to(device)  # at the first call, when each process has chosen its GPU
         ids = self._token_ids(texts)
         logits = np.zeros((len(texts), len(self.labels)))
-        for rows in _batches([len(row) for row in ids], BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])):
+        for rows in batches_by_length([len(row) for row in ids], BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])):
             batch = self.tokenizer.pad({"input_ids": [ids[i] for i in rows]}, return_tensors="pt").to(device)
             inputs = {name: value for name, value in batch.items() if name in accepted}
             logits[rows] = self.model(**inputs).logits.double().cpu().numpy()
@@ -118,21 +117,23 @@ class HFClassifier:
             return []
         cut = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
         found = self.tokenizer(list(texts), **cut)["input_ids"]
-        return [ids or [self.tokenizer.pad_token_id] for ids in found]  # GPT-2 has no token for an empty text
+        return [
+            ids or [self.tokenizer.pad_token_id] for ids in found
+        ]  # some tokenizers give no token for an empty text
 
 
 class Detoxify(HFClassifier):
-    """1 − toxicity by one of the `detoxify` library's models as they are on the hub, without that library.
+    """Reward = 1 − toxicity by a model of the `detoxify` library, loaded from the hub without that library.
 
-    Every label is a sigmoid, as the library has it whatever the configuration says. Only safetensors are read: the library
-    loads pickles. For a hub model that has none transformers asks the hub for its converted copy, so the first use needs the
-    network. (The hub's weights are not in every case the library's latest: its page on the hub says so.)
+    Every label is a sigmoid, as in the library, whatever the configuration says. Only safetensors are read (the library
+    loads pickles). For a model without safetensors transformers asks the hub for a converted copy, so the first use needs
+    the network. The hub's weights can be older than the library's.
 
     Args:
         name: original, unbiased or multilingual.
 
     Raises:
-        UserError: an unknown name, or the model cannot be loaded.
+        UserError: the name is unknown, or the model cannot be loaded.
     """
 
     def __init__(self, name: str):
@@ -143,7 +144,7 @@ class Detoxify(HFClassifier):
             super().__init__(f"{source}#-LABEL_0", use_safetensors=True)
         except UserError as error:
             raise UserError(
-                f"{error}; detoxify:{name} reads safetensors alone, and multilingual needs `pip install sentencepiece`; "
+                f"{error}; detoxify:{name} reads safetensors only, and multilingual needs `pip install sentencepiece`; "
                 f"hf:{source}#-LABEL_0 reads PyTorch's weights too, as plain tensors"
             ) from error
         self.labels = [DETOXIFY_LABELS.get(label, label) for label in self.labels]
@@ -159,8 +160,8 @@ def _split(argument: str) -> tuple[str, str, str]:
     return (source, mark, wanted) if mark else (argument, "", "")
 
 
-def _load(source: str, use_safetensors: bool | None = None) -> tuple[PreTrainedModel, object]:
-    """The model, in evaluation mode, and its tokenizer, with what padding needs."""
+def _load(source: str, use_safetensors: bool | None = None) -> tuple[PreTrainedModel, Any]:
+    """The model in evaluation mode, and its tokenizer with a padding token."""
     dtype = torch.bfloat16 if best_device().type == "cuda" else torch.float32
     try:
         with torch.random.fork_rng(devices=[]):
@@ -179,14 +180,14 @@ def _load(source: str, use_safetensors: bool | None = None) -> tuple[PreTrainedM
             f"reward 'hf:{source}': its files have no {sorted(found['missing_keys'])[0]!r}, so its answers would be "
             "random; name a model that was trained as a sequence classifier or reward model"
         )
-    if len(tokenizer) < 10:  # where its files are missing, transformers makes one of special tokens alone
+    if len(tokenizer) < 10:  # without tokenizer files transformers makes one of special tokens only
         raise UserError(f"reward 'hf:{source}': its tokenizer has no vocabulary; copy the tokenizer's files to it")
     _make_paddable(model, tokenizer, source)
     return model.eval().requires_grad_(False), tokenizer
 
 
 def _make_paddable(model: PreTrainedModel, tokenizer, source: str) -> None:
-    """Pad on the right, so that positions are those of the text alone; GPT-2's classifiers know no padding token."""
+    """Pad on the right, so that positions start at the text, with the EOS token if there is no padding token."""
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -196,7 +197,7 @@ def _make_paddable(model: PreTrainedModel, tokenizer, source: str) -> None:
 
 
 def _max_length(model: PreTrainedModel, tokenizer) -> int | None:
-    """Tokens that the model can read; None = any number. RoBERTa counts positions from its padding index on."""
+    """The number of tokens that the model can read; None = no limit. RoBERTa's positions start after its padding index."""
     tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
     taken = max(
         [m.padding_idx + 1 for m in tables if isinstance(m, nn.Embedding) and m.padding_idx is not None] or [0]
@@ -207,7 +208,7 @@ def _max_length(model: PreTrainedModel, tokenizer) -> int | None:
 
 
 def _choice(labels: list[str], wanted: str, model: str) -> tuple[int, bool]:
-    """(index of the label, whether it should be low)."""
+    """The index of the label, and whether it should be unlikely."""
     low = wanted.startswith("-") and _find(labels, wanted) is None
     word = wanted[low:]
     index = _find(labels, word) if word else _default(labels)
@@ -218,12 +219,12 @@ def _choice(labels: list[str], wanted: str, model: str) -> tuple[int, bool]:
         raise UserError(f"reward '{model}#{wanted}': no label {word!r}; there are {shown}")
     raise UserError(
         f"reward '{model}': which label is the reward? there are {shown}; "
-        f"write {model}#{labels[0]}, or {model}#-{labels[0]} where it should be low"
+        f"write {model}#{labels[0]}, or {model}#-{labels[0]} if it should be low"
     )
 
 
 def _find(labels: list[str], word: str) -> int | None:
-    """A label by its name, by its name in another case, or by its number."""
+    """The index of a label by its name, by its name in another case, or by its number."""
     lower = [label.lower() for label in labels]
     numbers = [f"label_{i}" for i in range(len(labels))]
     return next(
@@ -237,7 +238,7 @@ def _find(labels: list[str], word: str) -> int | None:
 
 
 def _default(labels: list[str]) -> int | None:
-    """The label taken where none is named: the only one, or the positive one of two."""
+    """The index of the label that needs no name: the only one, or the positive one of two."""
     lower = [label.lower() for label in labels]
     if len(labels) == 2 and "positive" in lower:
         return lower.index("positive")
@@ -245,14 +246,14 @@ def _default(labels: list[str]) -> int | None:
 
 
 def _activation(config) -> str:
-    """What turns logits into what the model was trained to say, as transformers' own losses have it."""
+    """The function that turns logits into values; transformers' losses use the same one."""
     if config.problem_type == "multi_label_classification":
         return "sigmoid"
     return "raw" if config.problem_type == "regression" or config.num_labels == 1 else "softmax"
 
 
 def _activated(logits: np.ndarray, activation: str) -> np.ndarray:
-    """(N, labels) logits as numbers of the same shape."""
+    """Values of logits, both `(N, labels)`."""
     if activation == "raw":
         return logits
     if activation == "sigmoid":
@@ -260,8 +261,8 @@ def _activated(logits: np.ndarray, activation: str) -> np.ndarray:
     return np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
 
 
-def _batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of like lengths, longest first, each of at most `tokens` with padding (or one text)."""
+def batches_by_length(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Batches of indices, the longest texts first. A batch has one text, or at most `tokens` with padding."""
     order, start = sorted(range(len(lengths)), key=lambda i: -lengths[i]), 0
     while start < len(order):
         stop = start + max(tokens // lengths[order[start]], 1)

@@ -1,15 +1,16 @@
-"""A language model as judge, `judge:TEMPLATE`, through the chat API that OpenAI's servers and many others speak.
+"""A language model as judge, `judge:TEMPLATE`, through OpenAI's chat API, which many servers speak.
 
-A template, a YAML file in `nlf/judges` or of your own, says what is judged and how it is answered, in one of two kinds:
+A template is a shipped YAML file (`nlf/assets/judges`) or one of your own. It holds the question, and is of one of two
+kinds:
 
-| it has | the answer | reward | what a completion is trained under |
+| field | answer | reward | feedback in training |
 | --- | --- | --- | --- |
-| `categories` (ALT_LMC) | one of the categories, best first | their number - 1 - index | its category, a tag of the run |
+| `categories` (ALT_LMC) | one of the categories, which stand best first | number of categories - 1 - index | the category, a tag of the run |
 | `max_score` (ALT_LMU) | an analysis, a short sentence, a score | the score | the sentence |
 
-Both rewards are levels, for `quantile_rule: levels`. The model's name and the server come from $NLF_JUDGE_MODEL and
-$OPENAI_BASE_URL, else from the template, else the server is OpenAI's. What is kept of an answer is its text, so that it
-may be read again in a better way. Answers do not depend on the server's address, only on model, template and texts.
+Both rewards are levels, for `quantile_rule: levels`. The model's name comes from $NLF_JUDGE_MODEL or the template, the
+server from $OPENAI_BASE_URL or the template, else it is OpenAI's. The cache keeps the text of an answer, so that later
+versions can read it again; its key is model, template and texts, not the server's address.
 """
 
 import functools
@@ -17,13 +18,13 @@ import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
-from nlf.rewards import Judgement
+from nlf.rewards.contract import Judgement
 from nlf.rewards.remote import Ask, Refused, RemoteScorer
 from nlf.rewards.templates import read_template
 from nlf.services import Rejected, Retry, checked_url, retry_after
@@ -38,18 +39,19 @@ FILTERED = re.compile(r"content.?(?:filter|policy)", re.I)
 
 
 class Judge(RemoteScorer):
-    """The levels, and sentences, of a judging model.
+    """A judge: its rewards are levels, and it writes feedback if its template asks for a sentence.
 
     Attributes:
-        tags: The categories, which are the run's `tags`; None for a judge that writes sentences.
-        levels: How many rewards there are, 0 to levels - 1, and so how many tags a run needs.
+        tags: The categories, which must be the run's `tags`; None for a judge that writes sentences.
+        levels: The number of rewards, 0 to levels - 1; a run needs as many tags.
 
     Args:
-        argument: The name of a template in `nlf/judges`, or a .yaml file.
+        argument: The name of a shipped template, or the path of a .yaml file.
+        options: See `RemoteScorer`.
 
     Raises:
-        UserError: no such template, or it is not whole; no model is named; the URL is none. When asked: there is no key,
-            or no `openai`.
+        UserError: the template is missing or malformed, no model is named, or the URL is malformed; or, at the first
+            call, there is no key, or the package `openai` is missing.
     """
 
     service = "judge"  # judges on one server share its rate
@@ -66,17 +68,17 @@ class Judge(RemoteScorer):
         given, own = os.environ.get(URL), self.template.base_url
         url = checked_url(given or own or OFFICIAL, URL if given else f"{self.name}: base_url")
         self.base_url = url if urlsplit(url).path else f"{url}/v1"
-        self.trusted = bool(given or not own)  # a template may come from anyone: its server gets no key
-        self.structured = self.template.structured  # until the server says that it cannot
+        self.trusted = bool(given or not own)  # a template can come from anyone, so its server gets no key
+        self.structured = self.template.structured  # until the server rejects it
         self.shown = False
 
     def ready(self) -> None:
         try:
             import openai  # noqa: F401
         except ImportError as error:
-            raise UserError(f"{self.name} needs OpenAI's client: pip install 'nlf[judge]'") from error
+            raise UserError(f"{self.name} needs OpenAI's client: pip install openai") from error
         if self.base_url == OFFICIAL and not self.secrets():
-            raise UserError(f"{self.name}: no key; set {KEY}, or {URL} to a server that needs none")
+            raise UserError(f"{self.name}: no key; set {KEY}, or {URL} to a server that needs no key")
 
     def secrets(self) -> list[str]:
         key = os.environ.get(KEY, "").strip()
@@ -100,7 +102,7 @@ class Judge(RemoteScorer):
         return Ask(texts, {"model": self.model, "messages": template.messages(*texts), "extra_body": told})
 
     async def ask(self, client, ask: Ask) -> dict:
-        """The text of one answer, `content`, and why it ended, `finish_reason`."""
+        """The text of one answer, `content`, and the reason why it ended, `finish_reason`."""
         import openai
 
         structured, body = self.structured, ask.body
@@ -117,7 +119,7 @@ class Judge(RemoteScorer):
             raise self._failed(error, structured) from error
 
     def _failed(self, error, structured: bool) -> Exception:
-        """What a status that is no success means."""
+        """The exception for an error status: Retry, Refused, or a UserError that stops the run."""
         status, body = error.status_code, error.body if isinstance(error.body, dict) else {"message": error.body}
         said = str(body.get("message") or body.get("detail") or "no reason given")
         reason = f"{body.get('code')} {said}"
@@ -140,22 +142,23 @@ class Judge(RemoteScorer):
         found = self.template.read(content)
         if found is None:
             why = {"length": "answer cut at max_tokens", "content_filter": "withheld by the service"}
-            self.count(why.get(ended, "answer that cannot be read"))
+            self.count(why.get(ended, "unreadable answer"))
             if not self.shown:
                 self.shown = True
-                logger.warning(f"{self.name}: {self.model} has answered what cannot be read: {content[:200]!r}")
+                logger.warning(f"{self.name}: {self.model} gave an unreadable answer: {content[:200]!r}")
         return found or Judgement(None)
 
 
 @functools.lru_cache(maxsize=8)
 def _openai(client, base_url: str, key: str):
-    """OpenAI's client over ours. Retries, pace and time limits are RemoteScorer's."""
+    """OpenAI's client on top of our HTTP client. RemoteScorer does retries, rate limit and timeouts."""
     from openai import AsyncOpenAI
 
     return AsyncOpenAI(api_key=key, base_url=base_url, http_client=client, max_retries=0, timeout=None)
 
 
 def _answer(text: str) -> dict:
+    """The part of a response that the cache keeps."""
     try:
         choice = json.loads(text)["choices"][0]
         content, reason = choice["message"].get("content"), choice.get("finish_reason")
@@ -164,8 +167,8 @@ def _answer(text: str) -> dict:
     return {"content": content if isinstance(content, str) else "", "finish_reason": reason}
 
 
-def _text(text) -> str:
-    """A text or a conversation as one text that can be sent."""
+def _text(text: str | Sequence[Mapping[str, str]] | None) -> str:
+    """A text or conversation as one text that is valid UTF-8."""
     if not isinstance(text, str):
         text = "\n\n".join(f"{message['role']}: {message['content']}" for message in text or [])
     return text.encode(errors="replace").decode()

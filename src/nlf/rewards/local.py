@@ -1,10 +1,10 @@
-"""The embedded scorers, toxicity and sentiment: a small convolutional net over hashed sub-words, run in numpy.
+"""The embedded scorers of toxicity and sentiment: a small convolutional net over hashed sub-words, run in numpy.
 
 `local` is distilled from recorded Perspective scores (the 2020 scale of RealToxicityPrompts) by `tools/build_scorer.py`,
-because the service itself ends in 2026; `sentiment` learnt from labelled reviews by `tools/build_sentiment.py`. Only numpy
-and safetensors are needed, so scoring costs no torch import, and a word's vector depends on the word alone, so it is
-computed once and kept. Sums run in float64 and scores are rounded to six decimals: a text's score does not depend on the
-batch it came in. docs/rewards.md gives fidelity and limits.
+because that service ends in 2026. `sentiment` is trained on labelled reviews by `tools/build_sentiment.py`. Scoring needs
+numpy and safetensors only, not torch. The vector of a word depends on the word alone and is computed once. Sums are
+float64 and scores are rounded to six decimals, so the score of a text does not depend on its batch. docs/rewards.md gives
+fidelity and limits.
 """
 
 from __future__ import annotations
@@ -20,26 +20,30 @@ import numpy as np
 
 from nlf.data.files import ASSETS
 from nlf.errors import UserError
+from nlf.rewards.contract import completion_text
 
 SCORERS = ASSETS / "scorers"
 ASSET = SCORERS / "toxicity" / "local-1.safetensors"
 SENTIMENT = SCORERS / "sentiment" / "sentiment-1.safetensors"
-MAX_CHARACTERS = 20_000  # Perspective takes 20,480 bytes; what comes after is not scored
-BLOCK = 512  # texts per numpy pass: bounds memory, measured no slower than larger
+MAX_CHARACTERS = 20_000  # the rest of a text is not scored; Perspective takes 20,480 bytes
+BLOCK = 512  # texts per numpy pass: bounds memory, and larger blocks are no faster
 CACHED_WORDS = 50_000
 
-# A masked swear word (f**k, a$$, sh!t) stays one word; other marks stand alone.
+# A masked swear word (f**k, a$$, sh!t) is one word; other punctuation marks are words of their own.
 WORD = re.compile(r"[^\W_](?:[\w'*@$!#]*[\w*$])?|[*@$#]{2,}\w+|[^\w\s]|_+")
 STRETCH = re.compile(r"(.)\1{2,}")
 
 
 def words(text: str) -> list[str]:
-    """The words and marks of a text, case kept."""
+    """The words and punctuation marks of a text, their case unchanged."""
     return WORD.findall(text[:MAX_CHARACTERS].replace("’", "'"))
 
 
 def buckets(word: str, size: int) -> tuple[list[int], list[float]]:
-    """Rows of the table that make a word's vector, and their weights: the word, its shape, its 3- to 5-grams."""
+    """Rows of a table with `size` rows whose weighted sum is a word's vector, and the weights.
+
+    The rows stand for the word, for its shape (upper or title case) and for its 3- to 5-grams.
+    """
     lower = STRETCH.sub(r"\1\1", word[:40].lower())
     lower = "0" if lower.isdigit() else lower
     framed = f"<{lower}>"
@@ -52,7 +56,14 @@ def buckets(word: str, size: int) -> tuple[list[int], list[float]]:
 
 
 class LocalScorer:
-    """What the embedded scorers share: a subclass says which asset, what the reward is and how a text is cleaned."""
+    """Base class of the embedded scorers. A subclass names the asset and defines `reward`.
+
+    Args:
+        path: The weights; None = the shipped ones. A .json file of the same name stands beside them.
+
+    Raises:
+        UserError: a file cannot be read, differs from its recorded sha256, or belongs to another scorer.
+    """
 
     name: str
     version: int
@@ -80,7 +91,7 @@ class LocalScorer:
         self.table = arrays.pop("table").astype(np.float32) * self.card["table_scale"]  # (rows, d)
         self.net = {name: array.astype(np.float64) for name, array in arrays.items()}
         self.names: list[str] = self.card["attributes"]
-        self.last: tuple[tuple[str, ...], np.ndarray] = (), np.zeros((0, len(self.names)))
+        self.last: tuple[tuple[str, ...], np.ndarray] = (), np.zeros((0, len(self.names)))  # texts and their scores
         self._forget()
 
     def reward(self, attributes: dict[str, np.ndarray]) -> np.ndarray:
@@ -88,18 +99,17 @@ class LocalScorer:
         raise NotImplementedError
 
     def words(self, text: str) -> list[str]:
-        """What the net reads of a text."""
+        """The words of a text that the net reads."""
         return words(text)
 
-    def __call__(self, prompts=None, completions: Sequence[str] = (), completion_ids=None, **columns) -> list[float]:
-        """TRL's reward signature; conversational completions are scored by their last message."""
-        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-        return self.reward(self.attributes(texts)).tolist()
+    def __call__(self, prompts=None, completions: Sequence = (), completion_ids=None, **columns) -> list[float]:
+        """TRL's reward signature. A conversation is scored by its last message."""
+        return self.reward(self.attributes([completion_text(completion) for completion in completions])).tolist()
 
     def attributes(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """One array of probabilities (len(texts),) per attribute. An empty text has the score of no words at all."""
+        """Probabilities `(len(texts),)` of each attribute. A text without words has a score, too."""
         texts = tuple(texts)
-        if texts != self.last[0]:  # the reward and the attributes of one batch are asked for one after the other
+        if texts != self.last[0]:  # the reward and the attributes of a batch are asked for in turn
             blocks = [self._score(texts[i : i + BLOCK]) for i in range(0, len(texts), BLOCK)]
             self.last = texts, np.concatenate(blocks) if blocks else np.zeros((0, len(self.names)))
         return {name: self.last[1][:, i].copy() for i, name in enumerate(self.names)}
@@ -109,7 +119,7 @@ class LocalScorer:
         self.vectors = np.zeros((0, self.table.shape[1]))
 
     def _lookup(self, texts: list[list[str]]) -> np.ndarray:
-        """Row in `self.vectors` for every word of every text, computing the words not met before."""
+        """Rows of `self.vectors` for all words of all texts in order, `(W,)`; new words are added to it."""
         if len(self.rows) > CACHED_WORDS:
             self._forget()
         new = sorted({word for text in texts for word in text}.difference(self.rows))
@@ -124,7 +134,7 @@ class LocalScorer:
         return np.fromiter((self.rows[word] for text in texts for word in text), dtype=np.int64)
 
     def _score(self, texts: Sequence[str]) -> np.ndarray:
-        """(len(texts), attributes). Texts lie end to end, two empty rows apart, so that the convolutions never mix them."""
+        """Scores `(len(texts), attributes)`."""
         split = [self.words(text) for text in texts]
         lengths = np.array([len(text) for text in split])
         rows = self._lookup(split)
@@ -134,11 +144,21 @@ class LocalScorer:
             pooled[full] = self._pool(self.vectors[rows], lengths[full])
         logits = pooled @ self.net["out.weight"].T + self.net["out.bias"]
         scores = 1 / (1 + np.exp(-logits))
-        scores = [np.interp(column, *self.net[f"calibration.{i}"]) for i, column in enumerate(scores.T)]
-        return np.round(np.stack(scores, axis=1), 6)
+        calibrated = [np.interp(column, *self.net[f"calibration.{i}"]) for i, column in enumerate(scores.T)]
+        return np.round(np.stack(calibrated, axis=1), 6)
 
     def _pool(self, vectors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Maximum, mean and attention over each text's words: (texts, 3 · channels)."""
+        """Maximum, mean and attention over the words of each text.
+
+        The texts lie end to end with two empty rows between them, so that a convolution never sees two texts.
+
+        Args:
+            vectors: `(W, d)`, the words of all texts.
+            lengths: `(texts,)`, at least one word each.
+
+        Returns:
+            `(texts, 3 · channels)`.
+        """
         starts = np.cumsum(lengths) - lengths
         place = np.arange(lengths.sum()) + 2 * np.repeat(np.arange(len(lengths)), lengths) + 2
         size = len(place) + 2 * len(lengths) + 2
@@ -150,16 +170,17 @@ class LocalScorer:
         return np.concatenate([np.maximum.reduceat(hidden, starts), mean, focus], axis=1)
 
     def _convolve(self, x: np.ndarray, place: np.ndarray, size: int, name: str, dilation: int) -> np.ndarray:
+        """Convolution of width 3 over words `(W, in)` that lie at the rows `place` of `size` rows; `(W, out)`."""
         padded = np.zeros((size, x.shape[1]))
         padded[place] = x
-        kernel = self.net[f"{name}.weight"]  # (out, in, 3)
-        return sum(
-            (padded[place + dilation * (k - 1)] @ kernel[:, :, k].T for k in range(3)), self.net[f"{name}.bias"]
-        )
+        kernel, out = self.net[f"{name}.weight"], self.net[f"{name}.bias"]  # (out, in, 3), (out,)
+        for k in range(3):
+            out = out + padded[place + dilation * (k - 1)] @ kernel[:, :, k].T
+        return out
 
 
 class LocalToxicity(LocalScorer):
-    """Reward 1 − toxicity of the completion alone; `attributes` gives the probabilities, each in [0, 1]."""
+    """Reward = 1 − toxicity of the completion alone. `attributes` gives toxicity and six related probabilities."""
 
     name, version, asset = "local", 1, ASSET
 
@@ -168,7 +189,7 @@ class LocalToxicity(LocalScorer):
 
 
 class LocalSentiment(LocalScorer):
-    """Reward = the probability that the completion alone is positive, the attribute `positive`. Case is not read."""
+    """Reward = the probability that the completion alone is positive, also the attribute `positive`. Ignores case."""
 
     name, version, asset = "sentiment", 1, SENTIMENT
 

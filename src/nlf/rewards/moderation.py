@@ -1,7 +1,7 @@
 """OpenAI's moderation API as a reward: `openai-moderation`, or `openai-moderation:hate` for one category.
 
-Any server with that endpoint will do: $OPENAI_BASE_URL, as for OpenAI's own client, https://api.openai.com/v1 if it is
-not set. OpenAI's needs a key, $OPENAI_API_KEY.
+$OPENAI_BASE_URL names the server, as it does for OpenAI's own client; the default is https://api.openai.com/v1, which
+needs a key in $OPENAI_API_KEY.
 """
 
 import os
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
-from nlf.rewards import Judgement
+from nlf.rewards.contract import Judgement
 from nlf.rewards.remote import Ask, Refused, RemoteScorer, probability
 from nlf.services import Rejected, checked_url, key_of, post
 
@@ -21,17 +21,19 @@ KEY = "OPENAI_API_KEY"
 
 
 class Moderation(RemoteScorer):
-    """Reward = 1 − the score of a category, or of the one that scores highest; all of them are attributes.
+    """Reward = 1 − the score of one category, or 1 − the highest score of all; every category is an attribute.
 
     Only the completion is sent.
 
     Args:
-        category: As the service spells it; None = the highest of each text.
+        category: The service's name of a category; None = the one with the highest score for each text.
         model: The service's name of the model.
-        base_url: Where /moderations is; None = $OPENAI_BASE_URL, or OpenAI's. One without a path gets /v1.
+        base_url: The server, whose endpoint is `base_url/moderations`; None = $OPENAI_BASE_URL, else OpenAI's. A URL
+            without a path gets /v1.
+        options: See `RemoteScorer`.
 
     Raises:
-        UserError: the URL is none. When asked: there is no key.
+        UserError: the URL is wrong; or, at the first call, there is no key.
     """
 
     service = "openai-moderation"
@@ -52,7 +54,7 @@ class Moderation(RemoteScorer):
 
     def ready(self) -> None:
         if self.base_url == OFFICIAL and not key_of(KEY):
-            raise UserError(f"{self.name}: no key; set {KEY}, or OPENAI_BASE_URL to a server that needs none")
+            raise UserError(f"{self.name}: no key; set {KEY}, or OPENAI_BASE_URL to a server that needs no key")
 
     def secrets(self) -> list[str]:
         return [key_of(KEY)]
@@ -67,7 +69,7 @@ class Moderation(RemoteScorer):
         return Ask(text, {"model": self.version, "input": text})
 
     async def ask(self, client, ask: Ask) -> dict:
-        """The scores by category."""
+        """The scores of one text by category."""
         headers = {"Authorization": f"Bearer {key}"} if (key := key_of(KEY)) else {}
         try:
             payload = await post(client, f"{self.base_url}/moderations", ask.body, headers)

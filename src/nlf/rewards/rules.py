@@ -1,14 +1,14 @@
-"""Rules as rewards: length, repetition, a list of words, a pattern. Local, fast, and made to be added to another reward.
+"""Rewards by rule: length, repetition, a list of words, a pattern. They are fast and best added to another reward.
 
 | name | reward of a completion |
 | --- | --- |
-| `length` | how many words it has |
-| `length:20` | how near it is to 20 words: the smaller number by the larger one, in [0, 1] |
-| `repetition` | the share of its runs of 3 words that are not a repeat of an earlier one; `repetition:2` for pairs |
-| `keywords:FILE` | the share of its words and marks that belong to no entry of the list, one entry a line |
-| `regex:PATTERN` | 1 where the pattern is found, else 0; `regex:-PATTERN` the other way round |
+| `length` | its number of words |
+| `length:20` | its closeness to 20 words: the smaller number divided by the larger one, in [0, 1] |
+| `repetition` | the share of its runs of 3 words that do not repeat an earlier run; `repetition:2` for pairs |
+| `keywords:FILE` | the share of its words and punctuation marks that belong to no entry of the list, one entry a line |
+| `regex:PATTERN` | 1 if the pattern is found, else 0; `regex:-PATTERN` is 0 if it is found, else 1 |
 
-Only the completion is read. In Python they are the classes below, made of the same text: `Length("20")`.
+Only the completion is read. In Python the classes below take the same argument: `Length("20")`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import numpy as np
 
 from nlf.errors import UserError
 from nlf.rewards.audit import WORD
+from nlf.rewards.contract import completion_text
 
-SHOWN = 40  # characters of a pattern that are part of its name
+SHOWN = 40  # characters of a pattern in its name
 
 
 class Rule:
-    """What the rules share: a subclass gives `reward` of one text, a name and a version of what it depends on."""
+    """Base class of rules. A subclass defines a name, a version of its list or pattern, and the reward of one text."""
 
     name: str
     version: int | str = 1
@@ -37,21 +38,22 @@ class Rule:
         raise NotImplementedError
 
     def __call__(self, prompts=None, completions: Sequence = (), completion_ids=None, **columns) -> list[float]:
-        """TRL's reward signature; conversational completions are scored by their last message."""
-        return [self.reward(c if isinstance(c, str) else c[-1]["content"]) for c in completions]
+        """TRL's reward signature. A conversation is scored by its last message."""
+        return [self.reward(completion_text(completion)) for completion in completions]
 
 
 class Length(Rule):
-    """The number of words between white space; with a number, n/m of the two numbers of words with n the smaller.
+    """The number of words (separated by white space), or its closeness to a target.
 
-    The ratio is 1 at the number asked for and falls on both sides without end, so that no two lengths on one side tie:
-    half and double are .5, a text without words is 0.
+    With a target the reward is the smaller of the two numbers divided by the larger one: 1 at the target, .5 at half and
+    at double of it, 0 for a text without words. It is strictly monotone on each side, so that different lengths on one
+    side never tie.
 
     Args:
-        words: How many there should be, 1 or more, as text or a number. None = the more the better.
+        words: The target, 1 or more, as text or a number. None = the more words the better.
 
     Raises:
-        UserError: it is no such number.
+        UserError: the target is not a whole number from 1 on.
     """
 
     def __init__(self, words: str | int | None = None):
@@ -64,16 +66,16 @@ class Length(Rule):
 
 
 class Repetition(Rule):
-    """1 − the attribute `repetition`, the share of runs of words that occur earlier in the text (case is not read).
+    """1 − the attribute `repetition`, the share of runs of words that occur earlier in the text. Ignores case.
 
-    A text of fewer words than a run has none that repeats: reward 1. TRL's `get_repetition_penalty_reward` is the same
-    share of token ids, negated.
+    A text that is shorter than a run has the reward 1. TRL's `get_repetition_penalty_reward` is the negative share of
+    repeated runs of token ids.
 
     Args:
         size: Words in a run, 1 or more, as text or a number.
 
     Raises:
-        UserError: it is no such number.
+        UserError: the size is not a whole number from 1 on.
     """
 
     def __init__(self, size: str | int = 3):
@@ -86,21 +88,22 @@ class Repetition(Rule):
         return len(set(runs)) / len(runs) if runs else 1.0
 
     def attributes(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """`repetition` (len(texts),): the share of runs that are repeats."""
+        """`repetition`, `(len(texts),)`: the share of runs that repeat an earlier one."""
         return {"repetition": np.array([1 - self.reward(text) for text in texts], dtype=float)}
 
 
 class Keywords(Rule):
-    """The share of words and marks that belong to no listed entry: 1 where none is found, less for each one.
+    """The share of words and punctuation marks that belong to no listed entry; 1 = no entry is found.
 
-    An entry is one or several words; it is found as whole words in any case, `ass` not in `class`, and marks count
-    (`f*ck`, an emoji). `version` is a digest of the entries, so their order and blank lines do not matter.
+    An entry is one or several words. It matches whole words in any case: `ass` does not match `class`. Punctuation marks
+    and emoji can be part of an entry (`f*ck`). `version` is a digest of the entries; their order and blank lines do not
+    matter.
 
     Args:
-        file: A text file in UTF-8, one entry a line.
+        file: A text file in UTF-8 with one entry a line.
 
     Raises:
-        UserError: it cannot be read or has no entries.
+        UserError: the file cannot be read or has no entries.
     """
 
     def __init__(self, file: str | Path):
@@ -133,13 +136,13 @@ class Keywords(Rule):
 
 
 class Regex(Rule):
-    """1 where a pattern of Python's `re` is found anywhere in the text, else 0; with a minus before it, the other way.
+    """1 if a pattern of Python's `re` is found anywhere in the text, else 0; a leading minus swaps the two values.
 
     Args:
-        pattern: `PATTERN` or `-PATTERN`; one that begins with a minus itself is written `[-]…`. `(?i)` ignores case.
+        pattern: `PATTERN` or `-PATTERN`. Write `[-]…` for a pattern that itself begins with a minus. `(?i)` ignores case.
 
     Raises:
-        UserError: it is empty, or no pattern.
+        UserError: the pattern is empty or malformed.
     """
 
     def __init__(self, pattern: str):
@@ -148,13 +151,13 @@ class Regex(Rule):
             self.pattern = re.compile(pattern[self.low :])
         except (re.error, OverflowError, RecursionError) as error:
             raise UserError(
-                f"reward {f'regex:{pattern}'!r}: no pattern: {error}; expected one of Python's `re`"
+                f"reward {f'regex:{pattern}'!r}: not a pattern: {error}; expected one of Python's `re`"
             ) from error
         if not self.pattern.pattern:
             raise UserError(
                 f"reward 'regex:{pattern}': the pattern is empty; expected regex:PATTERN or regex:-PATTERN"
             )
-        shown = " ".join(pattern.splitlines())  # a line break would break the tables it is named in
+        shown = " ".join(pattern.splitlines())  # a line break would break the tables that show the name
         self.name = f"regex:{shown if len(shown) <= SHOWN else shown[: SHOWN - 1] + '…'}"
         self.version = _digest(pattern)
 
@@ -163,7 +166,7 @@ class Regex(Rule):
 
 
 def _tokens(text: str) -> tuple[str, ...]:
-    """Lower-cased words and single marks."""
+    """The words and punctuation marks of a text in lower case."""
     return tuple(WORD.findall(text.lower().replace("’", "'")))
 
 
@@ -173,7 +176,7 @@ def _whole(value: str | int, rule: str, example: str) -> int:
     except ValueError:
         number = 0
     if number < 1:
-        raise UserError(f"reward '{rule}:{value}': {str(value)!r} is no whole number from 1 on; write {example}")
+        raise UserError(f"reward '{rule}:{value}': {str(value)!r} is not a whole number from 1 on; write {example}")
     return number
 
 

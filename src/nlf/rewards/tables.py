@@ -1,6 +1,7 @@
-"""Rewards of tables of rollouts."""
+"""Rewards of rollouts: score a table of sampled completions, or lists of completions, as training does."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pyarrow as pa
 from nlf.data.rollouts import SCHEMA, by_name
 from nlf.errors import UserError
 from nlf.method.quantize import total
-from nlf.rewards import Reward, Scores, check_weights, reward_names, score
+from nlf.rewards.contract import Reward, Scores, check_weights, reward_names, score
 
 
 def score_table(
@@ -19,54 +20,73 @@ def score_table(
     *,
     allowed: Sequence[Reward] | None = None,
     sentence: Callable[[str], str | None] = str,
-    context: dict | None = None,
+    context: Mapping[str, Any] | None = None,
 ) -> pa.Table:
-    """The table with its rewards; `rows` are the prompt rows it was sampled from, whose other columns the rewards see.
+    """Fill in the reward columns of a table of N sampled completions.
 
     Args:
-        allowed: Those of `rewards` that may be called now; None = all. One whose values are in the table is not called
-            again, and the weighted sum is there once all are.
-        sentence: How a judge's sentence is kept, None = not at all.
-        context: As of `rewards.score`.
+        rows: The prompt rows that the completions were sampled from; N is a multiple of their number. Rewards get their
+            other columns.
+        allowed: The rewards that may be called now; None = all. A reward whose values are already in the table is not
+            called again. The weighted sum is filled in once all rewards are known.
+        sentence: Shortens a judge's sentence to what is kept of it; None = nothing.
+        context: See `score`.
 
     Raises:
-        UserError: a reward function returned the wrong number of values, or one that is no finite number.
+        UserError: a reward function returned the wrong number of values, or a value that is not a finite number.
     """
     check_weights(rewards, weights)
     names = reward_names(rewards)
-    each = by_name(table["rewards"].combine_chunks())  # where others were called before
+    known = by_name(table["rewards"].combine_chunks())
     todo = {
         name: reward
         for name, reward in zip(names, rewards, strict=True)
-        if name not in each and (allowed is None or reward in allowed)
+        if name not in known and (allowed is None or reward in allowed)
     }
     if not todo:
         return table
+    scores = _score_rollouts(table, rows, list(todo.values()), context)
+    known |= dict(zip(todo, scores.per_function.values(), strict=True))
+    return _filled(table, {name: known[name] for name in names if name in known}, rewards, weights, scores, sentence)
+
+
+def _score_rollouts(
+    table: pa.Table, rows: Sequence[dict], rewards: Sequence[Reward], context: Mapping[str, Any] | None
+) -> Scores:
     copies, rest = divmod(table.num_rows, len(rows))
     if rest:
         raise UserError(
             f"{table.num_rows} completions do not belong to {len(rows)} prompts; remove this part and resume"
         )
     repeated = [row for row in rows for _ in range(copies)]
-    scores = score_completions(
-        list(todo.values()), None, [row["prompt"] for row in repeated], table["completion"].to_pylist(),
+    return score_completions(
+        rewards, None, [row["prompt"] for row in repeated], table["completion"].to_pylist(),
         table["completion_ids"].to_pylist(), [other_columns(row) for row in repeated], context,
     )  # fmt: skip
-    each |= dict(zip(todo, scores.per_function.values(), strict=True))
-    each = {name: each[name] for name in names if name in each}
+
+
+def _filled(
+    table: pa.Table,
+    known: Mapping[str, np.ndarray],
+    rewards: Sequence[Reward],
+    weights: Sequence[float] | None,
+    scores: Scores,
+    sentence: Callable[[str], str | None],
+) -> pa.Table:
+    """The table with new values in its reward columns; `known` has `(N,)` values of every reward called so far."""
     attributes = by_name(table["attributes"].combine_chunks()) | scores.attributes
     judged = zip(table["judged"].to_pylist(), scores.feedback, strict=True)
-    filled = {
-        "reward": nulls(total(list(each.values()), weights)) if len(each) == len(names) else [None] * len(table),
-        "rewards": _pairs(each, len(table)),
+    complete = len(known) == len(rewards)
+    columns: dict[str, list] = {
+        "reward": nulls(total(list(known.values()), weights)) if complete else [None] * len(table),
+        "rewards": _pairs(known, len(table)),
         "attributes": _pairs(attributes, len(table)),
         "scorer": [",".join(reward.label for reward in rewards)] * len(table),
         "judged": [old or (new and sentence(new)) or None for old, new in judged],
     }
-    for name, values in filled.items():
-        table = table.set_column(
-            SCHEMA.get_field_index(name), SCHEMA.field(name), pa.array(values, SCHEMA.field(name).type)
-        )
+    for name, values in columns.items():
+        field = SCHEMA.field(name)
+        table = table.set_column(SCHEMA.get_field_index(name), field, pa.array(values, field.type))
     return table
 
 
@@ -76,38 +96,39 @@ def score_completions(
     prompts: Sequence,
     texts: Sequence[str],
     completion_ids: Sequence[Sequence[int]],
-    columns: Sequence[dict],
-    context: dict | None = None,
+    columns: Sequence[Mapping[str, Any]],
+    context: Mapping[str, Any] | None = None,
 ) -> Scores:
-    """Call rewards as training does: completions of conversations as messages, the other columns by name.
+    """Call rewards as training does: a completion of a conversation becomes a message, other columns are arguments.
 
     Args:
-        columns: The other columns of each completion's prompt row; one that a row lacks is None.
-        context: As of `rewards.score`.
+        prompts, texts, completion_ids: N of each.
+        columns: The other columns of N prompt rows; a column that a row lacks is None.
+        weights, context: See `score`.
 
     Raises:
-        UserError: as `rewards.score`.
+        UserError: see `score`.
     """
     completions = [
         text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
         for prompt, text in zip(prompts, texts, strict=True)
     ]
     names = sorted({name for row in columns for name in row})
-    others = {name: [row.get(name) for row in columns] for name in names}
+    others: dict[str, Sequence] = {name: [row.get(name) for row in columns] for name in names}
     return score(rewards, weights, prompts, completions, completion_ids, others, context)
 
 
-def other_columns(row: dict) -> dict:
-    """What a prompt row holds beside the prompt."""
+def other_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a prompt row beside `prompt` and `prompt_id`."""
     return {name: value for name, value in row.items() if name not in ("prompt", "prompt_id")}
 
 
-def _pairs(columns: dict, length: int) -> list[list[tuple[str, float | None]]]:
-    """Arrays by name as one list of (name, value) pairs a row, which is how Arrow takes maps."""
+def _pairs(columns: Mapping[str, np.ndarray], length: int) -> list[list[tuple[str, float | None]]]:
+    """For each row a list of (name, value) pairs, which Arrow reads as a map."""
     values = {name: nulls(array) for name, array in columns.items()}
     return [[(name, column[i]) for name, column in values.items()] for i in range(length)]
 
 
 def nulls(values: np.ndarray) -> list[float | None]:
-    """Numbers as files hold them: None where one is NaN."""
+    """Numbers as files hold them: None in place of NaN."""
     return [None if value != value else value for value in values.tolist()]

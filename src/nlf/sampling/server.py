@@ -18,7 +18,6 @@ A request is one completion, with a seed of its own made of (seed, iteration, re
 server honours seeds, whatever it makes of `n`. Guidance needs logits and is refused.
 """
 
-import asyncio
 import json
 import logging
 import random
@@ -33,7 +32,7 @@ import httpx2
 from nlf.config import refuse_guidance
 from nlf.errors import UserError
 from nlf.sampling import Request, check_lengths, seed_of
-from nlf.services import Rejected, Retry, checked_url, key_of, pause, post, run, said, timed, together
+from nlf.services import Rejected, Retry, checked_url, key_of, post, retrying, run, said, timed, together
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -207,30 +206,33 @@ class ServerSampler:
         """
         headers = {"Authorization": f"Bearer {key}"} if (key := key_of(KEY)) else {}
         failures: Counter[str] = Counter()
-        for tries in range(1, TRIES + 1):
-            try:
-                answer = await timed(post(client, self.url, body, headers), self.timeout)
-                if not isinstance(_choice(answer), dict):
-                    raise Retry("an answer without a choice")
-                return answer
-            except Rejected as error:
-                if forms and error.status in UNKNOWN_FORM:
-                    raise
-                raise UserError(
-                    f"{self.url} rejects the request for model {self.model!r}: HTTP {error.status}: "
-                    f"{said(error.payload, [key])}; check sampler_url, sampler_model and {KEY}"
-                ) from error
-            except Retry as failed:
-                failures[failed.reason] += 1
-                if forms and failed.reason == "ConnectError":
-                    raise UserError(f"{self.url} cannot be reached: is the server running there?") from failed
-                if tries < TRIES:
-                    await asyncio.sleep(max(failed.after or 0.0, pause(tries, BACKOFF, random.uniform(0.5, 1))))
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in failures.most_common())
-        raise UserError(
-            f"{self.url} has no answer after {TRIES} tries ({reasons}); does it serve {self.model!r}? What is done is "
-            "kept: run again to go on"
-        )
+
+        def failed(error: Retry) -> None:
+            failures[error.reason] += 1
+            if forms and error.reason == "ConnectError":
+                raise UserError(f"{self.url} cannot be reached: is the server running there?") from error
+
+        async def attempt() -> dict:
+            answer = await timed(post(client, self.url, body, headers), self.timeout)
+            if not isinstance(_choice(answer), dict):
+                raise Retry("an answer without a choice")
+            return answer
+
+        try:
+            return await retrying(TRIES, BACKOFF, random.uniform, failed=failed)(attempt)
+        except Rejected as error:
+            if forms and error.status in UNKNOWN_FORM:
+                raise
+            raise UserError(
+                f"{self.url} rejects the request for model {self.model!r}: HTTP {error.status}: "
+                f"{said(error.payload, [key])}; check sampler_url, sampler_model and {KEY}"
+            ) from error
+        except Retry as error:
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in failures.most_common())
+            raise UserError(
+                f"{self.url} has no answer after {TRIES} tries ({reasons}); does it serve {self.model!r}? Finished "
+                "completions are kept: run again to go on"
+            ) from error
 
     def _prompt(self, ids: Sequence[int]) -> list[int] | str:
         """The prompt as it is sent."""

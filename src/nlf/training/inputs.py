@@ -123,7 +123,7 @@ def feedback_of(args: ALTConfig, scheme: TagScheme, rewards: Sequence[Reward]) -
     return make_feedback(
         scheme, reward_names(rewards), seed=args.seed,
         rules=RewardRules(args.quantile_rule, args.quantile_scope, args.reward_weights, args.reward_normalization),
-        sentences=any(reward.judges for reward in rewards),
+        sentences=any(reward.returns_judgements for reward in rewards),
         attributes=AttributeRules(args.attributes, config.JOINT, args.feedback_sampling) if args.attributes else None,
     )  # fmt: skip
 

@@ -1,0 +1,308 @@
+"""The contract of rewards: what a reward function gets and returns, and how several rewards become one number.
+
+A reward function is TRL's: `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async.
+Higher is better; None means that a completion could not be scored. A scorer object is callable in the same way and has a
+`name`, a `version` and, if it likes, one of two methods:
+
+- `attributes(texts) -> {name: array in [0, 1]}` adds numbers beside the reward;
+- `judge`, with the arguments of a reward function, returns a `Judgement` for each completion, which holds reward,
+  attributes and feedback at once. It is called in place of the function and of `attributes`.
+
+An exception in a reward function reaches the user; it never becomes a reward of 0.
+"""
+
+import asyncio
+import functools
+import inspect
+import itertools
+import reprlib
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nlf.errors import UserError
+from nlf.method.quantize import total
+
+# Arguments that are never filled from a column of the data set, as in TRL.
+RESERVED = {"prompt", "prompts", "completion", "completions", "completion_ids"}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One scorer's answer about one completion.
+
+    Attributes:
+        reward: Higher is better; None = the completion could not be scored.
+        attributes: Further numbers in [0, 1] by name; None = not known.
+        feedback: A sentence that is put before the prompt in training; only judges write one.
+    """
+
+    reward: float | None
+    attributes: Mapping[str, float | None] = field(default_factory=dict)
+    feedback: str | None = None
+
+
+class Reward:
+    """A reward function or scorer object, with what the rest of the package needs to know of it.
+
+    Attributes:
+        function: The function or object as given.
+        name, version: The object's own, else the function's name and None.
+        label: What rollouts record: `name@version`, or the name of a function without a version.
+        remote: The scorer asks another machine; in distributed training only the first process calls it.
+        returns_judgements: The scorer has a `judge` method, which is called in place of the function.
+
+    Raises:
+        UserError: the function cannot be called.
+    """
+
+    def __init__(self, function: Callable, name: str | None = None):
+        if not callable(function):
+            raise UserError(
+                f"reward {name or one_line(function)} cannot be called; expected a function of completions"
+            )
+        self.function = function
+        self.name = name or _name(function)
+        self.version = getattr(function, "version", None)
+        self.remote = bool(getattr(function, "remote", False))
+        judge = getattr(function, "judge", None)
+        self.returns_judgements = callable(judge)
+        self.called: Callable = judge if callable(judge) else function
+        self.is_async = any(map(inspect.iscoroutinefunction, (self.called, type(self.called).__call__)))
+        self.label = self.name if self.version is None else f"{self.name}@{self.version}"
+
+    def __call__(self, /, prompts: Sequence, completions: Sequence, completion_ids: Sequence, **columns) -> list:
+        keywords = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids} | columns
+        returned = _call([self], keywords, {})[0]
+        if not self.returns_judgements:
+            return returned
+        return [judgement.reward for judgement in _judgements(self, returned)]
+
+    def attributes(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Arrays `(len(texts),)` of a scorer object's attributes; empty for a plain function."""
+        return self.function.attributes(texts) if hasattr(self.function, "attributes") else {}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rewards of N completions.
+
+    Attributes:
+        reward: `(N,)` weighted sums, NaN = not scored.
+        per_function: `(N,)` for each reward, by `reward_names`.
+        attributes: `(N,)` for each attribute.
+        scorer: The labels of all rewards, joined by commas.
+        feedback: For each completion, the sentence of the first judge that wrote one.
+    """
+
+    reward: np.ndarray
+    per_function: dict[str, np.ndarray]
+    attributes: dict[str, np.ndarray]
+    scorer: str
+    feedback: list[str | None]
+
+
+def score(
+    rewards: Sequence[Reward],
+    weights: Sequence[float] | None,
+    prompts: Sequence,
+    completions: Sequence,
+    completion_ids: Sequence[Sequence[int]],
+    columns: Mapping[str, Sequence],
+    context: Mapping[str, Any] | None = None,
+) -> Scores:
+    """Call all rewards and add them up by `nlf.method.quantize.total`: None adds nothing, and a completion with None from
+    all of them is NaN.
+
+    Args:
+        weights: One per reward; None = 1 each.
+        prompts: N texts or conversations.
+        completions: N texts; for a conversation `[{"role": "assistant", "content": …}]`.
+        completion_ids: N lists of token ids.
+        columns: Other columns of the data set, N values each; a reward gets each by its name.
+        context: Further arguments for rewards that take them, such as TRL's `trainer_state`.
+
+    Raises:
+        UserError: the number of weights is wrong, or a reward returned too few values or a value that is not a finite
+            number.
+    """
+    check_weights(rewards, weights)
+    keywords = {name: values for name, values in columns.items() if name not in RESERVED}
+    keywords |= {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+    texts = [completion_text(completion) for completion in completions]
+    called = zip(reward_names(rewards), rewards, _call(rewards, keywords, context or {}), strict=True)
+    found = {name: _scores(reward, name, returned, texts) for name, reward, returned in called}
+    per_function = {name: scores.reward for name, scores in found.items()}
+    return Scores(
+        reward=total(list(per_function.values()), weights),
+        per_function=per_function,
+        attributes={name: values for scores in found.values() for name, values in scores.attributes.items()},
+        scorer=",".join(scores.scorer for scores in found.values()),
+        feedback=[next(filter(None, said), None) for said in zip(*(s.feedback for s in found.values()), strict=True)],
+    )
+
+
+def _scores(reward: Reward, name: str, returned: list, texts: Sequence[str]) -> Scores:
+    """The checked values of one reward."""
+    who = f"reward {name!r}"
+    if not reward.returns_judgements:
+        values = _checked(who, returned, texts)
+        with _naming(reward):
+            attributes = reward.attributes(texts)
+        return Scores(values, {name: values}, attributes, reward.label, [None] * len(texts))
+    judgements = _judgements(reward, returned)
+    values = _checked(who, [judgement.reward for judgement in judgements], texts)
+    known = dict.fromkeys(attribute for judgement in judgements for attribute in judgement.attributes)
+    attributes = {
+        attribute: _checked(
+            f"{who}, attribute {attribute!r},", [each.attributes.get(attribute) for each in judgements], texts
+        )
+        for attribute in known
+    }
+    return Scores(values, {name: values}, attributes, reward.label, [each.feedback for each in judgements])
+
+
+def check_weights(rewards: Sequence[Reward], weights: Sequence[float] | None) -> None:
+    """Raise UserError unless there is a reward, and as many weights as rewards or none."""
+    if not rewards or (weights is not None and len(weights) != len(rewards)):
+        raise UserError(
+            f"{len(rewards)} reward functions and weights {weights}; expected at least one, and one weight each"
+        )
+
+
+def reward_names(rewards: Sequence[Reward]) -> list[str]:
+    """A unique name for each reward: of several with one name, the second is `name_2`."""
+    names: list[str] = []
+    for reward in rewards:
+        free = (reward.name if n == 1 else f"{reward.name}_{n}" for n in itertools.count(1))
+        names.append(next(name for name in free if name not in names))
+    return names
+
+
+def completion_text(completion: str | Sequence[Mapping]) -> str:
+    """A completion's text; for a conversation the content of its last message."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def one_line(value: object) -> str:
+    """A short representation of a value on one line, for errors."""
+    return reprlib.repr(value).replace("\n", " ")
+
+
+def _name(function: Callable) -> str:
+    """A scorer's `name`, else the name of the function inside `functools.partial`, else the name of its class."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "name", None)
+    return name if isinstance(name, str) else getattr(function, "__name__", type(function).__name__)
+
+
+def _call(rewards: Sequence[Reward], keywords: Mapping[str, Any], context: Mapping[str, Any]) -> list[list]:
+    """The values of each reward. Sync rewards are called first, then the async ones run side by side, as in TRL."""
+    returned: list[Any] = [None] * len(rewards)
+    for i in sorted(range(len(rewards)), key=lambda i: rewards[i].is_async):
+        given = {**keywords, **_taken(rewards[i], context)}
+        _check_signature(rewards[i], given)
+        with _naming(rewards[i]):
+            returned[i] = rewards[i].called(**given)
+    waiting = [i for i, value in enumerate(returned) if inspect.isawaitable(value)]
+    for i, value in zip(waiting, _wait([(rewards[i], returned[i]) for i in waiting]), strict=True):
+        returned[i] = value
+    return [_as_list(reward, value) for reward, value in zip(rewards, returned, strict=True)]
+
+
+@contextmanager
+def _naming(reward: Reward) -> Iterator[None]:
+    """Add the reward's name to an exception of the user's code."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"while calling the reward {reward.name!r}")
+        raise
+
+
+def _taken(reward: Reward, context: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of the context that a function takes, by name or by **kwargs."""
+    parameters = getattr(_signature(reward), "parameters", {})
+    everything = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    return {name: value for name, value in context.items() if everything or name in parameters}
+
+
+def _signature(reward: Reward) -> inspect.Signature | None:
+    try:
+        return inspect.signature(reward.called)
+    except (TypeError, ValueError):  # some builtins have no signature
+        return None
+
+
+def _check_signature(reward: Reward, keywords: Mapping[str, Any]) -> None:
+    if (signature := _signature(reward)) is None:
+        return
+    try:
+        signature.bind(**keywords)
+    except TypeError as error:
+        raise UserError(
+            f"reward {reward.name!r} cannot be called: {error}; it is called with {', '.join(keywords)}; "
+            "expected a function such as f(completions, **kwargs), with **kwargs taking the arguments it does not use"
+        ) from error
+
+
+def _wait(calls: Sequence[tuple[Reward, Awaitable]]) -> list:
+    """The results of async rewards, awaited together in the loop of `services.run`."""
+    from nlf.services import run  # here, because httpx2 takes time to load
+
+    async def named(reward: Reward, awaitable: Awaitable):
+        with _naming(reward):
+            return await awaitable
+
+    async def together() -> list:
+        return await asyncio.gather(*[named(*call) for call in calls])
+
+    return run(together()) if calls else []
+
+
+def _as_list(reward: Reward, returned) -> list:
+    try:
+        return list(returned)
+    except TypeError as error:
+        each = "Judgement" if reward.returns_judgements else "number (or None)"
+        raise UserError(
+            f"reward {reward.name!r} returned {one_line(returned)}; expected a list with one {each} per completion"
+        ) from error
+
+
+def _judgements(reward: Reward, returned: list) -> list[Judgement]:
+    for i, judgement in enumerate(returned):
+        if not isinstance(judgement, Judgement):
+            raise UserError(
+                f"reward {reward.name!r} returned {one_line(judgement)} for completion {i}; "
+                "expected nlf.rewards.Judgement(reward, attributes, feedback)"
+            )
+    return returned
+
+
+def _checked(who: str, returned: Sequence, texts: Sequence[str]) -> np.ndarray:
+    """The values as floats `(N,)`, None as NaN.
+
+    Raises:
+        UserError: there are not N values, or one is neither None nor a finite number.
+    """
+    if len(returned) != len(texts):
+        raise UserError(f"{who} returned {len(returned)} values for {len(texts)} completions; expected one for each")
+    values = np.full(len(texts), np.nan)
+    for i, value in enumerate(returned):
+        if value is None:
+            continue
+        try:
+            values[i] = np.nan if isinstance(value, (str, bytes)) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            values[i] = np.nan
+        if not np.isfinite(values[i]):
+            raise UserError(
+                f"{who} returned {one_line(value)} for completion {i} ({texts[i][:40]!r}); "
+                "expected a finite number, or None where it cannot score"
+            )
+    return values
