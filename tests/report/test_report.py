@@ -4,7 +4,6 @@ import json
 import re
 from importlib import resources
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reports import Page, small
 
+from nlf.config import ReportOptions
 from nlf.data.generations import read_lines, text_digest
 from nlf.errors import UserError
 from nlf.report import report_command, write_report
 from nlf.report.plots import steps
-from nlf.report.reading import JUDGED_BY, aligned, featured, judged_by, others, read_runs
+from nlf.report.reading import read_runs
+from nlf.report.results import MAIN_METRICS, aligned, featured, main_metric, others
 from nlf.report.samples import Scored, read_all, read_samples, scored_by, veils
-from nlf.report.svg import Styles
 from nlf.report.wording import clean, clip, family, number, p_value, title
 
 
@@ -90,7 +90,10 @@ def test_guided_systems_are_joined_in_the_order_of_g_and_labelled(page):
 
 def test_samples_stand_side_by_side_worst_median_best(page):
     assert [tag for tag, _ in page.elements].count("article") == 8
-    assert "8 prompts drawn at random; of each system the worst, the median and the best of 25 by score." in page.text
+    assert (
+        "8 prompts drawn at random; of each system the worst, the median and the best of 25 completions by score."
+        in page.text
+    )
 
 
 def test_secrets_in_settings_stay_private(page):
@@ -107,7 +110,7 @@ def test_size_stays_small(run):
 
 def test_the_command_says_where_the_page_is(tmp_path):
     folder = small(tmp_path / "demo")
-    options = SimpleNamespace(runs=[str(folder)], output=None, num_samples=2, seed=0)
+    options = ReportOptions(runs=[str(folder)], num_samples=2)
     assert report_command(options).startswith(f"wrote {folder / 'report.html'} (0.")
     options.output = str(tmp_path / "else.html")
     report_command(options)
@@ -180,13 +183,14 @@ def test_sentiment_is_judged_by_positive_completions_and_turned_round_where_tags
     assert "On embedded, tags reversed (20 × 25 completions), share of positive completions is" in page.text
     assert "share of positive completions (higher is better)" in page.text
     assert "share of positive completions (lower is better)" in page.text
-    assert "Numbers are positive." in page.text
+    assert "The number beside a completion is its score (positive)." in page.text
 
 
 def test_a_plain_reward_is_enough(tmp_path):
     reports.write_evaluation(tmp_path, reports.systems(guidance=(1.0,)), attribute=None, prompts=3)
     page = Page(write_report([tmp_path], num_samples=2))
-    assert "Reward against perplexity, embedded" in page.text and "Numbers are reward." in page.text
+    assert "Reward against perplexity, embedded" in page.text
+    assert "The number beside a completion is its score (reward)." in page.text
 
 
 def test_a_model_without_base_or_tags_is_shown_alone(tmp_path):
@@ -286,9 +290,9 @@ def change(folder: Path, **keys) -> Path:
         ({"systems": []}, "'systems' was expected to be a list of one or more"),
         ({"systems": [3]}, r"systems\[0\] was expected to be an object"),
         ({"systems": [{"id": "a"}]}, r"systems\[0\].name is None"),
-        ({"differences": None}, "'differences' makes no sense"),
+        ({"differences": None}, "'differences' has a wrong type: None"),
         ({"differences": [{}]}, r"differences\[0\] was expected"),
-        ({"higher_is_better": []}, "'higher_is_better' makes no sense"),
+        ({"higher_is_better": []}, "'higher_is_better' has a wrong type"),
     ],
 )
 def test_other_results_are_refused_in_one_line(tmp_path, keys, message):
@@ -315,6 +319,16 @@ def test_folders_with_nothing_to_show_are_refused(tmp_path):
     folder = small(tmp_path / "demo")
     with pytest.raises(UserError, match="the same run is named twice"):
         write_report([folder, folder])
+
+
+@pytest.mark.parametrize("name", ["", "frontier.json"])
+def test_a_frontier_is_refused_with_the_page_to_open(tmp_path, name):
+    (tmp_path / "frontier.json").write_text("{}")
+    with pytest.raises(
+        UserError, match="is a frontier, not a run; open .*/frontier.html, or write it with"
+    ) as refused:
+        write_report([tmp_path / name])
+    assert "\n" not in str(refused.value)
 
 
 # ---- foreign text ---------------------------------------------------------------------------------------------------
@@ -406,10 +420,10 @@ def test_systems_find_their_places():
     assert [s["name"] for s in featured([rows[0]])] == ["base"] and aligned([rows[0]]) == others([rows[0]]) == []
 
 
-def test_what_a_system_is_judged_by():
-    assert judged_by([{"metrics": {"reward": 1.0, "toxicity_probability@9": None, "toxicity": 0.1}}]) == "toxicity"
-    assert judged_by([{"metrics": {}}]) is None
-    assert [scored_by(name).name for name in (*JUDGED_BY, None)] == [
+def test_what_a_system_is_main_metric():
+    assert main_metric([{"metrics": {"reward": 1.0, "toxicity_probability@9": None, "toxicity": 0.1}}]) == "toxicity"
+    assert main_metric([{"metrics": {}}]) is None
+    assert [scored_by(name).name for name in (*MAIN_METRICS, None)] == [
         *("toxicity", "positive", "toxicity", "toxicity", "positive", "reward", "reward"),
     ]
 
@@ -433,9 +447,3 @@ def test_text_digests_of_the_made_up_runs_are_true(run):
 def test_colours_of_tags_go_from_best_to_worst():
     assert steps(5) == ["t1", "t3", "t4", "t5", "t7"] or steps(5) == ["t1", "t2", "t4", "t6", "t7"]
     assert steps(1) == ["t1"] and steps(2) == ["t1", "t7"] and steps(0) == []
-
-
-def test_equal_styles_share_a_class_and_fonts_are_left_out():
-    styles = Styles()
-    assert styles.name("fill: #00a000; font-family: 'X'") == styles.name("fill: #00a000") == "p0"
-    assert styles.css() == ".p0{fill:var(--ink)}"
