@@ -45,7 +45,7 @@ def test_one_line_a_set_with_the_scorers_side_by_side(evaluation, capsys):
     rows = [(document, f"{v} {head}", {head: v}) for head in heads for v in (0.2, 0.4, 0.6, 0.8)]
     rows += [(other, "0.1 of training", {head: 0.9}) for head in heads]
     evaluation.beside({"one": Known(), "two": Known()}, rows[:9], rows[9:], "test")
-    head, *lines = capsys.readouterr().out.strip().splitlines()
+    head, _, *lines = capsys.readouterr().out.strip().splitlines()
     assert head.startswith("| recorded, split test | n | >= .5 | Spearman: one | Spearman: two |") and len(lines) == 6
     assert lines[0] == "| rtp-scored | 4 | 2 | 1 | 1 | 1 | 1 | 0 | 0 |"
 
