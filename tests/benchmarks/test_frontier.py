@@ -1,4 +1,4 @@
-"""The frontier's pure pieces on points made by hand, and its KL against the library's."""
+"""The frontier's pure functions on handmade points, and its KL against the library's."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""The figures of the fidelity tables on numbers small enough for the hand."""
+"""The figures of the fidelity tables, computed by hand on a few numbers."""
 
 import sys
 import types
@@ -19,7 +19,7 @@ def evaluation(monkeypatch):
 
 
 class Known:
-    """A scorer that says what is written in the text."""
+    """A scorer that reads its score from the text."""
 
     def attributes(self, texts):
         return {"toxicity": np.array([float(text.split()[0]) for text in texts])}
