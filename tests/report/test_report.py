@@ -19,7 +19,7 @@ from nlf.report import report_command, write_report
 from nlf.report.plots import steps
 from nlf.report.reading import read_runs
 from nlf.report.results import MAIN_METRICS, aligned, featured, main_metric, others
-from nlf.report.samples import Scored, read_all, read_samples, scored_by, veils
+from nlf.report.samples import Scored, read_all, read_samples, scored_by, side_by_side, veils
 from nlf.report.wording import clean, clip, family, number, p_value, title
 
 
@@ -99,6 +99,19 @@ def test_samples_stand_side_by_side_worst_median_best(page):
         "8 prompts drawn at random; of each system the worst, the median and the best of 25 completions by score."
         in page.text
     )
+
+
+def test_the_shown_completions_are_the_worst_the_median_and_the_best(run):
+    found, scored = read_runs([run])[0], Scored("toxicity", False)
+    samples = read_all(found, scored, 8, 0)
+    chosen, shown = side_by_side(found, "embedded", samples, scored)
+    assert [system["id"] for system in chosen] == ["base", "best-tag", "best-tag-guidance-1"] and len(shown) == 8
+    for system, texts in zip(chosen, shown[0].texts, strict=True):
+        row = next(iter(samples[system["id"]].picked.values()))
+        toxicity = row["scores"]["local@1"]["attributes"]["toxicity"]
+        assert [text.rank for text in texts] == ["worst", "median", "best"]
+        assert [text.score for text in texts] == [max(toxicity), sorted(toxicity)[12], min(toxicity)]
+        assert [text.text for text in texts] == [row["completions"][toxicity.index(text.score)] for text in texts]
 
 
 def test_secrets_in_settings_stay_private(page):
