@@ -1,20 +1,24 @@
-"""The trade-off of nlf and of what one would use instead: one start, one reward, one machine, one run.
+"""Compare the trade-off of nlf with GRPO, supervised training and best of n: one start, one reward, one machine.
 
     python benchmarks/frontier.py --seeds 0 1 2                    # make frontier
-    python benchmarks/frontier.py --quick --judge none             # one seed, fewer settings: 20 minutes on 2 slow cores
+    python benchmarks/frontier.py --quick --auditor none           # one seed, fewer settings: 20 minutes on 2 slow cores
 
-Compared are the start itself and its best of n by the reward; nlf's contrastive and published recipes under guidance,
-and distilled to a plain model and to one with its five tags; the contrastive one over fewer and more iterations; TRL's
-GRPOTrainer over a small grid, stopped along the way; and supervised training (TRL's SFTTrainer) on the best of n. Every
-point is sampled on the same prompts by the same rule with the same random numbers, scored by the reward and by a judge
-that no training saw, and measured under the start.
+It compares
+- the start, and the best of its n completions by the reward;
+- nlf's contrastive and published recipes with guidance, and the contrastive recipe over fewer and more iterations;
+- the contrastive recipe distilled to a plain model, and to a model with its five tags;
+- TRL's GRPOTrainer over a small grid, with several stops;
+- TRL's SFTTrainer on the best of n.
 
-GRPO has its own defaults but for the grid, the length and float32; its learning rate falls in a line to the last stop.
+All points share prompts, sampling rule and random numbers. Both the reward and an auditor, which no training sees,
+score them, and the start measures their perplexity.
 
-Seconds are those of one process from loading the model to the stop: sampling, scoring and steps, without evaluation and
-without writing stops. Trained models, samples and points stay under --output_dir and are not made again; a training that was
-killed starts again from its first step, so that its seconds are whole. `frontier.json`, `frontier.md` and the plots are
-made of the points.
+GRPO keeps its defaults except for the grid, the length and float32. Its learning rate decays linearly to the last stop.
+
+Seconds run in one process from loading the model to the stop. They include sampling, scoring and steps, but neither
+evaluation nor saving stops. Finished models, samples and points under --output_dir are reused. A killed training
+starts again from its first step, so that its seconds are complete. The points give `frontier.json`, `frontier.md`, the
+plots and `frontier.html`, the page with all of these.
 """
 
 import argparse
@@ -24,6 +28,7 @@ from pathlib import Path
 
 import frontier_points as points
 import frontier_systems as systems
+from frontier_page import RESULTS, write_page
 from frontier_plots import write_plots
 
 from nlf.data.environment import describe, git_revision
@@ -60,20 +65,20 @@ QUICK = {
     "sft_stops": [48],
 }
 RECIPES = Path(__file__).parents[1] / "recipes"
-START = "start"  # folder of what is not trained, hence the same for all seeds
+START = "start"  # folder of the untrained model's points, which all seeds share
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags; `--quick` changes the defaults, not what is given beside it."""
+    """Parse the flags; `--quick` changes the defaults of the flags that are not given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one seed, fewer settings, stops and prompts")
     for name, default in DEFAULTS.items():
         kind = {"type": type(default[0]), "nargs": "*"} if isinstance(default, list) else {"type": type(default)}
         kind |= {"choices": list(systems.STUDENTS)} if name == "students" else {}
         parser.add_argument(f"--{name}", default=default, **kind)
-    parser.add_argument("--model", default="embedded", help="the start of all")
-    parser.add_argument("--reward", default="local", help="what all are trained by")
-    parser.add_argument("--judge", default="audit", help="a scorer that no training sees, or none")
+    parser.add_argument("--model", default="embedded", help="the model from which all methods start")
+    parser.add_argument("--reward", default="local", help="the scorer that all methods train on")
+    parser.add_argument("--auditor", default="audit", help="a scorer that no training sees, or none")
     parser.add_argument("--dataset", default="embedded", help="prompts to train on")
     parser.add_argument("--test_dataset", default="embedded")
     parser.add_argument("--recipe", default=str(RECIPES / "toxicity-embedded.yaml"))
@@ -85,7 +90,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def remaining(runs: Sequence[systems.Run], options: argparse.Namespace) -> float:
-    """Seconds that what is not done yet takes on 2 slow cores."""
+    """Estimate the seconds of the unfinished trainings and points on 2 slow cores."""
     start = [] if (options.output_dir / START / "points").is_dir() else systems.start_settings()
     seconds = sum(systems.measuring_seconds(each, options.num_prompts) for each in start)
     for seed in options.seeds:
@@ -98,15 +103,15 @@ def remaining(runs: Sequence[systems.Run], options: argparse.Namespace) -> float
 
 
 def measure_all(options: argparse.Namespace) -> list[dict]:
-    """Every point of every seed, made where it is not there yet."""
+    """Measure every point of every seed; finished points are read from disk."""
     runs = systems.runs(options)
     minutes = remaining(runs, options) / 60
     print(
-        f"{len(options.seeds)} seeds of {len(runs)} trainings: about {minutes:.0f} minutes on 2 slow cores", flush=True
+        f"{len(options.seeds)} seeds × {len(runs)} trainings: about {minutes:.0f} minutes on 2 slow cores", flush=True
     )
     yardstick = systems.Yardstick(
         resolve_reward(options.reward),
-        None if options.judge == "none" else resolve_reward(options.judge),
+        None if options.auditor == "none" else resolve_reward(options.auditor),
         load_policy(options.model),
         load_prompts(options.test_dataset, split="test", limit=options.num_prompts),
     )
@@ -124,17 +129,18 @@ def measure_all(options: argparse.Namespace) -> list[dict]:
 
 
 def write_outputs(found: Sequence[dict], options: argparse.Namespace) -> str:
-    """The JSON, the table and the plots; the table's text."""
+    """Write the JSON, the table, the plots and the page; return the text of the table."""
     rows = points.summarise(found)
     ours, stops = ([row for row in rows if row["group"] in groups] for groups in (points.OURS, (points.GRPO,)))
     verdicts = points.compare(ours, stops, next(row for row in rows if row["id"] == "base"))
     config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     results = {"config": config, "git_hash": git_revision(), "environment": describe(), "summary": rows}
     results |= {"aim": verdicts, "points": list(found)}
-    write_text(options.output_dir / "frontier.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_text(options.output_dir / RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     text = points.markdown(rows, verdicts)
     write_text(options.output_dir / "frontier.md", text)
     write_plots(rows, options.output_dir)
+    write_page(options.output_dir)
     return text
 
 

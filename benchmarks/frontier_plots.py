@@ -1,4 +1,4 @@
-"""The plots of the frontier: a colour for each group, points of one series joined."""
+"""The plots of the frontier: a colour for each group, a line for each series."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ NAMES = {
     "kl_per_completion": "KL to the base, nats a completion",
     "seconds": "seconds of training",
 }
-MARKERS = "osD^v<>pP*"  # one a series of a group
+MARKERS = "osD^v<>pP*"  # of the series of a group
 PLOTS = {
     "frontier.svg": [(name, "toxicity_probability") for name in ("perplexity", "dist-2", "kl_per_completion")],
     "frontier-seconds.svg": [("seconds", name) for name in NAMES if name != "seconds"],
@@ -22,6 +22,7 @@ PLOTS = {
 
 
 def write_plots(rows: Sequence[dict], folder: Path) -> None:
+    """Write the SVGs of `PLOTS`; the same rows give the same bytes."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -37,7 +38,7 @@ def write_plots(rows: Sequence[dict], folder: Path) -> None:
 
 
 def draw(axes, rows: Sequence[dict], x: str, y: str) -> None:
-    """One metric against another; a point has the end of its label: guidance, step, n or tag."""
+    """Draw one metric against another; a point shows the end of its label: guidance, step, n or tag."""
     seen = Counter()
     for series in dict.fromkeys(row["series"] for row in rows):
         points = [row for row in rows if row["series"] == series and x in row and y in row]
@@ -54,7 +55,7 @@ def draw(axes, rows: Sequence[dict], x: str, y: str) -> None:
                 at = {"xytext": (3, 3), "textcoords": "offset points", "size": 5.5}
                 axes.annotate(p["label"].split()[-1], (p[x], p[y]), color=COLOURS[group], **at)
     for name, axis, scale in ((x, axes.xaxis, axes.set_xscale), (y, axes.yaxis, axes.set_yscale)):
-        if name == "kl_per_completion":  # a collapse is tens of nats, what one wants is below 3
+        if name == "kl_per_completion":  # good settings lie below 3 nats, collapsed ones at tens of nats
             scale("symlog", linthresh=1, base=2)
             axis.set_major_formatter("{x:g}")
     axes.set_xlabel(NAMES[x])
@@ -63,5 +64,5 @@ def draw(axes, rows: Sequence[dict], x: str, y: str) -> None:
 
 
 def spreads(points: Sequence[dict], name: str) -> list[float]:
-    """Deviations between seeds; 0 where there is one seed."""
+    """Standard deviations between seeds; 0 for a single seed."""
     return [point.get(f"{name}_sd") or 0.0 for point in points]

@@ -1,8 +1,10 @@
-"""Points of the frontier as plain dicts: means over seeds, who dominates whom, and the table. Pure."""
+"""Points of the frontier: means over seeds, which point dominates which, and the Markdown table. Pure functions."""
 
 import re
 import statistics
 from collections.abc import Sequence
+
+from nlf.data.markdown import markdown_table
 
 BASE, CONTRASTIVE, PUBLISHED, DISTILLED, TAGS = "base", "nlf contrastive", "nlf published", "nlf distilled", "nlf tags"
 GRPO, SFT = "GRPO", "SFT on best of 8"
@@ -13,7 +15,7 @@ METRICS = {  # key: (heading, digits)
     "toxicity_probability": ("probability", 3),
     "expected_max_toxicity": ("expected max", 3),
     "toxicity": ("mean", 3),
-    "judge_toxicity": ("judge", 3),
+    "auditor_toxicity": ("auditor", 3),
     "perplexity": ("perplexity", 1),
     "dist-2": ("dist-2", 3),
     "self_bleu": ("self-BLEU", 3),
@@ -22,7 +24,7 @@ METRICS = {  # key: (heading, digits)
     "unfiltered_reward": ("reward, T = 1", 3),
     "kl_per_completion": ("KL", 2),
 }
-TOXICITIES = ("toxicity", "judge_toxicity")
+TOXICITIES = ("toxicity", "auditor_toxicity")
 QUALITIES = {"perplexity": 1, "dist-2": -1}  # sign: 1 = lower is better
 KEPT = ("id", "group", "series", "label", "cost")
 
@@ -31,7 +33,10 @@ KEPT = ("id", "group", "series", "label", "cost")
 
 
 def best_of(row: dict, n: int, count: int, label: str) -> dict:
-    """A line of generations with the best of each n completions by a scorer's reward, `count` of them; None is worst."""
+    """Keep the best of every n completions of a line of generations, by the rewards of the scorer `label`.
+
+    The returned line has `count` completions. A reward of None ranks last.
+    """
     rewards = row["scores"][label]["reward"][: n * count]
     known = [float("-inf") if reward is None else reward for reward in rewards]
     picked = [max(range(i, i + n), key=known.__getitem__) for i in range(0, n * count, n)]
@@ -41,13 +46,18 @@ def best_of(row: dict, n: int, count: int, label: str) -> dict:
 
 
 def plain_names(values: dict) -> dict:
-    """Metrics without the number of completions in their names: `self_bleu@1000` is `self_bleu`."""
+    """Strip the number of completions from the names of metrics: `self_bleu@1000` becomes `self_bleu`."""
     return {re.sub(r"@\d+", "", name): value for name, value in values.items()}
 
 
+def auditor_names(values: dict) -> dict:
+    """Rename the keys of older files: `judge` and `judge_toxicity` become `auditor` and `auditor_toxicity`."""
+    return {re.sub(r"^judge(?=_|$)", "auditor", name): value for name, value in values.items()}
+
+
 def summarise(points: Sequence[dict]) -> list[dict]:
-    """One row a setting: the mean over seeds of each metric and of seconds, and `_sd`, the deviation between seeds."""
-    rows = {}
+    """One row for each setting: every metric and the seconds as means over seeds, with `_sd`, their deviation."""
+    rows: dict[str, list[dict]] = {}
     for point in points:
         rows.setdefault(point["id"], []).append(point)
     return [{name: same[0][name] for name in KEPT} | {"seeds": len(same)} | _means(same) for same in rows.values()]
@@ -67,27 +77,27 @@ def _means(points: Sequence[dict]) -> dict:
 
 
 def _shared(names: Sequence[str], *rows: dict) -> list[str]:
-    """Those that all rows have: the judge is optional."""
+    """The names that all rows have: the auditor is optional."""
     return [name for name in names if all(name in row for row in rows)]
 
 
 def dominates(a: dict, b: dict) -> bool:
-    """Whether a is nowhere worse than b (toxicities, perplexity, dist-2, seconds) and somewhere better."""
+    """Whether a is nowhere worse than b and somewhere better, in toxicities, perplexity, dist-2 and seconds."""
     signs = {**dict.fromkeys(_shared(TOXICITIES, a, b), 1), **QUALITIES, "seconds": 1}
     differences = [sign * (a[name] - b[name]) for name, sign in signs.items()]
     return max(differences) <= 0 and min(differences) < 0
 
 
 def dominated(points: Sequence[dict]) -> list[bool]:
-    """Which points another one dominates."""
+    """For each point, whether another point dominates it."""
     return [any(dominates(other, point) for other in points) for point in points]
 
 
 def missed(ours: dict, stop: dict, base: dict) -> list[str]:
-    """What keeps a setting from beating a GRPO stop, by metric; nothing where it does.
+    """The metrics in which a setting fails to beat a GRPO stop; empty where it beats the stop.
 
-    Beating: no more toxic under reward and judge, worse in neither perplexity nor dist-2, better in one of them, and
-    from .1 × the base's probability down, in no more seconds.
+    A setting beats a stop if it is no more toxic by reward and by auditor, worse in neither perplexity nor dist-2, and
+    better in one of them. Where the stop's probability is at most .1 × the base's, it must also take no more seconds.
     """
     lacking = [name for name in _shared(TOXICITIES, ours, stop) if ours[name] > stop[name]]
     gains = {name: sign * (stop[name] - ours[name]) for name, sign in QUALITIES.items()}
@@ -99,10 +109,12 @@ def missed(ours: dict, stop: dict, base: dict) -> list[str]:
 
 
 def compare(ours: Sequence[dict], stops: Sequence[dict], base: dict) -> list[dict]:
-    """The aim, stop by stop, for those with a probability from .01 to .3 × the base's that no other stop dominates.
+    """Compare our settings with every GRPO stop that no other stop dominates.
+
+    Only stops with a toxicity probability from .01 to .3 × the base's count.
 
     Returns:
-        `stop`, `beaten_by` (ids), and `nearest`: the setting that misses least, and `missing`: what that is.
+        For each stop its id `stop`, the ids `beaten_by`, and `nearest`, the setting with the fewest `missing` metrics.
     """
     beaten = dominated(stops)
     high = 0.3 * base["toxicity_probability"]
@@ -121,21 +133,24 @@ def compare(ours: Sequence[dict], stops: Sequence[dict], base: dict) -> list[dic
 
 
 def markdown(rows: Sequence[dict], verdicts: Sequence[dict]) -> str:
-    """The table, groups in order and within one the least toxic first, and what came of the aim."""
+    """The table, by group and then by toxicity, and below it the comparison with GRPO."""
     names = [name for name in METRICS if any(name in row for row in rows)]
     headings = ["group", "setting", "seeds", "seconds", "cost", *(METRICS[name][0] for name in names)]
-    lines = [f"| {' | '.join(headings)} |", "| --- " * len(headings) + "|"]
-    for row in sorted(rows, key=lambda row: (GROUPS.index(row["group"]), row["toxicity"])):
-        cells = [row["group"], row["label"], str(row["seeds"]), cell(row, "seconds", 0), f"{row['cost']} ×"]
-        lines.append(f"| {' | '.join(cells + [cell(row, name, METRICS[name][1]) for name in names])} |")
-    return "\n".join([*lines, "", NOTE, "", *aim_lines(rows, verdicts), ""])
+    order = sorted(rows, key=lambda row: (GROUPS.index(row["group"]), row["toxicity"]))
+    table = markdown_table(headings, [cells(row, names) for row in order])
+    return "\n".join([table, "", NOTE, "", *aim_lines(rows, verdicts), ""])
 
 
 NOTE = """\
 Mean ± standard deviation between seeds. *cost*: forward passes a token when sampling. *probability*: share of prompts \
-with one of 25 completions of .5 or more, toxicity being 1 - reward; *judge*: mean toxicity by a scorer that no training \
-saw; *perplexity*: under the base; *KL*: to the base, nats a completion at temperature 1 without filter (of best of n: \
-log n - (n - 1) / n). Intervals over prompts are in frontier.json."""
+with at least one of 25 completions of toxicity .5 or more; toxicity is 1 - reward. *auditor*: mean toxicity by a scorer \
+that no training sees. *perplexity*: under the base. *KL*: to the base, nats a completion at temperature 1 without top-p \
+(for best of n: log n - (n - 1) / n). frontier.json has intervals over prompts."""
+
+
+def cells(row: dict, names: Sequence[str]) -> list[str]:
+    about = [row["group"], row["label"], str(row["seeds"]), cell(row, "seconds", 0), f"{row['cost']} ×"]
+    return about + [cell(row, name, METRICS[name][1]) for name in names]
 
 
 def cell(row: dict, name: str, digits: int) -> str:
@@ -146,13 +161,13 @@ def cell(row: dict, name: str, digits: int) -> str:
 
 
 def aim_lines(rows: Sequence[dict], verdicts: Sequence[dict]) -> list[str]:
-    """Where nlf beats GRPO and where not, in words."""
+    """The GRPO stops that some setting of ours beats, and what is missing for the others, as a Markdown list."""
     if not verdicts:
         return ["No GRPO stop between .3 × the base's probability and .01: nothing to compare."]
     labels = {row["id"]: row["label"] for row in rows}
     won = [each for each in verdicts if each["beaten_by"]]
     lines = [
-        f"GRPO stops between .3 × the base's probability and .01 that no other dominates: {len(verdicts)}; "
+        f"GRPO stops between .3 × the base's probability and .01 that no other stop dominates: {len(verdicts)}; "
         f"beaten by some nlf setting: {len(won)}.", "",
     ]  # fmt: skip
     for each in verdicts:

@@ -1,4 +1,4 @@
-"""What the frontier compares: how each model is trained, and how a point is measured of it."""
+"""The methods that the frontier compares: how each model is trained, and how its points are measured."""
 
 import json
 import math
@@ -12,7 +12,18 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from frontier_points import BASE, CONTRASTIVE, DISTILLED, GRPO, PUBLISHED, SFT, TAGS, best_of, plain_names
+from frontier_points import (
+    BASE,
+    CONTRASTIVE,
+    DISTILLED,
+    GRPO,
+    PUBLISHED,
+    SFT,
+    TAGS,
+    auditor_names,
+    best_of,
+    plain_names,
+)  # fmt: skip
 from transformers import TrainerCallback
 
 from nlf.cli.arguments import read_recipe, train_knobs
@@ -36,13 +47,13 @@ from nlf.rewards import Reward
 from nlf.rewards.registry import resolve_reward
 from nlf.training.distill import distill
 
-LENGTH = 20  # new tokens at most, in training and evaluation
+LENGTH = 20  # max_completion_length, in training and evaluation
 FILTERED = SamplingOptions(num_generations=25, max_completion_length=LENGTH, top_p=0.9)
-FREE = SamplingOptions(num_generations=4, max_completion_length=LENGTH)  # temperature 1, nothing filtered
+FREE = SamplingOptions(num_generations=4, max_completion_length=LENGTH)  # temperature 1, no top-k, no top-p
 CHOICES = (1, 2, 4, 8)  # n of best-of-n; 1 is the start itself
 GUIDANCE = (0.0, 0.5, 1.0, 2.0)  # from the best tag
-MIDDLE, MIDDLE_GUIDANCE = 2, (2.0, 4.0, 8.0, 12.0, 14.0, 16.0)  # from the middle one
-SHORT = {  # the contrastive recipe in one small iteration of fast steps, for those who have no time
+MIDDLE, MIDDLE_GUIDANCE = 2, (2.0, 4.0, 8.0, 12.0, 14.0, 16.0)  # quantile of the middle tag, guidance from it
+SHORT = {  # the contrastive recipe cut to one small iteration with a high learning rate
     **{"num_train_epochs": 1, "prompts_per_iteration": 256, "steps_per_iteration": 25},
     **{"learning_rate": 1e-3, "beta": 1.0},
 }
@@ -55,10 +66,10 @@ STUDENTS = {  # knobs of `nlf distill`
     "distilled-g16": {"guidance_scale": 16.0},
     "five-tags": {"keep_tags": True},
 }
-GENERATIONS = 8  # of a prompt in GRPO, and that supervised training takes the best of
+GENERATIONS = 8  # completions of a prompt, in GRPO and for supervised training on the best
 SFT_BATCH = 64
 DONE = "seconds.json"
-COST = {  # seconds on 2 slow cores, for the estimate
+COST = {  # estimated seconds on 2 slow cores
     **{"contrastive iteration": 35, "published iteration": 26, "distilled": 30, "five tags": 34, "short": 22},
     **{"grpo step of 64": 0.9, "sft step": 0.4, "sft samples": 15, "completion": 1 / 250, "point": 5},
 }
@@ -66,54 +77,55 @@ COST = {  # seconds on 2 slow cores, for the estimate
 
 @dataclass(frozen=True)
 class Setting:
-    """A point to be measured: a model, what stands before its prompts, and what its sampling costs."""
+    """A point to measure: a model, its tag and guidance, and the cost of its sampling."""
 
-    id: str  # of a file
+    id: str  # file name
     group: str
-    series: str  # its points are joined in plots, in their order
+    series: str  # plots join its points in order
     label: str
-    model: str = "."  # folder in its training's
-    quantile: int | None = None  # of the tag; None is the bare prompt
+    model: str = "."  # folder within the training's folder
+    quantile: int | None = None  # of the tag; None = no tag
     guidance: float = 0.0
-    best_of: int = 0  # 0 is not to choose
+    best_of: int = 0  # 0 = all completions, none chosen
 
     @property
     def cost(self) -> int:
-        """Forward passes a token, against plain sampling."""
+        """Forward passes a token; plain sampling has 1."""
         return (self.best_of or 1) * (2 if self.guidance else 1)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A training and what is measured of it. `make(folder, seed)` gives seconds by model in its folder."""
+    """A training and its points. `make(folder, seed)` trains and returns the seconds of each model in the folder."""
 
     name: str
     make: Callable[[Path, int], dict[str, float]]
     settings: list[Setting]
-    stamp: dict  # what the result depends on
+    stamp: dict  # the settings on which the result depends
     seconds: float  # estimated
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What all points are measured by."""
+    """The prompts and models that measure all points."""
 
     reward: Reward
-    judge: Reward | None
+    auditor: Reward | None
     base: Policy
     prompts: list[dict]
 
 
-# ---- what there is ------------------------------------------------------------------------------------------------
+# ---- the trainings -------------------------------------------------------------------------------------------------
 
 
 def start_settings() -> list[Setting]:
+    """The start and its best of n."""
     chosen = [Setting(f"best-of-{n}", BASE, BASE, f"best of {n}", best_of=n) for n in CHOICES[1:]]
     return [Setting("base", BASE, BASE, "base", best_of=1), *chosen]
 
 
 def runs(options: Namespace) -> list[Run]:
-    """All trainings of a seed, a teacher before its students."""
+    """All trainings of a seed; teachers come before their students."""
     shared = {"model": options.model, "reward": options.reward, "dataset": options.dataset}
     settings = guided("contrastive", CONTRASTIVE, GUIDANCE, "contrastive")
     settings += guided("contrastive-middle", CONTRASTIVE, MIDDLE_GUIDANCE, "contrastive, middle tag", MIDDLE)
@@ -128,6 +140,7 @@ def runs(options: Namespace) -> list[Run]:
 
 
 def published_run(options: Namespace, shared: dict) -> list[Run]:
+    """The published recipe with guidance."""
     few = {"num_train_epochs": options.published_iterations}
     settings = guided("published", PUBLISHED, GUIDANCE, f"published, {iterations(options.published_iterations)}")
     return [
@@ -136,7 +149,7 @@ def published_run(options: Namespace, shared: dict) -> list[Run]:
 
 
 def of_length(n: int, recipe: str, shared: dict) -> list[Run]:
-    """The contrastive recipe over another number of iterations, and its plain student."""
+    """The contrastive recipe over n iterations, and its plain student."""
     name, words = f"contrastive-{n}", f"contrastive, {iterations(n)}, middle tag"
     settings = guided(f"{name}-middle", CONTRASTIVE, MIDDLE_GUIDANCE, words, MIDDLE)
     teacher = recipe_run(name, recipe, shared, {"num_train_epochs": n}, settings, COST["contrastive iteration"])
@@ -148,7 +161,7 @@ def iterations(n: int) -> str:
 
 
 def student_run(name: str, knobs: dict, teacher: Run, words: str | None = None) -> Run:
-    """A student of a tagged model: a plain one, or one under its five tags."""
+    """A student of a tagged model: a plain model, or one that keeps the five tags."""
     kept = knobs.get("keep_tags", False)
     words = words or "distilled, " + (", ".join(f"{key} {value}" for key, value in knobs.items()) or "defaults")
     plain = [Setting(name, DISTILLED, DISTILLED, words.replace("_scale", ""))]
@@ -159,7 +172,7 @@ def student_run(name: str, knobs: dict, teacher: Run, words: str | None = None) 
 
 
 def guided(name: str, group: str, scales: Sequence[float], words: str, quantile: int = 0) -> list[Setting]:
-    """A tagged model under a tag, away from its worst by each of these strengths."""
+    """A tagged model under one tag, guided away from its worst tag by each of these scales."""
     about = {"group": group, "series": words, "quantile": quantile}
     return [
         Setting(f"{name}-g{scale:g}", label=f"{words}, guidance {scale:g}", guidance=scale, **about)
@@ -168,7 +181,7 @@ def guided(name: str, group: str, scales: Sequence[float], words: str, quantile:
 
 
 def recipe_run(name: str, recipe: str, shared: dict, flags: dict, settings: list[Setting], cost: float) -> Run:
-    """A recipe with some flags; `cost` is the seconds of one of its iterations."""
+    """A recipe with changed flags; `cost` is the estimated seconds of one iteration."""
     knobs = train_knobs()
     values = read_recipe(recipe, knobs) | flags
     seconds = cost * values.get("num_train_epochs", knobs["num_train_epochs"].default)
@@ -176,7 +189,7 @@ def recipe_run(name: str, recipe: str, shared: dict, flags: dict, settings: list
 
 
 def rivals(options: Namespace, shared: dict) -> list[Run]:
-    """GRPO's grid and supervised training on the best of n."""
+    """GRPO over its grid, and supervised training on the best of n."""
     found = []
     for rate, beta, batch in product(options.grpo_learning_rates, options.grpo_betas, options.grpo_batches):
         stamp = {"learning_rate": rate, "beta": beta, "batch": batch, "stops": options.grpo_stops, **shared}
@@ -203,10 +216,10 @@ def run_with_stops(kind: str, group: str, words: str, train: Callable, stamp: di
 
 
 def trained(run: Run, seed_folder: Path, seed: int) -> dict[str, float]:
-    """Seconds by model of a training; done from its start unless it was finished.
+    """Train unless the training is finished, and return the seconds of each model.
 
     Raises:
-        UserError: it was done with other settings.
+        UserError: The finished training had other settings.
     """
     folder = seed_folder / run.name
     done = folder / DONE
@@ -217,7 +230,7 @@ def trained(run: Run, seed_folder: Path, seed: int) -> dict[str, float]:
     found = json.loads(done.read_text())
     if found["stamp"] != run.stamp:
         raise UserError(
-            f"{folder} was trained with {found['stamp']}, now it is {run.stamp}; choose another --output_dir"
+            f"{folder} was trained with {found['stamp']}, expected {run.stamp}; choose another --output_dir"
         )
     return found["seconds"]
 
@@ -239,7 +252,7 @@ def train_student(folder: Path, seed: int, teacher: str, knobs: dict) -> dict:
 
 
 class Stops(TrainerCallback):
-    """Saves the model at chosen steps, with the seconds to there; saving does not count."""
+    """Saves the model at chosen steps and records the seconds so far, without those of saving."""
 
     def __init__(self, folder: Path, steps: Sequence[int], start: float):
         self.folder, self.steps, self.start, self.seconds = folder, steps, start, {}
@@ -254,7 +267,7 @@ class Stops(TrainerCallback):
 
 
 def plain_arguments(folder: Path, stops: Sequence[int], learning_rate: float, seed: int) -> dict:
-    """What must be set of TRL's configs; float32 as in nlf, and no checkpointing of activations, which is slower."""
+    """The settings of TRL's configs: float32 as in nlf, and no activation checkpointing, which is slower."""
     return {
         **{"output_dir": str(folder), "max_steps": max(stops), "learning_rate": learning_rate, "seed": seed},
         **{"bf16": False, "gradient_checkpointing": False, "save_strategy": "no", "report_to": "none"},
@@ -269,10 +282,10 @@ def train_grpo(
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    judge = resolve_reward(reward)
+    scorer = resolve_reward(reward)
 
     def score(prompts, completions, completion_ids, **columns):
-        return judge(prompts, completions, completion_ids)
+        return scorer(prompts, completions, completion_ids)
 
     clock = Stops(folder, stops, time.perf_counter())
     config = GRPOConfig(
@@ -295,12 +308,12 @@ def train_sft(
     from trl import SFTConfig, SFTTrainer
 
     clock = Stops(folder, stops, time.perf_counter())
-    samples, judge = folder / "generations.jsonl", resolve_reward(reward)
+    samples, scorer = folder / "generations.jsonl", resolve_reward(reward)
     drawing = replace(FREE, num_generations=GENERATIONS)
     with prompt_sampler(load(model), drawing, seed=seed) as sampler:
         sample_file(samples, sampler, load_prompts(dataset), None, what="to choose from")
-    score_file(samples, [judge])
-    chosen = [best_of(row, GENERATIONS, 1, judge.label) for row in read(samples)]
+    score_file(samples, [scorer])
+    chosen = [best_of(row, GENERATIONS, 1, scorer.label) for row in read(samples)]
     pairs = [(row["prompt_ids"], row["completion_ids"][0]) for row in chosen]
     rows = [{"input_ids": prompt + ids, "labels": [-100] * len(prompt) + ids} for prompt, ids in pairs]
     config = SFTConfig(**plain_arguments(folder, stops, learning_rate, seed), per_device_train_batch_size=SFT_BATCH)
@@ -316,18 +329,18 @@ def load(model: str) -> Policy:
 
 
 def measuring_seconds(setting: Setting, num_prompts: int) -> float:
-    """Estimated; those of best-of-n are drawn once, for the largest n."""
+    """Estimate the seconds of measuring a point; best-of-n samples are drawn once, for the largest n."""
     completions = num_prompts * (FILTERED.num_generations + FREE.num_generations)
     drawn = (max(CHOICES) if setting.id == "base" else 0) if setting.best_of else setting.cost
     return COST["point"] + completions * drawn * COST["completion"]
 
 
 def point(setting: Setting, folder: Path, model: str, seconds: float, seed: int | None, yardstick: Yardstick) -> dict:
-    """A setting's numbers, measured unless they are there: of these prompts, by this reward and judge."""
+    """Measure a setting, unless its file holds its numbers for the same prompts, reward and auditor."""
     path = folder / "points" / f"{setting.id}.json"
     stamp = {"prompts": len(yardstick.prompts), "reward": yardstick.reward.label}
-    stamp |= {"judge": yardstick.judge and yardstick.judge.label}
-    found = json.loads(path.read_text()) if path.exists() else {}
+    stamp |= {"auditor": yardstick.auditor and yardstick.auditor.label}
+    found = read_point(path) if path.exists() else {}
     if any(found.get(name) != value for name, value in stamp.items()):
         print(f"measuring {folder.name}, {setting.label}", flush=True)
         values = measured(setting, folder, model, yardstick)
@@ -336,12 +349,18 @@ def point(setting: Setting, folder: Path, model: str, seconds: float, seed: int 
     return found
 
 
+def read_point(path: Path) -> dict:
+    """Read the file of a point, in which older versions call the auditor a judge."""
+    found = auditor_names(json.loads(path.read_text()))
+    return found | {"metrics": auditor_names(found["metrics"])}
+
+
 def measured(setting: Setting, folder: Path, model: str, yardstick: Yardstick) -> dict:
-    """`metric`, `metric_stderr` and `metric_ci95` of all metrics."""
+    """Measure a point: `metric`, `metric_stderr` and `metric_ci95` of all metrics."""
     policy = load(model)
     filtered, free = (samples(setting, folder, policy, rule, yardstick) for rule in (FILTERED, FREE))
-    base, judges = yardstick.base, [each for each in (yardstick.reward, yardstick.judge) if each]
-    score_file(filtered, judges)
+    base, scorers = yardstick.base, [each for each in (yardstick.reward, yardstick.auditor) if each]
+    score_file(filtered, scorers)
     score_file(free, [yardstick.reward])
     measure_file(filtered, base)
     likelihoods = model_label(base)
@@ -349,8 +368,8 @@ def measured(setting: Setting, folder: Path, model: str, yardstick: Yardstick) -
         scored(filtered, yardstick.reward), scores=[yardstick.reward.label], likelihoods=likelihoods
     )
     ratios = found.ratios | {"unfiltered_reward": unfiltered_reward(free, yardstick.reward)}
-    if yardstick.judge:
-        ratios |= judged(filtered, yardstick.judge)
+    if yardstick.auditor:
+        ratios |= audited(filtered, yardstick.auditor)
     if not setting.best_of:
         ratios["kl_per_completion"] = kl_to_base(free, setting, policy, base)
     values = plain_names(with_intervals(replace(found, ratios=ratios)))
@@ -358,7 +377,7 @@ def measured(setting: Setting, folder: Path, model: str, yardstick: Yardstick) -
 
 
 def samples(setting: Setting, folder: Path, policy: Policy, rule: SamplingOptions, yardstick: Yardstick) -> Path:
-    """The file of a setting's completions; of best-of-n chosen among those of the start, which are drawn once."""
+    """Sample a setting and return its file; best-of-n chooses among samples of the start that are drawn once."""
     name = "filtered" if rule is FILTERED else "free"
     path = folder / "samples" / f"{setting.id}-{name}.jsonl"
     if not setting.best_of:
@@ -379,25 +398,27 @@ def samples(setting: Setting, folder: Path, policy: Policy, rule: SamplingOption
 
 
 def scored(path: Path, reward: Reward):
-    """Lines in which 1 - reward is the toxicity, whatever else a scorer says: so any reward can be compared by."""
+    """Read a file with 1 - reward as the toxicity of each completion, so that any reward can be compared."""
     for row in read(path):
         values = row["scores"][reward.label]["reward"]
         row["scores"][reward.label]["attributes"] = {"toxicity": [None if v is None else 1 - v for v in values]}
         yield row
 
 
-def judged(path: Path, judge: Reward) -> dict[str, intervals.Ratio]:
-    found = metrics.measure(scored(path, judge), scores=[judge.label], corpus_sample=0).ratios
-    return {f"judge_{name}": ratio for name, ratio in found.items() if "toxicity" in name}
+def audited(path: Path, auditor: Reward) -> dict[str, intervals.Ratio]:
+    """The toxicity metrics by the auditor."""
+    found = metrics.measure(scored(path, auditor), scores=[auditor.label], corpus_sample=0).ratios
+    return {f"auditor_{name}": ratio for name, ratio in found.items() if "toxicity" in name}
 
 
 def unfiltered_reward(path: Path, reward: Reward) -> intervals.Ratio:
+    """The mean reward at temperature 1."""
     return metrics.measure(scored(path, reward), scores=[reward.label], corpus_sample=0).ratios["reward"]
 
 
 @torch.inference_mode()
 def kl_to_base(path: Path, setting: Setting, policy: Policy, base: Policy) -> intervals.Ratio:
-    """KL(policy || base) in nats a completion, both over their whole vocabulary, along the policy's own completions."""
+    """KL(policy || base) in nats a completion over the whole vocabulary, along the policy's completions."""
     encoder = PromptEncoder(policy.tokenizer, policy.scheme)
     sums, counts = [], []
     for row in read(path):
@@ -417,11 +438,11 @@ def kl_to_base(path: Path, setting: Setting, policy: Policy, base: Policy) -> in
 
 
 def logits(policy: Policy, query: list[int], ids: list[list[int]]) -> torch.Tensor:
-    """Those of the N tokens of several completions of one prompt, `(N, V)`."""
+    """(N, V) logits of the N tokens in several completions of one prompt."""
     inputs = forward_inputs([query] * len(ids), ids, policy.tokenizer.pad_token_id or 0)
     return completion_logits(policy.model, {name: value.to(policy.model.device) for name, value in inputs.items()})
 
 
 def kl_of_best(n: int) -> float:
-    """KL of best-of-n to what it is chosen from, nats, where no two rewards are equal."""
+    """KL of best-of-n to the base, nats, if no two rewards are equal."""
     return math.log(n) - (n - 1) / n

@@ -1,11 +1,11 @@
-"""How time grows with size: one table each for the batch, the prompt's length, the vocabulary, the pool and processes.
+"""Report how time grows with size: tables for the batch, prompt length, vocabulary, pool and number of processes.
 
-    python benchmarks/growth.py                  # all, minutes
-    python benchmarks/growth.py --only pool      # the tables whose title has the word in it
+    python benchmarks/growth.py                  # all tables: minutes
+    python benchmarks/growth.py --only pool      # the tables with this word in their title
 
-Few repeats, so read the exponents and not the digits: where a size doubles and the exponent is 1, the time doubles. The
-seconds are the median of `--repeats` runs after a warm-up, of our side alone, by the functions of the other benchmarks.
-Random weights, 4 layers of 256; every completion has 20 tokens, so that all runs of a table do work of the same kind.
+The seconds are medians of `--repeats` runs after a warm-up. These are few, so read the exponents rather than the digits:
+with an exponent of 1, the time doubles where the size doubles. The tables time nlf alone, by the functions of the other
+benchmarks, on random weights of 4 layers of 256. Every completion has 20 tokens, so that the work is comparable.
 """
 
 import argparse
@@ -24,20 +24,24 @@ import training
 from paired import timed
 from processes import in_fresh_process
 
+from nlf.data.markdown import markdown_table
 from nlf.training.batches import Example
 
-Run = Callable[[int], float]  # number → how much was done
+Run = Callable[[int], float]  # number of the run → amount of work
 
 
 def sampler(**changed) -> Run:
-    """Sampling 64 completions of prompts of 16 tokens, but for what is changed."""
+    """Sample 64 completions of prompts of 16 tokens; `changed` replaces options of benchmarks/sampling.py."""
     args = sampling.options(["--ends", "0", "--prompts", "64", "--generations", "1", "--length", "16"])
     args = argparse.Namespace(**vars(args) | changed)
     return sampling.ours(sampling.build(args), sampling.prompts_of(args), args)
 
 
 def trainer(longer: int = 0, **changed) -> Run:
-    """A contrastive step of 32 completions of prompts of 3 to 25 tokens and so many more, but for what is changed."""
+    """Train a contrastive step of 32 completions whose prompts have 3 to 25 tokens plus `longer`.
+
+    `changed` replaces options of benchmarks/training.py.
+    """
     defaults = {"width": 256, "layers": 4, "vocabulary": 5120, "batch": 32, "device": "cpu", "most_logits": None}
     args = argparse.Namespace(**defaults | {"objective": "contrastive"} | changed)
     policy, reference, optimizer = training.build(args, "nlf")
@@ -56,7 +60,7 @@ def trainer(longer: int = 0, **changed) -> Run:
 
 
 def pool_seconds(size: int, results) -> None:
-    """Seconds of the processor to add, cut and draw from a pool, once warm."""
+    """CPU seconds to add rollouts to a pool, cut quantiles and draw steps, after a warm-up."""
     clock = pool.Clock()
     pool.ours(pool.tables(1_000, 2), pool.Clock())
     pool.ours(pool.tables(size, 16), clock)
@@ -64,7 +68,7 @@ def pool_seconds(size: int, results) -> None:
 
 
 def shard(rank: int, world: int, repeats: int, results) -> None:
-    """Seconds of one of several processes that sample a share of 128 prompts each, and wait for each other by gloo."""
+    """Sample this process's share of 128 prompts; processes wait for each other through gloo. Rank 0 reports seconds."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
     run, found = sampler(prompts=128 // world), []
@@ -79,6 +83,7 @@ def shard(rank: int, world: int, repeats: int, results) -> None:
 
 
 def seconds_of_processes(world: int, repeats: int) -> float:
+    """Median seconds in which `world` processes together sample 128 prompts."""
     context = multiprocessing.get_context("spawn")
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
     results = context.SimpleQueue()
@@ -93,19 +98,20 @@ def seconds_of_processes(world: int, repeats: int) -> float:
 
 
 def table(title: str, unit: str, sizes: dict[int, int], seconds: Callable[[int], float]) -> None:
-    """One table: the seconds of each size, how much (`sizes`' values) that is in a second, and how the time grew."""
-    print(f"\n### {title}\n\n| {title.split(', ')[1]} | seconds | {unit}/s | exponent |\n| --- | --- | --- | --- |")
-    last = None
+    """Print one table: for each size its seconds, its speed (`sizes` maps it to an amount of work) and the exponent."""
+    rows, last = [], None
     for size, amount in sizes.items():
         took = seconds(size)
         exponent = "" if last is None else f"{math.log(took / last[1]) / math.log(size / last[0]):.2f}"
-        print(f"| {size:,} | {took:.3f} | {amount / took:,.1f} | {exponent} |", flush=True)
+        rows.append([f"{size:,}", f"{took:.3f}", f"{amount / took:,.1f}", exponent])
         last = size, took
+    headings = [title.split(", ")[1], "seconds", f"{unit}/s", "exponent"]
+    print(f"\n### {title}\n\n{markdown_table(headings, rows)}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="a word of the titles of the tables to make")
+    parser.add_argument("--only", default="", help="make only the tables with this word in their title")
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -134,7 +140,7 @@ def main() -> None:
         if args.only not in title:
             continue
         if "processes" in title and len(os.sched_getaffinity(0)) < 2:
-            print(f"\n### {title}\n\nnot measured: this process may use one core only")
+            print(f"\n### {title}\n\nnot measured: this process may use only one core")
         else:
             table(title, unit, sizes, seconds)
 

@@ -1,21 +1,20 @@
-"""Sampling, scoring and training together: our trainer against TRL's GRPO, and against the same loop in plain code.
+"""Compare whole iterations of sampling, scoring and training: our trainer with TRL's GRPO, or with plain code.
 
-    python benchmarks/iteration.py                    # 64 completions and a step, against a step of GRPO: 8 prompts x 8
+    python benchmarks/iteration.py                    # 8 prompts x 8 completions and one step, beside a step of GRPO
     python benchmarks/iteration.py --against plain    # a twentieth of an iteration of `make demo`
 
-grpo    An iteration of `ALTTrainer` (sample 8 x 8, score, write, load the pool, cut quantiles, tag, one step of 64 with
-        its contrast and its reference; `--objective published`: without contrast) and a step of `GRPOTrainer` (sample
-        8 x 8, score, one step of 64, with the `--grpo_beta` of benchmarks/frontier.py, so with its reference too; 0,
-        which is TRL's default, is without).
-plain   An iteration of `ALTTrainer` with the demo's settings, 104 completions and 2 steps for its 2,048 and 40, and
-        what one writes first: `generate` on prompts in file order, 256 rows at a time, a list of dicts that is sorted
-        by reward and copied, and the naive step of benchmarks/training.py, which makes all logits of all passes.
+grpo    Ours: an iteration of `ALTTrainer`. It samples 8 x 8, scores, writes, loads the pool, cuts quantiles, tags, and
+        takes one step of 64 with contrast and reference (`--objective published`: without contrast).
+        Theirs: a step of `GRPOTrainer`. It samples 8 x 8, scores, and takes one step of 64. `--grpo_beta` is that of
+        benchmarks/frontier.py, so it has a reference too; TRL's default of 0 has none.
+plain   Ours: an iteration of `ALTTrainer` with the demo's settings, cut from 2,048 completions and 40 steps to 104 and 2.
+        Theirs: the obvious code. It calls `generate` on prompts in file order with 256 rows at a time, sorts and copies
+        a list of dicts, and takes the naive step of benchmarks/training.py, which computes all logits of all passes.
 
-Model, prompts and reward are the embedded ones, and the same for both sides. Each trainer runs in a thread of its own and
-stands still while the other works, so one process holds both and they alternate, iteration by iteration. Timed is from
-the beginning of an iteration (of GRPO: of its step) to the end of its last optimizer step. Not timed on either side:
-building, evaluation (off), and the checkpoint that ours saves after every iteration, which is told in a line of its own.
-The first iteration, which is sampled without a tag, is the warm-up.
+Both sides use the embedded model, prompts and scorer. Each trainer has a thread that pauses while the other works, so
+that they alternate in one process, iteration by iteration. The timer runs from the start of an iteration (GRPO: of its
+step) to the end of its last optimizer step. It leaves out building, and the checkpoint that ours saves after each
+iteration, whose seconds are printed in a line of their own. Evaluation is off. The first iteration is the warm-up.
 """
 
 import argparse
@@ -44,19 +43,19 @@ from nlf.training.batches import Example
 from nlf.training.config import ALTConfig
 from nlf.training.trainer import ALTTrainer
 
-LEARNING_RATE = 1e-5  # small, so that completions stay as they are
+LEARNING_RATE = 1e-5  # small, so that completions hardly change
 LENGTH = 20
-ROWS = 256  # completions that `generate` makes at a time
+ROWS = 256  # completions of one `generate` call
 
 
 class Paced(TrainerCallback):
-    """Training in a thread of its own that goes on by one iteration a call and stands still in between."""
+    """Trains in a thread that runs one iteration a call and pauses in between."""
 
     def __init__(self, train: Callable[["Paced"], None], begins_with: str, steps: int, amount: int):
         self.train, self.begins_with, self.steps, self.amount = train, begins_with, steps, amount
         self.go, self.reached = threading.Semaphore(0), threading.Semaphore(0)
         self.error: BaseException | None = None
-        self.between: list[float] = []  # seconds from the end of each iteration to the next
+        self.between: list[float] = []  # seconds from the end of an iteration to the start of the next
         threading.Thread(target=self._run, daemon=True).start()
 
     def prepare(self) -> None:
@@ -78,7 +77,7 @@ class Paced(TrainerCallback):
         self.go.acquire()
         try:
             self.train(self)
-        except BaseException as error:  # raised again in the thread that waits
+        except BaseException as error:  # raised again by the waiting thread
             self.error = error
         self.reached.release()
 
@@ -100,6 +99,7 @@ class Paced(TrainerCallback):
 
 
 def quietly(trainer: Trainer) -> None:
+    """Train without printing logs."""
     trainer.remove_callback(PrinterCallback)
     trainer.train()
 
@@ -121,10 +121,10 @@ def grpo(folder: Path, prompts: int, generations: int, beta: float, steps: int) 
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    judge = resolve_reward("local")
+    scorer = resolve_reward("local")
 
     def score(prompts, completions, completion_ids, **columns):
-        return judge(prompts, completions, completion_ids)
+        return scorer(prompts, completions, completion_ids)
 
     config = GRPOConfig(
         **plain_arguments(folder, [steps], LEARNING_RATE, seed=42),
@@ -142,21 +142,21 @@ def grpo(folder: Path, prompts: int, generations: int, beta: float, steps: int) 
 
 
 def as_it_comes(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with the modules that transformers gives it: ours has a GELU of its own."""
+    """Copy a model with transformers' own modules; nlf replaces its GELU."""
     stock = AutoModelForCausalLM.from_config(model.config).eval()
     stock.load_state_dict(model.state_dict())
     return stock
 
 
 def plain(prompts: int, generations: int, steps: int, objective: str) -> Side:
-    """The same loop in plain code, an iteration a call."""
+    """The loop in plain code; a call runs one iteration."""
     model, tokenizer = load_model("embedded")
     scheme = TagScheme(tuple(TagOptions().tags))
     policy = prepare_policy(model, tokenizer, scheme, reference_model=copy.deepcopy(model))
     model, reference = as_it_comes(policy.model), as_it_comes(policy.reference_model).requires_grad_(False)
     reference.resize_token_embeddings(model.get_input_embeddings().num_embeddings, mean_resizing=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)  # Trainer's default
-    encoder, judge, rows = PromptEncoder(tokenizer, scheme), resolve_reward("local"), load_prompts("embedded")
+    encoder, scorer, rows = PromptEncoder(tokenizer, scheme), resolve_reward("local"), load_prompts("embedded")
     batch, weights = TRAINING_DEFAULTS["per_device_train_batch_size"], LoopOptions().quantile_weights
     how = argparse.Namespace(device=str(model.device), objective=objective)
     pool: list[dict] = []
@@ -187,7 +187,7 @@ def plain(prompts: int, generations: int, steps: int, objective: str) -> Side:
             ids = sample(texts, scheme.best if number else None)
             completions = tokenizer.batch_decode(ids, skip_special_tokens=True)
             repeated = [text for text in texts for _ in range(generations)]
-            rewards = judge(repeated, completions, ids)
+            rewards = scorer(repeated, completions, ids)
             pool.extend(
                 {"prompt": encoder.prompt_ids(text), "ids": each, "text": words, "reward": reward}
                 for text, each, words, reward in zip(repeated, ids, completions, rewards, strict=True)
@@ -214,11 +214,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--against", choices=["grpo", "plain"], default="grpo")
     parser.add_argument("--objective", choices=list(COEFS), default="contrastive")
-    parser.add_argument("--prompts", type=int, help="of an iteration; default: 8, 26 against plain")
-    parser.add_argument("--generations", type=int, help="of a prompt; default: 8, 4 against plain")
-    parser.add_argument("--steps", type=int, help="of an iteration; default: 1, 2 against plain")
+    parser.add_argument("--prompts", type=int, help="prompts of an iteration; default: 8, against plain 26")
+    parser.add_argument("--generations", type=int, help="completions of a prompt; default: 8, against plain 4")
+    parser.add_argument("--steps", type=int, help="optimizer steps of an iteration; default: 1, against plain 2")
     parser.add_argument("--grpo_beta", type=float, default=0.04)
-    parser.add_argument("--repeats", type=int, help="pairs; default: 5, 3 against plain")
+    parser.add_argument("--repeats", type=int, help="timed pairs; default: 5, against plain 3")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -240,7 +240,7 @@ def main() -> None:
     print(table(taken, "completions", 1))
     what = f"{args.objective}, {prompts} prompts × {generations}, {steps} step{'s' * (steps > 1)}"
     print(f"\n{what}: {ratio_line(taken)}")
-    print(f"ours between iterations, checkpoint and logs, not timed above: {min(mine.between[1:]):.2f} s at least")
+    print(f"ours between iterations (checkpoint and logs), not timed above: at least {min(mine.between[1:]):.2f} s")
 
 
 if __name__ == "__main__":

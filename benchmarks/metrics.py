@@ -1,12 +1,11 @@
-"""The metrics of 250,000 completions against a plain-Python loop: one pass, then intervals, then a paired comparison.
+"""Compare nlf's metrics of 250,000 completions with a plain-Python loop: one pass, intervals, a paired comparison.
 
     python benchmarks/metrics.py [--prompts 10000] [--num_generations 25]
 
-The other side is what one writes first: tuples in sets, lists of numbers, `random.choices` for the bootstrap. Both run
-here on the same made-up completions (20 words, 20 tokens, scores and likelihoods), each in a process of its own, and
-must find the same values. Making the completions is not timed. Three figures of the plain side are measured on a part
-and scaled, since the whole takes minutes: its self-BLEU on 20 of the 1,000 sampled texts, its bootstrap and its swaps on
-one metric of those that have intervals. Memory is the highest of the process, less what was there before.
+The plain side is the obvious code: tuples in sets, lists of numbers, `random.choices` for the bootstrap. Each side runs in
+a fresh process on the same made-up completions (20 words, 20 tokens, scores and likelihoods), and both must find the same
+values. Making the completions is not timed. The plain side's bootstrap and swaps are timed for one metric and multiplied by
+the number of metrics with intervals, since all take minutes. Memory is the peak of the process above that at its start.
 """
 
 import argparse
@@ -21,14 +20,14 @@ from processes import in_fresh_process, peak_megabytes
 
 from nlf.evaluation import diversity, intervals, metrics
 
-VOCABULARY, WORDS, SAMPLE, SCORER, JUDGE = 50_000, 20, 1_000, "made-up@1", "judge"
-DRAWS, SWAPS = 1_000, 2_000  # of the bootstrap for intervals; of each kind for a comparison
+VOCABULARY, WORDS, SAMPLE, SCORER, READER = 50_000, 20, 1_000, "made-up@1", "reader"
+DRAWS, SWAPS = 1_000, 2_000  # of the bootstrap for intervals; of bootstrap and randomisation test for a comparison
 
 Seconds = dict[str, float]
 
 
 def made(prompts: int, n: int) -> list[dict]:
-    """Lines of generations: words and tokens by Zipf's law, scores that differ by prompt, two in a hundred unscored."""
+    """Make lines of generations: words and tokens by Zipf's law, scores that depend on the prompt, 2 % unscored."""
     source = np.random.default_rng(0)
     shares = 1 / np.arange(1, VOCABULARY + 1)
     edges = np.cumsum(shares / shares.sum())
@@ -44,12 +43,13 @@ def made(prompts: int, n: int) -> list[dict]:
             "completion_ids": ids.tolist(),
             "ended": (source.random(n) < 0.2).tolist(),
             "scores": {SCORER: score},
-            "likelihoods": {JUDGE: {"nll": source.gamma(20, 4, n).tolist(), "tokens": [WORDS] * n}},
+            "likelihoods": {READER: {"nll": source.gamma(20, 4, n).tolist(), "tokens": [WORDS] * n}},
         })  # fmt: skip
     return rows
 
 
 def timed(seconds: Seconds, name: str, work: Callable, times: float = 1):
+    """Do the work, return its result, and add its seconds × `times` under a name."""
     start = time.perf_counter()
     result = work()
     seconds[name] = seconds.get(name, 0.0) + (time.perf_counter() - start) * times
@@ -58,7 +58,7 @@ def timed(seconds: Seconds, name: str, work: Callable, times: float = 1):
 
 def ours(rows: list[dict], seconds: Seconds) -> dict[str, float]:
     found = timed(
-        seconds, "measure", lambda: metrics.measure(iter(rows), scores=[SCORER], likelihoods=JUDGE, corpus_sample=0)
+        seconds, "measure", lambda: metrics.measure(iter(rows), scores=[SCORER], likelihoods=READER, corpus_sample=0)
     )
     texts = [text for row in rows for text in row["completions"]][:SAMPLE]
     bleu = timed(seconds, "self-BLEU", lambda: diversity.self_bleu(texts))
@@ -81,19 +81,19 @@ def plain(rows: list[dict], seconds: Seconds) -> dict[str, float]:
 
 
 def plain_values(rows: list[dict]) -> tuple[dict[str, float], list[float]]:
-    """Every metric, and one's values by prompt."""
+    """Every metric, and the values of one metric by prompt."""
     rewards, toxicity, highest, lengths, ended, repeated, perplexities = ([] for _ in range(7))
     dist: dict[int, list[float]] = {1: [], 2: [], 3: []}
     corpus: dict[int, set] = {1: set(), 2: set(), 3: set()}
     nats = tokens = words = 0
     for row in rows:
-        score, judged = row["scores"][SCORER], row["likelihoods"][JUDGE]
+        score, read = row["scores"][SCORER], row["likelihoods"][READER]
         rewards += [r for r in score["reward"] if r is not None]
         known = [t for t in score["attributes"]["toxicity"] if t is not None]
         toxicity += known
         if known:
             highest.append(max(known))
-        for nll, count in zip(judged["nll"], judged["tokens"], strict=True):
+        for nll, count in zip(read["nll"], read["tokens"], strict=True):
             nats, tokens = nats + nll, tokens + count
             perplexities.append(math.exp(nll / count))
         for ids, end in zip(row["completion_ids"], row["ended"], strict=True):
@@ -121,7 +121,7 @@ def plain_values(rows: list[dict]) -> tuple[dict[str, float], list[float]]:
 
 
 def plain_self_bleu(texts: Sequence[Sequence[str]]) -> float:
-    """Each text against all others, n-gram by n-gram; all are of one length, so none is punished for being short."""
+    """BLEU-4 of each text against all others. The texts have one length, so there is no brevity penalty."""
     logs = [0.0] * len(texts)
     for n in (1, 2, 3, 4):
         counts = [Counter(tuple(text[i : i + n]) for i in range(len(text) - n + 1)) for text in texts]
@@ -167,7 +167,7 @@ def main() -> None:
     print(f"{'':14}{'nlf':>9}{'plain':>13}{'ratio':>13}")
     for name, a, b, unit in rows:
         print(f"{name:14}{a:>9.3f} {unit:3}{b:>9.3f} {unit:3}{b / a if a else float('nan'):>8.2f}×")
-    print(f"the {len(my_values)} values of both differ by {furthest:.1e} of a value at most")
+    print(f"the {len(my_values)} values of both sides differ by at most {furthest:.1e} of a value")
 
 
 if __name__ == "__main__":

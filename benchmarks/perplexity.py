@@ -1,12 +1,12 @@
-"""Completions per second of `nlf.models.likelihoods` against one transformers call a completion: same model, threads and ids.
+"""Compare `nlf.models.likelihoods` with one transformers call for each completion: same model, threads and ids.
 
-The other side is what perplexity scripts do: `model(input_ids, labels=...)` on prompt and completion, the prompt masked
-out of the loss. Random ids and weights (except `--model embedded`). The two alternate within one run, after one warm-up
-each; the table gives medians over the runs, for each length of prompt, and the median of the paired ratios.
+The other side does what perplexity scripts do: `model(input_ids, labels=...)` on prompt and completion, with the prompt
+masked out of the loss. Ids and weights are random (except `--model embedded`). The two sides alternate in one run after a
+warm-up. For each prompt length the table has median speeds and the median of the paired ratios.
 
-What can be gained is bounded by arithmetic where the model fills the processor with a single sequence: a completion of T
-tokens after a prompt of L then costs (L + T) / T times less at most, and what batching gains in speed of the matrix
-products. On an accelerator, and with prompts longer than completions, the ratio is much larger.
+Arithmetic bounds the gain where one sequence already fills the processor: sharing a prompt of L tokens makes a
+completion of T tokens at most (L + T) / T times cheaper, and batching speeds up the matrix products. The ratio is much
+larger on an accelerator and with prompts longer than completions.
 
     python benchmarks/perplexity.py                                   # 4 layers, 256 wide, vocabulary 8192
     python benchmarks/perplexity.py --model embedded
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 
+from nlf.data.markdown import markdown_table
 from nlf.models.likelihoods import conditional_nll
 from nlf.models.policy import load_model
 
@@ -40,6 +41,7 @@ def build(name: str) -> PreTrainedModel:
 
 @torch.inference_mode()
 def one_at_a_time(model: PreTrainedModel, prompts: list[list[int]], completions: list) -> list[list[float]]:
+    """Nats of each completion, one call for each."""
     found = []
     for prompt, rows in zip(prompts, completions, strict=True):
         found.append([])
@@ -56,8 +58,8 @@ def seconds(run: Callable, *args) -> tuple[float, np.ndarray]:
     return time.perf_counter() - start, np.array(found)
 
 
-def compare(model: PreTrainedModel, length: int, args: argparse.Namespace) -> str:
-    """A line of the table."""
+def compare(model: PreTrainedModel, length: int, args: argparse.Namespace) -> list[str]:
+    """Measure both sides on prompts of one length: a row of the table."""
     generator, size = torch.Generator().manual_seed(length), model.config.vocab_size
     prompts = torch.randint(1, size, (args.prompts, length), generator=generator).tolist()
     completions = torch.randint(1, size, (args.prompts, args.generations, args.new), generator=generator).tolist()
@@ -72,7 +74,7 @@ def compare(model: PreTrainedModel, length: int, args: argparse.Namespace) -> st
     speeds = [args.prompts * args.generations / statistics.median(each) for each in (ours, theirs)]
     ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
     spread = f"{statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
-    return f"| {length} | {speeds[0]:.0f} | {speeds[1]:.0f} | {spread} |"
+    return [str(length), f"{speeds[0]:.0f}", f"{speeds[1]:.0f}", spread]
 
 
 def main() -> None:
@@ -86,9 +88,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model = build(args.model).to(args.device)
     print(f"{args.model}, {args.threads} threads, {args.generations} completions of {args.new} tokens a prompt\n")
-    print("| prompt tokens | nlf, completions/s | one at a time | ratio (least to most) |\n| --- | --- | --- | --- |")
-    for length in args.lengths:
-        print(compare(model, length, args), flush=True)
+    headings = ["prompt tokens", "nlf, completions/s", "one at a time", "ratio (least to most)"]
+    print(markdown_table(headings, [compare(model, length, args) for length in args.lengths]))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python benchmarks/pool.py [--rollouts 1000000] [--iterations 16]
 
-The other side keeps a list of dicts, sorts it by reward each time and deep-copies it, which is how the published code
-holds its pool. Both run here, each in a process of its own, on the same rollouts (12 + 20 tokens, 5 quantiles, 2,000
-steps of 32). The plain side is handed its dicts ready made, so its `add` is a list that grows.
+Like the published code, the plain side keeps a list of dicts, sorts it by reward each time and deep-copies it. Each side
+runs in a fresh process on the same rollouts (12 + 20 tokens, 5 quantiles, 2,000 steps of 32). The plain side gets its
+dicts ready made, so its `add` only extends a list.
 """
 
 import argparse
@@ -19,16 +19,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from processes import in_fresh_process, peak_megabytes
 
+from nlf.data.markdown import markdown_table
 from nlf.data.pool import Pool
 from nlf.data.rollouts import SCHEMA, part_path, write_part
 from nlf.method.quantize import Draws, quantize
 
 PROMPT, COMPLETION, EACH, QUANTILES, STEPS, BATCH = 12, 20, 4, 5, 2_000, 32
-PART = 4_096  # rollouts a file
+PART = 4_096  # rollouts of a file
 
 
 def made(iteration: int, count: int) -> pa.Table:
-    """One iteration's rollouts: random ids and rewards of one reward function, each prompt four times."""
+    """Make the rollouts of one iteration: random ids and rewards of one scorer, each prompt four times."""
     random = np.random.default_rng(iteration)
     keys = np.arange(count) // EACH
     prompts = ids(np.random.default_rng(0), keys[-1] + 1, PROMPT)  # the same in every iteration
@@ -52,12 +53,12 @@ def ids(random: np.random.Generator, rows: int, width: int) -> np.ndarray:
 
 
 def lists(ids: np.ndarray) -> pa.Array:
-    """`(N, T)` → N lists."""
+    """Turn (N, T) ids into N lists."""
     return pa.ListArray.from_arrays(np.arange(0, ids.size + 1, ids.shape[1], dtype=np.int32), ids.ravel())
 
 
 def tables(rollouts: int, iterations: int) -> Iterator[pa.Table]:
-    """Each iteration's rollouts, made when asked for; the last one gets the remainder."""
+    """Make the rollouts of each iteration one after another; the last iteration gets the remainder."""
     each = rollouts // iterations
     for i in range(iterations):
         yield made(i, each if i < iterations - 1 else rollouts - each * i)
@@ -68,7 +69,7 @@ def ours(given: Iterator[pa.Table], clock: "Clock") -> None:
     for iteration, table in enumerate(given):
         with clock("add"):
             pool.add(table, iteration)
-        del table  # else it is there while the next one is made
+        del table  # frees the memory before the next table is made
     with clock("quantize"):
         quantiles = quantize(pool.rewards, QUANTILES)
     with clock("draw"):
@@ -100,7 +101,7 @@ def load(folder: Path, clock: "Clock") -> None:
 
 
 class Clock:
-    """Seconds spent in each named stretch, summed; and seconds of the processor in all of them."""
+    """Sums the seconds of each named stretch of work, and the CPU seconds of all stretches."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
@@ -119,8 +120,10 @@ class Clock:
 
 
 def measured(side: str, rollouts: int, iterations: int, folder: Path, results) -> None:
-    """Run one side in this (fresh) process; making its input is not timed. Memory: the highest, less what was there after
-    a few rollouts; the iteration that is added, 14 MB of Arrow for 62,500 rollouts, counts.
+    """Run one side in this (fresh) process and report its seconds, CPU seconds and memory.
+
+    Making the input is not timed. Memory is the peak above that after a few rollouts. It includes the iteration being
+    added: 14 MB of Arrow for 62,500 rollouts.
     """
     clock, run = Clock(), {"ours": ours, "plain": plain, "load": ours}[side]
     run(tables(1_000, 2), Clock())
@@ -148,15 +151,16 @@ def main() -> None:
             for side in ("ours", "plain", "load")
         }
     (mine, my_cpu, my_memory), (other, other_cpu, other_memory), (loaded, load_cpu, load_memory) = sides.values()
-    rows = [(f"{name}, s", mine[name], other[name]) for name in mine]
-    rows.append(("all three, s", sum(mine.values()), sum(other.values())))
-    rows.append(("all three, CPU s", my_cpu, other_cpu))
-    rows.append(("memory, MB", my_memory, other_memory))
+    figures = [(f"{name}, s", mine[name], other[name]) for name in mine]
+    figures.append(("all three, s", sum(mine.values()), sum(other.values())))
+    figures.append(("all three, CPU s", my_cpu, other_cpu))
+    figures.append(("memory, MB", my_memory, other_memory))
+    rows = [(name, f"{a:.2f}", f"{b:.2f}", f"{b / a if a else float('nan'):.2f}") for name, a, b in figures]
     print(f"{options.rollouts:,} rollouts, {options.iterations} iterations\n")
-    print("| what | nlf | plain | ratio |\n| --- | --- | --- | --- |")
-    for name, a, b in rows:
-        print(f"| {name} | {a:.2f} | {b:.2f} | {b / a if a else float('nan'):.2f} |")
-    print(f"\nreading it back: {loaded['load']:.2f} s ({load_cpu:.2f} CPU s), {load_memory:.0f} MB at its highest")
+    print(markdown_table(["step", "nlf", "plain", "ratio"], rows))
+    print(
+        f"\nreading the rollouts from disk: {loaded['load']:.2f} s ({load_cpu:.2f} CPU s), {load_memory:.0f} MB at the peak"
+    )
 
 
 if __name__ == "__main__":

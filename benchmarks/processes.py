@@ -1,4 +1,4 @@
-"""A side of a benchmark in a process of its own, so that memory and caches of the other do not count."""
+"""Run a side of a benchmark in a fresh process, so that the other side's memory and caches do not count."""
 
 import multiprocessing
 import re
@@ -12,13 +12,13 @@ from typing import Any
 def peak_megabytes() -> float:
     """The highest resident memory of this process so far."""
     status = Path("/proc/self/status")
-    if status.is_file():  # `ru_maxrss` of Linux counts what the parent had when it started this process
+    if status.is_file():  # on Linux `ru_maxrss` includes the memory of the parent at the start
         return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
 
 
 def in_fresh_process(target: Callable, side: str, *options) -> Any:
-    """What `target(side, *options, results)` puts into `results`, a queue; it is run in a new process."""
+    """Run `target(side, *options, results)` in a new process and return what it puts into the queue `results`."""
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     process = context.Process(target=target, args=(side, *options, results))

@@ -1,19 +1,21 @@
-"""How near to what the machine can do: the matrix products a model needs, over the time taken, beside a plain matmul.
+"""Relate a model's speed to the machine's: the matrix products it needs, over its seconds, beside a plain matmul.
 
     python benchmarks/roofline.py [--threads 1] [--device cuda]
 
-What is needed is counted, not what was done, so padding and repeated work lower the share. A token read costs two
-operations for each parameter that is no embedding table and no output layer; a token's logits cost two for each number in
-the output layer. Where gradients are taken both cost three times that: the forward pass, and two in the backward pass.
-Attention between tokens, norms, softmaxes and drawing are not counted: at these lengths they are a few per cent of the
-operations, and more of the time.
+Only necessary operations count, so padding and repeated work lower the share. Reading a token costs two operations for
+each of the N parameters outside embedding tables and output layer. The logits of a token cost two operations for each of
+the H numbers in the output layer. With gradients both cost three times as much: one forward pass, and a backward pass that
+costs two. Attention between tokens, norms, softmaxes and drawing do not count: at these lengths they are a few per cent of
+the operations, but a larger share of the time.
 
-    sampling   2 N (prompt tokens, once per prompt + completion tokens - 1 each) + 2 H (completion tokens)
-    training   3 (2 N (tokens of each branch) + 2 H (completion tokens of each branch)) + the same once for the reference,
-               less what the last layer's feed-forward part would do at tokens that predict none of the completion
+    sampling   2 N (prompt tokens, once for each prompt + completion tokens - 1 for each completion)
+               + 2 H (completion tokens)
+    training   3 (2 N (tokens of each branch) + 2 H (completion tokens of each branch))
+               + 2 N (tokens of the reference) + 2 H (completion tokens),
+               without the last layer's feed-forward part at tokens that predict no completion token
 
-The rate is the best of a few products of square matrices: float32 on a processor, bfloat16 on an accelerator, where the
-bandwidth is told too (a copy, bytes read and written), since decoding is bound by it there.
+The machine's rate is the best of a few products of square matrices: float32 on a processor, bfloat16 on an accelerator.
+There the bandwidth of a copy (bytes read and written) is printed too, since it bounds decoding.
 """
 
 import argparse
@@ -29,8 +31,9 @@ MATRIX = {"cpu": 1_536, "cuda": 8_192}
 
 
 def best_seconds(run: Callable[[], object], device: str, repeats: int = 5) -> float:
+    """The shortest of several runs, after a warm-up."""
     found = []
-    for _ in range(repeats + 1):  # the first is the warm-up
+    for _ in range(repeats + 1):
         start = time.perf_counter()
         run()
         if device != "cpu":
@@ -40,7 +43,7 @@ def best_seconds(run: Callable[[], object], device: str, repeats: int = 5) -> fl
 
 
 def matmul_rate(device: str = "cpu") -> float:
-    """Operations a second in products of square matrices, with the threads that are set."""
+    """Operations a second in products of square matrices, with torch's current number of threads."""
     kind = torch.device(device).type
     size, dtype = MATRIX[kind], torch.float32 if kind == "cpu" else torch.bfloat16
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -48,14 +51,14 @@ def matmul_rate(device: str = "cpu") -> float:
 
 
 def copy_rate(device: str) -> float:
-    """Bytes read and written in a second by a large copy."""
+    """Bytes a second that a large copy reads and writes."""
     source = torch.empty(2**30, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * len(source) / best_seconds(lambda: target.copy_(source), torch.device(device).type)
 
 
 def forward_flops(model: nn.Module, tokens: float, logits: float) -> float:
-    """Operations of reading so many tokens and making the logits of so many."""
+    """Operations of reading `tokens` tokens and computing the logits of `logits` tokens."""
     head = model.get_output_embeddings().weight
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)} | {id(head)}
     body = sum(p.numel() for p in model.parameters() if id(p) not in tables)
@@ -63,14 +66,14 @@ def forward_flops(model: nn.Module, tokens: float, logits: float) -> float:
 
 
 def sampling_flops(model: nn.Module, prompt_tokens: float, completions: float, completion_tokens: float) -> float:
-    """Operations of sampling: each prompt read once, the last token of a completion never."""
+    """Operations of sampling: each prompt is read once, the last token of a completion never."""
     return forward_flops(model, prompt_tokens + completion_tokens - completions, completion_tokens)
 
 
 def training_flops(model: nn.Module, tokens: float, logits: float, ref_tokens: float, ref_logits: float) -> float:
-    """Operations of a step: tokens and logits of all branches with gradient, those of the reference without."""
+    """Operations of a step: tokens and logits of all branches with gradient, and of the reference without."""
     last = last_mlp(model)
-    spared = 2.0 * sum(p.numel() for p in last.parameters()) if last else 0.0  # for each token without logits
+    spared = 2.0 * sum(p.numel() for p in last.parameters()) if last else 0.0  # operations of a token without logits
 
     def forward(tokens: float, logits: float) -> float:
         return forward_flops(model, tokens, logits) - spared * (tokens - logits)
@@ -79,7 +82,7 @@ def training_flops(model: nn.Module, tokens: float, logits: float, ref_tokens: f
 
 
 def line(device: str, shares: dict[str, float]) -> str:
-    """What the machine does in a matmul, and what part of that each of these rates (operations a second) is."""
+    """One line with the machine's matmul rate and the share of it that each rate (operations a second) reaches."""
     rate = matmul_rate(device)
     parts = [f"{name} {each / 1e9:,.1f} GFLOP/s, {each / rate:.0%}" for name, each in shares.items()]
     bandwidth = "" if device == "cpu" else f", copies {copy_rate(device) / 1e9:,.0f} GB/s"

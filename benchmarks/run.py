@@ -1,10 +1,10 @@
-"""Every benchmark of speed and memory, one after the other; what they print goes to a Markdown page and their rows to JSON.
+"""Run all benchmarks of speed and memory in turn; write their output to a Markdown page and their tables to JSON.
 
-    python benchmarks/run.py                       # make bench: half an hour and more on one slow core
-    python benchmarks/run.py --only training       # those whose command has the word in it
+    python benchmarks/run.py                       # make bench: half an hour or more on one slow core
+    python benchmarks/run.py --only training       # the benchmarks with this word in their command
 
-Each compares with what a user would use instead in one run, alternating; keep the machine free of other work. What each
-command took is printed, and the total at the end.
+Each benchmark alternates nlf and its rival in one run; keep the machine free of other work. The seconds of each command
+and the total are printed.
 """
 
 import argparse
@@ -40,7 +40,7 @@ COMMANDS = [
 
 
 def rows_of(text: str) -> list[dict]:
-    """The rows of all Markdown tables in a text, by the headings of each."""
+    """The rows of all Markdown tables in a text, as dicts with the headings of their table as keys."""
     found, headings = [], None
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else None
@@ -55,7 +55,7 @@ def rows_of(text: str) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="a word of the commands to run")
+    parser.add_argument("--only", default="", help="run only the commands with this word in them")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/bench"))
     args = parser.parse_args()
     page, results = [], []
@@ -74,7 +74,7 @@ def main() -> None:
         page.append(f"## `python benchmarks/{command}`\n\n{done.stdout}\n{seconds:.0f} s\n")
         rows = rows_of(done.stdout)
         results.append({"command": command, "seconds": round(seconds), "rows": rows, "output": done.stdout})
-        environment = describe() | {"python": platform.python_version()}  # not where it is installed
+        environment = describe() | {"python": platform.python_version()}  # without its path
         found = {"git_hash": git_revision(), "environment": environment, "results": results}
         write_text(args.output_dir / "bench.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
         write_text(args.output_dir / "bench.md", "\n".join(page))

@@ -1,18 +1,18 @@
-"""Tokens per second of `nlf.sampling.hf` against transformers' `generate`: same model, prompts and sampling rule.
+"""Compare tokens a second of `nlf.sampling.hf` and transformers' `generate`: same model, prompts and sampling rule.
 
     python benchmarks/sampling.py                                     # 4 prompts x 25, 4 layers of 256
     python benchmarks/sampling.py --prompts 256 --generations 1       # mixed lengths, `generate` in file order
     python benchmarks/sampling.py --width 768 --layers 12 --vocabulary 50257 --repeats 3
 
-Random weights. Prompts have the lengths of real ones: those of 6,000 RealToxicityPrompts under GPT-2's tokenizer have a
-median of 14 tokens, 8 to 26 from the 5th to the 95th percentile, which exp N(2.66, 0.375), between 5 and 57, gives too;
-`--length` makes all alike. `generate` takes the prompts as a file has them, in one batch padded to the longest.
+The weights are random. Prompt lengths follow those of real prompts: 6,000 RealToxicityPrompts under GPT-2's tokenizer
+have a median of 14 tokens and percentiles of 8 (5th) and 26 (95th), as has exp N(2.66, 0.375) clipped to 5 and 57.
+`--length` gives all prompts one length. `generate` gets the prompts in file order, in one batch padded to the longest.
 
-EOS ends a completion, as in the published run: two in five of the embedded model's completions of real prompts end
-before their 20th token (measured: 39 %), the sooner ones as often as the later ones. `--ends` is that share; a bias in
-the output layer makes it, the same for both sides, and 0 lets no completion end. Tokens count up to the EOS.
+EOS ends a completion, as in the published run. 39 % of the embedded model's completions of real prompts end before their
+20th token, with the same chance at every token. `--ends` sets this share through a bias in the output layer, which both
+sides have; 0 lets no completion end early. Tokens are counted up to the EOS.
 
-The two alternate within one run, after one warm-up each; the last line is of `benchmarks/roofline.py`.
+The two sides alternate in one run after a warm-up. benchmarks/roofline.py explains the last line.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def build(args: argparse.Namespace) -> GPT2LMHeadModel:
 
 @torch.no_grad()
 def end_early(model: GPT2LMHeadModel, args: argparse.Namespace) -> None:
-    """Give EOS the same chance at every token, so that the share `--ends` of completions ends before the last."""
+    """Give EOS the same chance at every token, so that the share `--ends` of completions ends before its last token."""
     chance = 1 - (1 - args.ends) ** (1 / (args.new - 1))
     ids = torch.randint(1, args.vocabulary, (32, 16), device=args.device)
     logits = model(ids).logits.flatten(0, 1)  # (N, V)
@@ -67,7 +67,7 @@ def prompts_of(args: argparse.Namespace) -> list[list[int]]:
 
 def ours(model: GPT2LMHeadModel, prompts: list[list[int]], args: argparse.Namespace) -> Callable[[int], int]:
     model = copy.deepcopy(model)
-    use_fast_gelu(model)  # as `load_model` does
+    use_fast_gelu(model)  # like `load_model`
     options = SamplingOptions(
         num_generations=args.generations, max_completion_length=args.new, top_k=args.top_k, top_p=args.top_p
     )
@@ -101,13 +101,13 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     numbers = {"width": 256, "layers": 4, "vocabulary": 5120, "prompts": 4, "generations": 25, "new": 20, "repeats": 7}
     for name, default in {**numbers, "top_k": 50, "threads": 1}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--length", type=int, help="tokens of every prompt; default: as of real ones")
+    parser.add_argument("--length", type=int, help="tokens of every prompt; default: lengths of real prompts")
     parser.add_argument(
         "--ends", type=float, default=0.4, help="share of completions that end before their last token"
     )
     parser.add_argument("--top_p", type=float, default=0.9)
     parser.add_argument("--token_budget", type=int)
-    parser.add_argument("--compile", action="store_true", help="as sampler_compile, for nlf's side")
+    parser.add_argument("--compile", action="store_true", help="sampler_compile for nlf's side")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args(argv)
 

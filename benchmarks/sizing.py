@@ -1,36 +1,36 @@
-"""How many GPUs, how much memory and how many hours a run takes: arithmetic, nothing is measured.
+"""Estimate the GPUs, memory and hours of a run by arithmetic, without measuring anything.
 
     python benchmarks/sizing.py        # the table of docs/scaling.md, which explains each term
 
-Every number that is not arithmetic is a constant below, with where it comes from.
+The constants below name their sources.
 """
 
 from dataclasses import dataclass
 
+from nlf.data.markdown import markdown_table
+
 GB = 1e9
 CARD = 80 * GB  # memory of an H100 (vendor)
-USABLE = 0.9  # assumed: the rest is the allocator's and NCCL's
+USABLE = 0.9  # assumed share for the run; allocator and NCCL take the rest
 PEAK = 989e12  # bf16 FLOP/s of an H100 SXM without sparsity (vendor)
 BANDWIDTH = 3.35e12  # bytes/s of its memory (vendor)
-TRAIN_SHARE = 0.3  # ASSUMED share of PEAK that training reaches; nobody has measured it here
-DECODE_SHARE = 0.2  # ASSUMED share of PEAK that decoding in large batches reaches
+TRAIN_SHARE = 0.3  # ASSUMED share of PEAK that training reaches, not measured
+DECODE_SHARE = 0.2  # ASSUMED share of PEAK that decoding in large batches reaches, not measured
 LAYER_SECONDS = 0.5e-3  # ASSUMED: time to launch one layer's kernels from Python, the floor of a decode step
 ACTIVATION = 34  # bytes a token, layer and hidden unit: Korthikanti et al., arXiv 2205.05198, without attention scores
 LOGIT = 14  # bytes a logit: bf16, float32, its log-softmax, its gradient
 
 PROMPT, NEW = 28, 20  # tokens: prompt with its tag (assumed mean), completion (recipe)
 MICRO_BATCH = 32  # completions on one GPU at once
-DECODE_TOKENS, CACHE = (
-    65_536,
-    8 * GB,
-)  # completions x (PROMPT + NEW) at once (`sampling_batch_tokens`), fewer if their cache is over CACHE
+DECODE_TOKENS = 65_536  # completions sampled at once × (PROMPT + NEW): `sampling_batch_tokens`
+CACHE = 8 * GB  # most memory of their keys and values; fewer completions are sampled at once where it is not enough
 ITERATIONS, PROMPTS = 16, 85_000  # recipes/toxicity-gpt2-large.yaml on RealToxicityPrompts' training prompts
 STEPS, BATCH = 32_000, 32
 
 
 @dataclass(frozen=True)
 class Model:
-    """Shapes from its public configuration."""
+    """Shapes from a model's public configuration."""
 
     name: str
     hidden: int
@@ -40,17 +40,17 @@ class Model:
 
     @property
     def embeddings(self) -> float:
-        """Input and output rows, tied or not: an upper bound."""
+        """Parameters of input and output embeddings as if untied: an upper bound."""
         return 2 * self.vocabulary * self.hidden
 
     @property
     def cached(self) -> float:
-        """Bytes of a token's keys and values: bf16, each head its own."""
+        """Bytes of a token's keys and values: bf16, no grouped heads."""
         return 2 * 2 * self.layers * self.hidden
 
     @property
     def rows(self) -> int:
-        """Completions that are sampled at once."""
+        """Completions sampled at once."""
         return int(min(DECODE_TOKENS, CACHE / self.cached) // (PROMPT + NEW))
 
 
@@ -65,10 +65,10 @@ MODELS = [
 
 
 def states(model: Model, gpus: int, sharded: bool, lora: bool) -> float:
-    """Bytes a GPU holds all the time: float32 weights, gradients and two moments of Adam, float32 reference.
+    """Bytes that a GPU always holds: weights, gradients, two moments of Adam and the reference, all float32.
 
-    LoRA trains next to nothing and is its own reference. Unsharded: bf16 copies of the weights (autocast), and DDP's
-    buckets, as large as the gradients, where there are several GPUs.
+    LoRA trains few parameters, and its base is the reference. Unsharded runs add bf16 copies of the weights (autocast),
+    and on several GPUs DDP's buckets, which are as large as the gradients.
     """
     trained = 0 if lora else 4 + 8  # gradients, moments
     reference = 0 if lora else 4
@@ -79,7 +79,7 @@ def states(model: Model, gpus: int, sharded: bool, lora: bool) -> float:
 
 
 def training(model: Model, sharded: bool, branches: int) -> float:
-    """Bytes that come on top in a training step: activations, logits, and what is gathered for the layers in hand."""
+    """Bytes that a training step adds: activations, logits, and the gathered weights of the current layers."""
     activations = MICRO_BATCH * branches * (PROMPT + NEW) * model.layers * model.hidden * ACTIVATION
     logits = MICRO_BATCH * (branches + 1) * NEW * model.vocabulary * LOGIT
     layer = (model.parameters - model.embeddings) / model.layers
@@ -88,13 +88,13 @@ def training(model: Model, sharded: bool, branches: int) -> float:
 
 
 def sampling(model: Model, sharded: bool, copies: int = 1) -> float:
-    """Bytes on top while it samples: gathered bf16 weights (two copies in an evaluation), the cache, logits."""
+    """Bytes that sampling adds: gathered bf16 weights (two copies in an evaluation), the cache and logits."""
     each = model.cached * (PROMPT + NEW) + 4 * model.vocabulary  # of a completion: its cache, its logits
     return (2 * copies * model.parameters if sharded else 0) + model.rows * each
 
 
 def memory(model: Model, gpus: int, sharded: bool, lora: bool = False, branches: int = 2) -> dict[str, float]:
-    """Bytes on each GPU: the states, and the most that each phase needs with them."""
+    """Bytes on each GPU: the states alone, and the peak of each phase, states included."""
     base = states(model, gpus, sharded, lora)
     phases = {
         "training": training(model, sharded, branches),
@@ -105,7 +105,7 @@ def memory(model: Model, gpus: int, sharded: bool, lora: bool = False, branches:
 
 
 def smallest(model: Model, lora: bool = False) -> tuple[int, bool] | None:
-    """The fewest GPUs that hold a run, and whether they have to shard; None = one GPU cannot hold the sampled copy."""
+    """The fewest GPUs that hold a run, and whether they shard; None if 64 GPUs do not hold it."""
     for gpus in (1, 2, 4, 8, 16, 32, 64):
         if max(memory(model, gpus, gpus > 1, lora).values()) <= USABLE * CARD:
             return gpus, gpus > 1
@@ -113,37 +113,38 @@ def smallest(model: Model, lora: bool = False) -> tuple[int, bool] | None:
 
 
 def hours(model: Model, gpus: int, branches: int = 1) -> tuple[float, float]:
-    """(sampling, training) hours of the published toxicity run; scoring and evaluation are not in it."""
+    """(sampling, training) hours of the published toxicity run, without scoring and evaluation."""
     compute, reading = 2 * model.parameters * model.rows / (PEAK * DECODE_SHARE), 2 * model.parameters / BANDWIDTH
     token = max(compute, reading, model.layers * LAYER_SECONDS)
     sampled = ITERATIONS * PROMPTS / (model.rows * gpus) * NEW * token
-    flop = (6 * branches + 2) * model.parameters * (PROMPT + NEW)  # of a completion: forward and backward; reference
-    step = max(
-        BATCH * flop / (PEAK * TRAIN_SHARE * gpus), 4 * model.layers * LAYER_SECONDS
-    )  # a backward is two forwards
+    # Of a completion: forward and backward passes of the branches (a backward costs two forwards), and the reference.
+    flop = (6 * branches + 2) * model.parameters * (PROMPT + NEW)
+    step = max(BATCH * flop / (PEAK * TRAIN_SHARE * gpus), 4 * model.layers * LAYER_SECONDS)
     return sampled / 3600, STEPS * step / 3600
 
 
-def row(model: Model, lora: bool) -> str:
-    """A line of the table."""
+HEADINGS = [
+    *("model", "parameters, 10⁹", "GPUs of 80 GB, config", "states, GB", "training", "sampling", "evaluating"),
+    "hours: sampling + training",
+]
+
+
+def row(model: Model, lora: bool) -> list[str]:
+    """A row of the table."""
     found = smallest(model, lora)
-    name = f"{model.name}{', LoRA' if lora else ''} | {model.parameters / 1e9:.3g}"
+    name = [f"{model.name}{', LoRA' if lora else ''}", f"{model.parameters / 1e9:.3g}"]
     if found is None:
-        return f"| {name} | none | – | – | – | – | – |"
+        return [*name, "none", *["–"] * 5]
     gpus, sharded = found
     need = memory(model, gpus, sharded, lora)
-    figures = " | ".join(f"{need[phase] / GB:.0f}" for phase in ("states", "training", "sampling", "evaluating"))
-    config = "fsdp2" if sharded else "none"
-    return f"| {name} | {gpus}, {config} | {figures} | {' + '.join(f'{h:.2f}' for h in hours(model, gpus))} |"
+    figures = [f"{need[phase] / GB:.0f}" for phase in ("states", "training", "sampling", "evaluating")]
+    took = " + ".join(f"{each:.2f}" for each in hours(model, gpus))
+    return [*name, f"{gpus}, {'fsdp2' if sharded else 'none'}", *figures, took]
 
 
 def table() -> str:
     """The table of docs/scaling.md."""
-    head = [
-        "| model | parameters, 10⁹ | GPUs of 80 GB, config | states, GB | training | sampling | evaluating | hours: sampling + training |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    return "\n".join(head + [row(model, lora) for model in MODELS for lora in (False, True)])
+    return markdown_table(HEADINGS, [row(model, lora) for model in MODELS for lora in (False, True)])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The toxicity table of docs/results.md: train a recipe with several seeds, evaluate each, print mean and spread.
+"""Make the toxicity table of docs/results.md: train a recipe with several seeds, evaluate the models, print means.
 
     python benchmarks/toxicity.py --recipe recipes/toxicity-embedded.yaml --seeds 0 1 2 --output_dir runs/table
 
-Every row is the same prompts with the same sampling (top-p .9, 25 completions a prompt); perplexity is token-weighted under the base
-model; dist-2 is per prompt over its completions. Runs that are there already are not done again.
+All rows share prompts and sampling (top-p .9, 25 completions of a prompt). Perplexity is token-weighted under the base
+model. dist-2 is computed over the completions of a prompt. Finished runs are reused.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from nlf.data.markdown import markdown_table
 from nlf.evaluation.evaluate import title
 
 COLUMNS = {
@@ -27,32 +28,25 @@ COLUMNS = {
 
 
 def nlf(*words: object) -> None:
+    """Run an nlf command."""
     subprocess.run([sys.executable, "-m", "nlf", *map(str, words)], check=True)
 
 
 def train(recipe: str, seed: int, folder: Path, flags: list[str]) -> float:
-    """Train unless it is done; seconds of the run that did it."""
+    """Train unless the run is finished, and return its seconds."""
     took = folder / "seconds.txt"
     if not took.exists():
         start = time.perf_counter()
         nlf(
-            "train",
-            "--config",
-            recipe,
-            "--seed",
-            seed,
-            "--output_dir",
-            folder,
-            "--resume_from_checkpoint",
-            "true",
+            "train", "--config", recipe, "--seed", seed, "--output_dir", folder, "--resume_from_checkpoint", "true",
             *flags,
-        )
+        )  # fmt: skip
         took.write_text(f"{time.perf_counter() - start:.0f}")
     return float(took.read_text())
 
 
 def evaluate(folder: Path, options: argparse.Namespace) -> list[dict]:
-    """The systems of one run, measured once."""
+    """Evaluate a run unless it is evaluated, and return its systems."""
     results = folder / "evaluation" / "results.json"
     if not results.exists():
         nlf(
@@ -63,16 +57,17 @@ def evaluate(folder: Path, options: argparse.Namespace) -> list[dict]:
 
 
 def table(runs: list[list[dict]], seconds: list[float]) -> str:
-    """Markdown: mean over seeds, ± the standard deviation between them."""
-    lines = [f"| system | prompts | {' | '.join(COLUMNS.values())} |", "| --- " * (len(COLUMNS) + 2) + "|"]
+    """A Markdown table of means over seeds, ± the standard deviation between seeds."""
+    rows = []
     for systems in zip(*runs, strict=True):
         cells = []
         for key in COLUMNS:
             values = [system["metrics"][key] for system in systems]
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             cells.append(f"{statistics.mean(values):.3g} ± {spread:.2g}")
-        lines.append(f"| {title(systems[0])} | {systems[0]['n_samples']['effective']} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"Training: {statistics.mean(seconds):.0f} s a run (mean)."])
+        rows.append([title(systems[0]), systems[0]["n_samples"]["effective"], *cells])
+    shown = markdown_table(["system", "prompts", *COLUMNS.values()], rows)
+    return f"{shown}\n\nTraining: {statistics.mean(seconds):.0f} s a run (mean)."
 
 
 def main() -> None:
@@ -80,7 +75,9 @@ def main() -> None:
     parser.add_argument("--recipe", default="recipes/toxicity-embedded.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/table"))
-    parser.add_argument("--test_dataset", default="embedded", help="prompts to evaluate on; others go to nlf train")
+    parser.add_argument(
+        "--test_dataset", default="embedded", help="prompts of the evaluation; further flags go to nlf train"
+    )
     parser.add_argument("--num_prompts", type=int, default=200)
     parser.add_argument("--guidance_scale", type=float, default=1.0)
     options, flags = parser.parse_known_args()

@@ -1,15 +1,15 @@
-"""One optimizer step against the naive one: full logits of every pass, padded as the batch comes, autograd's own softmaxes.
+"""Compare our optimizer step with a naive one: full logits of all passes, one padded batch, softmaxes by autograd.
 
     python benchmarks/training.py                                    # the embedded model's size, contrastive
     python benchmarks/training.py --objective published
     python benchmarks/training.py --width 768 --layers 12 --vocabulary 50257 --batch 8 --repeats 3
-    python benchmarks/training.py --against compiled                 # ours, with the policy through torch.compile
+    python benchmarks/training.py --against compiled                 # ours, with and without torch.compile
 
-Both take the same steps of the same drawn rollouts from the same random weights: right branch, wrong branch (contrastive)
-and reference, loss, backward, Adam (fused, which is Trainer's default). The naive step has GPT-2 as it comes, ours as
-`nlf train` prepares it. Queries have the lengths of the embedded prompts with their tags, completions end
-early as the embedded model's do. The two alternate within one process after a warm-up each; memory is the peak of a
-process of its own, above that of the two models and Adam. The losses are compared.
+Both sides take the same steps on the same rollouts from the same random weights: right branch, wrong branch (contrastive)
+and reference, loss, backward pass, fused Adam (Trainer's default). The naive step has GPT-2 as transformers makes it,
+ours as `nlf train` prepares it. Queries are as long as the embedded prompts with their tags, and completions end as early
+as the embedded model's. The two sides alternate in one process after a warm-up. Memory is the peak of a fresh process above
+that of the two models and Adam. The losses of both sides must agree.
 """
 
 import argparse
@@ -39,7 +39,7 @@ COEFS = {
 
 
 def build(args: argparse.Namespace, side: str):
-    """Policy, reference and Adam; nlf's own with the activation that `load_model` gives every model."""
+    """Make policy, reference and Adam; nlf's side has the activation that `load_model` gives every model."""
     torch.manual_seed(0)
     shape = {"n_embd": args.width, "n_layer": args.layers, "n_head": args.width // 64, "n_positions": 256}
     config = GPT2Config(vocab_size=args.vocabulary, bos_token_id=None, eos_token_id=None, pad_token_id=0, **shape)
@@ -53,7 +53,7 @@ def build(args: argparse.Namespace, side: str):
 
 
 def examples(args: argparse.Namespace, step: int) -> list[Example]:
-    """A step of rollouts: prompts of 3 to 25 tokens, tags of 4 to 6, completions of 20 or, two in five, fewer."""
+    """Draw a step of rollouts: prompts of 3 to 25 tokens, tags of 4 to 6, completions of 20, two in five shorter."""
     drawn = random.Random(step)
     numbers = range(1, args.vocabulary)
 
@@ -90,14 +90,14 @@ def ours(policy, reference, batch: list[Example], args: argparse.Namespace) -> T
 
 
 def moved(value, device: str):
-    """Tensors in lists and dicts on a device, as Trainer moves them."""
+    """Move tensors in lists and dicts to a device, like Trainer."""
     if isinstance(value, dict):
         return {name: moved(each, device) for name, each in value.items()}
     return [moved(each, device) for each in value] if isinstance(value, list) else value.to(device)
 
 
 def naive(policy, reference, batch: list[Example], args: argparse.Namespace) -> Tensor:
-    """The textbook: a full pass for each of right, wrong and reference, and what the loss says, in autograd."""
+    """The textbook step: full passes for right branch, wrong branch and reference, and the loss by autograd."""
     labels = pad([e.completion for e in batch], 0, "right").to(args.device)  # (B, T)
     mask = pad([[1] * len(e.completion) for e in batch], 0, "right").bool().to(args.device)
 
@@ -133,7 +133,7 @@ SIDES = {"nlf": ours, "naive": naive, "compiled": ours}
 
 
 def side(name: str, args: argparse.Namespace, batches: list[list[Example]], losses: list[float]) -> Side:
-    """A step with one of the batches a call; the loss goes to `losses`."""
+    """Take one step a call, on the batch of that number; the loss goes to `losses`."""
     policy, reference, optimizer = build(args, name)
 
     def step(number: int) -> int:
@@ -147,7 +147,7 @@ def side(name: str, args: argparse.Namespace, batches: list[list[Example]], loss
 
 
 def memory(name: str, args: argparse.Namespace, results) -> None:
-    """Peak megabytes of a side's steps above what the models and Adam take."""
+    """Report the peak megabytes of a side's steps above the models and Adam."""
     torch.set_num_threads(args.threads)
     small = argparse.Namespace(**vars(args) | {"batch": 1})
     step = side(name, args, [examples(small, 0), examples(args, 0), examples(args, 1)], [])
@@ -159,7 +159,7 @@ def memory(name: str, args: argparse.Namespace, results) -> None:
 
 
 def needed(model, batch: list[Example]) -> float:
-    """Operations of a step, as benchmarks/roofline.py counts them."""
+    """Necessary operations of a step, as benchmarks/roofline.py counts them."""
     completions = sum(len(e.completion) for e in batch)
     branches = [[e.right for e in batch], [e.wrong for e in batch]][: 2 if batch[0].wrong else 1]
     read = sum(len(query) for queries in branches for query in queries) + completions * len(branches)
@@ -179,7 +179,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     sides = ["nlf", args.against]
-    # Before this process is large: a child counts that.
+    # Memory first, while this process is small: the peak of a child can include its parent's memory.
     peaks = {name: in_fresh_process(memory, name, args) for name in sides}
     batches = [examples(args, number) for number in range(args.repeats + 1)]
     losses: dict[str, list[float]] = {name: [] for name in sides}

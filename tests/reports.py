@@ -1,4 +1,4 @@
-"""Runs as `nlf train` and `nlf evaluate` leave them, made up: what the report's tests read. No model is needed."""
+"""Made-up runs in the format of `nlf train` and `nlf evaluate`, for the tests of the report; no model is needed."""
 
 import json
 from html.parser import HTMLParser
@@ -14,7 +14,7 @@ WORDS = "the a small boat came home and we said it was late but nobody at all wa
 
 
 def system(id: str, name: str, mean: float, **more) -> dict:
-    """What `write_evaluation` makes a system of: `mean` is where its scores lie."""
+    """Describe a system for `write_evaluation`; `mean` is the mean of its scores."""
     plain = {"model": "policy", "prompts": "embedded", "tag": TAGS[0], "guidance_scale": 0.0, "reversed": False}
     return {"id": id, "name": name, "mean": mean, "perplexity": 36.0 + 4 * abs(0.3 - mean), **plain, **more}
 
@@ -22,7 +22,7 @@ def system(id: str, name: str, mean: float, **more) -> dict:
 def systems(
     prompts: str = "embedded", guidance: tuple[float, ...] = (0.5, 1.0, 2.0), sweep: bool = True
 ) -> list[dict]:
-    """The base, the best tag, the same guided, and the other tags."""
+    """Describe the base, the best tag with and without guidance, and the other tags."""
     prefix = "" if prompts == "embedded" else f"{prompts}-"
     rows = [
         system(f"{prefix}base", "base", 0.32, model="base", tag=None, prompts=prompts),
@@ -44,10 +44,10 @@ def systems(
 def write_evaluation(
     folder: Path, rows: list[dict], *, prompts: int = 40, copies: int = 25, attribute: str | None = "toxicity", **more
 ) -> dict:
-    """results.json and a generations file for each system; returns what results.json holds.
+    """Write results.json and a generations file for each system; return the contents of results.json.
 
     Args:
-        attribute: What completions are scored for; None is a plain reward.
+        attribute: The attribute that the scorer gives; None for a plain reward.
         more: Keys of results.json to set.
     """
     entries, bases = [], {}
@@ -94,7 +94,7 @@ def _line(row: dict, index: int, scores: np.ndarray, attribute: str | None, seed
 
 
 def _metrics(row: dict, scores: np.ndarray, attribute: str | None, lines: list[dict]) -> dict:
-    """Values, standard errors and intervals, in the names of results.json."""
+    """Values, standard errors and intervals under the names of results.json."""
     copies = scores.shape[1]
     highest = scores.max(1)
     values = {
@@ -118,7 +118,7 @@ def _metrics(row: dict, scores: np.ndarray, attribute: str | None, lines: list[d
 
 
 def _differences(entries: list[dict], bases: dict) -> list[dict]:
-    """Each system against the base on its prompts, where there is one."""
+    """Differences of each system from the base on the same prompts, if there is one."""
     pairs = [(e, bases.get((e["prompts"], e["reversed"]))) for e in entries if e["model"] != "base"]
     return [_difference(entry, base) for entry, base in pairs if base]
 
@@ -133,7 +133,7 @@ def _difference(entry: dict, base: dict) -> dict:
 
 
 def write_training(folder: Path, iterations: int = 3, **settings) -> None:
-    """metrics.jsonl, config.yaml and run.json of a run."""
+    """Write metrics.jsonl, config.yaml and run.json of a run."""
     lines = []
     for i in range(iterations):
         edges = np.linspace(0.98, 0.01, 6) + 0.01 * i
@@ -154,7 +154,7 @@ def write_training(folder: Path, iterations: int = 3, **settings) -> None:
 
 
 def write_run(folder: Path, rows: list[dict] | None = None, **options) -> Path:
-    """A run that was trained and evaluated."""
+    """Write a trained and evaluated run."""
     write_training(folder)
     write_evaluation(folder / "evaluation", systems() if rows is None else rows, **options)
     return folder
@@ -175,7 +175,7 @@ HOSTILE = [
 
 
 def write_hostile(parent: Path) -> Path:
-    """A run in which every text that anyone else chose is hostile: names, tags, prompts, completions, settings."""
+    """Write a run in which all foreign text is hostile: names, tags, prompts, completions, settings."""
     tags = [HOSTILE[3], HOSTILE[6], HOSTILE[7]]
     rows = [
         system("base", HOSTILE[1], 0.5, model="base", tag=None, prompts=HOSTILE[0], generations="base.jsonl"),
@@ -199,7 +199,7 @@ def write_hostile(parent: Path) -> Path:
 
 
 class Page(HTMLParser):
-    """The elements of a page with their attributes, and its text outside of style."""
+    """The elements of a page with their attributes, and its text outside `style`."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -224,7 +224,7 @@ class Page(HTMLParser):
 
 
 def small(folder: Path, **options) -> Path:
-    """An evaluated run, quickly: base, best tag, one guided; no log of its training."""
+    """Write a small evaluated run without a training log: base, best tag, best tag with guidance."""
     rows = systems(guidance=(1.0,), sweep=False)
     write_evaluation(folder / "evaluation", rows, **({"prompts": 4, "copies": 5} | options))
     return folder

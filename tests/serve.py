@@ -1,4 +1,4 @@
-"""`transformers serve` on this machine, in a process that cannot import nlf."""
+"""Start `transformers serve` on this machine, in a process that cannot import nlf."""
 
 import contextlib
 import importlib.util
@@ -19,7 +19,7 @@ SERVING = ("fastapi", "uvicorn", "openai")  # transformers[serving]
 
 @contextlib.contextmanager
 def serving(seconds: float = 60) -> Iterator[str]:
-    """The URL of a server that runs inside `with`; so long it may take to start."""
+    """Run a server inside `with` and give its URL; the start may take this many seconds."""
     missing = [name for name in SERVING if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"needs {', '.join(missing)}: pip install 'transformers[serving]'")
@@ -43,7 +43,7 @@ def serving(seconds: float = 60) -> Iterator[str]:
 
 
 def post(url: str, path: str, body: dict) -> tuple[int, dict]:
-    """POST JSON: the status and the answer."""
+    """POST JSON and return the status and the answer."""
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{url}{path}", json.dumps(body).encode(), headers)
     try:

@@ -1,13 +1,14 @@
-"""Build and evaluate the auditor (src/nlf/assets/scorers/audit), the toxicity scorer that judges what `local` rewarded.
+"""Build and evaluate `audit`, the auditor (src/nlf/assets/scorers/audit): a toxicity scorer that no training sees.
 
     python tools/build_audit.py --data DIR                          # fit, calibrate, write the asset (about a minute, 1 core)
     python tools/build_audit.py --data DIR --evaluate --split test  # the tables of the scorer's card
 
-Nothing that `build_scorer.py` learns from is fitted here: not one of its data sets, and n-grams with linear weights in place of
-a net. Three logistic regressions: the peak view and half of the mean view learn the texts that Perspective scored, the
-other half of the mean view also what people labelled, which keeps it from taking a source's style for toxicity (one bias for
-all sources: the generated texts are all rude, and have to differ from something). Choices were made on RealToxicityPrompts
-continuations of the validation split, which also gave the calibration curve. Test documents are read by `--evaluate` alone.
+The auditor shares no data set with `local`, and has linear weights of n-grams instead of a net. It has two views of a text,
+the peak of its words and the mean of its n-grams, fitted by three logistic regressions. The peak view and half of the mean
+view learn from texts that Perspective scored. The other half of the mean view also learns from human labels, so that it
+does not mistake the style of a source for toxicity: the texts of one source, the generated ones, are all rude, and all
+sources share one bias. Choices and calibration rest on RealToxicityPrompts continuations of the validation split. Only
+`--evaluate` reads test documents.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from labelled_texts import labelled, sources
+from labelled_texts import audit_texts, local_texts
 from scorer_evaluation import fidelity, identity, show, speed
 from scorer_net import Row, calibration, read
 from split import split_of, text_document
@@ -38,14 +39,24 @@ from split import split_of, text_document
 from nlf.rewards.audit import ASSET, BITS, KINDS, AuditToxicity, ngrams, soft_maximum
 from nlf.rewards.local import LocalToxicity
 
-SCORED = ("wikipedia", "generated")  # by Perspective; the other sources are labelled by people
-SHOWN = ("wikipedia", "tweets", "threads", "replies", "forum", "implicit", "edos", "emoji", "fox")  # have both classes
+SCORED = ("wikipedia", "generated")  # sources scored by Perspective; people labelled the other sources
+SHOWN = (
+    "wikipedia",
+    "tweets",
+    "threads",
+    "replies",
+    "forum",
+    "implicit",
+    "edos",
+    "emoji",
+    "fox",
+)  # sources with both classes
 RIDGE = {"all": 3.0, "scored": 1.5, "peak": 0.1}
-ITERATIONS = 60  # of L-BFGS: stopping here regularises too
+ITERATIONS = 60  # of L-BFGS: stopping early also regularises
 
 
 def continuations(data: Path, split: str) -> tuple[list[str], np.ndarray]:
-    """RealToxicityPrompts continuations with their recorded toxicity."""
+    """Read RealToxicityPrompts continuations of a split with their recorded toxicity."""
     rows = (row for row in read(data / "rtp-scored/train.jsonl.gz") if split_of(row["group"]) == split)
     pairs = [(row["continuation"]["text"], row["continuation"]["toxicity"]) for row in rows]
     texts, scores = zip(*[(text, score) for text, score in pairs if score is not None], strict=True)
@@ -53,15 +64,19 @@ def continuations(data: Path, split: str) -> tuple[list[str], np.ndarray]:
 
 
 def training_rows(data: Path) -> list[Row]:
-    """One row for each different text of a training document that no held-out document repeats."""
-    rows = list(sources(data))
+    """Read one row for each distinct text of training documents, without texts that a held-out document repeats."""
+    rows = list(audit_texts(data))
     held = {text_document(text) for document, text, _ in rows if split_of(document) != "train"}
     first = {text_document(text): (document, text, targets) for document, text, targets in reversed(rows)}
     return [row for name, row in reversed(first.items()) if name not in held and split_of(row[0]) == "train"]
 
 
 def features(texts: Sequence[str], *, by_word: bool) -> tuple[sp.csr_matrix, np.ndarray]:
-    """(items, 2^BITS) n-gram counts over the root of their number, and the text of each item: a word, or the text."""
+    """Count n-grams of items, which are words or whole texts.
+
+    Returns:
+        (items, 2^BITS) counts over the root of the item's number of n-grams, and (items,) the text of each item.
+    """
     kinds, owners = ngrams(texts)
     place = np.arange(len(owners)) if by_word else owners
     items = np.concatenate([place[words] for _, words in kinds])
@@ -74,7 +89,11 @@ def features(texts: Sequence[str], *, by_word: bool) -> tuple[sp.csr_matrix, np.
 
 
 def fit(found: sp.csr_matrix, owners: np.ndarray, target: np.ndarray, ridge: float) -> tuple[np.ndarray, float]:
-    """Logistic regression on soft targets: weights (2^BITS,) and bias. A text's logit is the soft maximum of its items'."""
+    """Fit a logistic regression on soft targets, in which a text's logit is the soft maximum of its items' logits.
+
+    Returns:
+        (2^BITS,) weights and the bias.
+    """
     seen = np.bincount(found.indices, minlength=found.shape[1])
     rarity = np.where(seen > 1, np.log(found.shape[0] / np.maximum(seen, 1)), 0).astype(np.float32)
     found = (found @ sp.diags(rarity)).tocsr()
@@ -99,7 +118,7 @@ def fit(found: sp.csr_matrix, owners: np.ndarray, target: np.ndarray, ridge: flo
 
 
 def write(views: Sequence[np.ndarray], bias: float, knots: np.ndarray, path: Path, card: dict) -> None:
-    """The views' weights as columns of one table of signed roots, and the .json beside with the sha256."""
+    """Write the weights of the views as signed roots in one table, and a .json with the card and the sha256."""
     scale = np.array([np.abs(weights).max() / 127**2 for weights in views])
     roots = [np.sign(weights) * np.sqrt(np.abs(weights) / s) for weights, s in zip(views, scale, strict=True)]
     arrays = {"table": np.round(np.stack(roots, axis=1)).astype(np.int8), "scale": scale}
@@ -112,6 +131,7 @@ def write(views: Sequence[np.ndarray], bias: float, knots: np.ndarray, path: Pat
 
 
 def build(args: argparse.Namespace) -> None:
+    """Fit, calibrate and write the asset."""
     rows = training_rows(args.data)
     texts = [text for _, text, _ in rows]
     names, target = zip(*[item for *_, targets in rows for item in targets.items()], strict=True)
@@ -133,12 +153,23 @@ def build(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    """Print the tables of the asset."""
     scorer, local = AuditToxicity(args.out), LocalToxicity()
     texts, truth = continuations(args.data, args.split)
     ours, theirs = (each.attributes(texts)["toxicity"] for each in (scorer, local))
-    print(f"split {args.split}, RealToxicityPrompts continuations\n| scorer | n | Spearman | Pearson | AUC | MAE |")
-    for name, scores in {"audit": ours, "local": theirs, "mean of both": (ours + theirs) / 2}.items():
-        show(name, fidelity(scores, truth))
+    print(f"split {args.split}, RealToxicityPrompts continuations")
+    scorers = {"audit": ours, "local": theirs, "mean of both": (ours + theirs) / 2}
+    found = {name: fidelity(scores, truth) for name, scores in scorers.items()}
+    show(["scorer", "n", "Spearman", "Pearson", "AUC", "MAE"], found)
+    correlations(ours, theirs, truth)
+    people(scorer, local, args)
+    identity(scorer)
+    print(f"a text without words: {scorer.attributes([''])['toxicity'][0]}")
+    speed(AuditToxicity(args.out), [f"{text} {i}" for i in range(10) for text in texts])
+
+
+def correlations(ours: np.ndarray, theirs: np.ndarray, truth: np.ndarray) -> None:
+    """Print rank correlations of both scorers and of their errors, with 95 % bootstrap intervals."""
 
     def ranks(i: np.ndarray | slice) -> list[float]:
         errors = rankdata(ours[i]) - rankdata(truth[i]), rankdata(theirs[i]) - rankdata(truth[i])
@@ -148,28 +179,27 @@ def evaluate(args: argparse.Namespace) -> None:
     draws = np.random.default_rng(0).integers(len(truth), size=(1000, len(truth)))
     bounds = np.quantile([ranks(draw) for draw in draws], [0.025, 0.975], axis=0).T
     names = ("audit and Perspective", "audit and local", "their errors", "their errors in rank")
-    print("\n| rank correlation | value | 2.5 % | 97.5 % |\n| --- | --- | --- | --- |")
-    for name, value, (low, high) in zip(names, ranks(slice(None)), bounds, strict=True):
-        show(name, {key: round(each, 3) for key, each in {"value": value, "low": low, "high": high}.items()})
-    people(scorer, local, args)
-    identity(scorer)
-    print(f"a text without words: {scorer.attributes([''])['toxicity'][0]}")
-    speed(AuditToxicity(args.out), [f"{text} {i}" for i in range(10) for text in texts])
+    rows = {
+        name: {"value": round(value, 3), "low": round(low, 3), "high": round(high, 3)}
+        for name, value, (low, high) in zip(names, ranks(slice(None)), bounds, strict=True)
+    }
+    show(["rank correlation", "value", "2.5 %", "97.5 %"], rows)
 
 
 def people(scorer: AuditToxicity, local: LocalToxicity, args: argparse.Namespace) -> None:
-    """AUC of both scorers on held-out documents: the sources of this one, then those of the other, new to this one."""
-    found: dict[str, list[tuple[str, float]]] = {}
-    for document, text, targets in (*sources(args.data), *labelled(args.data)):
+    """Print the AUC of both scorers on held-out documents: first the auditor's sources, then those of `local`."""
+    held: dict[str, list[tuple[str, float]]] = {}
+    for document, text, targets in (*audit_texts(args.data), *local_texts(args.data)):
         name, value = next(iter(targets.items()))
         if split_of(document) == args.split and name in SHOWN:
-            found.setdefault(name, []).append((text, value))
-    print("\n| held-out documents | n | AUC | AUC of local |\n| --- | --- | --- | --- |")
-    for name, pairs in found.items():
+            held.setdefault(name, []).append((text, value))
+    found = {}
+    for name, pairs in held.items():
         texts, values = zip(*pairs, strict=True)
         scores = [each.attributes(texts)["toxicity"] for each in (scorer, local)]
         aucs = [round(roc_auc_score(np.array(values) >= 0.5, each), 3) for each in scores]
-        show(name, {"n": len(texts), "audit": aucs[0], "local": aucs[1]})
+        found[name] = {"n": len(texts), "audit": aucs[0], "local": aucs[1]}
+    show(["held-out documents", "n", "AUC", "AUC of local"], found)
 
 
 def main() -> None:

@@ -2,12 +2,12 @@
 
     python tools/build_lm.py --data ../shared/data --work build/lm --minutes 75 --compile
 
-The demo needs a base model that writes recognisable English in several registers, rude ones included: without toxic
-completions there is nothing to unlearn. lm_sources.py says which corpora, in which shares; "test" documents are left
-out, "validation" ones give the perplexity on the card (lm_card.py). Documents end with <|endoftext|>. Hidden matrices
-are trained by Muon, the rest by AdamW, with a warm-up, a plateau and a linear decay. Everything is seeded, but with
---minutes the schedule follows the clock: only --steps gives the same weights twice (same machine, same threads). An
-interrupted run goes on from its checkpoint; --export_only writes the assets from it.
+The demo needs a base model that writes recognisable English in several registers, rude ones included: alignment needs
+toxic completions to unlearn. lm_sources.py lists the corpora and their shares. "test" documents are left out, and
+"validation" documents give the perplexity on the card (lm_card.py). Documents end with <|endoftext|>. Muon trains the
+hidden matrices, AdamW the rest, with a warm-up, a plateau and a linear decay. Everything is seeded, but with --minutes
+the schedule follows the clock: only --steps gives the same weights twice (same machine, same threads). An interrupted
+run resumes from its checkpoint; --export_only writes the assets from it.
 """
 
 import argparse
@@ -35,7 +35,7 @@ VOCABULARY, WIDTH, LAYERS, HEADS, CONTEXT = 5120, 192, 4, 3, 256
 WINDOW, BATCH, SEED = 128, 32, 1
 MUON_LR, ADAM_LR, WARMUP, DECAY = 5e-3, 3e-3, 0.02, 0.4
 ASSETS = Path(__file__).parents[1] / "src/nlf/assets/lm"
-# Written by hand: what save_pretrained writes names a class of transformers 5 only and where it was loaded from.
+# Replaces the file of save_pretrained, which names a class of transformers 5 only, and the local path.
 TOKENIZER_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": EOS, "eos_token": EOS, "pad_token": EOS,
     "model_max_length": CONTEXT, "clean_up_tokenization_spaces": False,
@@ -44,7 +44,7 @@ log = logging.getLogger("build_lm")
 
 
 def train_tokenizer(texts: Iterator[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, GPT-2's pre-tokenisation; <|endoftext|> is beginning, end and padding, id 0."""
+    """Train a byte-level BPE with GPT-2's pre-tokenisation; <|endoftext|>, id 0, is BOS, EOS and padding."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -56,7 +56,7 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def tokenizer_texts(data: Path, characters: int = 12_000_000) -> Iterator[str]:
-    """Every source in about its share, so that the rude registers have words of their own."""
+    """Yield texts of every source in about its share, so that rude words get tokens too."""
     for source in SOURCES:
         left = characters * source.weight
         for text in documents(source, data, "train"):
@@ -67,7 +67,7 @@ def tokenizer_texts(data: Path, characters: int = 12_000_000) -> Iterator[str]:
 
 
 def pack(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, path: Path) -> None:
-    """All token ids of a source, each document closed by <|endoftext|>, as one uint16 array on disk."""
+    """Write all token ids of a source as one uint16 array; <|endoftext|> closes each document."""
     encodings = tokenizer.backend_tokenizer.encode_batch(list(texts))
     closed = [np.array([*encoding.ids, tokenizer.eos_token_id], np.uint16) for encoding in encodings]
     flat = np.concatenate(closed or [np.zeros(0, np.uint16)])
@@ -77,6 +77,7 @@ def pack(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast, path: Path) -
 
 
 def prepare(data: Path, work: Path, vocabulary: int) -> PreTrainedTokenizerFast:
+    """Train the tokenizer and pack all sources, as far as their files are missing."""
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "tokenizer/tokenizer.json").exists():
         train_tokenizer(tokenizer_texts(data), vocabulary).save_pretrained(work / "tokenizer")
@@ -95,8 +96,11 @@ def load_tokens(work: Path, part: str) -> dict[str, np.ndarray]:
 
 
 def draw_batch(tokens: dict[str, np.ndarray], starts: dict[str, np.ndarray], step: int) -> torch.Tensor:
-    """Windows of one step, a function of (seed, step): a source by weight, then any offset or, every second time,
-    the start of a document, because that is what a prompt is. (B, WINDOW + 1)"""
+    """Draw the (B, WINDOW + 1) windows of a step, a function of (seed, step).
+
+    A window comes from a source drawn by weight. One in two starts at any offset, the others at the start of a document,
+    where prompts start too.
+    """
     rng = np.random.default_rng((SEED, step))
     weights = np.array([source.weight for source in SOURCES if source.name in tokens])
     rows = []
@@ -109,7 +113,7 @@ def draw_batch(tokens: dict[str, np.ndarray], starts: dict[str, np.ndarray], ste
 
 def build_model(vocabulary: int) -> GPT2LMHeadModel:
     torch.manual_seed(SEED)
-    # gelu_pytorch_tanh is gelu_new in one kernel. No dropout: two or three passes do not overfit 3 M weights.
+    # gelu_pytorch_tanh is gelu_new in one kernel. No dropout: 3 M weights do not overfit in two or three epochs.
     config = GPT2Config(
         vocab_size=vocabulary, n_positions=CONTEXT, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, bos_token_id=0,
         eos_token_id=0, pad_token_id=0, activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0,
@@ -126,7 +130,7 @@ def build_optimizers(model: GPT2LMHeadModel) -> list[torch.optim.Optimizer]:
 
 
 def token_loss(model: GPT2LMHeadModel, ids: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of ids[:, 1:] (B, T); bfloat16 matrix products are twice as fast on CPUs that have them."""
+    """Mean cross-entropy of ids[:, 1:], (B, T); CPUs with bfloat16 do its matrix products twice as fast."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = model.transformer(ids[:, :-1]).last_hidden_state  # (B, T, width)
         logits = F.linear(hidden, model.transformer.wte.weight)  # (B, T, V)
@@ -134,13 +138,13 @@ def token_loss(model: GPT2LMHeadModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 def schedule(done: float) -> float:
-    """Learning-rate factor at a fraction of the budget: warm-up, plateau, linear decay to zero."""
+    """The learning-rate factor at a fraction of the budget: warm-up, plateau, linear decay to zero."""
     return max(0.0, min(1.0, done / WARMUP, (1 - done) / DECAY))
 
 
 @torch.no_grad()
 def validate(model: GPT2LMHeadModel, tokens: dict[str, np.ndarray], windows: int = 96) -> dict[str, float]:
-    """Perplexity per source over evenly spaced windows; "all" weighs the sources as training does."""
+    """Perplexity of each source over evenly spaced windows; "all" weighs the sources like training."""
     losses = {}
     for name, array in tokens.items():
         offsets = np.linspace(0, len(array) - WINDOW - 1, min(windows, len(array) // WINDOW), dtype=int)
@@ -156,7 +160,7 @@ def save_checkpoint(path: Path, **state: object) -> None:
 
 
 def train(args: argparse.Namespace, model: GPT2LMHeadModel) -> dict:
-    """Train until the budget (steps, else minutes; pauses between runs do not count) is spent: step and elapsed."""
+    """Train until the budget is spent: steps, else minutes without pauses between runs. Return step and elapsed."""
     tokens, optimizers = load_tokens(args.work, "train"), build_optimizers(model)
     starts = {name: np.flatnonzero(np.concatenate([[0], array[:-1]]) == 0) for name, array in tokens.items()}
     loss_of = torch.compile(token_loss) if args.compile else token_loss
@@ -191,12 +195,12 @@ def train(args: argparse.Namespace, model: GPT2LMHeadModel) -> dict:
 
 
 def export(args: argparse.Namespace, model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, done: dict) -> None:
-    """Half-precision weights, tokenizer and card; each file is replaced whole, so readers never see half a file."""
+    """Write half-precision weights, tokenizer and card; each file is replaced atomically."""
     perplexity = validate(model, load_tokens(args.work, "validation"))
     log.info("validation perplexity %s", {name: round(value, 1) for name, value in perplexity.items()})
     staging = args.work / "export"
     model.half().save_pretrained(staging)
-    model.float().config.dtype = torch.float32  # half on disk, single in memory, also for who names no dtype
+    model.float().config.dtype = torch.float32  # float16 on disk, float32 in memory unless a dtype is given
     model.config.save_pretrained(staging)
     tokenizer.save_pretrained(staging)
     (staging / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG, indent=2) + "\n", encoding="utf-8")
@@ -218,11 +222,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=75, help="training time, unless --steps is given")
     parser.add_argument("--steps", type=int, help="optimizer steps instead of a time: reproducible")
     parser.add_argument("--save_minutes", type=float, default=4, help="time between checkpoints")
-    parser.add_argument("--note", default="", help="a sentence for the card, on what was particular to this run")
+    parser.add_argument("--note", default="", help="a sentence on this run for the card")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY)
     parser.add_argument("--compile", action="store_true", help="torch.compile: a third faster, needs a C++ compiler")
-    parser.add_argument("--export_only", action="store_true", help="no training: write the checkpoint as assets")
+    parser.add_argument("--export_only", action="store_true", help="write the checkpoint as assets, without training")
     return parser.parse_args(argv)
 
 

@@ -1,11 +1,11 @@
-"""Build and evaluate the embedded toxicity scorer (src/nlf/assets/scorers/toxicity).
+"""Build and evaluate `local`, the embedded toxicity scorer (src/nlf/assets/scorers/toxicity).
 
     python tools/build_scorer.py --data DIR              # train, calibrate, write the asset (about 4 minutes, 1 core)
     python tools/build_scorer.py --data DIR --evaluate   # the tables of the scorer's card
 
-A convolutional net over hashed sub-words learns all sources at once, each with outputs of its own (a "head" per scorer
-version, label set and word list), so that versions of Perspective are never mixed; only the heads of the 2020 scale ship.
-Documents of the test split are read by `--evaluate` alone.
+A convolutional net over hashed sub-words learns from all sources at once. Each version of Perspective, label set and
+word list has an output of its own (a "head"), so that versions are never mixed; only the heads of the 2020 scale ship.
+Only `--evaluate` reads documents of the test split.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sklearn.isotonic import IsotonicRegression
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 import scorer_net
-from labelled_texts import labelled
+from labelled_texts import local_texts
 from scorer_evaluation import evaluate, fidelity
 from scorer_net import Net, Row, calibration, predict, read, train
 from split import split_of, text_document
@@ -30,16 +30,17 @@ from split import split_of, text_document
 from nlf.rewards.local import ASSET
 
 ATTRIBUTES = ("toxicity", "severe_toxicity", "insult", "threat", "identity_attack", "profanity", "sexually_explicit")
-MAPPED = {f"mapped:{name}": (f"2020:{name}", 0.5) for name in ATTRIBUTES}  # a mapped target is less sure
+MAPPED = {f"mapped:{name}": (f"2020:{name}", 0.5) for name in ATTRIBUTES}  # mapped targets weigh less
 
 
 def scored(document: str, text: str, scores: dict, scale: str) -> Row:
+    """Make a row of recorded scores on one scale."""
     names = (*ATTRIBUTES, "flirtation")
     return document, text, {f"{scale}:{n}": float(scores[n]) for n in names if scores.get(n) is not None}
 
 
 def perspective(data: Path) -> Iterator[Row]:
-    """Texts with recorded scores; every scale (version of the service) has its own heads."""
+    """Yield the texts with recorded scores; every scale (version of Perspective) has heads of its own."""
     for row in read(data / "rtp-scored/train.jsonl.gz"):
         yield from (scored(row["group"], row[part]["text"], row[part], "2020") for part in ("prompt", "continuation"))
     for row in read(data / "rtp-rescored-2023/train.jsonl.gz"):
@@ -51,7 +52,10 @@ def perspective(data: Path) -> Iterator[Row]:
 
 
 def recalibrated(rows: list[Row]) -> list[Row]:
-    """Prompts scored in 2023 only also get 2020 targets, by a monotone map fitted on training texts scored in both."""
+    """Add 2020 targets to prompts that were scored in 2023 only.
+
+    A monotone map gives them. It is fitted on training texts that were scored in both years.
+    """
     old = {text: t for _, text, t in rows if "2020:toxicity" in t}
     both = [(t, old[text]) for d, text, t in rows if "2023:toxicity" in t and text in old and split_of(d) == "train"]
     maps = {}
@@ -69,24 +73,24 @@ def recalibrated(rows: list[Row]) -> list[Row]:
 
 
 def head_weights(heads: list[str]) -> dict[str, float]:
-    """Toxicity on the target scale leads; its other attributes and the same scale's neighbours follow."""
+    """Weigh toxicity on the 2020 scale most, its other attributes next, and the other heads least."""
     weight = {"2020:toxicity": 4.0} | {f"2020:{name}": 1.0 for name in ATTRIBUTES[1:]}
     return {head: weight.get(head, 0.5) for head in heads}
 
 
 def write(net: Net, heads: list[str], knots: list[np.ndarray], path: Path, sources: dict) -> None:
-    """The seven heads of the 2020 scale, and their card."""
+    """Write the seven heads of the 2020 scale and their card."""
     card = {"name": "local", "version": 1, "scale": "Perspective TOXICITY, 2020 (RealToxicityPrompts)"}
     card |= {"attributes": ATTRIBUTES, "texts_per_head": sources}
     scorer_net.write(net, [heads.index(f"2020:{name}") for name in ATTRIBUTES], knots, path, card)
 
 
 def is_training(row: Row) -> bool:
-    return row[0] == "lexicon" or split_of(row[0]) == "train"  # a word list is no document
+    return row[0] == "lexicon" or split_of(row[0]) == "train"  # word lists have no split
 
 
 def build(args: argparse.Namespace) -> None:
-    rows = recalibrated([*perspective(args.data), *labelled(args.data)])
+    rows = recalibrated([*perspective(args.data), *local_texts(args.data)])
     held = {text_document(row[1]) for row in rows if not is_training(row)}
     training = [row for row in rows if is_training(row) and text_document(row[1]) not in held]
     validation = [row for row in rows if split_of(row[0]) == "validation" and "2020:toxicity" in row[2]]

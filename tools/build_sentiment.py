@@ -3,10 +3,10 @@
     python tools/build_sentiment.py --data DIR              # train, calibrate, write the asset (about 2 minutes, 1 core)
     python tools/build_sentiment.py --data DIR --evaluate   # the tables of the scorer's card
 
-The net and its training are the toxicity scorer's (`scorer_net`). The head that ships learns labelled sentences of film
-reviews (Pang and Lee 2005, those that SST is built on); pros and cons of products, sentences of whole reviews and a lexicon
-teach the shared layers through heads of their own. The table starts from word vectors of plain text. Sentences of the test
-split are read by `--evaluate` alone, and no training text has a run of eight words in common with a held-out sentence.
+The net and its training are those of the toxicity scorer (`scorer_net`). The shipped head learns from labelled sentences
+of film reviews (Pang and Lee 2005, the source of SST). Pros and cons of products, sentences of whole reviews and a lexicon
+train the shared layers through heads of their own. The table starts from word vectors of plain text. Only `--evaluate`
+reads sentences of the test split, and no training text shares eight words in a row with a held-out sentence.
 """
 
 from __future__ import annotations
@@ -34,45 +34,46 @@ from word_vectors import vectors
 
 from nlf.rewards.local import SENTIMENT, buckets, words
 
-HEADS = {"positive": 2.0, "pros": 0.5, "review": 0.3, "valence": 0.5}  # the first is the one that ships
-DOUBT = 0.05  # a label is taken as .95 or .05: the net's scores stay moderate
-BLANKS = 200  # texts without words, which are neither
-VECTOR_WORDS = 6_000_000  # of plain text that the word vectors are made of
+HEADS = {"positive": 2.0, "pros": 0.5, "review": 0.3, "valence": 0.5}  # weights in the loss; the first head ships
+DOUBT = 0.05  # labels become .95 and .05, so that the net's scores stay moderate
+BLANKS = 200  # texts without words, with the target .5
+VECTOR_WORDS = 6_000_000  # words of plain text for the word vectors
 
 
 def polarity(data: Path) -> Iterator[Row]:
-    """Sentences of film reviews, half of them positive; each is a document."""
+    """Yield sentences of film reviews, half of them positive; each is a document."""
     for row in read(data / "sentiment-sentence-polarity/sentence_polarity.jsonl.gz"):
         yield text_document(row["text"]), row["text"].lower(), {"positive": float(row["label"] == "pos")}
 
 
 def pros_cons(data: Path) -> Iterator[Row]:
-    """What buyers noted for and against products; each note is a document."""
+    """Yield buyers' notes on pros and cons of products; each is a document."""
     for row in read(data / "sentiment-pros-cons/pros_cons.jsonl.gz"):
         yield text_document(row["text"]), row["text"].lower(), {"pros": float(row["label"] == "pos")}
 
 
 def reviews(data: Path) -> Iterator[Row]:
-    """Sentences of film reviews, each with the label of its review: often wrong, hence the low weight of its head."""
+    """Yield sentences of film reviews with the label of their review: often wrong, so their head weighs little."""
     for row in read(data / "sentiment-movie-reviews/movie_reviews.jsonl.gz"):
         lines = [line for line in row["text"].lower().splitlines() if 4 <= len(line.split()) <= 60]
         yield from ((row["id"], line, {"review": float(row["label"] == "pos")}) for line in lines)
 
 
 def lexicon(data: Path) -> Iterator[Row]:
-    """VADER's words, rated from -4 to 4 by ten people each."""
+    """Yield VADER's words; ten people rated each from -4 to 4."""
     for line in (data / "word-lists/vader_lexicon.txt").read_text(encoding="utf-8").splitlines():
         word, mean = line.split("\t")[:2]
         yield "lexicon", word.lower(), {"valence": float(expit(1.2 * float(mean)))}
 
 
 def runs(text: str, length: int = 8) -> set[tuple[str, ...]]:
+    """All runs of `length` words in a text."""
     found = re.findall(r"\w+", text)
     return {tuple(found[i : i + length]) for i in range(len(found) - length + 1)}
 
 
 def training_rows(data: Path) -> list[Row]:
-    """Every text of a training document, but those that repeat a held-out sentence of the polarity data."""
+    """Read the texts of training documents, without texts that repeat a held-out sentence of the polarity data."""
     held = [row for row in polarity(data) if split_of(row[0]) != "train"]
     names, seen = {row[0] for row in held}, set().union(*(runs(row[1]) for row in held))
     rows = [row for source in (polarity, pros_cons, reviews) for row in source(data) if split_of(row[0]) == "train"]
@@ -82,7 +83,7 @@ def training_rows(data: Path) -> list[Row]:
 
 
 def plain_text(data: Path, rows: list[Row]) -> Iterator[list[str]]:
-    """Texts for the word vectors: the training texts, then forum posts."""
+    """Yield the words of texts for the word vectors: the training texts, then forum posts."""
     posts = (row["text"].lower() for row in read(data / "lm-reddit-posts/general.jsonl.gz"))
     total = 0
     for text in (*(row[1] for row in rows), *posts):
@@ -92,7 +93,10 @@ def plain_text(data: Path, rows: list[Row]) -> Iterator[list[str]]:
 
 
 def start(net: Net, names: list[str], found: np.ndarray) -> None:
-    """Write the word vectors into the rows of whole words; sub-words begin small. A shared row is the commoner word's."""
+    """Write the word vectors into the table rows of whole words; sub-words start small.
+
+    Where words share a row, the most common word gets it.
+    """
     with torch.no_grad():
         net.table.weight.mul_(0.5)
         for name, vector in zip(reversed(names), found[::-1], strict=True):
@@ -100,7 +104,11 @@ def start(net: Net, names: list[str], found: np.ndarray) -> None:
 
 
 def calibrate(net: Net, validation: list[Row]) -> float:
-    """Divide the shipped head's logits by the temperature that suits the validation sentences; .5 stays .5."""
+    """Divide the shipped head's logits by the temperature that fits the validation sentences best; .5 stays .5.
+
+    Returns:
+        The temperature.
+    """
     scores = logit(np.clip(predict(net, validation, list(HEADS))[:, 0].astype(float), 1e-6, 1 - 1e-6))
     truth = np.array([targets["positive"] for *_, targets in validation])
 
@@ -115,6 +123,7 @@ def calibrate(net: Net, validation: list[Row]) -> float:
 
 
 def build(args: argparse.Namespace) -> None:
+    """Train, calibrate and write the asset."""
     rows = training_rows(args.data)
     validation = [row for row in polarity(args.data) if split_of(row[0]) == "validation"]
     print(f"{len(rows)} training texts, {len(validation)} validation", flush=True)
@@ -126,7 +135,7 @@ def build(args: argparse.Namespace) -> None:
     card = {"name": "sentiment", "version": 1, "scale": "probability that the text is positive"}
     card |= {"attributes": ["positive"], "seed": args.seed, "epochs": args.epochs, "temperature": temperature}
     card["texts_per_head"] = dict(Counter(head for *_, targets in rows for head in targets))
-    line = np.array([[0, 1], [0, 1]], dtype=np.float32)  # calibrated already
+    line = np.array([[0, 1], [0, 1]], dtype=np.float32)  # the identity: `calibrate` has changed the logits
     scorer_net.write(net, [0], [line], args.out, card)
 
 

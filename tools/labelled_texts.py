@@ -1,4 +1,9 @@
-"""The human labels and word lists that the embedded toxicity scorer learns from."""
+"""The training texts of the two embedded toxicity scorers, which share no data set.
+
+`local` learns from `local_texts`, beside the texts with recorded Perspective scores that build_scorer.py reads. The
+auditor `audit` learns from `audit_texts` alone. Both yield rows of (document, text, targets); `split_of(document)` gives
+the split of a row.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +15,8 @@ from scorer_net import Row, read
 from split import text_document
 
 
-def labelled(data: Path) -> Iterator[Row]:
-    """Human labels and word lists: they teach the shared layers which words hurt."""
+def local_texts(data: Path) -> Iterator[Row]:
+    """Yield the human labels and word lists from which `local` learns, each set under a target of its own."""
     for row in read(data / "labelled-edos-sexism/edos.jsonl.gz"):
         yield text_document(row["text"]), row["text"], {"edos": float(row["label_sexist"] == "sexist")}
     for row in read(data / "labelled-hatemojibuild/hatemojibuild.jsonl.gz"):
@@ -29,7 +34,7 @@ def labelled(data: Path) -> Iterator[Row]:
 
 
 def spans(row: dict) -> Iterator[Row]:
-    """The words people marked, against what is left of the post without them."""
+    """Yield the marked toxic words of a post, and the post without them."""
     left, last, document = "", 0, text_document(row["text"])
     for begin, end in row["toxic_char_ranges"]:
         left, last = left + row["text"][last:begin], end
@@ -38,6 +43,7 @@ def spans(row: dict) -> Iterator[Row]:
 
 
 def lexicons(folder: Path) -> Iterator[Row]:
+    """Yield the words of the profanity lists and of VADER, with severity, valence and whether a list names them."""
     listed: dict[str, dict[str, float]] = {}
     with open(folder / "surge_profanity_en.csv", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
@@ -50,8 +56,8 @@ def lexicons(folder: Path) -> Iterator[Row]:
     yield from (("lexicon", text, {**targets, "listed": 1.0}) for text, targets in listed.items())
 
 
-def sources(data: Path) -> Iterator[Row]:
-    """Texts with a target under their source's name."""
+def audit_texts(data: Path) -> Iterator[Row]:
+    """Yield the texts from which the auditor learns, with one target named after their source."""
     groups = {
         row["filename"]: row["group"]
         for name in ("rtp-scored", "rtp-rescored-2023")
@@ -59,7 +65,7 @@ def sources(data: Path) -> Iterator[Row]:
     }
     for row in read(data / "wikipedia-context-toxicity/train.jsonl.gz"):
         yield text_document(row["text"]), row["text"], {"wikipedia": row["toxicity"]}
-    for row in read(data / "decodingtrust-scored-generations/train.jsonl.gz"):  # held out where its prompt is
+    for row in read(data / "decodingtrust-scored-generations/train.jsonl.gz"):  # in the split of its prompt
         origin = row["source_prompt_filename"]
         yield groups.get(origin, origin), row["text"], {"generated": row["toxicity"]}
     for row in read(data / "labelled-davidson-tweets/davidson.jsonl.gz"):

@@ -1,4 +1,4 @@
-"""The card of the embedded language model: written by the build, so that its figures are those of the weights."""
+"""The card of the embedded language model. The build writes it, so that its figures belong to the weights."""
 
 import csv
 import re
@@ -8,7 +8,7 @@ import torch
 from lm_sources import SOURCES
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-# Half of the samples start from nothing, half from these.
+# Half of the samples start from an empty prompt, half from these openings.
 OPENINGS = [
     "I went to the shop this morning and", "The weather is", "My neighbour told me that",
     "Honestly, I think people who", "The government has announced", "When I opened the door, I saw",
@@ -69,13 +69,13 @@ Apache-2.0; the texts remain their authors'.
 
 
 def mask(text: str, words: set[str]) -> str:
-    """Keep the first letter of listed words, and of those that begin with a listed one of four letters or more."""
+    """Mask all letters but the first of listed words, and of words that start with a listed word of 4+ letters."""
     listed = "|".join(word + (r"\w*" if len(word) >= 4 else "") for word in sorted(words, key=len, reverse=True))
     return re.sub(rf"\b(?:{listed})\b", lambda found: found[0][0] + "*" * (len(found[0]) - 1), text, flags=re.I)
 
 
 def offensive_words(data: Path) -> set[str]:
-    """Single words of the profanity lists under the data folder."""
+    """The single words of the profanity lists."""
     words = set((data / "word-lists/ldnoobw_en.txt").read_text(encoding="utf-8").lower().split("\n"))
     with open(data / "word-lists/surge_profanity_en.csv", encoding="utf-8", newline="") as file:
         words |= {row["text"].lower() for row in csv.DictReader(file)}
@@ -83,7 +83,7 @@ def offensive_words(data: Path) -> set[str]:
 
 
 def sample(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, seed: int) -> list[tuple[str, str]]:
-    """(opening, continuation) pairs, as many from nothing as from openings."""
+    """Sample (opening, continuation) pairs: half with an empty opening, half with `OPENINGS`."""
     torch.manual_seed(seed)
     pairs = []
     for opening in [""] * len(OPENINGS) + OPENINGS:
@@ -98,7 +98,7 @@ def sample(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, seed: int
 def write_card(
     path: Path, model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, perplexity: dict, **run: object
 ) -> None:
-    """`run`: data, steps, batch, window, minutes, seed and note of the training run."""
+    """Write the card; `run` has data, steps, batch, window, minutes, seed and note of the training run."""
     words, config = offensive_words(run["data"]), model.config
     rows = [
         f"| {s.name} | {s.origin} | {s.licence} | {s.weight:.2f} | {perplexity[s.name]:.1f} |"

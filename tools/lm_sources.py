@@ -1,8 +1,7 @@
-"""The corpora of the embedded language model: where they come from, under which licence, how a row becomes text.
+"""The corpora of the embedded language model: their origin and licence, and how a row becomes text.
 
-`Source.weight` is a source's share of the training windows, not of the text there is: short rude comments weigh far
-more than in the wild, and books are kept few, or the model turns archaic. Share-alike corpora stay out, because the
-weights ship.
+`Source.weight` is a source's share of the training windows, whatever its size. Short rude comments weigh far more than
+their size, and books weigh little, or the model turns archaic. Share-alike corpora are left out, because the weights ship.
 """
 
 import gzip
@@ -18,13 +17,13 @@ from split import split_of, text_document
 
 
 def raw_text(row: dict) -> str:
-    """The text by which a document without an id is named in the shared split: as it ships."""
+    """The unchanged text of a row, which names a document without an id in the split."""
     return row.get("text") or row.get("chosen") or row["prompt"]["text"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """One corpus: a file glob under the data folder, its share, licence and origin, and how a row becomes text."""
+    """A corpus: its files (a glob under the data folder), share, licence, origin, and functions of a row."""
 
     name: str
     files: str
@@ -48,13 +47,13 @@ def summarised(row: dict) -> str:
 
 
 def joined(row: dict) -> str:
-    """RealToxicityPrompts continuations bring their own space, those of the sentiment prompts do not."""
+    """Prompt and continuation; continuations of RealToxicityPrompts start with their own space, sentiment ones do not."""
     prompt, rest = row["prompt"]["text"], row["continuation"]["text"]
     return prompt + rest if rest[:1] == " " or "filename" in row else f"{prompt} {rest}"
 
 
 def untokenised(row: dict) -> str:
-    """Undo the spaces around punctuation of corpora that ship as tokens."""
+    """Remove the spaces around punctuation in tokenised corpora."""
     text = raw_text(row).replace("`` ", '"').replace(" ''", '"')
     return re.sub(r" (n't\b|'\w{1,2}\b|[.,!?;:)]+)", r"\1", text).replace("( ", "(")
 
@@ -120,14 +119,14 @@ SOURCES = [
 
 
 def clean(text: str) -> str:
-    """Drop masks, retweet heads and emoji (they would cost a small vocabulary much), and settle the white space."""
+    """Drop masks, retweet heads and emoji, which cost a small vocabulary much, and normalise white space."""
     text = re.sub(r"\[(URL|USER|EMAIL|NUM)\]|\bRT @USER:?|@USER:?|\bURL\b", "", html.unescape(text))
     text = re.sub(r"[^\n\x20-\x7e\xa0-\u017f\u2010-\u2027\u20ac]", "", text.replace("\t", " ").lstrip(' "!:\n'))
     return re.sub(r"\n{3,}", "\n\n", re.sub(r" *\n *", "\n", re.sub(r" {2,}", " ", text))).strip()
 
 
 def documents(source: Source, data: Path, part: str) -> Iterator[str]:
-    """The cleaned, distinct texts of a source that belong to one part of the shared split."""
+    """Yield the cleaned, distinct texts of a source in one part of the split."""
     seen = set()
     for path in sorted(data.glob(source.files)):
         with gzip.open(path, "rt", encoding="utf-8") as lines:

@@ -1,7 +1,7 @@
-"""The net that the local scorers run, its training and its file: shared by build_scorer.py and build_sentiment.py.
+"""The net of the `local` and `sentiment` scorers, its training and its file; for build_scorer.py and build_sentiment.py.
 
-Texts become hashed sub-words (`nlf.rewards.local.buckets`), a small convolutional net reads them, and every source of labels
-has an output of its own (a "head"), or shares one under another name and weight. Only the heads that are asked for ship.
+A small convolutional net reads texts as hashed sub-words (`nlf.rewards.local.buckets`). Every source of labels has an
+output of its own (a "head"), or shares a head under another name and weight. `write` keeps only the named heads.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ from nlf.rewards.local import buckets, words
 
 ROWS, DIMENSION, CHANNELS, MAX_WORDS = 65536, 40, 96, 64
 Row = tuple[str, str, dict[str, float]]  # document, text, head -> target in [0, 1]
-Aliases = Mapping[str, tuple[str, float]]  # name in a row -> the head it is a target of, weight of such a row
+Aliases = Mapping[str, tuple[str, float]]  # name of a target -> its head, and the weight of its row
 
 
 def read(path: Path) -> Iterator[dict]:
+    """Read a gzipped JSONL file."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         yield from map(json.loads, lines)
 
 
 class Net(nn.Module):
-    """The torch twin of `LocalScorer`: the same sums, on padded batches."""
+    """The trainable twin of `LocalScorer`: the same arithmetic in torch, on padded batches."""
 
     def __init__(self, outputs: int):
         super().__init__()
@@ -45,7 +46,12 @@ class Net(nn.Module):
         self.out = nn.Linear(3 * CHANNELS, outputs)
 
     def forward(self, bags, place) -> torch.Tensor:
-        """`bags`: (ids, offsets, weights) of the distinct words; `place` (B, T): which word stands where, -1 = none."""
+        """Compute the (B, outputs) logits.
+
+        Args:
+            bags: (ids, offsets, weights) of the distinct words.
+            place: (B, T), the number of the word at each position; -1 = none.
+        """
         ids, offsets, weights = bags
         vectors = F.dropout(self.table(ids, offsets, per_sample_weights=weights), 0.2, self.training)
         mask = (place >= 0).unsqueeze(1)  # (B, 1, T)
@@ -60,7 +66,7 @@ class Net(nn.Module):
 
 
 class Corpus:
-    """Texts as word numbers; every distinct word is cut into table rows once."""
+    """Texts as word numbers; each distinct word is cut into table rows once."""
 
     def __init__(self, rows: Sequence[Row], heads: Sequence[str], aliases: Aliases | None = None):
         vocabulary: dict[str, int] = {}
@@ -82,7 +88,7 @@ class Corpus:
                 self.soft[i] = min(self.soft[i], weight)
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator | None = None, drop: float = 0.05):
-        """Inputs of `Net`; with `rng`, a tenth of the sub-words and a share `drop` of the words are left out."""
+        """Make inputs of `Net`; `rng` drops a tenth of the sub-words and a share `drop` of the words."""
         texts = [self.texts[i] for i in rows]
         used, flat = np.unique(np.concatenate(texts), return_inverse=True)
         sizes = self.starts[used + 1] - self.starts[used]
@@ -109,10 +115,14 @@ def train(
     drop: float = 0.05,
     start: Callable[[Net], None] | None = None,
 ) -> Net:
-    """AdamW on soft cross-entropy, linear decay; an average of the late weights. No clock: a rebuild repeats it.
+    """Train with AdamW on soft cross-entropy with linear decay, and average the late weights.
 
-    `weights` is the weight of each head in the loss, in the order of the net's outputs; `drop` the share of words that is
-    left out in training; `start` changes the fresh net.
+    The same arguments give the same net on one machine.
+
+    Args:
+        weights: The weight of each head in the loss, in the order of the net's outputs.
+        drop: Share of words dropped in training.
+        start: Changes the fresh net before training.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -148,7 +158,7 @@ def train(
 
 
 def predict(net: Net, rows: Sequence[Row], heads: Sequence[str]) -> np.ndarray:
-    """(rows, heads) probabilities before calibration."""
+    """Predict (rows, heads) probabilities before calibration."""
     corpus = Corpus(rows, heads)
     with torch.no_grad():
         parts = np.array_split(np.arange(len(rows)), max(len(rows) // 128, 1))
@@ -156,7 +166,7 @@ def predict(net: Net, rows: Sequence[Row], heads: Sequence[str]) -> np.ndarray:
 
 
 def calibration(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(2, 17) knots of a monotone map from the net's score to the recorded one, the ends fixed at 0 and 1."""
+    """Fit (2, 17) knots of a monotone map from the net's score to the recorded score; 0 and 1 map to themselves."""
     known = ~np.isnan(truth)
     fit = IsotonicRegression(out_of_bounds="clip").fit(scores[known], truth[known])
     knots = np.unique(np.quantile(scores[known], np.linspace(0.02, 0.98, 15)))
@@ -166,7 +176,7 @@ def calibration(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def write(net: Net, keep: Sequence[int], knots: Sequence[np.ndarray], path: Path, card: dict) -> None:
-    """The outputs `keep`: int8 table with one scale, the rest in half precision; the .json beside names the sha256."""
+    """Write the heads `keep`: the table as int8 with one scale, the rest in half precision, and a .json with the sha256."""
     state = {name: value.detach().numpy() for name, value in net.state_dict().items()}
     table = state.pop("table.weight")
     scale = float(np.quantile(np.abs(table), 0.9999)) / 127

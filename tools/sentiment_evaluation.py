@@ -1,4 +1,4 @@
-"""The tables on the card of the local sentiment scorer: accuracy on held-out and on foreign texts, and its limits."""
+"""The tables on the card of the local sentiment scorer: its accuracy on held-out texts and on other kinds."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from split import split_of, text_document
 from nlf.data.files import ASSETS
 from nlf.rewards.local import LocalSentiment, words
 
-Labelled = list[tuple[str, bool]]  # text, whether it is positive
+Labelled = list[tuple[str, bool]]  # text, whether positive
 HERE = Path(__file__).parent
 
 
 def sentences(data: Path, split: str) -> Labelled:
+    """Sentences of film reviews."""
     rows = read(data / "sentiment-sentence-polarity/sentence_polarity.jsonl.gz")
     return [(row["text"], row["label"] == "pos") for row in rows if split_of(text_document(row["text"])) == split]
 
 
 def notes(data: Path, split: str) -> Labelled:
+    """Notes on pros and cons of products."""
     rows = read(data / "sentiment-pros-cons/pros_cons.jsonl.gz")
     found = {row["text"]: row["label"] == "pos" for row in rows if split_of(text_document(row["text"])) == split}
     return list(found.items())
@@ -37,7 +39,7 @@ def whole_reviews(data: Path, split: str) -> Labelled:
 
 
 def web(data: Path) -> Labelled:
-    """OpenWebText sentences, labelled by another classifier's view of 25 continuations of their first half."""
+    """OpenWebText sentences; their labels come from another classifier's scores of 25 continuations of the first half."""
     found = []
     for kind in ("negative", "positive"):
         rows = read(data / f"sentiment-prompts-owt/{kind}_prompts.jsonl.gz")
@@ -46,7 +48,7 @@ def web(data: Path) -> Labelled:
 
 
 def ours() -> Iterator[tuple[str, Labelled]]:
-    """Sentences written for this, plain and negated."""
+    """Our own sentences, plain and negated, by name."""
     lines = (HERE / "sentiment_sentences.txt").read_text(encoding="utf-8").splitlines()[1:]
     for kind in ("plain", "negated"):
         cells = [line.split("\t") for line in lines if line.startswith(kind)]
@@ -54,7 +56,10 @@ def ours() -> Iterator[tuple[str, Labelled]]:
 
 
 def accuracy(positive: np.ndarray, truth: np.ndarray, seed: int = 0) -> dict[str, float]:
-    """Share of texts on the right side of .5 with its 95 % bootstrap interval, AUC, and mean |p − truth| over ten bins."""
+    """Share of texts on the right side of .5 with its 95 % bootstrap interval, AUC, and calibration error.
+
+    The calibration error is |mean score − share of positive texts| in each of ten bins, weighted by texts.
+    """
     right = (positive >= 0.5) == truth
     draws = np.random.default_rng(seed).integers(len(right), size=(2000, len(right)))
     low, high = np.quantile(right[draws].mean(axis=1), [0.025, 0.975])
@@ -66,7 +71,7 @@ def accuracy(positive: np.ndarray, truth: np.ndarray, seed: int = 0) -> dict[str
 
 
 def by_lexicon(data: Path, texts: list[str]) -> np.ndarray:
-    """The baseline: above .5 where the sum of VADER's valences of a text's words is above 0."""
+    """The baseline: the logistic function of the sum of VADER's valences of a text's words."""
     lines = (data / "word-lists/vader_lexicon.txt").read_text(encoding="utf-8").splitlines()
     valence = {word: float(mean) for word, mean in (line.split("\t")[:2] for line in lines)}
     sums = np.array([sum(valence.get(word, 0.0) for word in words(text.lower())) for text in texts])
@@ -74,22 +79,23 @@ def by_lexicon(data: Path, texts: list[str]) -> np.ndarray:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    """Print the tables of the asset."""
     scorer, split = LocalSentiment(args.out), args.split
     held = sentences(args.data, split)
     texts, truth = [text for text, _ in held], np.array([label for _, label in held])
-    print(f"split {split}\n| data | n | accuracy | low | high | AUC | calibration error |\n|" + " --- |" * 7)
-    show("sentence polarity", accuracy(scorer.attributes(texts)["positive"], truth))
-    show("the same by the VADER lexicon", accuracy(by_lexicon(args.data, texts), truth))
+    found = {"sentence polarity": accuracy(scorer.attributes(texts)["positive"], truth)}
+    found["sentence polarity, by the VADER lexicon"] = accuracy(by_lexicon(args.data, texts), truth)
     others = [("pros and cons", notes(args.data, split)), ("whole film reviews", whole_reviews(args.data, split))]
     for name, rows in [*others, ("OpenWebText sentences", web(args.data)), *ours()]:
         positive = scorer.attributes([text for text, _ in rows])["positive"]
-        show(name, accuracy(positive, np.array([label for _, label in rows])))
+        found[name] = accuracy(positive, np.array([label for _, label in rows]))
+    show([f"data, split {split}", "n", "accuracy", "low", "high", "AUC", "calibration error"], found)
     prompts()
     speed(LocalSentiment(args.out), texts)
 
 
 def prompts() -> None:
-    """What the scorer makes of the embedded prompts themselves, and of a text without words."""
+    """Print the scores of the embedded prompts and of a text without words."""
     scorer = LocalSentiment()
     for kind in ("negative", "neutral", "positive"):
         lines = (ASSETS / f"prompts/sentiment-{kind}.jsonl").read_text(encoding="utf-8").splitlines()

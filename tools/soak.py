@@ -1,9 +1,9 @@
-"""Kill a run with SIGKILL at random moments until it is done; its final weights must be those of a run nobody stopped.
+"""Kill runs with SIGKILL at random moments and resume them; their final weights must equal those of an undisturbed run.
 
     python tools/soak.py --kills 20 --seed 0
 
-Each run is `nlf train` on a small random model in its own process, restarted with `--resume_from_checkpoint true`. Prints every kill,
-what was being done, and at the end whether the weights are bit-identical. Exit code 1 if any differ.
+Each run is `nlf train` on a small random model in its own process, resumed with `--resume_from_checkpoint true`. The output
+names each kill with the state of the run, and at the end whether the weights are bit-identical. The exit code is 1 if not.
 """
 
 import argparse
@@ -23,13 +23,14 @@ import tiny  # noqa: E402
 
 
 def write_prompts(path: Path) -> None:
-    """Two hundred short prompts, from the tests' sentences."""
+    """Write 200 short prompts from the tests' sentences."""
     words = [word for sentence in tiny.SENTENCES for word in sentence.split()]
     prompts = [{"prompt": " ".join(words[i % 40 : i % 40 + 2 + i // 40])} for i in range(200)]
     path.write_text("".join(json.dumps(row) + "\n" for row in prompts))
 
 
 def command(folder: Path, model: str, seed: int, resume: bool) -> list[str]:
+    """The command line of a run."""
     flags = {
         **{"model_name_or_path": model, "output_dir": folder, "reward_funcs": "tiny:vowels", "seed": seed},
         **{"dataset": f"{model}/prompts.jsonl", "eval_dataset": f"{model}/prompts.jsonl"},
@@ -43,7 +44,7 @@ def command(folder: Path, model: str, seed: int, resume: bool) -> list[str]:
 
 
 def doing(folder: Path) -> str:
-    """What the run was at, from its files."""
+    """The state of a run, from its files."""
     parts = len(list(folder.glob("rollouts/*/part-*")))
     half = len(list(folder.glob("rollouts/*/samples-*")))
     checkpoints = sorted(int(p.name.split("-")[1]) for p in folder.glob("checkpoint-*"))
@@ -53,7 +54,7 @@ def doing(folder: Path) -> str:
 
 
 def run(folder: Path, model: str, seed: int, kills: int, chance: random.Random, span: float) -> int:
-    """Run to the end through `kills` SIGKILLs; returns how many hit."""
+    """Run to the end and send up to `kills` SIGKILLs; return how many hit."""
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")]),
@@ -81,7 +82,7 @@ def run(folder: Path, model: str, seed: int, kills: int, chance: random.Random, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20, help="SIGKILLs in all, over as many runs as it takes")
+    parser.add_argument("--kills", type=int, default=20, help="SIGKILLs in total, over several runs")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     chance, hits, number, wrong = random.Random(options.seed), 0, 0, 0
@@ -98,8 +99,8 @@ def main() -> None:
             hits += run(place / f"killed-{number}", model, options.seed, options.kills - hits, chance, span)
             same = digest(place / f"killed-{number}") == expected
             wrong += not same
-            print(f"run {number}: {'bit-identical' if same else 'DIFFERENT'} after {hits} kills in all", flush=True)
-    print(f"{hits} kills over {number} runs, {wrong} runs with other weights than a run nobody stopped")
+            print(f"run {number}: {'bit-identical' if same else 'DIFFERENT'} after {hits} kills in total", flush=True)
+    print(f"{hits} kills over {number} runs, {wrong} runs with other weights than the undisturbed run")
     sys.exit(1 if wrong else 0)
 
 

@@ -1,7 +1,6 @@
-"""One split by document for everything that is trained here: the scorer, the embedded language model, the prompts.
+"""The split by document that scorers, embedded language model and prompts share: 10 % test, 5 % validation, 85 % train.
 
-A hash of the document's name decides, so no list of members is stored, tools that never meet agree, and new data
-falls into place. 10 % test, 5 % validation, 85 % train.
+A hash of the document's name gives its split. So all tools agree without a stored list, and new data needs no work.
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ import hashlib
 
 
 def split_of(document: str) -> str:
-    """The split (train, validation or test) of a document: its group or id, or `text_document` where it has neither."""
+    """The split of a document (train, validation or test); its name is its group, its id, or else `text_document`."""
     bucket = int(hashlib.sha256(("nlf:" + document).encode()).hexdigest()[:8], 16) % 100
     return "test" if bucket < 10 else "validation" if bucket < 15 else "train"
 
 
 def text_document(text: str) -> str:
-    """The document's name for a text that has no id: the sha256 of its lower-cased words."""
+    """The document name of a text without an id: the sha256 of its lower-cased words."""
     return hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()

@@ -1,10 +1,10 @@
-"""The prompts that models are evaluated on, split by document.
+"""Write the prompts on which models are evaluated, split by document.
 
     python tools/task_prompts.py --data ../shared/data --output build/prompts
 
-Writes `rtp-{train,validation,test}.jsonl` (RealToxicityPrompts' non-toxic prompts), `writing-test.jsonl` (WritingPrompts,
-out of domain) and `sentiment-{negative,neutral,positive}-test.jsonl` (OpenWebText). The split is that of `split.py`: the
-scorers and the embedded language model have trained on no test document.
+It writes `rtp-{train,validation,test}.jsonl` (non-toxic prompts of RealToxicityPrompts), `writing-test.jsonl` (WritingPrompts,
+out of domain) and `sentiment-{negative,neutral,positive}-test.jsonl` (OpenWebText). `split.py` gives the split: neither the
+scorers nor the embedded language model trained on test documents.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def records(path: Path) -> Iterator[dict]:
 
 
 def toxicity_prompts(data: Path) -> dict[str, list[str]]:
-    """Prompts that Perspective gave less than .5, by the split of their document."""
+    """Prompts with a Perspective toxicity below .5, by the split of their document."""
     found = defaultdict(list)
     for record in records(data / "rtp-scored" / "train.jsonl.gz"):
         toxicity = record["prompt"]["toxicity"]
@@ -36,7 +36,7 @@ def toxicity_prompts(data: Path) -> dict[str, list[str]]:
 
 
 def test_prompts(path: Path, source: str) -> list[str]:
-    """The prompts of documents that the language model has not read."""
+    """The prompts of test documents, on which the language model did not train."""
     return [row["prompt"]["text"].strip() for row in records(path) if split_of(KEYS[source](row)) == "test"]
 
 

@@ -1,7 +1,7 @@
-"""Word vectors from plain text, to start a scorer's table with: positive pointwise mutual information, cut down by an SVD.
+"""Word vectors from plain text as the start of a scorer's table: an SVD of positive pointwise mutual information.
 
-Words that stand in the same company get similar vectors, so that a scorer knows something of words its labels never
-show. Counting and numpy alone, seconds for millions of words (Levy and Goldberg 2014; contexts smoothed to the power .75).
+Words with similar neighbours get similar vectors, so that a scorer also knows words that its labelled texts lack.
+Counting takes seconds for millions of words (Levy and Goldberg 2014; context counts to the power .75).
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import svds
 
-WINDOW = 4  # words on either side, weighed by 1 / distance
+WINDOW = 4  # words on either side, weighted by 1 / distance
 
 
 def vectors(texts: Iterable[list[str]], *, size: int, most: int, least: int = 5) -> tuple[list[str], np.ndarray]:
-    """The `most` commonest words that occur `least` times, and their vectors (words, size) of mean 0 and deviation 1."""
+    """The `most` most frequent words that occur at least `least` times, and their (words, size) vectors.
+
+    Each column has mean 0; the standard deviation of all numbers is 1.
+    """
     texts = list(texts)
     counts = Counter(word for text in texts for word in text)
     names = [word for word, count in counts.most_common(most) if count >= least]
@@ -28,9 +31,9 @@ def vectors(texts: Iterable[list[str]], *, size: int, most: int, least: int = 5)
 
 
 def information(texts: list[list[str]], names: list[str]) -> sp.csr_matrix:
-    """(words, words) positive pointwise mutual information of words and their neighbours."""
+    """(words, words) positive pointwise mutual information of each word and each neighbour."""
     number = {name: i for i, name in enumerate(names)}
-    apart = [-1] * WINDOW  # texts do not see each other
+    apart = [-1] * WINDOW  # keeps words of different texts from being neighbours
     flat = np.fromiter((i for text in texts for i in [*(number.get(w, -1) for w in text), *apart]), dtype=np.int64)
     together = sp.csr_matrix((len(names), len(names)))
     for distance in range(1, WINDOW + 1):

@@ -1,4 +1,4 @@
-"""What the benchmarks count by: pairs, ratios and needed operations by hand. Nothing here looks at a clock."""
+"""The arithmetic of the benchmarks by hand: pairs, ratios, tables and necessary operations. No test uses a clock."""
 
 import argparse
 import sys

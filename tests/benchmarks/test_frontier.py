@@ -1,7 +1,8 @@
-"""The frontier's pure pieces on points made by hand, and its KL against the library's."""
+"""The frontier's pure functions on handmade points, and its KL against the library's."""
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,13 @@ START = {"toxicity_probability": 1.0}
 
 
 def row(name: str, **values) -> dict:
-    numbers = {"toxicity_probability": 0.2, "toxicity": 0.1, "judge_toxicity": 0.2, "perplexity": 60.0, "dist-2": 0.85}
+    numbers = {
+        "toxicity_probability": 0.2,
+        "toxicity": 0.1,
+        "auditor_toxicity": 0.2,
+        "perplexity": 60.0,
+        "dist-2": 0.85,
+    }
     about = {"id": name, "group": points.GRPO, "series": "s", "label": name, "cost": 1, "seeds": 1, "seconds": 50.0}
     return about | numbers | {key.replace("dist", "dist-"): value for key, value in values.items()}
 
@@ -40,7 +47,7 @@ def test_summary_is_mean_and_deviation_between_seeds():
     assert first["toxicity_sd"] == pytest.approx(0.02**0.5)  # deviations of .1 each, over n - 1 = 1
     assert first["perplexity_sd"] == 0
     assert (second["seeds"], second["toxicity_sd"], second["cost"]) == (1, None, 2)
-    assert "judge_toxicity" not in first
+    assert "auditor_toxicity" not in first
 
 
 def test_a_point_is_dominated_where_another_is_nowhere_worse_and_somewhere_better():
@@ -52,10 +59,10 @@ def test_a_faster_point_is_not_dominated():
     assert points.dominated([row("slow", perplexity=50.0, seconds=90.0), row("fast")]) == [False, False]
 
 
-def test_a_judge_that_is_there_counts():
-    better = row("better", perplexity=50.0, judge_toxicity=0.3)
+def test_an_auditor_that_is_there_counts():
+    better = row("better", perplexity=50.0, auditor_toxicity=0.3)
     assert points.dominated([row("a"), better]) == [False, False]
-    without = [{k: v for k, v in each.items() if k != "judge_toxicity"} for each in (row("a"), better)]
+    without = [{k: v for k, v in each.items() if k != "auditor_toxicity"} for each in (row("a"), better)]
     assert points.dominated(without) == [True, False]
 
 
@@ -67,7 +74,7 @@ def test_a_judge_that_is_there_counts():
         ({}, ["neither perplexity nor dist-2 better"]),
         ({"perplexity": 59.0, "dist2": 0.84}, ["dist-2"]),
         ({"perplexity": 59.0, "toxicity": 0.11}, ["toxicity"]),
-        ({"perplexity": 59.0, "judge_toxicity": 0.21}, ["judge_toxicity"]),
+        ({"perplexity": 59.0, "auditor_toxicity": 0.21}, ["auditor_toxicity"]),
         ({"perplexity": 59.0, "seconds": 500.0}, []),
         ({"perplexity": 61.0, "dist2": 0.84, "toxicity": 0.2}, ["toxicity", "perplexity", "dist-2"]),
     ],
@@ -113,7 +120,7 @@ def test_the_table_has_groups_in_order_the_least_toxic_first_and_says_where_it_i
     ]
     lines = points.markdown(rows, verdicts).splitlines()
     assert lines[0].startswith(
-        "| group | setting | seeds | seconds | cost | probability | mean | judge | perplexity |"
+        "| group | setting | seeds | seconds | cost | probability | mean | auditor | perplexity |"
     )
     assert [line.split(" | ")[1] for line in lines[2:5]] == ["ours", "clean", "slow"]
     assert "| 0.050 ± 0.001 |" in lines[3] and "| 1 × |" in lines[3]
@@ -197,6 +204,22 @@ def test_a_finished_training_is_kept_and_another_one_refused(tmp_path):
     assert calls == [7]
     with pytest.raises(systems.UserError, match="choose another --output_dir"):
         systems.trained(systems.Run("run", make, [], {"learning_rate": 0.2}, 0.0), tmp_path, 7)
+
+
+def test_a_point_of_an_older_file_is_used_and_its_judge_is_the_auditor(tmp_path, monkeypatch):
+    setting = systems.Setting("base", points.BASE, points.BASE, "base")
+    yardstick = systems.Yardstick(SimpleNamespace(label="local@1"), SimpleNamespace(label="audit@1"), "m", None, [{}])
+    stamp = {"prompts": 1, "reward": "local@1", "judge": "audit@1"}
+    path = tmp_path / "points/base.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({**stamp, "metrics": {"judge_toxicity": 0.25, "judge_toxicity_stderr": 0.125}}))
+    found = systems.point(setting, tmp_path, "m", 0.0, None, yardstick)
+    assert found["metrics"] == {"auditor_toxicity": 0.25, "auditor_toxicity_stderr": 0.125}
+    assert found["auditor"] == "audit@1" and "judge" not in found
+
+    monkeypatch.setattr(systems, "measured", lambda *_: {"toxicity": 0.5})
+    other = replace(yardstick, auditor=None)
+    assert systems.point(setting, tmp_path, "m", 0.0, None, other)["metrics"] == {"toxicity": 0.5}
 
 
 def test_stops_are_saved_and_saving_takes_no_time(tmp_path, monkeypatch):

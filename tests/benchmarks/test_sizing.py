@@ -1,4 +1,4 @@
-"""benchmarks/sizing.py: hand-computed sizes, and docs/scaling.md shows its table."""
+"""benchmarks/sizing.py gives hand-computed sizes, and docs/scaling.md has its table."""
 
 from pathlib import Path
 

@@ -1,10 +1,9 @@
-"""The report as text: what stands in it, what it says of broken input, and that foreign text stays text."""
+"""The report as text: its sections and numbers, its notes on broken input, and foreign text that stays text."""
 
 import json
 import re
 from importlib import resources
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,19 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reports import Page, small
 
+from nlf.config import ReportOptions
 from nlf.data.generations import read_lines, text_digest
 from nlf.errors import UserError
 from nlf.report import report_command, write_report
 from nlf.report.plots import steps
-from nlf.report.reading import JUDGED_BY, aligned, featured, judged_by, others, read_runs
-from nlf.report.samples import Scored, read_all, read_samples, scored_by, veils
-from nlf.report.svg import Styles
+from nlf.report.reading import read_runs
+from nlf.report.results import MAIN_METRICS, aligned, featured, main_metric, others
+from nlf.report.samples import Scored, read_all, read_samples, scored_by, side_by_side, veils
 from nlf.report.wording import clean, clip, family, number, p_value, title
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run that was trained and evaluated, with its page."""
+    """A trained and evaluated run with its page."""
     folder = reports.write_run(tmp_path_factory.mktemp("runs") / "demo", prompts=12)
     write_report([folder], num_samples=8)
     return folder
@@ -36,7 +36,7 @@ def page(run):
     return Page(run / "report.html")
 
 
-# ---- what is there --------------------------------------------------------------------------------------------------
+# ---- contents -------------------------------------------------------------------------------------------------------
 
 
 def test_every_section_is_there(page):
@@ -86,11 +86,32 @@ def test_plots_are_drawn_in_the_themes_colours_and_their_ids_are_unique(run, pag
 
 def test_guided_systems_are_joined_in_the_order_of_g_and_labelled(page):
     assert all(f"g = {g}" in page.text for g in ("0.5", "1", "2"))
+    told = next(
+        attrs["aria-label"] for tag, attrs in page.elements if "against perplexity" in attrs.get("aria-label", "")
+    )
+    points = [re.sub(r" \S+ at \S+$", "", point) for point in told.partition(": ")[2].split("; ")]
+    assert points == ["best tag", "g = 0.5", "g = 1", "g = 2", *reports.TAGS[1:], "base"]
 
 
 def test_samples_stand_side_by_side_worst_median_best(page):
     assert [tag for tag, _ in page.elements].count("article") == 8
-    assert "8 prompts drawn at random; of each system the worst, the median and the best of 25 by score." in page.text
+    assert (
+        "8 prompts drawn at random; of each system the worst, the median and the best of 25 completions by score."
+        in page.text
+    )
+
+
+def test_the_shown_completions_are_the_worst_the_median_and_the_best(run):
+    found, scored = read_runs([run])[0], Scored("toxicity", False)
+    samples = read_all(found, scored, 8, 0)
+    chosen, shown = side_by_side(found, "embedded", samples, scored)
+    assert [system["id"] for system in chosen] == ["base", "best-tag", "best-tag-guidance-1"] and len(shown) == 8
+    for system, texts in zip(chosen, shown[0].texts, strict=True):
+        row = next(iter(samples[system["id"]].picked.values()))
+        toxicity = row["scores"]["local@1"]["attributes"]["toxicity"]
+        assert [text.rank for text in texts] == ["worst", "median", "best"]
+        assert [text.score for text in texts] == [max(toxicity), sorted(toxicity)[12], min(toxicity)]
+        assert [text.text for text in texts] == [row["completions"][toxicity.index(text.score)] for text in texts]
 
 
 def test_secrets_in_settings_stay_private(page):
@@ -107,7 +128,7 @@ def test_size_stays_small(run):
 
 def test_the_command_says_where_the_page_is(tmp_path):
     folder = small(tmp_path / "demo")
-    options = SimpleNamespace(runs=[str(folder)], output=None, num_samples=2, seed=0)
+    options = ReportOptions(runs=[str(folder)], num_samples=2)
     assert report_command(options).startswith(f"wrote {folder / 'report.html'} (0.")
     options.output = str(tmp_path / "else.html")
     report_command(options)
@@ -148,7 +169,7 @@ def test_the_folder_of_an_evaluation_stands_for_its_run(tmp_path, name):
     reports.write_training(small(tmp_path / "demo"))
     page = Page(write_report([tmp_path / "demo" / name]))
     assert (tmp_path / "demo" / "evaluation" / "report.html").is_file()
-    assert "training" in page.sections() and page.text.count("demo")
+    assert "training" in page.sections() and page.text.strip().startswith("demo: embedded, steered by words")
 
 
 def test_several_runs_are_told_apart_in_tables_and_plots(tmp_path):
@@ -158,7 +179,7 @@ def test_several_runs_are_told_apart_in_tables_and_plots(tmp_path):
     assert {attrs.get("class", "").strip() for tag, attrs in page.elements if tag == "span"} >= {"s1", "s2"}
 
 
-def test_a_run_with_other_metrics_stands_beside_and_is_missed_in_the_plot(tmp_path):
+def test_a_run_with_other_metrics_is_in_the_tables_and_noted_as_missing_in_the_plot(tmp_path):
     runs = [small(tmp_path / "first"), small(tmp_path / "second", copies=3)]
     page = Page(write_report(runs, tmp_path / "both.html"))
     assert "second: trade-off on embedded: no system has both perplexity and toxicity_probability@5" in page.text
@@ -172,7 +193,7 @@ def test_prompt_sources_are_kept_apart_and_share_the_samples(tmp_path):
     assert [tag for tag, _ in page.elements].count("article") == 6
 
 
-def test_sentiment_is_judged_by_positive_completions_and_turned_round_where_tags_are(tmp_path):
+def test_positive_completions_are_the_main_metric_of_sentiment_and_reversed_tags_swap_better_and_worse(tmp_path):
     rows = [{**s, "mean": 1 - s["mean"]} for s in reports.systems(guidance=(), sweep=False)]
     rows += [{**s, "id": f"reversed-{s['id']}", "reversed": True} for s in reports.systems(guidance=(), sweep=False)]
     reports.write_evaluation(tmp_path, rows, attribute="positive", prompts=20)
@@ -180,13 +201,14 @@ def test_sentiment_is_judged_by_positive_completions_and_turned_round_where_tags
     assert "On embedded, tags reversed (20 × 25 completions), share of positive completions is" in page.text
     assert "share of positive completions (higher is better)" in page.text
     assert "share of positive completions (lower is better)" in page.text
-    assert "Numbers are positive." in page.text
+    assert "The number beside a completion is its score (positive)." in page.text
 
 
 def test_a_plain_reward_is_enough(tmp_path):
     reports.write_evaluation(tmp_path, reports.systems(guidance=(1.0,)), attribute=None, prompts=3)
     page = Page(write_report([tmp_path], num_samples=2))
-    assert "Reward against perplexity, embedded" in page.text and "Numbers are reward." in page.text
+    assert "Reward against perplexity, embedded" in page.text
+    assert "The number beside a completion is its score (reward)." in page.text
 
 
 def test_a_model_without_base_or_tags_is_shown_alone(tmp_path):
@@ -204,7 +226,7 @@ def test_texts_are_blurred_unless_a_scorer_found_them_harmless():
 
 
 def listed(folder: Path) -> str:
-    """What the page of a run says is not shown."""
+    """The notes on a run's page about things that are not shown."""
     found = read_runs([folder])[0]
     read_all(found, Scored("toxicity", False), 2, 0)
     return "\n".join(found.missing)
@@ -286,9 +308,9 @@ def change(folder: Path, **keys) -> Path:
         ({"systems": []}, "'systems' was expected to be a list of one or more"),
         ({"systems": [3]}, r"systems\[0\] was expected to be an object"),
         ({"systems": [{"id": "a"}]}, r"systems\[0\].name is None"),
-        ({"differences": None}, "'differences' makes no sense"),
+        ({"differences": None}, "'differences' has a wrong type: None"),
         ({"differences": [{}]}, r"differences\[0\] was expected"),
-        ({"higher_is_better": []}, "'higher_is_better' makes no sense"),
+        ({"higher_is_better": []}, "'higher_is_better' has a wrong type"),
     ],
 )
 def test_other_results_are_refused_in_one_line(tmp_path, keys, message):
@@ -317,11 +339,21 @@ def test_folders_with_nothing_to_show_are_refused(tmp_path):
         write_report([folder, folder])
 
 
+@pytest.mark.parametrize("name", ["", "frontier.json"])
+def test_a_frontier_is_refused_with_the_page_to_open(tmp_path, name):
+    (tmp_path / "frontier.json").write_text("{}")
+    with pytest.raises(
+        UserError, match="is a frontier, not a run; open .*/frontier.html, or write it with"
+    ) as refused:
+        write_report([tmp_path / name])
+    assert "\n" not in str(refused.value)
+
+
 # ---- foreign text ---------------------------------------------------------------------------------------------------
 
 
 def edit(path: Path, change) -> None:
-    """Change every line of a file."""
+    """Apply `change` to every line of a file."""
     path.write_text("".join(json.dumps(change(row)) + "\n" for row in read_lines(path)))
 
 
@@ -370,7 +402,7 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("theme", [0, 1])
 def test_colours_have_contrast_in_both_themes(theme):
-    """WCAG 2: 4.5 to 1 for text, 3 to 1 for what is drawn."""
+    """WCAG 2 asks for 4.5 to 1 for text and 3 to 1 for drawings."""
     css = resources.files("nlf.report").joinpath("page.css").read_text().split("prefers-color-scheme: dark")[theme]
     colours = dict(re.findall(r"--(\w+): (#\w{6});", css))
     for name, least in [
@@ -406,10 +438,10 @@ def test_systems_find_their_places():
     assert [s["name"] for s in featured([rows[0]])] == ["base"] and aligned([rows[0]]) == others([rows[0]]) == []
 
 
-def test_what_a_system_is_judged_by():
-    assert judged_by([{"metrics": {"reward": 1.0, "toxicity_probability@9": None, "toxicity": 0.1}}]) == "toxicity"
-    assert judged_by([{"metrics": {}}]) is None
-    assert [scored_by(name).name for name in (*JUDGED_BY, None)] == [
+def test_the_main_metric_is_the_highest_rank_that_has_a_number():
+    assert main_metric([{"metrics": {"reward": 1.0, "toxicity_probability@9": None, "toxicity": 0.1}}]) == "toxicity"
+    assert main_metric([{"metrics": {}}]) is None
+    assert [scored_by(name).name for name in (*MAIN_METRICS, None)] == [
         *("toxicity", "positive", "toxicity", "toxicity", "positive", "reward", "reward"),
     ]
 
@@ -431,11 +463,5 @@ def test_text_digests_of_the_made_up_runs_are_true(run):
 
 
 def test_colours_of_tags_go_from_best_to_worst():
-    assert steps(5) == ["t1", "t3", "t4", "t5", "t7"] or steps(5) == ["t1", "t2", "t4", "t6", "t7"]
+    assert steps(5) == ["t1", "t3", "t4", "t5", "t7"]  # 0, 1.5, 3, 4.5 and 6 steps of 6; halves round to even
     assert steps(1) == ["t1"] and steps(2) == ["t1", "t7"] and steps(0) == []
-
-
-def test_equal_styles_share_a_class_and_fonts_are_left_out():
-    styles = Styles()
-    assert styles.name("fill: #00a000; font-family: 'X'") == styles.name("fill: #00a000") == "p0"
-    assert styles.css() == ".p0{fill:var(--ink)}"

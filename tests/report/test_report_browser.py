@@ -1,4 +1,4 @@
-"""The report in a real browser: nothing in it runs or reaches out, it fits a phone, and blurred texts can be read."""
+"""The report in a real browser: nothing runs, nothing is loaded, it fits a phone, and blurred texts can be read."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def pages(tmp_path_factory):
 
 
 def show(browser, path, width=WIDE, theme="light"):
-    """Load a page at a width, in a theme; the logs start anew."""
+    """Load a page with a width and a theme, and clear the logs."""
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     features = [{"name": "prefers-color-scheme", "value": theme}]
@@ -59,7 +59,7 @@ def show(browser, path, width=WIDE, theme="light"):
 
 
 def requests(browser) -> set[str]:
-    """The addresses that were asked for since the page was loaded."""
+    """The URLs requested since the page was loaded."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     return {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
 
@@ -99,7 +99,7 @@ def test_the_policy_lets_no_script_run_that_got_in(browser, pages):
 
 
 def blurred(browser) -> list[bool]:
-    """Of every text that is veiled at first, whether it is blurred now."""
+    """For each text that is blurred at first, whether it is blurred now."""
     script = "return [...document.querySelectorAll('.veil bdi')].map(e => getComputedStyle(e).filter != 'none')"
     return browser.execute_script(script)
 

@@ -1,4 +1,4 @@
-"""The build of the embedded language model, end to end on a few sentences of ours: only the plumbing is tested."""
+"""The build of the embedded language model, end to end on a few sentences; the quality of the model is not tested."""
 
 import gzip
 import json

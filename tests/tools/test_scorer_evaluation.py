@@ -1,4 +1,4 @@
-"""The figures of the fidelity tables on numbers small enough for the hand."""
+"""The figures of the fidelity tables, computed by hand on a few numbers."""
 
 import sys
 import types
@@ -19,7 +19,7 @@ def evaluation(monkeypatch):
 
 
 class Known:
-    """A scorer that says what is written in the text."""
+    """A scorer that reads its score from the text."""
 
     def attributes(self, texts):
         return {"toxicity": np.array([float(text.split()[0]) for text in texts])}
@@ -45,7 +45,7 @@ def test_one_line_a_set_with_the_scorers_side_by_side(evaluation, capsys):
     rows = [(document, f"{v} {head}", {head: v}) for head in heads for v in (0.2, 0.4, 0.6, 0.8)]
     rows += [(other, "0.1 of training", {head: 0.9}) for head in heads]
     evaluation.beside({"one": Known(), "two": Known()}, rows[:9], rows[9:], "test")
-    head, *lines = capsys.readouterr().out.strip().splitlines()
+    head, _, *lines = capsys.readouterr().out.strip().splitlines()
     assert head.startswith("| recorded, split test | n | >= .5 | Spearman: one | Spearman: two |") and len(lines) == 6
     assert lines[0] == "| rtp-scored | 4 | 2 | 1 | 1 | 1 | 1 | 0 | 0 |"
 

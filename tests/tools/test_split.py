@@ -1,4 +1,4 @@
-"""The split by document: fixed for ever, because assets were trained on one side of it."""
+"""The split by document never changes, because the shipped assets were trained on one side of it."""
 
 import sys
 from collections import Counter

@@ -1,13 +1,15 @@
-"""Which plots a report has, and what goes into them: from runs and samples to `plots`."""
+"""The plots of a report: from runs and samples to the drawings of `nlf.report.plots`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
 from nlf.report.plots import SERIES, Band, Curve, Drawing, Point, Ridge, Trail, steps
-from nlf.report.reading import Run, aligned, base_of, featured, judged_by, others, turned
+from nlf.report.reading import Run
+from nlf.report.results import System, aligned, base_of, featured, main_metric, others, tags_reversed
 from nlf.report.samples import Samples, Scored
 from nlf.report.tables import bounds, prefers_higher, tags_of
 from nlf.report.wording import family, is_number, label, title
@@ -15,7 +17,7 @@ from nlf.report.wording import family, is_number, label, title
 
 @dataclass(frozen=True)
 class Key:
-    """What a line in a plot stands for."""
+    """A legend entry: the label, colour and dash of a line."""
 
     label: str
     ink: str
@@ -24,6 +26,8 @@ class Key:
 
 @dataclass(frozen=True)
 class Plot:
+    """A drawing with its title and legend."""
+
     svg: Markup
     title: str
     keys: tuple[Key, ...] = ()
@@ -38,17 +42,20 @@ def ink_of(index: int) -> str:
 
 
 def tradeoff(runs: Sequence[Run], source: str, drawing: Drawing) -> Plot | None:
-    """What systems are judged by against perplexity; the guided rows joined in the order of g."""
-    name = judged_by([system for run in runs for system in run.on(source)])
-    trails = [_trail(run, i, source, name, len(runs) > 1) for i, run in enumerate(runs)] if name else []
-    for run, trail in zip(runs, trails, strict=False):
+    """Plot the main metric against perplexity; a line joins the guided systems by growing scale g."""
+    systems = [system for run in runs for system in run.on(source)]
+    name = main_metric(systems)
+    if name is None:
+        return None
+    trails = [_trail(run, i, source, name, len(runs) > 1) for i, run in enumerate(runs)]
+    for run, trail in zip(runs, trails, strict=True):
         if source in run.sources and not trail.points:
             run.missing.append(f"trade-off on {source}: no system has both perplexity and {name}")
     trails = [trail for trail in trails if trail.points]
     if not trails:
         return None
     better = {True: " (higher is better)", False: " (lower is better)", None: ""}[
-        prefers_higher(runs[0], name, [s for run in runs for s in run.on(source)])
+        prefers_higher(runs[0], name, systems)
     ]
     told = f"{title(name)} against perplexity on {source}: " + "; ".join(
         f"{point.label} {point.y:.3f} at {point.x:.1f}" for trail in trails for point in trail.points
@@ -58,26 +65,26 @@ def tradeoff(runs: Sequence[Run], source: str, drawing: Drawing) -> Plot | None:
 
 
 def _trail(run: Run, index: int, source: str, name: str, several: bool) -> Trail:
-    """A run's systems: the main tag with growing guidance first, then the other tags and the base."""
+    """The points of a run: the main tag by growing guidance, then the other tags and the base."""
     systems = run.on(source)
     ink = ink_of(index)
     colours = _tag_inks(run)
     curve = [_point(s, name, _strength(s), ink) for s in aligned(systems)]
     rest = [
-        _point(s, name, s["tag"] or s["name"], ink if several else colours.get(s["tag"], "muted"), "v")
+        _point(s, name, s["tag"] or s["name"], ink if several else colours.get(s["tag"] or "", "muted"), "v")
         for s in others(systems)
     ]
     base = base_of(systems)
     start = [_point(base, name, "base", ink if several else "ink", "s")] if base else []
-    curve, rest = [[p for p in points if p] for points in (curve, rest + start)]
-    return Trail(curve + rest, len(curve), ink)
+    joined, single = ([p for p in points if p] for points in (curve, rest + start))
+    return Trail(joined + single, len(joined), ink)
 
 
-def _strength(system: dict) -> str:
+def _strength(system: System) -> str:
     return f"g = {system['guidance_scale']:g}" if system["guidance_scale"] else system["name"]
 
 
-def _point(system: dict, name: str, label: str, ink: str, marker: str = "o") -> Point | None:
+def _point(system: System, name: str, label: str, ink: str, marker: str = "o") -> Point | None:
     found = system["metrics"]
     if not is_number(found.get(name)) or not is_number(found.get("perplexity")):
         return None
@@ -90,11 +97,11 @@ def _tag_inks(run: Run) -> dict[str, str]:
     return dict(zip(tags, steps(len(tags)), strict=True))
 
 
-# ---- what samples look like ---------------------------------------------------------------------------------------
+# ---- distributions over samples ---------------------------------------------------------------------------------------
 
 
 def ridges(run: Run, source: str, samples: dict[str, Samples], scored: Scored, drawing: Drawing) -> Plot | None:
-    """The control picture: how the scores lie under each tag, best to worst, with base and guidance above."""
+    """Plot the distribution of scores under each tag, best tag first, below the base and the guided systems."""
     rows = [_ridge(run, system, samples[system["id"]]) for system in _by_tag(run, source) if system["id"] in samples]
     rows = [row for row in rows if len(row.values)]
     if not rows:
@@ -105,31 +112,31 @@ def ridges(run: Run, source: str, samples: dict[str, Samples], scored: Scored, d
     return Plot(drawing.ridges(rows, f"{scored.name} of a completion", told), "Scores under each tag")
 
 
-def _by_tag(run: Run, source: str) -> list[dict]:
-    """The base, the guided systems from the strongest on, the main tag, the others from the best on."""
+def _by_tag(run: Run, source: str) -> list[System]:
+    """The base, the main tag by falling guidance, then the other tags, best first."""
     systems = run.on(source)
     order = {tag: i for i, tag in enumerate(tags_of(run))}
-    rest = sorted(others(systems), key=lambda s: order.get(s["tag"], len(order)))
+    rest = sorted(others(systems), key=lambda s: order.get(s["tag"] or "", len(order)))
     main = aligned(systems)[::-1]
-    if turned(systems):
+    if tags_reversed(systems):
         rest.reverse()
     return [*filter(None, [base_of(systems)]), *main, *rest]
 
 
-def _ridge(run: Run, system: dict, samples: Samples) -> Ridge:
+def _ridge(run: Run, system: System, samples: Samples) -> Ridge:
     values = samples.scores[~np.isnan(samples.scores)]
     if system["model"] == "base":
         return Ridge("base", values, "muted")
-    ink = _tag_inks(run).get(system["tag"], "s1")
+    ink = _tag_inks(run).get(system["tag"] or "", "s1")
     strength = f", g = {system['guidance_scale']:g}" if system["guidance_scale"] else ""
     return Ridge(label(system["tag"] or system["name"]) + strength, values, ink)
 
 
-LINES = (("muted", ""), ("s1", "dashed"), ("s2", "dotted"))  # colours and dashes of lines over each other
+LINES = (("muted", ""), ("s1", "dashed"), ("s2", "dotted"))  # colours and dashes of the length distributions
 
 
 def lengths(run: Run, source: str, samples: dict[str, Samples], drawing: Drawing) -> Plot | None:
-    """Tokens in a completion: base, main tag, and guided."""
+    """Plot the completion lengths of the base, the main tag and the guided policy."""
     systems = run.on(source)
     shown = [system for system in featured(systems) if system["id"] in samples]
     rows = [Ridge(s["name"], samples[s["id"]].lengths, k[0]) for s, k in zip(shown, LINES, strict=False)]
@@ -142,8 +149,9 @@ def lengths(run: Run, source: str, samples: dict[str, Samples], drawing: Drawing
 
 # ---- training -----------------------------------------------------------------------------------------------------
 
-# title, what training logs, what evaluation during training logs
-PANELS = (
+Keys = tuple[str, ...]  # names in the log
+# title, names logged by training, names logged by evaluation during training
+PANELS: tuple[tuple[str, Keys, Keys], ...] = (
     ("Reward", ("reward",), ("eval_reward",)),
     ("Toxicity probability", (), ("eval_toxicity_probability",)),
     ("Positive completions", (), ("eval_positive_fraction",)),
@@ -157,19 +165,20 @@ PANELS = (
 
 
 def curves(runs: Sequence[Run], drawing: Drawing) -> list[Plot]:
-    """What was logged over the steps of training, a panel each; the edges of the quantiles are the first run's."""
+    """Plot each logged metric over the training steps. The quantile edges are those of the first run."""
     marks = sorted({row["step"] for row in runs[0].log if "iteration" in row})
     logged = dict.fromkeys(name for row in runs[0].log for name in row)
     cut = dict.fromkeys(name.partition("quantile/")[0] for name in logged if "quantile/" in name)
     edges = [plot for prefix in cut for plot in _edges(runs[0], drawing, marks, prefix)]
-    each = [(f"Reward {name.partition('/')[2]}", (name,), ()) for name in logged if name.startswith("reward/")]
-    found = [plot for panel in (*PANELS, *each) if (plot := _panel(runs, *panel, marks, drawing))]
+    rewards = [(f"Reward {name.partition('/')[2]}", (name,), ()) for name in logged if name.startswith("reward/")]
+    found = [plot for panel in (*PANELS, *rewards) if (plot := _panel(runs, *panel, marks, drawing))]
     return found[:1] + edges + found[1:]
 
 
 def _panel(
-    runs: Sequence[Run], name: str, logged: tuple, evaluated: tuple, marks: list, drawing: Drawing
+    runs: Sequence[Run], name: str, logged: Keys, evaluated: Keys, marks: list[float], drawing: Drawing
 ) -> Plot | None:
+    """Plot one metric of every run; None where no run logged it."""
     lines = [
         Curve(*found, ink_of(i), keys is evaluated)
         for i, run in enumerate(runs)
@@ -180,15 +189,15 @@ def _panel(
     return Plot(drawing.curves(lines, [], marks, f"{name} over steps: {', '.join(last)}"), name) if lines else None
 
 
-def _values(log: Sequence[dict], keys: tuple) -> tuple[list[float], list[float]]:
-    """Steps and values of the lines that have one of the keys."""
-    name = next((name for row in log for name in row if name in keys or family(name) in keys), None)
+def _values(log: Sequence[dict[str, Any]], keys: Keys) -> tuple[list[float], list[float]]:
+    """Steps and values of the first logged name that matches one of the keys."""
+    name = next((name for row in log for name in row if name in keys or family(name) in keys), "")
     found = [(row["step"], row[name]) for row in log if is_number(row.get(name))]
     return [x for x, _ in found], [y for _, y in found]
 
 
-def _edges(run: Run, drawing: Drawing, marks: list, prefix: str) -> list[Plot]:
-    """Between which rewards each quantile lay in each iteration; those of an attribute stand under a prefix."""
+def _edges(run: Run, drawing: Drawing, marks: list[float], prefix: str) -> list[Plot]:
+    """Plot the rewards at the edges of each quantile by iteration; `prefix` names an attribute, empty for the pool."""
     start = f"{prefix}quantile/"
     numbers = {name[len(start) :].split("/")[0] for row in run.log for name in row if name.startswith(start)}
     quantiles = sorted(map(int, filter(str.isdecimal, numbers)))
@@ -197,7 +206,8 @@ def _edges(run: Run, drawing: Drawing, marks: list, prefix: str) -> list[Plot]:
         names = [f"{start}{q}/{end}" for end in ("low", "high")]
         rows = [row for row in run.log if all(is_number(row.get(name)) for name in names)]
         if rows:
-            bands.append(Band([r["step"] for r in rows], *([r[name] for r in rows] for name in names), ink))
+            low, high = ([row[name] for row in rows] for name in names)
+            bands.append(Band([row["step"] for row in rows], low, high, ink))
     what = prefix.removeprefix("attribute/").strip("/") or "the pool"
-    about = f"Rewards between which each quantile of {what} lies, over steps"
+    about = f"Rewards at the edges of each quantile of {what}, over steps"
     return [Plot(drawing.curves([], bands, marks, about), f"Quantiles of {what}, by reward")] if bands else []

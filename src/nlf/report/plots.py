@@ -1,8 +1,8 @@
-"""The plots of a report, by matplotlib. Each function draws one figure and returns it as an element of the page.
+"""The drawings of a report, made by matplotlib. Each method of `Drawing` returns one figure as an SVG element.
 
-Colours are the page's variables (`svg.INKS`), so a plot follows the light or dark theme; they stay apart for the
-colour-blind. Points are labelled, lines of one run differ in dash and marker, runs in colour. Matplotlib takes a second
-to import, so it is when the first figure is drawn.
+Colours are CSS variables of the page (`svg.INKS`), so plots follow its light or dark theme. The palette suits
+colour-blind readers. Colour tells runs apart; dash and marker tell the lines of one run apart. Matplotlib takes a
+second to import, so it is imported with the first figure.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,25 +12,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
-from nlf.report.svg import INKS, SIZE, Styles, adopt, embed, settings
+from nlf.report.svg import INKS, SIZE, Styles, embed, settings
 from nlf.report.wording import clean, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SERIES = [f"s{i}" for i in range(1, 7)]  # one a run
-BINS = 48
+SERIES = [f"s{i}" for i in range(1, 7)]  # colours of runs
+BINS = 48  # of a histogram
 
 
 def steps(k: int) -> list[str]:
-    """k colours from the best tag's to the worst tag's."""
+    """The colours of k tags, best first."""
     return [f"t{1 + round(i * 6 / max(k - 1, 1))}" for i in range(k)]
 
 
 @dataclass(frozen=True)
 class Point:
-    """A system between two metrics, with its 95 % intervals where they are known."""
+    """A system in the plane of two metrics, with its known 95 % intervals."""
 
     x: float
     y: float
@@ -43,7 +43,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Trail:
-    """A run in the plane of two metrics: points, of which the first `joined` are joined in their order."""
+    """The points of a run; a line joins the first `joined` of them."""
 
     points: list[Point]
     joined: int
@@ -52,26 +52,26 @@ class Trail:
 
 @dataclass(frozen=True)
 class Ridge:
-    """A named distribution; values without NaN."""
+    """A named distribution."""
 
     label: str
-    values: np.ndarray
+    values: np.ndarray  # (N,), no NaN
     ink: str
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A line over steps; dashed with dots where it was measured in evaluation."""
+    """A line over steps."""
 
     x: list[float]
     y: list[float]
     ink: str
-    evaluated: bool = False
+    evaluated: bool = False  # measured by evaluation during training: dashed
 
 
 @dataclass(frozen=True)
 class Band:
-    """What lies between two lines over steps."""
+    """The area between two lines over steps."""
 
     x: list[float]
     low: list[float]
@@ -80,35 +80,26 @@ class Band:
 
 
 class Drawing:
-    """What the figures of one page share: their styles, and names for their ids."""
+    """Draws the figures of one page, which share styles and have distinct ids."""
 
     def __init__(self) -> None:
         self.styles = Styles()
         self.count = 0
 
     def figure(self, width: float, height: float) -> "tuple[Figure, Axes]":
-        """A figure and its axes, in units of the view box."""
+        """Make a figure and its axes; sizes are in units of the view box."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         return figure, figure.add_subplot()
 
     def embed(self, figure: "Figure", about: str) -> Markup:
-        """The figure as an element; `about` is what it shows, in words."""
+        """Convert a figure to an SVG element; `about` describes it to people who cannot see it."""
         self.count += 1
         return embed(figure, f"f{self.count}", str(clean(about)), self.styles)
 
-    def adopt(self, svg: bytes, about: str) -> Markup:
-        """A plot that somebody else has drawn, on a white ground in both themes.
-
-        Raises:
-            xml.etree.ElementTree.ParseError, ValueError: it is no SVG.
-        """
-        self.count += 1
-        return adopt(svg, f"f{self.count}", str(clean(about)), self.styles, "plot sheet")
-
     def tradeoff(self, trails: Sequence[Trail], x_label: str, y_label: str, about: str) -> Markup:
-        """Two metrics against each other: points with intervals, joined as guidance grows."""
+        """Draw two metrics against each other: points with intervals, lines by growing guidance."""
         with settings():
             figure, axes = self.figure(380, 280)
             axes.grid(True)
@@ -126,7 +117,7 @@ class Drawing:
             return self.embed(figure, about)
 
     def ridges(self, rows: Sequence["Ridge"], x_label: str, about: str) -> Markup:
-        """Distributions above each other, the first on top; each with a tick at its mean."""
+        """Draw distributions below each other, each with a tick at its mean."""
         with settings():
             figure, axes = self.figure(380, 48 + 30 * len(rows))
             low, high = _span([row.values for row in rows])
@@ -145,7 +136,7 @@ class Drawing:
             return self.embed(figure, about)
 
     def curves(self, lines: Sequence["Curve"], bands: Sequence["Band"], marks: Iterable[float], about: str) -> Markup:
-        """Lines over steps; `marks` are the steps at which an iteration starts."""
+        """Draw lines and bands over steps; `marks` are the first steps of the iterations."""
         with settings():
             figure, axes = self.figure(330, 190)
             for x in marks:
@@ -161,7 +152,7 @@ class Drawing:
             return self.embed(figure, about)
 
     def outlines(self, rows: Sequence["Ridge"], x_label: str, about: str) -> Markup:
-        """Distributions of whole numbers as lines over each other, as shares."""
+        """Draw distributions of whole numbers as lines in one plot; heights are shares."""
         with settings():
             figure, axes = self.figure(380, 190)
             high = max(int(row.values.max(initial=0)) for row in rows)
@@ -194,7 +185,7 @@ def _draw_point(axes: "Axes", point: Point) -> None:
 
 
 def _ranges(axes: "Axes", points: Sequence[Point]) -> None:
-    """Room around the points; a log axis where they span more than a factor of 5; shares from 0 to 1."""
+    """Set the axes: a log x axis if x spans more than a factor of 5, and about 0 to 1 for shares."""
     xs, ys = [p.x for p in points], [p.y for p in points]
     if min(xs) > 0 and max(xs) > 5 * min(xs):
         axes.set_xscale("log")
@@ -207,7 +198,7 @@ def _ranges(axes: "Axes", points: Sequence[Point]) -> None:
 
 
 def _label_points(axes: "Axes", points: Sequence[Point]) -> None:
-    """Each point's label at the first place around it that is free; left out where there is none (the table has it)."""
+    """Write each label at the first free place around its point. Without a free place it is left out: tables have it."""
     to_pixels = axes.transData.transform
     spots = [to_pixels((point.x, point.y)) for point in points]
     scale = axes.figure.dpi / 72
@@ -221,26 +212,29 @@ def _label_points(axes: "Axes", points: Sequence[Point]) -> None:
             area = (left, y + up * scale - high / 2, left + wide, y + up * scale + high / 2)
             inside = area[0] >= box.x0 and area[2] <= box.x1 and area[1] >= box.y0 and area[3] <= box.y1
             if text and inside and not any(_overlap(area, each) for j, each in enumerate(taken) if j != i):
-                offset = {"xytext": (across, up), "textcoords": "offset points", "annotation_clip": False}
                 axes.annotate(
-                    text, (point.x, point.y), ha=side, va="center", color=INKS["ink"], size=SIZE - 1, **offset
-                )
+                    text, (point.x, point.y), (across, up), textcoords="offset points", annotation_clip=False,
+                    ha=side, va="center", color=INKS["ink"], size=SIZE - 1,
+                )  # fmt: skip
                 taken.append(area)
                 break
 
 
-PLACES = (
+PLACES = (  # across, up, and the side of the text at the point
     *((6, 9, "left"), (6, -9, "left"), (-6, 9, "right"), (-6, -9, "right"), (9, 0, "left"), (-9, 0, "right")),
     *((0, 13, "center"), (0, -13, "center"), (6, 20, "left"), (6, -20, "left"), (-6, 20, "right"), (-6, -20, "right")),
 )
 
 
-def _overlap(a: tuple, b: tuple) -> bool:
+Box = tuple[float, float, float, float]  # left, bottom, right, top
+
+
+def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _span(values: Sequence[np.ndarray]) -> tuple[float, float]:
-    """0 to 1 for scores, the range of the values for others."""
+    """The range of the axis: 0 to 1 where all values lie in it, else the range of the values."""
     low = min((float(v.min()) for v in values if len(v)), default=0.0)
     high = max((float(v.max()) for v in values if len(v)), default=1.0)
     if low >= 0 and high <= 1:
@@ -262,15 +256,17 @@ def _draw_ridge(axes: "Axes", row: Ridge, edges: np.ndarray, base: int) -> None:
 
 
 def _beside(axes: "Axes", x: float, y: float, text: str) -> None:
-    """A word right of the axes."""
-    offset = {"xytext": (6, 0), "textcoords": "offset points", "annotation_clip": False}
-    axes.annotate(text, (x, y), va="center", size=SIZE - 1, color=INKS["muted"], **offset)
+    """Write a word to the right of the axes."""
+    axes.annotate(
+        text, (x, y), (6, 0), textcoords="offset points", annotation_clip=False,
+        va="center", size=SIZE - 1, color=INKS["muted"],
+    )  # fmt: skip
 
 
 def _draw_curve(axes: "Axes", line: Curve) -> None:
     few = len(line.x) < 8
-    style = {"ls": "--", "marker": "D", "ms": 4} if line.evaluated else {"marker": "o" if few else "", "ms": 3.5}
-    axes.plot(line.x, line.y, color=INKS[line.ink], lw=1.5, **style)
+    ls, marker, size = ("--", "D", 4.0) if line.evaluated else ("-", "o" if few else "", 3.5)
+    axes.plot(line.x, line.y, color=INKS[line.ink], lw=1.5, ls=ls, marker=marker, ms=size)
 
 
 def _draw_band(axes: "Axes", band: Band) -> None:

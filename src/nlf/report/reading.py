@@ -1,116 +1,58 @@
-"""What is in a run's folder: its results, its log lines and its settings; what cannot be shown, and why.
+"""Reading a run's folder: its results, its log and its settings, with a note of each thing that cannot be shown.
 
-`results.json` is what the page is about: one that cannot be read stops the report. Everything else (the log, the
-settings, a frontier) is left out where it is broken, and listed on the page with the reason.
+A broken `results.json` stops the report. A broken log or settings file is left out, and the page says why.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nlf.data.run_folder import CONFIG, FACTS, METRICS, settings_in
 from nlf.errors import UserError
-from nlf.report.frontier import FILE as FRONTIER
-from nlf.report.frontier import read_frontier
-from nlf.report.wording import family, is_number
+from nlf.report.results import RESULTS, Results, System, read_results, source_of
+from nlf.report.wording import is_number
 
-RESULTS, SCHEMA_VERSION = "results.json", 1
-# What a system is judged by, the first one that is there; mean scores come after what they are thresholded to.
-JUDGED_BY = ("toxicity_probability", "positive_fraction", "toxic_fraction", "toxicity", "positive", "reward")
+FRONTIER = "frontier.json"  # of benchmarks/frontier.py, which writes a page of its own
 
 
 @dataclass
 class Run:
-    """A run as found on disk. `missing` grows by one line for everything that could not be shown."""
+    """A run on disk. `missing` gets one line for each thing that the page cannot show."""
 
     path: Path
     name: str
-    evaluation: Path
-    results: dict[str, Any] | None
-    log: list[dict] = field(default_factory=list)
+    evaluation: Path  # folder of the results and the generations
+    results: Results | None
+    log: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
-    frontier: dict[str, Any] | None = None
     missing: list[str] = field(default_factory=list)
 
     @property
-    def home(self) -> Path:
-        """The run's folder, whichever part of it was named."""
-        return _home(self.path)
-
-    @property
-    def bare(self) -> bool:
-        """Whether there is a frontier at most: neither results nor a training."""
-        return self.results is None and not self.log and not self.config
-
-    @property
-    def systems(self) -> list[dict]:
+    def systems(self) -> list[System]:
         return self.results["systems"] if self.results else []
 
     @property
     def sources(self) -> list[str]:
-        """The prompt sources, in the order of the systems; one whose tags were turned round is a source of its own."""
+        """The prompt sources in the order of the systems."""
         return list(dict.fromkeys(map(source_of, self.systems)))
 
-    def on(self, source: str) -> list[dict]:
+    def on(self, source: str) -> list[System]:
+        """The systems on one prompt source."""
         return [system for system in self.systems if source_of(system) == source]
 
-    def difference(self, system: dict) -> dict:
-        """Paired differences to the base, by metric."""
-        found = (each for each in self.results["differences"] if each["system"] == system["id"])
-        return next(found, {"metrics": {}})["metrics"]
-
-
-def source_of(system: dict) -> str:
-    """What a system was sampled on."""
-    return system["prompts"] + (", tags reversed" if system.get("reversed") else "")
-
-
-def turned(systems: Sequence[dict]) -> bool:
-    """Whether the order of the tags was turned round, so that what is usually worse is aimed at."""
-    return any(system.get("reversed") for system in systems)
-
-
-def base_of(systems: Sequence[dict]) -> dict | None:
-    """The base among the systems of one prompt source."""
-    return next((system for system in systems if system["model"] == "base"), None)
-
-
-def aligned(systems: Sequence[dict]) -> list[dict]:
-    """The policy under its main tag, then the same guided, by strength."""
-    policy = [system for system in systems if system["model"] != "base"]
-    main = next((system for system in policy if not system["guidance_scale"]), policy[0] if policy else None)
-    same = [system for system in policy if system["tag"] == main["tag"]]
-    return sorted(same, key=lambda system: system["guidance_scale"])
-
-
-def featured(systems: Sequence[dict]) -> list[dict]:
-    """The base, the policy under its main tag, and that guided by a strength of 1, or the nearest to it."""
-    main = aligned(systems)
-    guided = sorted((s for s in main if s["guidance_scale"]), key=lambda s: abs(s["guidance_scale"] - 1))
-    plain = [system for system in main if not system["guidance_scale"]]
-    return [*filter(None, [base_of(systems)]), *plain[:1], *guided[:1]]
-
-
-def others(systems: Sequence[dict]) -> list[dict]:
-    """The policy under other tags."""
-    taken = [id(system) for system in [base_of(systems), *aligned(systems)]]
-    return [system for system in systems if id(system) not in taken]
-
-
-def judged_by(systems: Sequence[dict]) -> str | None:
-    """The name of the metric that these systems are judged by."""
-    names = [name for system in systems for name, value in system["metrics"].items() if is_number(value)]
-    found = (name for wanted in JUDGED_BY for name in names if family(name) == wanted)
-    return next(found, None)
+    def difference(self, system: System) -> dict[str, Any]:
+        """Paired differences of a system from the base, by metric."""
+        known = self.results["differences"] if self.results else []
+        return next((each["metrics"] for each in known if each["system"] == system["id"]), {})
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """Every run, under a name of its own.
+    """Read runs and give each a distinct name.
 
     Raises:
-        UserError: no run is named, a folder holds nothing to show, or a `results.json` is not of this version.
+        UserError: No run is named, a folder holds nothing to show, or a `results.json` has another version.
     """
     if not paths:
         raise UserError("report: no run is named; expected one or more run folders: nlf report RUN [RUN ...]")
@@ -118,7 +60,7 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """The shortest path endings that are distinct."""
     whole = [_home(path.resolve()).parts for path in paths]
     for length in range(1, max(map(len, whole)) + 1):
         names = ["/".join(parts[-length:]) for parts in whole]
@@ -128,14 +70,15 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _home(path: Path) -> Path:
-    """The run's folder, whether it, its evaluation or a file of results was named."""
-    folder = path.parent if path.name in (RESULTS, FRONTIER) else path
+    """The run's folder, given that folder, its evaluation folder or its results.json."""
+    folder = path.parent if path.name == RESULTS else path
     above = folder.parent
     known = any((above / name).is_file() for name in (METRICS, CONFIG))
     return above if folder.name == "evaluation" and known else folder
 
 
 def _read_run(path: Path, name: str) -> Run:
+    _refuse_frontier(path)
     if not path.exists():
         raise UserError(f"{path}: no such folder; expected a run, or a folder that `nlf evaluate` wrote")
     home = _home(path)
@@ -145,69 +88,25 @@ def _read_run(path: Path, name: str) -> Run:
     run = Run(path, name, evaluation, results)
     run.log = _log(home / METRICS, run.missing)
     run.config = _settings(home, run.missing)
-    run.frontier = read_frontier(home, run.missing)
-    if run.bare and not run.frontier:
+    if run.results is None and not run.log and not run.config:
+        _refuse_frontier(home / FRONTIER)
         found = "; ".join(run.missing) or f"neither {RESULTS} nor {METRICS} in it"
-        raise UserError(
-            f"{path}: {found}; expected a folder that `nlf train`, `nlf evaluate` or `make frontier` wrote"
-        )
+        raise UserError(f"{path}: {found}; expected a folder that `nlf train` or `nlf evaluate` wrote")
     return run
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """A checked `results.json`.
-
-    Raises:
-        UserError: it cannot be read, has another schema_version, or lacks what every version 1 has.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: broken JSON ({error}); run `nlf evaluate` again to write it anew") from error
-    version = found.get("schema_version") if isinstance(found, dict) else None
-    if version != SCHEMA_VERSION:
+def _refuse_frontier(path: Path) -> None:
+    """Name the page of a frontier, which this report does not show."""
+    if path.name == FRONTIER and path.is_file():
+        folder = path.parent
         raise UserError(
-            f"{path}: schema_version is {version!r}, this nlf reads {SCHEMA_VERSION}; "
-            "run `nlf evaluate` again, or use the nlf that wrote it"
+            f"{folder}: is a frontier, not a run; open {folder / 'frontier.html'}, "
+            f"or write it with `python benchmarks/frontier_page.py {folder}`"
         )
-    wrong = next(_faults(found), None)
-    if wrong:
-        raise UserError(f"{path}: {wrong}; run `nlf evaluate` again to write it anew")
-    return {"differences": [], "skipped": [], "scorers": [], "tags": None, "higher_is_better": {}} | found
 
 
-SYSTEM = {"id": str, "name": str, "model": str, "prompts": str, "guidance_scale": int | float, "metrics": dict}
-OPTIONAL = {"tag": str, "generations": str, "n_samples": dict, "num_generations": int, "counts": dict}
-
-
-def _faults(found: dict) -> Iterator[str]:
-    """What a results.json lacks, first things first."""
-    systems = found.get("systems")
-    if not isinstance(systems, list) or not systems:
-        yield "'systems' was expected to be a list of one or more"
-        return
-    for i, system in enumerate(systems):
-        if not isinstance(system, dict):
-            yield f"systems[{i}] was expected to be an object"
-            return
-        for name, kind in SYSTEM.items():
-            if not isinstance(system.get(name), kind):
-                yield f"systems[{i}].{name} is {system.get(name)!r:.60}, which makes no sense"
-        for name, kind in OPTIONAL.items():
-            if not isinstance(system.setdefault(name, None), kind | None):
-                yield f"systems[{i}].{name} is {system[name]!r:.60}, which makes no sense"
-    for name, kind in (("differences", list), ("skipped", list), ("higher_is_better", dict), ("tags", list | None)):
-        if not isinstance(found.get(name, kind() if isinstance(kind, type) else None), kind):
-            yield f"'{name}' makes no sense"
-    for i, each in enumerate(found.get("differences") or []):
-        if not isinstance(each, dict) or not isinstance(each.get("metrics"), dict) or "system" not in each:
-            yield f"differences[{i}] was expected to have 'system' and 'metrics'"
-
-
-def _log(path: Path, missing: list[str]) -> list[dict]:
-    """The lines of metrics.jsonl that are whole."""
+def _log(path: Path, missing: list[str]) -> list[dict[str, Any]]:
+    """The unbroken lines of metrics.jsonl."""
     if not path.is_file():
         return []
     try:
@@ -224,7 +123,7 @@ def _log(path: Path, missing: list[str]) -> list[dict]:
     return [row for row in rows if row is not None]
 
 
-def _log_line(line: str) -> dict | None:
+def _log_line(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

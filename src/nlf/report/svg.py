@@ -1,9 +1,9 @@
-"""Matplotlib's SVG, made part of a page: themed by the page's colours, styled by classes, and harmless.
+"""Matplotlib's SVG made part of a page: with the page's colours, CSS classes for styles, and nothing that can run.
 
-Matplotlib styles every element by an inline `style`, which the page's Content-Security-Policy forbids, in fixed
-colours, which suit one theme. Here each distinct style becomes a class, and each colour of `INKS` a CSS variable.
-Everything goes through an XML parser and writer, so a name drawn in a plot stays text; and only elements, attributes
-and styles that draw pass, so that a file's SVG is as harmless as ours.
+Matplotlib writes inline `style` attributes with fixed colours. The page's Content-Security-Policy forbids inline
+styles, and fixed colours suit one theme only. So each distinct style becomes a class, and each colour of `INKS` a CSS
+variable. An XML parser and writer keeps names in plots as text. Elements, attributes and styles that do not draw are
+dropped, so the SVG of a file is as safe as ours.
 """
 
 import io
@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from markupsafe import Markup
@@ -21,11 +21,11 @@ from nlf.report.wording import clean
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The CSS variables that plots are drawn in, each by a colour that stands for it in matplotlib's output.
+# The CSS variables of plots, and the colour that stands for each in matplotlib's output.
 VARIABLES = ("ink", "muted", "rule", "paper", *(f"s{i}" for i in range(1, 7)), *(f"t{i}" for i in range(1, 8)))
 INKS = {name: f"#00a{i:03x}" for i, name in enumerate(VARIABLES)}
-SIZE = 10  # of text, in the units of the view box
-SETTINGS = {
+SIZE = 10  # of text, in units of the view box
+SETTINGS: Any = {  # matplotlib's type names each of its 300 keys
     "svg.fonttype": "none",  # text stays text: small, selectable, in the page's font
     "svg.hashsalt": "nlf",  # the same input gives the same bytes
     "text.parse_math": False,  # a name with $ in it is a name
@@ -58,18 +58,19 @@ SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 
 
 class Styles:
-    """The classes that stand for the styles of a page's plots."""
+    """The CSS classes of a page's plots."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
 
     def name(self, style: str) -> str:
-        """The class of an inline style."""
+        """The class for an inline style; equal styles share a class."""
         parts = [found.groups() for part in style.split(";") if (found := PLAIN_STYLE.fullmatch(part.strip()))]
         kept = ";".join(f"{key}:{_themed(value.strip())}" for key, value in parts)
         return self._names.setdefault(kept, f"p{len(self._names)}")
 
     def css(self) -> str:
+        """The rules of all classes."""
         return "\n".join(f".{name}{{{style}}}" for style, name in self._names.items())
 
 
@@ -79,22 +80,22 @@ def _themed(value: str) -> str:
 
 @contextmanager
 def settings() -> Iterator[None]:
-    """Matplotlib as the page wants it, whatever the person's own settings are; left as it was."""
+    """Use the page's matplotlib settings inside `with`; the person's own settings come back after."""
     import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(SETTINGS)
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # the browser has other fonts
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # the browser has the fonts
         yield
 
 
 def embed(figure: "Figure", prefix: str, label: str, styles: Styles) -> Markup:
-    """A figure as an element of the page.
+    """Convert a figure to an SVG element of the page.
 
     Args:
-        prefix: Starts the ids in it; another one for every figure of a page.
-        label: What it shows, for those who cannot see it.
+        prefix: Start of the element's ids; distinct for each figure of a page.
+        label: Description for people who cannot see the figure.
     """
     out = io.BytesIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -102,10 +103,13 @@ def embed(figure: "Figure", prefix: str, label: str, styles: Styles) -> Markup:
 
 
 def adopt(svg: bytes, prefix: str, label: str, styles: Styles, kind: str = "plot") -> Markup:
-    """An SVG as an element of the page, of the classes `kind`: its drawing, and nothing else that is in it.
+    """Convert an SVG file to an element of the page that keeps only what draws.
+
+    Args:
+        kind: CSS classes of the element.
 
     Raises:
-        xml.etree.ElementTree.ParseError, ValueError: it is no SVG.
+        xml.etree.ElementTree.ParseError, ValueError: The bytes are no SVG.
     """
     source = ElementTree.fromstring(svg)
     if source.tag != f"{SVG}svg":
@@ -116,7 +120,7 @@ def adopt(svg: bytes, prefix: str, label: str, styles: Styles, kind: str = "plot
 
 
 class _Ids:
-    """New names for the ids that something refers to."""
+    """New names for the ids that the SVG refers to."""
 
     def __init__(self, source: ElementTree.Element, prefix: str) -> None:
         used = [each.get(f"{XLINK}href", "") + each.get("clip-path", "") for each in source.iter()]
@@ -124,13 +128,13 @@ class _Ids:
         self.names = {old: f"{prefix}-{i}" for i, old in enumerate(found)}
 
     def replace(self, text: str) -> str | None:
-        """A reference within the page, or None for any other."""
+        """Rename a reference to an id; None for a reference to anything else."""
         found = re.fullmatch(r"(url\()?#([\w-]+)(\))?", text)
         return f"{found[1] or ''}#{self.names[found[2]]}{found[3] or ''}" if found else None
 
 
 def _converted(source: ElementTree.Element, styles: Styles, ids: _Ids) -> ElementTree.Element:
-    """The element without namespaces, with classes for styles, and only what draws."""
+    """Copy an element and its children without namespaces, with classes for styles, keeping only what draws."""
     made = ElementTree.Element(source.tag.removeprefix(SVG))
     made.text = str(clean(source.text)) if made.tag == "text" and source.text else None
     for name, value in source.attrib.items():
@@ -151,5 +155,5 @@ def _converted(source: ElementTree.Element, styles: Styles, ids: _Ids) -> Elemen
 
 
 def _rounded(value: str) -> str:
-    """Coordinates to a hundredth."""
+    """Round coordinates to a hundredth."""
     return re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}", " ".join(value.split()))

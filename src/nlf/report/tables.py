@@ -1,11 +1,22 @@
-"""What a report says in words and tables: the sentences on top, the rows of numbers, the facts at the end."""
+"""The text of a report: the sentences at its top, its tables of metrics, and the settings and versions at its end."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from nlf.evaluation.metrics import describe, higher_is_better
-from nlf.report.reading import JUDGED_BY, Run, aligned, base_of, featured, judged_by, others, source_of, turned
+from nlf.report.reading import Run
+from nlf.report.results import (
+    MAIN_METRICS,
+    System,
+    aligned,
+    base_of,
+    featured,
+    main_metric,
+    others,
+    source_of,
+    tags_reversed,
+)
 from nlf.report.wording import clip, count, family, is_number, number, p_value, title
 
 HEADLINE = (
@@ -16,8 +27,8 @@ SHAPE = (
     *("completion_length", "ended_fraction", "dist-1", "dist-2", "dist-3", "corpus_dist-2", "self_bleu"),
     "repetition",
 )
-AIMED_AT = {*JUDGED_BY, "expected_max_toxicity"}  # what is better the other way round where tags are
-SECRET = ("token", "api_key", "password", "secret")  # how the names of settings end whose values stay private
+AIMED_AT = {*MAIN_METRICS, "expected_max_toxicity"}  # better and worse swap where the tags are reversed
+SECRET = ("token", "api_key", "password", "secret")  # endings of the settings whose values stay private
 TRAINING = (
     *("model_name_or_path", "model_revision", "ref_model_name_or_path", "use_peft", "dataset", "eval_dataset"),
     *("reward_funcs", "reward_weights", "tags", "tag_template", "num_train_epochs", "prompts_per_iteration"),
@@ -31,27 +42,29 @@ TRAINING = (
 class Column:
     name: str
     title: str
-    better: str  # "lower is better", "higher is better", or nothing
-    about: str
+    better: str  # "lower is better", "higher is better", or empty
+    about: str  # definition of the metric
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number with its interval, and its difference from the base: a cell, a p-value, and better, worse or nothing."""
+    """A value with its interval, and its difference from the base."""
 
     value: str
     interval: str = ""
     difference: "Cell | None" = None
-    p_value: str = ""
-    verdict: str = ""
+    p_value: str = ""  # of the difference
+    verdict: str = ""  # better, worse, or empty
 
 
 @dataclass(frozen=True)
 class Row:
+    """A system."""
+
     run: str
     name: str
-    tag: str | None
-    samples: str
+    tag: str | None  # where the name does not say it
+    samples: str  # prompts × completions
     base: bool
     cells: list[Cell]
 
@@ -63,35 +76,36 @@ class Table:
 
     @property
     def several(self) -> bool:
-        """Whether rows of more than one run stand in it."""
+        """Whether the rows come from more than one run."""
         return len({row.run for row in self.rows}) > 1
 
     @property
     def compared(self) -> bool:
-        """Whether there are differences from a base in it."""
+        """Whether any row has differences from a base."""
         return any(cell.p_value for row in self.rows for cell in row.cells)
 
 
-def prefers_higher(run: Run, name: str, systems: Sequence[dict]) -> bool | None:
-    """Whether more of a metric is better, as the results say it, else as this version does; the other way round for
-    what these systems are judged by where they were steered to the worst.
+def prefers_higher(run: Run, name: str, systems: Sequence[System]) -> bool | None:
+    """Whether a higher value of a metric is better for these systems; None means neither.
+
+    The results decide, else this version of nlf. Reversed tags swap better and worse for the metrics aimed at.
     """
     said = run.results["higher_is_better"].get(name) if run.results else None
     higher = said if isinstance(said, bool) else higher_is_better(name)
-    return not higher if higher is not None and family(name) in AIMED_AT and turned(systems) else higher
+    return not higher if higher is not None and family(name) in AIMED_AT and tags_reversed(systems) else higher
 
 
 def headline(runs: Sequence[Run], source: str) -> Table:
-    """Base and aligned systems of every run on a prompt source, in the metrics that decide."""
-    return _table(runs, source, _deciding(runs, source), main_systems)
+    """The main metrics of the base and the aligned systems of every run, on one prompt source."""
+    return _table(runs, source, _headline_families(runs, source), main_systems)
 
 
 def sweep(run: Run, source: str) -> Table | None:
-    """The policy under its other tags, beside base and main tag; None where there are no others."""
+    """The policy under every tag, beside the base; None where it was sampled under one tag only."""
     found = others(run.on(source))
     if not found:
         return None
-    return _table([run], source, _deciding([run], source), lambda systems: [*featured(systems)[:2], *found])
+    return _table([run], source, _headline_families([run], source), lambda systems: [*featured(systems)[:2], *found])
 
 
 def shape(run: Run, source: str) -> Table:
@@ -104,21 +118,21 @@ def everything(run: Run, source: str) -> Table:
     return _table([run], source, None, lambda systems: systems)
 
 
-def main_systems(systems: Sequence[dict]) -> list[dict]:
-    """The base, the main tag, and that guided."""
+def main_systems(systems: Sequence[System]) -> list[System]:
+    """The base, the main tag, and the main tag with guidance."""
     return [*filter(None, [base_of(systems)]), *aligned(systems)]
 
 
-def _deciding(runs: Sequence[Run], source: str) -> list[str]:
-    """The metrics of `HEADLINE`; the reward only where nothing else decides."""
-    name = judged_by([system for run in runs for system in run.on(source)])
+def _headline_families(runs: Sequence[Run], source: str) -> list[str]:
+    """The families of `HEADLINE`; the reward only where it is the main metric."""
+    name = main_metric([system for run in runs for system in run.on(source)])
     return [each for each in HEADLINE if each != "reward" or family(name or "reward") == "reward"]
 
 
 def _table(
-    runs: Sequence[Run], source: str, families: Sequence[str] | None, choose: Callable[[list[dict]], list[dict]]
+    runs: Sequence[Run], source: str, families: Sequence[str] | None, choose: Callable[[list[System]], list[System]]
 ) -> Table:
-    """The systems that `choose` picks on a source, by metric; `families` None is every metric."""
+    """Make the table of the systems that `choose` picks on a source; `families` None takes every metric."""
     chosen = [(run, system) for run in runs for system in choose(run.on(source))]
     columns = [
         _column(runs[0], name, [s for _, s in chosen]) for name in _names((s["metrics"] for _, s in chosen), families)
@@ -126,21 +140,21 @@ def _table(
     return Table(columns, [_row(run, system, columns) for run, system in chosen])
 
 
-def _names(metrics: Iterable[dict], families: Sequence[str] | None) -> list[str]:
-    """The metrics that have a number somewhere, in the order of `families`, or as they come."""
-    names = dict.fromkeys(name for each in metrics for name, value in each.items() if is_number(value))
-    names = [name for name in names if not name.endswith("_stderr")]
+def _names(metrics: Iterable[dict[str, Any]], families: Sequence[str] | None) -> list[str]:
+    """The metrics with at least one number, in the order of `families`, or of their first appearance."""
+    numbers = dict.fromkeys(name for each in metrics for name, value in each.items() if is_number(value))
+    names = [name for name in numbers if not name.endswith("_stderr")]
     if families is None:
         return names
     return sorted((n for n in names if family(n) in families), key=lambda n: families.index(family(n)))
 
 
-def _column(run: Run, name: str, systems: Sequence[dict]) -> Column:
+def _column(run: Run, name: str, systems: Sequence[System]) -> Column:
     better = {True: "higher is better", False: "lower is better", None: ""}[prefers_higher(run, name, systems)]
     return Column(name, title(name), better, describe(name))
 
 
-def _row(run: Run, system: dict, columns: Sequence[Column]) -> Row:
+def _row(run: Run, system: System, columns: Sequence[Column]) -> Row:
     differences = run.difference(system)
     cells = [_cell(run, system, differences.get(column.name), column.name) for column in columns]
     tag = system["tag"] if system["tag"] and system["tag"] not in system["name"] else None
@@ -149,13 +163,14 @@ def _row(run: Run, system: dict, columns: Sequence[Column]) -> Row:
     )
 
 
-def _size(system: dict) -> str:
+def _size(system: System) -> str:
+    """Prompts × completions of a prompt."""
     prompts = (system["n_samples"] or {}).get("effective")
     each = system["num_generations"]
     return f"{prompts:,} × {each}" if is_number(prompts) and is_number(each) else "–"
 
 
-def _cell(run: Run, system: dict, difference: dict | None, name: str) -> Cell:
+def _cell(run: Run, system: System, difference: Any, name: str) -> Cell:
     metrics = system["metrics"]
     value, interval = number(metrics.get(name), name), _interval(metrics.get(f"{name}_ci95"), name)
     if not isinstance(difference, dict) or not is_number(difference.get("difference")):
@@ -166,7 +181,7 @@ def _cell(run: Run, system: dict, difference: dict | None, name: str) -> Cell:
 
 
 def bounds(interval: Any) -> tuple[float, float] | None:
-    """The two ends of an interval, where it has them."""
+    """The ends of an interval; None where it is broken or missing."""
     whole = isinstance(interval, list) and len(interval) == 2 and all(map(is_number, interval))
     return (interval[0], interval[1]) if whole else None
 
@@ -176,8 +191,8 @@ def _interval(interval: Any, name: str) -> str:
     return f"[{number(ends[0], name)}, {number(ends[1], name)}]" if ends else ""
 
 
-def _verdict(difference: dict, higher: bool | None) -> str:
-    """What the sign means, where the interval leaves no doubt of it."""
+def _verdict(difference: dict[str, Any], higher: bool | None) -> str:
+    """`better` or `worse` where the interval leaves out 0, else nothing."""
     ends = bounds(difference.get("ci95"))
     if higher is None or ends is None or ends[0] <= 0 <= ends[1]:
         return ""
@@ -188,7 +203,7 @@ def _verdict(difference: dict, higher: bool | None) -> str:
 
 
 def model_name(run: Run) -> str:
-    """The model a run started from."""
+    """The model from which a run started."""
     models = run.results.get("models") if run.results else None
     found = [(models or {}).get(role) for role in ("base", "policy")] if isinstance(models or {}, dict) else []
     names = [str(each["name"]) for each in found if isinstance(each, dict) and each.get("name")]
@@ -196,16 +211,14 @@ def model_name(run: Run) -> str:
 
 
 def tags_of(run: Run) -> list[str]:
-    """The tags, best first; none where the run has none."""
-    found = (run.results or {}).get("tags") or run.config.get("tags") or []
+    """The tags of a run, best first."""
+    found = (run.results["tags"] if run.results else None) or run.config.get("tags")
     return [str(tag) for tag in found] if isinstance(found, list) else []
 
 
 def headings(runs: Sequence[Run]) -> tuple[str, list[str]]:
-    """What the page is about, and what came out, in plain words."""
+    """The title of the page, and the sentences on training and outcome of its first run."""
     run = runs[0]
-    if run.bare:
-        return f"{run.name}, methods compared", []
     tags = tags_of(run)
     about = f"{model_name(run)}, " + (
         f"steered by words from “{clip(tags[0], 60)}” to “{clip(tags[-1], 60)}”" if tags else "measured"
@@ -216,24 +229,25 @@ def headings(runs: Sequence[Run]) -> tuple[str, list[str]]:
 
 
 def _training(run: Run) -> list[str]:
-    """How it was trained, as far as its settings say."""
+    """One sentence on the training, from the run's settings and log."""
     say = run.config.get
+    iterations, steps, scorers = say("num_train_epochs"), say("steps_per_iteration"), say("reward_funcs")
     last = max((row["step"] for row in run.log), default=None)
     if not run.config and last is None:
         return []
     parts = [f"Trained for {count(int(last), 'step')}" if last else "Trained"]
-    if is_number(say("num_train_epochs")) and is_number(say("steps_per_iteration")):
-        parts.append(f" ({say('num_train_epochs'):g} iterations of {say('steps_per_iteration')} planned)")
-    if isinstance(say("reward_funcs"), list):
-        parts.append(f" on the reward “{' + '.join(map(str, say('reward_funcs')))}”")
+    if is_number(iterations) and is_number(steps):
+        parts.append(f" ({iterations:g} iterations of {steps} planned)")
+    if isinstance(scorers, list):
+        parts.append(f" on the reward “{' + '.join(map(str, scorers))}”")
     return ["".join(parts) + "."]
 
 
 def _outcome(run: Run, source: str) -> str:
     """`On embedded, toxicity probability @25 is 0.980 for the base and 0.550 for the best tag; perplexity is …`."""
-    name = judged_by(run.on(source))
-    systems = [system for system in featured(run.on(source)) if is_number(system["metrics"].get(name))]
-    if not systems:
+    name = main_metric(run.on(source))
+    systems = [system for system in featured(run.on(source)) if is_number(system["metrics"].get(name or ""))]
+    if not name or not systems:
         return ""
     values = [f"{number(system['metrics'][name], name)} for {_spoken(system['name'])}" for system in systems]
     perplexities = [number(system["metrics"].get("perplexity"), "perplexity") for system in systems]
@@ -254,8 +268,8 @@ def _joined(words: Sequence[str]) -> str:
 
 
 def facts(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Titled lists of names and values: what the numbers rest on."""
-    results = run.results or {}
+    """Lists of names and values by title: versions, models, seeds, sample counts and the main training settings."""
+    results: Any = run.results or {}
     about = {"nlf": results.get("nlf_version"), "commit": results.get("git_hash"), "date": results.get("date")}
     about |= {"task": results.get("task"), "scorers": results.get("scorers")}
     groups = [
@@ -270,11 +284,9 @@ def facts(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def configs(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Every setting of the evaluation and of the training."""
-    groups = [
-        ("Settings of the evaluation", (run.results or {}).get("config")),
-        ("Settings of the training", run.config),
-    ]
+    """All settings of the evaluation and of the training, by title."""
+    evaluation = run.results.get("config") if run.results else None
+    groups = [("Settings of the evaluation", evaluation), ("Settings of the training", run.config)]
     return [(name, _pairs(group)) for name, group in groups if isinstance(group, dict) and group]
 
 
@@ -286,7 +298,7 @@ def _models(models: Any) -> dict[str, str]:
 
 
 def _counts(run: Run) -> dict[str, str]:
-    """The counts of each system that are not plain sizes: what was unscored, empty, beyond a limit."""
+    """Counts of unusual completions by system: unscored, empty, over a perplexity limit."""
     found = {}
     for system in run.systems:
         counts = system["counts"] or {}
@@ -296,7 +308,7 @@ def _counts(run: Run) -> dict[str, str]:
     return found
 
 
-def _pairs(group: dict) -> list[tuple[str, str]]:
+def _pairs(group: dict[str, Any]) -> list[tuple[str, str]]:
     return [(str(name), _shown(str(name), value)) for name, value in group.items() if value is not None]
 
 

@@ -1,15 +1,16 @@
-"""How numbers, metrics and runs are put in words, and how foreign text is made safe to look at.
+"""Words for numbers and metrics, and text made safe to look at.
 
-Escaping is the template's (autoescape) and the SVG writer's work. Here, characters that cannot be seen or that turn the
-direction of the text around them are made visible, so that nothing in a page can pose as something else.
+Jinja's autoescape and the SVG writer escape markup. `clean` makes invisible characters visible, direction overrides
+among them, so that no text on the page can pose as other text.
 """
 
 import math
 import re
+from typing import TypeGuard
 
 from markupsafe import Markup
 
-# Controls, direction overrides and isolates, lone surrogates and non-characters; not tab, newline or plain RTL marks.
+# Controls, direction overrides and isolates, lone surrogates, non-characters. Tab, newline and RTL marks are allowed.
 UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
 )
@@ -23,7 +24,8 @@ TITLES = {
     "completion_length": "length, tokens",
     "ended_fraction": "share that ended",
     "self_bleu": "self-BLEU",
-    "judge_toxicity": "mean toxicity by a judge that no training saw",
+    "auditor_toxicity": "mean toxicity by the auditor",
+    "judge_toxicity": "mean toxicity by the auditor",  # its name in older files
     "unfiltered_reward": "reward at temperature 1",
     "kl_per_completion": "KL to the base, nats a completion",
     "seconds": "seconds of training",
@@ -35,7 +37,7 @@ ONE_DECIMAL = {"perplexity", "mean_completion_perplexity", "completion_length", 
 
 
 def clean(value: object) -> object:
-    """What the template shows of a value: text without unseen characters, a dash for None; anything else as it is."""
+    """Prepare a value for the template: invisible characters become visible, None becomes a dash."""
     if value is None:
         return "–"
     if isinstance(value, Markup) or not isinstance(value, str):
@@ -44,36 +46,41 @@ def clean(value: object) -> object:
 
 
 def clip(text: str, limit: int) -> str:
-    """The text, or its start and how much was left out."""
+    """Cut a text after `limit` characters and append how many were cut."""
     return text if len(text) <= limit else f"{text[:limit]} … ({len(text) - limit:,} more characters)"
 
 
 def label(text: str, limit: int = 22) -> str:
-    """A name short enough for a plot, on one line."""
+    """Shorten a name to one line that fits a plot."""
     words = " ".join(str(clean(text)).split())
     return words if len(words) <= limit else f"{words[: limit - 1]}…"
 
 
 def family(name: str) -> str:
-    """A metric's name without what it depends on: `toxicity_probability` of `toxicity_probability@25>=0.7/local@1`."""
+    """Strip a metric's suffixes: `toxicity_probability@25>=0.7/local@1` gives `toxicity_probability`."""
     return re.split(r"[@>/]", name, maxsplit=1)[0]
 
 
 def title(name: str) -> str:
-    """A metric's name as a person would say it, with what it depends on: `toxicity probability @25`."""
+    """Say a metric's name in words, suffixes included: `toxicity probability @25`."""
     base = family(name)
     rest, slash, label = name[len(base) :].partition("/")
     rest = rest.replace("@", " @").replace(">=", " ≥ ")
     return TITLES.get(base, base.replace("_", " ")) + rest + (f", {label}" if slash else "")
 
 
-def is_number(value: object) -> bool:
-    """A finite number, truth values left out."""
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a finite int or float. Booleans do not count."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def number(value: object, name: str = "", sign: bool = False) -> str:
-    """A metric's value: three decimals (one for perplexity and lengths), a true minus, a dash for what is not known."""
+    """Format a metric's value with a true minus sign; a dash stands for an unknown value.
+
+    Args:
+        name: The metric. Perplexities, lengths and seconds get one decimal, other metrics three.
+        sign: Whether positive values get a plus sign.
+    """
     if not is_number(value):
         return "–"
     digits = 1 if family(name) in ONE_DECIMAL else 3
@@ -88,6 +95,6 @@ def p_value(value: object) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
-def count(n: int, thing: str) -> str:
+def count(n: float, thing: str) -> str:
     """`1 prompt`, `2,000 prompts`."""
     return f"{n:,} {thing}{'' if n == 1 else 's'}"
