@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = FENCED.findall(README)  # (language, text), in their order
 RUN = "runs/polite"
-SIZES = {  # what a block's settings leave open; the blocks keep every word of theirs
+SIZES = {  # in place of the defaults; the words of the blocks stay
     **{"prompts_per_iteration": 4, "num_generations": 2, "max_completion_length": 4, "num_train_epochs": 1},
     **{"steps_per_iteration": 1, "per_device_train_batch_size": 4, "warmup_steps": 0, "logging_steps": 1},
 }
@@ -42,7 +42,7 @@ def shell_lines() -> list[str]:
 
 
 def run_nlf(words: list[str]) -> None:
-    """One line of a shell block on the tiny model; help and a dry run as they stand."""
+    """Run one line of a shell block with small sizes; `--help` and `--dry_run` get no other flags."""
     command, shown = words[0], {"--help", "--dry_run"} & set(words)
     if command == "train" and not shown:
         shutil.rmtree(RUN, ignore_errors=True)  # the Python block has trained into this folder
@@ -55,7 +55,7 @@ def run_nlf(words: list[str]) -> None:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The reader's folder: a model under the name of a hub model, prompts, and the README's own reward as a file."""
+    """A folder with the files that the README names: a tiny model called gpt2, prompts, and the reward in a file."""
     monkeypatch.chdir(tmp_path)
     tiny.save(tmp_path / "gpt2")
     Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny.PROMPTS))
