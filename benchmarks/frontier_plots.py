@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from frontier_points import GROUPS
+from frontier_points import BASE, DISTILLED, GROUPS, GRPO
 
 COLOURS = dict(zip(GROUPS, "#444444 #0072b2 #009e73 #56b4e9 #cc79a7 #d55e00 #e69f00".split(), strict=True))
 NAMES = {
@@ -18,6 +18,12 @@ MARKERS = "osD^v<>pP*"  # of the series of a group
 PLOTS = {
     "frontier.svg": [(name, "toxicity_probability") for name in ("perplexity", "dist-2", "kl_per_completion")],
     "frontier-seconds.svg": [("seconds", name) for name in NAMES if name != "seconds"],
+}
+SUMMARY = "frontier-summary.svg"
+LEGEND = {  # of the summary
+    BASE: "base model",
+    DISTILLED: "nlf, distilled to a plain model",
+    GRPO: "GRPO (TRL), stopped at several steps",
 }
 
 
@@ -35,6 +41,30 @@ def write_plots(rows: Sequence[dict], folder: Path) -> None:
             handles = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
             figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(GROUPS), frameon=False)
             figure.savefig(folder / name, metadata={"Date": None})
+    write_summary(rows, folder / SUMMARY)
+
+
+def write_summary(rows: Sequence[dict], path: Path) -> None:
+    """The plot of the README: the base, the distilled models and GRPO's stops, by perplexity and by seconds."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    style = {"svg.fonttype": "none", "svg.hashsalt": "nlf", "axes.spines.top": False, "axes.spines.right": False}
+    with rc_context(style):
+        figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+        for axes, x in zip(figure.subplots(1, 2, sharey=True), ("perplexity", "seconds"), strict=True):
+            for group, name in LEGEND.items():
+                points = [row for row in rows if row["group"] == group and row["cost"] == 1 and x in row]
+                xs, ys = ([point[key] for point in points] for key in (x, "toxicity_probability"))
+                spread = {"xerr": spreads(points, x), "yerr": spreads(points, "toxicity_probability")}
+                axes.errorbar(xs, ys, **spread, fmt="o", label=name, color=COLOURS[group], ms=5, elinewidth=0.7)
+            axes.set_xlabel(NAMES[x])
+            axes.set_ylim(0, 1.03)
+            axes.grid(alpha=0.25, lw=0.5)
+        figure.axes[0].set_ylabel("toxicity probability")
+        handles = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
+        figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(LEGEND), frameon=False)
+        figure.savefig(path, metadata={"Date": None})
 
 
 def draw(axes, rows: Sequence[dict], x: str, y: str) -> None:

@@ -1,4 +1,4 @@
-"""examples/minimal.py states the method a second time, on its own; here both statements must give the same numbers."""
+"""examples/minimal.py gives the same losses, gradients and quantiles as the library, and runs."""
 
 import importlib.util
 import sys
@@ -46,7 +46,7 @@ def test_loss_and_gradient_are_the_library_s(minimal, objective):
     right.requires_grad_()
     ref = 2 * torch.randn(rows, length, vocabulary - 1)
     labels = torch.randint(vocabulary - 1, (rows, length))
-    labels[0, 2] = 3  # EOS, which the contrast leaves out
+    labels[0, 2] = 3  # EOS, which does not count in the contrast
     mask = torch.arange(length) < torch.tensor([[7], [1], [3], [7], [5], [2]])
     wrong = wrong if coefs["contrast"] else None
 

@@ -238,7 +238,7 @@ def test_the_plots_are_drawn(tmp_path):
         row("g 2", kl_per_completion=30.0, dist2_sd=0.1),
     ]
     frontier_plots.write_plots(rows, tmp_path)
-    for name in frontier_plots.PLOTS:
+    for name in (*frontier_plots.PLOTS, frontier_plots.SUMMARY):
         assert "GRPO" in (tmp_path / name).read_text()
 
 
