@@ -23,7 +23,8 @@ def student(path, template=None) -> str:
     tokenizer.save_pretrained(path / "base")
     rows = [{"prompt": [{"role": "user", "content": row["prompt"]}]} if template else row for row in tiny.PROMPTS]
     (path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tagged = prepare_policy(tiny.model("llama", seed=1), tokenizer, TagScheme(), conversational=bool(template))
+    scheme = TagScheme(separator=None) if template else TagScheme()
+    tagged = prepare_policy(tiny.model("llama", seed=1), tokenizer, scheme)
     save_policy(tagged, path / "run")
     knobs = {"base_model": str(path / "base"), "prompts": [str(path / "prompts.jsonl")], "max_completion_length": 4}
     return str(distill(model=str(path / "run"), **knobs, **FLAGS))

@@ -232,7 +232,6 @@ def test_rows_and_data_sets_are_taken_as_they_are(write):
 
     loaded = load_prompts(write("p.jsonl", jsonl(ROWS)))
     assert as_prompts(loaded) == as_prompts(ROWS) == as_prompts(datasets.Dataset.from_list(ROWS)) == loaded
-    assert as_prompts(None) is None
     with pytest.raises(UserError, match="no rows"):
         as_prompts([])
 

@@ -50,7 +50,8 @@ def save_run(path, architecture="llama", template=None, prompts=tiny.PROMPTS, vo
         each.save_pretrained(path / "base")
     (path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     tagged = tiny.model(architecture, 1, vocab_size)
-    save_policy(prepare_policy(tagged, tokenizer, TagScheme(), conversational=template is not None), path / "run")
+    scheme = TagScheme() if template is None else TagScheme(separator=None)
+    save_policy(prepare_policy(tagged, tokenizer, scheme), path / "run")
     (path / "run/run.json").write_text(json.dumps({"model_name_or_path": str(path / "base")}))
     (path / "run/config.yaml").write_text(f"dataset: {path / 'prompts.jsonl'}\nmax_completion_length: 4\n")
     return path / "run"

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from nlf.data.files import ASSETS
-from nlf.data.prompts import EMBEDDED, load_prompts
+from nlf.data.prompts import EMBEDDED, PromptRow, load_prompts
 from nlf.rewards.registry import resolve_reward
 
 Shapes = list[tuple[int, ...]]
@@ -46,7 +46,7 @@ def plan(settings: SimpleNamespace) -> dict[str, str]:
     }
 
 
-def prompt_rows(s: SimpleNamespace, source: str, split: str, limit: int | None) -> list[dict]:
+def prompt_rows(s: SimpleNamespace, source: str, split: str, limit: int | None) -> list[PromptRow]:
     return load_prompts(source, column=s.dataset_prompt_column, split=split, limit=limit)
 
 

@@ -16,7 +16,7 @@ from nlf import __version__
 from nlf.config import SamplerOptions, SamplingOptions, sampler_options, sampling_options
 from nlf.data.generations import FILE, append, keep_lines, mend, read
 from nlf.data.progress import progress_bar
-from nlf.data.prompts import NumberedPrompt, numbered
+from nlf.data.prompts import NumberedPrompt, PromptRow, numbered
 from nlf.errors import UserError
 from nlf.evaluation.systems import chosen_tag, load_for_commands, negative_tag, prompt_sets, slug, with_tags
 from nlf.models.encoder import PromptEncoder
@@ -63,7 +63,7 @@ def sample_command(options) -> str:
 def sample_file(
     path: Path,
     policy: Policy,
-    rows: Sequence[dict],
+    rows: Sequence[PromptRow],
     tag: str | None,
     options: SamplingOptions,
     *,
@@ -116,7 +116,7 @@ def settings_of(
     }
 
 
-def done_already(path: Path, rows: Sequence[dict], tag: str | None, settings: dict, part: int) -> int:
+def done_already(path: Path, rows: Sequence[PromptRow], tag: str | None, settings: dict, part: int) -> int:
     """How many of the prompts a file holds, after a line that was cut off in writing is removed, and its part with it.
 
     Raises:
@@ -158,7 +158,7 @@ def sample_lines(
     return [_line(*prompt, table.slice(i * n, n), settings) for i, prompt in enumerate(prompts)]
 
 
-def _line(row: dict, occurrence: int, samples: pa.Table, settings: dict) -> dict:
+def _line(row: PromptRow, occurrence: int, samples: pa.Table, settings: dict) -> dict:
     return {
         "prompt": row["prompt"],
         "prompt_id": row["prompt_id"],

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nlf.data.prompts import load_prompts
+from nlf.data.prompts import PromptRow, load_prompts
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
 from nlf.models.policy import Policy, best_device, load_policy
@@ -77,7 +77,7 @@ def _known_tag(policy: Policy, tag: str) -> str:
     return tag
 
 
-def prompt_sets(options, sources: Sequence[str]) -> list[tuple[str, list[dict]]]:
+def prompt_sets(options, sources: Sequence[str]) -> list[tuple[str, list[PromptRow]]]:
     """(source, rows) of each source of prompts.
 
     Raises:

@@ -119,7 +119,6 @@ class ALTTrainer(Trainer):
             model,
             processing_class,
             scheme,
-            conversational=conversational,
             tag_tokens=args.tag_tokens,
             peft_config=peft_config,
             reference_model=reference_model,
