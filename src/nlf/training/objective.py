@@ -21,7 +21,7 @@ from nlf.models.memory import Limit, chunks
 from nlf.models.reading import LogitsPlan, completion_outputs, output_layer, project
 from nlf.training.batches import Group
 
-CHUNK_LOGITS = Limit(2**23, 2**28)  # most logits of one branch computed at a time
+TRAINING_LOGITS = Limit(2**23, 2**28)  # most logits of one branch computed at a time
 
 AnyGroup = TypeVar("AnyGroup")
 Found = TypeVar("Found")
@@ -94,7 +94,7 @@ def rows_at_a_time(model: nn.Module, plan: LogitsPlan) -> int | None:
     head = output_layer(model) if plan.bare else None
     if head is None:
         return None
-    most = plan.most_logits or CHUNK_LOGITS.on(next(model.parameters()).device)
+    most = plan.most_logits or TRAINING_LOGITS.on(next(model.parameters()).device)
     return max(1, most // head.weight.shape[0])
 
 
