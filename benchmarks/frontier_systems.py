@@ -40,7 +40,7 @@ from nlf.evaluation.sample import prompt_sampler, sample_file
 from nlf.evaluation.score import score_file
 from nlf.evaluation.systems import load_for_commands
 from nlf.method.losses import distillation_kl, teacher_log_probs
-from nlf.models.encoder import PromptEncoder, forward_inputs
+from nlf.models.encoder import PromptEncoder, forward_inputs, moved
 from nlf.models.policy import Policy, model_path
 from nlf.models.reading import completion_logits
 from nlf.rewards import Reward
@@ -440,7 +440,7 @@ def kl_to_base(path: Path, setting: Setting, policy: Policy, base: Policy) -> in
 def logits(policy: Policy, query: list[int], ids: list[list[int]]) -> torch.Tensor:
     """(N, V) logits of the N tokens in several completions of one prompt."""
     inputs = forward_inputs([query] * len(ids), ids, policy.tokenizer.pad_token_id or 0)
-    return completion_logits(policy.model, {name: value.to(policy.model.device) for name, value in inputs.items()})
+    return completion_logits(policy.model, moved(inputs, policy.model.device))
 
 
 def kl_of_best(n: int) -> float:

@@ -23,7 +23,8 @@ def student(path, template=None) -> str:
     tokenizer.save_pretrained(path / "base")
     rows = [{"prompt": [{"role": "user", "content": row["prompt"]}]} if template else row for row in tiny.PROMPTS]
     (path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tagged = prepare_policy(tiny.model("llama", seed=1), tokenizer, TagScheme(), conversational=bool(template))
+    scheme = TagScheme(separator=None) if template else TagScheme()
+    tagged = prepare_policy(tiny.model("llama", seed=1), tokenizer, scheme)
     save_policy(tagged, path / "run")
     knobs = {"base_model": str(path / "base"), "prompts": [str(path / "prompts.jsonl")], "max_completion_length": 4}
     return str(distill(model=str(path / "run"), **knobs, **FLAGS))
@@ -40,7 +41,7 @@ def chat(tmp_path_factory):
 
 
 def alone(code: str) -> list[str]:
-    """What a process without nlf prints."""
+    """The lines that a process without nlf prints."""
     done = subprocess.run([sys.executable, "-c", ALONE + code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -55,7 +56,7 @@ def test_nothing_of_tags_is_left(plain):
 
 
 def test_generate_and_pipeline(plain, chat):
-    """The texts are those of nlf's own loading."""
+    """The texts equal those of the model loaded by nlf."""
     lines = alone(f"""
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 model, tokenizer = (kind.from_pretrained({plain!r}) for kind in (AutoModelForCausalLM, AutoTokenizer))
@@ -66,16 +67,16 @@ said = pipeline("text-generation", {chat!r})([{{"role": "user", "content": "the 
 print(said[0]["generated_text"][-1]["role"])
 """)
     found = load_policy(plain)
-    asked = found.tokenizer("the weather", return_tensors="pt")
-    ids = found.model.generate(**asked, max_new_tokens=4, do_sample=False)[0]
+    inputs = found.tokenizer("the weather", return_tensors="pt")
+    ids = found.model.generate(**inputs, max_new_tokens=4, do_sample=False)[0]
     assert lines == [str(ids.tolist()), ascii(found.tokenizer.decode(ids, skip_special_tokens=True)), "assistant"]
 
 
 def test_transformers_serve(plain, chat):
-    """Text by /v1/completions; conversations by /v1/chat/completions, where the model has a chat template."""
+    """Text through /v1/completions; conversations through /v1/chat/completions, if the model has a chat template."""
     found = load_policy(plain)
-    asked = found.tokenizer("the weather", return_tensors="pt")
-    ids = found.model.generate(**asked, max_new_tokens=4, do_sample=False)[0, asked.input_ids.shape[1] :]
+    inputs = found.tokenizer("the weather", return_tensors="pt")
+    ids = found.model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs.input_ids.shape[1] :]
     with serving() as url:
         body = {"model": plain, "prompt": "the weather", "max_tokens": 4, "temperature": 0}
         status, answer = post(url, "/v1/completions", body)

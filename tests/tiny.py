@@ -1,4 +1,4 @@
-"""Small models, tokenizers and rewards that tests make themselves: no download, a second to build."""
+"""Small models, tokenizers and rewards that tests build in a second, without downloads."""
 
 import functools
 
@@ -62,7 +62,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def model(architecture: str = "gpt2", seed: int = 0, vocab_size: int | None = None):
-    """A random two-layer model; the same seed gives the same weights."""
+    """A random two-layer model, determined by its seed."""
     size = vocab_size or len(tokenizer())
     config = AutoConfig.for_model(
         **ARCHITECTURES[architecture], vocab_size=size, bos_token_id=0, eos_token_id=0, pad_token_id=0
@@ -74,7 +74,7 @@ def model(architecture: str = "gpt2", seed: int = 0, vocab_size: int | None = No
 
 
 def save(folder, architecture: str = "gpt2", seed: int = 0) -> str:
-    """The model and tokenizer as a folder to load."""
+    """Save model and tokenizer; returns the folder."""
     model(architecture, seed).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return str(folder)

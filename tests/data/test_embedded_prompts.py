@@ -1,4 +1,4 @@
-"""The embedded prompts are what their README says: counted, short, unshared between splits and not toxic."""
+"""The embedded prompts match their README: their number, short, no prompt in two splits, not toxic."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Quantiles → words: a judge's categories, its own sentences, several attributes; by hand, and through whole runs."""
+"""Quantiles → words with a judge's categories, a judge's sentences and several attributes, by hand and in whole runs."""
 
 import collections
 import json
@@ -30,7 +30,7 @@ LEVELS = ("good", "fair", "poor", "bad")  # levels 3, 2, 1, 0
 
 
 def pool_of(rewards, sentences=None, prompts=None, **each) -> Pool:
-    """A pool of these rewards; `each`: those of single functions by name."""
+    """A pool of these rewards; `each` gives the rewards of single functions by name."""
     n = len(rewards)
     columns = {
         "prompt_id": prompts or [f"p{i}" for i in range(n)],
@@ -50,7 +50,7 @@ def levels(sentences=True):
 
 
 def table_of(feedback, pool, iteration=2, items=range(40)):
-    """The words of each scored row at a few items."""
+    """The right and wrong words of each scored row, for each of some items."""
     quantiles = feedback.quantiles(pool)
     words = feedback.words(pool, quantiles, iteration)
     return [[words(row, i) for i in items] for row in np.flatnonzero(quantiles >= 0)]
@@ -60,13 +60,13 @@ def table_of(feedback, pool, iteration=2, items=range(40)):
 
 
 def test_the_words_of_plain_tags():
-    """The draw and the coin of earlier runs: (own tag, mirror tag), the middle against either extreme."""
+    """(own tag, mirror tag), the middle against either extreme, with the coin of earlier runs."""
     feedback = make_feedback(TagScheme(("a", "b", "c")), ["r"], seed=7)
     pool = pool_of([3.0, 2.0, 1.0])
     best, middle, worst = table_of(feedback, pool)
     assert set(best) == {("a", "c")} and set(worst) == {("c", "a")}
     assert middle == [("b", "c" if coin(7, 2, i) else "a") for i in range(40)] and len(set(middle)) == 2
-    assert [coin(7, 2, i) for i in range(12)] == [1, 0, 1, 0, 0, 0, 1, 1, 1, 1, 0, 1]  # never change: runs resume
+    assert [coin(7, 2, i) for i in range(12)] == [1, 0, 1, 0, 0, 0, 1, 1, 1, 1, 0, 1]  # must never change: runs resume
     never = lambda: pytest.fail("the pool is not needed")  # noqa: E731
     assert feedback.to_sample_under(2, 0, never) == [None, None]
     assert feedback.to_sample_under(2, 1, never) == ["a", "a"]
@@ -97,7 +97,7 @@ def test_a_rollout_is_trained_under_its_sentence_against_one_of_the_mirror_level
     assert set(w1) == {("w1", "It is clear.")} and set(w2) == {("w2", "It is clear.")}
     assert set(clear) == {("It is clear.", "w1"), ("It is clear.", "w2")}
     assert [wrong for _, wrong in clear] == [["w1", "w2"][pick([0, 1], 3, 2, i)] for i in range(40)]
-    assert set(tag) == {("good", "w1"), ("good", "w2")}  # no sentence of its own
+    assert set(tag) == {("good", "w1"), ("good", "w2")}  # the rollout has no sentence
     assert set(poor) == {("poor", "Nearly.")}
     assert set(nearly) == {("Nearly.", "poor")}  # the mirror level has no sentence
 
@@ -191,9 +191,9 @@ def test_every_attribute_is_mirrored_at_once():
     assert set(first) == {("kind, and factual", "rude, and wrong")}
     tossed = [coin(5, 2, i) for i in range(40)]
     assert second == [("neutral, and wrong", f"{'rude' if heads else 'kind'}, and factual") for heads in tossed]
-    assert set(third) == {("rude", "kind")}  # what could not be scored is left out
+    assert set(third) == {("rude", "kind")}  # an unscored attribute is left out
     assert set(fourth) == {("factual", "wrong")}
-    assert feedback.quantiles(RATED).tolist() == [0, 1, 2, 2]  # of the total
+    assert feedback.quantiles(RATED).tolist() == [0, 1, 2, 2]  # of the total reward
     assert [mirror(q, 3, 1) for q in range(3)] == [2, 2, 0]
 
 
@@ -241,7 +241,7 @@ def test_attributes_give_the_run_its_rewards_and_tags():
         "neutral, and wrong",
         "rude, and wrong",
     ]
-    config.join_attributes(made)  # as a config.yaml that is given back
+    config.join_attributes(made)  # as when a run's config.yaml is given to --config
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_attributes_that_are_not_whole_are_refused(changes, words):
 FOUR = {"tags": list(LEVELS), "quantile_weights": [2.0, 1.0, 1.0, 2.0], "quantile_rule": "levels"}
 
 
-LONGER = FOUR | {"max_completion_length": 9, "prompts_per_iteration": 20}  # so that some are equally good
+LONGER = FOUR | {"max_completion_length": 9, "prompts_per_iteration": 20}  # enough for equal rewards
 
 
 def level_of(text: str) -> int:
@@ -296,7 +296,7 @@ def said_of(text: str) -> str | None:
 
 
 class Sentences:
-    """A judge that writes, and of some completions does not."""
+    """A judge that writes sentences about some completions only."""
 
     name, version = "sentences", 1
 
@@ -317,7 +317,7 @@ def rollouts(folder, iteration):
 
 
 def decoded(trainer, items=range(8)):
-    """(words, wrong words, completion) of the items that are trained on."""
+    """(words, wrong words, completion) of every training item."""
     tokenizer, data = trainer.processing_class, trainer.train_dataset
     texts = [[tokenizer.decode(ids) for ids in (data[i].right, data[i].wrong, data[i].completion)] for i in items]
     return [(right.split("<|sep")[0], wrong.split("<|sep")[0], text) for right, wrong, text in texts]
@@ -338,7 +338,7 @@ def test_a_run_on_a_judges_categories(tmp_path):
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    """A whole run on a judge's own sentences."""
+    """A whole run with a judge's sentences."""
     folder = tmp_path_factory.mktemp("told")
     trainer = make(folder, reward=Sentences(), **LONGER)
     trainer.train()
@@ -401,7 +401,7 @@ def test_a_run_on_two_attributes(tmp_path):
         "quantile_weights": None,
         "feedback_sampling": "all",
     }
-    changes["prompts_per_iteration"] = None  # all 20: each combination comes
+    changes["prompts_per_iteration"] = None  # all 20 prompts: every combination occurs
     trainer = make(tmp_path, reward=None, reward_normalization="rank", **changes)
     trainer.train()
     assert trainer.policy.scheme.tags == ("open, and short", "closed, and middling", "closed, and long")
@@ -446,7 +446,7 @@ def test_knobs_that_contradict_each_other(tmp_path, changes, words):
 
 
 def test_a_run_of_an_earlier_version_goes_on(tmp_path):
-    """Its rollouts lack the column of sentences, and its stamps the settings that are new."""
+    """Its rollouts lack the column of sentences, and its stamps lack later settings."""
     make(tmp_path / "whole").train()
     make(tmp_path / "old", num_train_epochs=1).train()
     for path in (tmp_path / "old").glob("rollouts/*/part-*"):

@@ -1,4 +1,4 @@
-"""Generations files: appended, cut, annotated; nothing measured twice, nothing stale, whatever is killed."""
+"""Generations files are appended, cut and annotated. After a kill nothing is measured twice and nothing is stale."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def rows(*texts: str) -> list[dict]:
 
 
 class Lengths:
-    """A measurement that counts what it is asked for, and may be killed."""
+    """A measurement that records the measured texts, and can be killed."""
 
     def __init__(self, killed_at: int | None = None):
         self.texts, self.calls, self.killed_at = [], 0, killed_at
@@ -42,7 +42,7 @@ def test_annotating_adds_what_is_missing_and_only_that(tmp_path):
     assert found(path) == [[1, 2], [2, 3], [3, 4]] and first.calls == 2
     again = Lengths()
     assert annotate(path, "scores", "length@1", again, block=2) == 0 and again.texts == []
-    annotate(path, "scores", "length@2", again, block=2)  # another version is another measurement
+    annotate(path, "scores", "length@2", again, block=2)  # another version of the scorer measures again
     assert len(again.texts) == 6 and found(path) == [[1, 2], [2, 3], [3, 4]]
     assert list(tmp_path.iterdir()) == [path]
 
@@ -69,9 +69,9 @@ def test_killed_while_annotating(tmp_path, killed_at, torn):
     first, second, done = Lengths(killed_at), Lengths(), []
     with pytest.raises(KeyboardInterrupt):
         annotate(path, "scores", "length@1", first, block=2)
-    assert list(read_lines(path)) == rows(*texts)  # the file is as it was
+    assert list(read_lines(path)) == rows(*texts)  # the file is unchanged
     for journal in tmp_path.glob(".*.journal") if torn else ():
-        journal.write_bytes(journal.read_bytes()[:-3])  # the last write was cut off: its line is measured again
+        journal.write_bytes(journal.read_bytes()[:-3])  # the last entry is cut off, so its line is measured again
     annotate(path, "scores", "length@1", second, block=2, progress=done.append)
     assert found(path) == [[i, i + 1] for i in range(1, 9)] and sum(done) == 16
     extra = 2 if torn and killed_at > 1 else 0

@@ -1,4 +1,4 @@
-"""Prompts in: every kind of file gives the same rows, and everything wrong is one line with file, line and field."""
+"""Every kind of prompt file gives the same rows, and every mistake is one line with file, line and field."""
 
 import gzip
 import json
@@ -33,7 +33,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def refused(write):
-    """Write a file, load it, and give back the one line of the error."""
+    """Write a file, load it, and return the one line of the error."""
 
     def refused(name: str, content, **options) -> str:
         with pytest.raises(UserError) as caught:
@@ -232,13 +232,12 @@ def test_rows_and_data_sets_are_taken_as_they_are(write):
 
     loaded = load_prompts(write("p.jsonl", jsonl(ROWS)))
     assert as_prompts(loaded) == as_prompts(ROWS) == as_prompts(datasets.Dataset.from_list(ROWS)) == loaded
-    assert as_prompts(None) is None
     with pytest.raises(UserError, match="no rows"):
         as_prompts([])
 
 
 def test_a_data_set_with_ids_of_its_own_is_checked_all_the_same():
-    """Chat data sets often have a `prompt_id`; it must not pass for ours."""
+    """Chat data sets often have a `prompt_id` of their own."""
     assert as_prompts([{"prompt": "a", "prompt_id": "7"}])[0]["prompt_id"] == prompt_id("a")
     with pytest.raises(UserError, match="row 1: field 'prompt' is empty"):
         as_prompts([{"prompt": "a"}, {"prompt": "", "prompt_id": "8"}])

@@ -1,4 +1,4 @@
-"""Rollouts on disk are whole or absent and belong to their stamp; the pool is the same however it was put together."""
+"""Rollouts on disk are whole or absent and match their stamp. The pool does not depend on how it was put together."""
 
 import errno
 import multiprocessing
@@ -82,7 +82,7 @@ def test_a_broken_part_is_removed(tmp_path, spoil):
 
 
 def test_a_part_the_system_does_not_give_is_kept(tmp_path, monkeypatch):
-    """A disk or a permission that fails for a moment must not cost what was sampled."""
+    """A disk or permission that fails for a moment must not cost the samples."""
     path = part_path(tmp_path, 0, 0)
     write_part(path, table([row()]), STAMP)
 
@@ -177,7 +177,7 @@ def test_a_write_that_fails_leaves_the_old_part_and_nothing_else(tmp_path, monke
 
 
 def test_a_disk_that_fills_up_within_a_file(tmp_path):
-    """A limit on file size stands in for the full disk: the write itself fails half-way."""
+    """A limit on file size stands in for a full disk: the write fails half-way."""
     path = part_path(tmp_path, 0, 0)
 
     def child():
@@ -205,13 +205,13 @@ def test_digests():
         digest({"a": 1, "b": [None, 2.5]}) == digest({"b": [None, 2.5], "a": 1}) != digest({"a": 1, "b": [2.5, None]})
     )
     with pytest.raises(TypeError):
-        digest({"a": object()})  # its text holds an address: another digest in every process
+        digest({"a": object()})  # its text holds an address, so its digest would differ between processes
 
 
 def test_the_pool_by_hand(tmp_path):
     write_part(part_path(tmp_path, 0, 0), table([row(0), row(1, reward=None)]), STAMP)
     write_part(part_path(tmp_path, 1, 0), table([row(3, feedback="Lowest Toxicity", completion_ids=[])]), STAMP)
-    write_part(samples_path(tmp_path, 1, 1), table([row(9)]), STAMP)  # not yet scored: no part of the pool
+    write_part(samples_path(tmp_path, 1, 1), table([row(9)]), STAMP)  # unscored samples are not in the pool
     pool = Pool.load(tmp_path, 1)
     assert contents(pool) == [
         (0, "p0", 0, None, "0.0", [0, 5], [0], 1),
@@ -237,7 +237,7 @@ def test_the_order_is_iteration_part_row_whoever_wrote_first(tmp_path):
     assert pool.iteration.tolist() == [0] * 10 + [1] * 2
 
 
-@settings(deadline=None)  # every part is written through to the disk
+@settings(deadline=None)  # every part is flushed to disk
 @given(st.lists(st.lists(st.integers(0, 20), max_size=6), min_size=1, max_size=5), st.integers(0, 5))
 def test_adding_equals_loading(tmp_path_factory, iterations, loaded):
     folder = tmp_path_factory.mktemp("pool")

@@ -1,4 +1,4 @@
-"""Losses against a naive float64 implementation and by hand, and the traps: added tokens, padding, denominators."""
+"""Losses against a naive float64 implementation and by hand. Traps: added tokens, padding, denominators."""
 
 import math
 
@@ -20,7 +20,7 @@ def case(seed=0, ref_width=V, dtype=torch.float64):
 
 
 def naive(logits, label, ref, excluded=(), direction="forward"):
-    """One position, term by term."""
+    """Statistics of one position, term by term."""
     log_p = [float(x) - math.log(sum(math.exp(float(y)) for y in logits)) for x in logits]
     keep = [i for i in range(min(len(logits), len(ref))) if i not in excluded]
     p, q = ([math.exp(float(row[i])) for i in keep] for row in (logits, ref))
@@ -101,7 +101,7 @@ def test_unknown_direction_is_refused():
 
 
 def naive_loss(right, wrong, ref, labels, mask, tokens, completions, direction="forward", excluded=()):
-    """The formula of the module's docstring, plain and differentiable."""
+    """The formula of the module's docstring, differentiable by autograd."""
     keep = [i for i in range(min(right.shape[-1], ref.shape[-1])) if i not in excluded]
     log_q = torch.log_softmax(ref[..., keep], -1)
     total = 0.0
@@ -165,7 +165,7 @@ def test_one_branch_has_no_contrast():
 
 
 def test_micro_batches_add_up_to_the_step():
-    """Denominators of the whole step, not of the micro-batch: completions of unlike length otherwise weigh unlike."""
+    """With denominators of the micro-batch, completions of different lengths would have different weights."""
     right, wrong, ref, labels, mask = case()
 
     def loss(rows):
@@ -187,7 +187,7 @@ def test_padded_positions_may_hold_anything():
 
 
 def test_an_empty_completion_is_undecided():
-    """No token: margin 0, contrast ln 2, nothing else."""
+    """A completion without tokens has margin 0 and contrast ln 2."""
     right, wrong, ref, labels, _ = case()
     stats = [token_stats(x, labels, ref) for x in (right, wrong)]
     loss, sums = alt_loss(

@@ -1,7 +1,7 @@
 """The published objective against numbers of the published implementation, to 1e-5 (skipped without them).
 
-Its batches pad in the middle (tags on the left, prompts on the right) and count attended positions only, as ours do,
-so the same numbers come out of ids fed as they are and out of ids collated by us.
+The published batches are padded in the middle (tags on the left, prompts on the right). Positions count attended tokens only,
+in the published code and in ours, so its batches and batches collated by us give the same numbers.
 """
 
 import json
@@ -90,7 +90,7 @@ def tokenizer(parity_dir):
 
 
 def logits_of(net, arrays: dict, suffix: str = "") -> torch.Tensor:
-    """(B, T, V) on the recorded ids, padding where the published collator put it."""
+    """Logits (B, T, V) of the recorded ids, padded as the published collator pads."""
     ids = torch.cat([arrays[f"query_input_ids{suffix}"], arrays["response_input_ids"]], 1)
     mask = torch.cat([arrays[f"query_mask{suffix}"], arrays["response_mask"]], 1)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -98,7 +98,7 @@ def logits_of(net, arrays: dict, suffix: str = "") -> torch.Tensor:
 
 
 def middle_padded(logits: torch.Tensor, arrays: dict, suffix: str) -> torch.Tensor:
-    """The prompt's last token stands before its padding, where it is padded on its right."""
+    """Logits of the responses. If a prompt is padded on its right, its last token stands before the padding."""
     mask, length = arrays[f"query_mask{suffix}"], arrays["response_input_ids"].shape[1]
     last = (mask * torch.arange(1, mask.shape[1] + 1)).argmax(-1)  # (B,)
     first = logits[torch.arange(len(mask)), last].unsqueeze(1)
@@ -106,7 +106,7 @@ def middle_padded(logits: torch.Tensor, arrays: dict, suffix: str) -> torch.Tens
 
 
 def published_loss(policy, reference, arrays: dict, kl_coef: float, entropy_coef: float):
-    """The published objective out of our one loss function: one branch, no contrast."""
+    """The published objective by our loss function: one branch, no contrast."""
     mask = arrays["response_mask"].bool()
     with torch.no_grad():
         ref_logits = logits_of(reference, arrays, "_no_tag")
@@ -140,7 +140,7 @@ def test_loss_per_token_values_and_gradients(case, numbers, batch, model):
 
 @pytest.mark.parametrize("case", CASES)
 def test_our_padding_gives_the_same_loss(case, numbers, batch, model):
-    """As training collates and reads: queries packed, rows padded right; only attended tokens count."""
+    """Training collates queries without inner padding and pads rows on the right."""
     expected, arrays = numbers("loss_cases")[case], batch(case)
     queries, prompts = (
         [
@@ -167,7 +167,7 @@ def test_our_padding_gives_the_same_loss(case, numbers, batch, model):
 
 @pytest.mark.parametrize("case", CASES)
 def test_published_statistics_under_their_true_names(case, numbers, batch):
-    """Its objective/kl is KL(policy‖ref), the direction it does not train; its objective/entropy is the summed NLL."""
+    """The published objective/kl is KL(policy‖ref), not the trained direction; objective/entropy is the summed NLL."""
     stats, arrays = numbers("loss_cases")[case]["stats"], batch(case)
     labels, mask = arrays["response_input_ids"], arrays["response_mask"].bool()
     found = token_stats(arrays["policy_logits"], labels, arrays["ref_logits"], [SEPARATOR], "reverse")
@@ -194,7 +194,7 @@ def test_four_adam_steps_with_warm_up(numbers, batch, model):
 
 
 def test_quantiles(numbers):
-    """After every addition: the same order, the same quantiles. NaN, which it ranks, is unscored here."""
+    """Order and quantiles after every addition. The published code ranks NaN; here NaN is unscored."""
     for name, case in numbers("quantiles").items():
         pool: list[float] = []
         for added, after in zip(case["adds"], case["after"], strict=True):
@@ -202,7 +202,7 @@ def test_quantiles(numbers):
             rewards, k = np.array(pool, dtype=float), case["num_quantiles"]
             order, quantiles = published.ranking(rewards), published.quantize(rewards, k)
             assert (quantiles[np.isnan(rewards)] == -1).all()
-            if "error" in after:  # it crashes where nothing is scored
+            if "error" in after:  # the published code crashes if nothing is scored
                 assert len(order) == 0
             elif name == "with_nan":
                 scored = [row for row, score in zip(after["order"], after["scores"], strict=True) if score == score]
@@ -214,7 +214,7 @@ def test_quantiles(numbers):
 
 
 def test_controllers(numbers):
-    """Its `lower_bound` is what makes the coefficient rise with the error."""
+    """The published `lower_bound` makes the coefficient rise with the error."""
     for case in numbers("adaptive_controller"):
         value = case["init"]
         for current, expected in zip(case["current"], case["values"], strict=True):
@@ -245,7 +245,7 @@ def test_sample_metrics(numbers):
 
 
 def test_our_metrics_equal_theirs_where_the_rules_meet(numbers):
-    """Scores off .5 and texts of words between single spaces, none with `_`."""
+    """With no score of .5, and words without `_` between single spaces."""
     case = numbers("sample_metrics")["plain"]
     scores = np.array(case["toxicity"]).reshape(-1, case["num_samples"])
     assert metrics.mean(metrics.toxicity_probability(scores)) == published_rules.toxicity_probability(scores)
@@ -261,7 +261,7 @@ def test_perplexity(judge, numbers, model):
     for prompt, full, recorded in zip(case["prompt_ids"], case["full_ids"], expected["per_generation"], strict=True):
         for ids, value in zip(full, recorded, strict=True):
             completion = ids[len(prompt) :]
-            if not completion:  # an empty text; it has no perplexity
+            if not completion:  # an empty text has no perplexity
                 assert value is None
                 continue
             logits = completion_logits(net, forward_inputs([prompt], [completion], EOS))  # (T, V)
@@ -276,7 +276,7 @@ def test_perplexity(judge, numbers, model):
 
 
 def test_sampling_filter(numbers):
-    """Top-k 50, which it applies unasked, then top-p; and the sampler keeps the same ids."""
+    """The published filter, top-k 50 (a stale default) and then top-p. Our sampler keeps the same ids."""
     case = numbers("sampling_and_collation")["warper"]
     logits = torch.tensor(case["logits"])
     for top_p, expected in case["kept_indices_by_top_p"].items():
@@ -287,7 +287,7 @@ def test_sampling_filter(numbers):
 
 
 def test_collated_ids(numbers, tokenizer):
-    """Tag, separator and prompt are the same ids; responses too (EOS aside, which it strips)."""
+    """Tag, separator, prompt and response have the same ids, except EOS, which the published code strips."""
     case = numbers("sampling_and_collation")["collator"]
     encoder = PromptEncoder(tokenizer, TagScheme())
     assert [tokenizer(tag)["input_ids"] for tag in DEFAULT_TAGS] == case["tag_ids"]
@@ -300,7 +300,7 @@ def test_collated_ids(numbers, tokenizer):
 
 
 def test_greedy_continuations(numbers, model):
-    """Separator never, EOS not in the first three tokens, then the likeliest token."""
+    """The likeliest token, without the separator, and without EOS among the first three tokens."""
     recorded = numbers("sampling_and_collation")
     for name, weights in (("greedy_policy", "policy"), ("greedy_ref", "ref")):
         case = recorded[name]

@@ -1,4 +1,4 @@
-"""The published rules by hand; `test_parity.py` holds them against the published numbers."""
+"""The published rules by hand. `test_parity.py` compares them with the published numbers."""
 
 import numpy as np
 import published_rules
@@ -47,7 +47,7 @@ def test_sampled_ids_are_top_k_then_the_nucleus_of_what_is_left():
     assert published_rules.sampled_ids(logits, 1.0, top_k=3).tolist() == [[True, False, True, True]]
     assert published_rules.sampled_ids(logits, 0.6, top_k=3).tolist() == [[True, False, True, False]]  # .44 + .33 of 1
     assert published_rules.sampled_ids(logits, 0.1).tolist() == [[True, False, False, False]]
-    assert published_rules.sampled_ids(np.zeros((1, 60)), 1.0).all()  # ties with the 50th stay
+    assert published_rules.sampled_ids(np.zeros((1, 60)), 1.0).all()  # ids that tie with the 50th stay
 
 
 def test_toxic_is_strictly_above_half():

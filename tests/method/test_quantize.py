@@ -1,4 +1,4 @@
-"""Quantiles have even sizes and shared ties; draws take exact counts and repeat nothing before a pass is over."""
+"""Quantiles have even sizes and keep ties together. Draws take exact counts, and repeat a rollout only after all were drawn."""
 
 from collections import Counter
 
@@ -16,9 +16,13 @@ REWARDS = st.lists(st.floats(-1e6, 1e6) | st.just(NAN) | st.sampled_from([0.0, 0
 
 def test_by_hand():
     assert quantize(np.array([0.1, 0.9, NAN, 0.5, 0.7]), 2).tolist() == [1, 0, -1, 1, 0]
-    assert quantize(np.array([3.0, 2.0, 1.0]), 5).tolist() == [0, 2, 4]  # smaller than K: over the whole range
+    assert quantize(np.array([3.0, 2.0, 1.0]), 5).tolist() == [
+        0,
+        2,
+        4,
+    ]  # fewer than K rewards spread over the whole range
     assert quantize(np.array([7.0]), 5).tolist() == [2]
-    assert quantize(np.full(9, 0.3), 5).tolist() == [2] * 9  # all equal: the middle
+    assert quantize(np.full(9, 0.3), 5).tolist() == [2] * 9  # equal rewards take the middle quantile
     assert quantize(np.array([]), 5).tolist() == []
     assert quantize(np.array([NAN, NAN]), 5).tolist() == [-1, -1]
 
@@ -102,7 +106,7 @@ def test_the_total_of_several():
 def test_scales_that_rewards_share():
     rewards = np.array([2.0, 4.0, NAN, 6.0, 4.0])  # mean 4, deviation sqrt 2
     np.testing.assert_allclose(normalize(rewards, "zscore"), [-(2**0.5), 0, NAN, 2**0.5, 0])
-    np.testing.assert_allclose(normalize(rewards, "rank"), [-3 / 8, 0, NAN, 3 / 8, 0])  # ties share their middle
+    np.testing.assert_allclose(normalize(rewards, "rank"), [-3 / 8, 0, NAN, 3 / 8, 0])  # ties share their middle rank
     np.testing.assert_equal(normalize(rewards, "none"), rewards)
     for how in ("zscore", "rank"):
         assert normalize(np.full(3, 0.1), how).tolist() == [0, 0, 0]
@@ -111,7 +115,7 @@ def test_scales_that_rewards_share():
 
 @given(REWARDS, st.sampled_from(["zscore", "rank"]))
 def test_one_reward_has_the_same_ranks_on_any_scale(rewards, how):
-    rewards = np.array([float(np.round(each, 3)) for each in rewards])  # far enough apart for floats
+    rewards = np.array([float(np.round(each, 3)) for each in rewards])  # rounding keeps different rewards apart
     assert (quantize(normalize(rewards, how), 5) == quantize(rewards, 5)).all()
 
 

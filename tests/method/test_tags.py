@@ -1,4 +1,4 @@
-"""Tags: how feedback is rendered, what mirrors what, and which schemes are refused in one line."""
+"""Tags: rendering of feedback, mirror quantiles, and schemes that are refused in one line."""
 
 import json
 
@@ -11,7 +11,7 @@ from nlf.method.tags import DEFAULT_TAGS, TagScheme
 from nlf.models.policy import save_scheme
 
 WORDS = st.text(min_size=1, max_size=12).filter(str.strip)
-# tags and text between the fields that share letters, which is where reading back can go wrong
+# tags and text between the fields share letters, so that some schemes cannot tell their tags apart
 TAGS = st.lists(
     st.text("ab<| ", min_size=1, max_size=4).filter(str.strip) | WORDS, min_size=2, max_size=6, unique=True
 )
@@ -47,7 +47,7 @@ def test_template_with_words_around_both_fields():
     scheme = TagScheme(("good", "bad"), "feedback: {feedback} input: {prompt} {end}")
     assert scheme.render("relevant, and factual", "{x}") == "feedback: relevant, and factual input: {x} {end}"
     assert scheme.render("bad", "say it") == "feedback: bad input: say it {end}"
-    assert scheme.separator is None  # it does not occur in the template
+    assert scheme.separator is None  # the template does not contain it
 
 
 def test_tags_as_single_tokens_need_no_separator():

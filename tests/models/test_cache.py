@@ -1,4 +1,4 @@
-"""The cache with room holds what transformers' own one would."""
+"""The cache with room holds the same keys and values as transformers' own cache."""
 
 import torch
 from transformers import DynamicCache

@@ -1,4 +1,4 @@
-"""The fast GELU is the one it stands for: values, gradients, and where it is put."""
+"""The fast GELU equals transformers' in values and gradients, and replaces only that one."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Likelihoods read from shared caches are those of one plain forward pass a completion, whatever the architecture."""
+"""Likelihoods from shared caches equal those of one plain forward pass per completion, for every architecture."""
 
 import contextlib
 
@@ -39,7 +39,7 @@ COMPLETIONS = [
 
 
 def build(config: dict, seed: int = 0):
-    """Weights large enough for distributions that are far from even."""
+    """A model with weights large enough for peaked distributions."""
     made = AutoConfig.for_model(**config, vocab_size=60, bos_token_id=0, eos_token_id=0, pad_token_id=0)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -52,7 +52,7 @@ def build(config: dict, seed: int = 0):
 
 @torch.no_grad()
 def plain_logits(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
-    """(1, T, V): one sequence, no padding, no cache."""
+    """Logits (1, T, V) of one sequence, without padding or cache."""
     return model(torch.tensor([prompt + completion]), use_cache=False).logits[:, len(prompt) - 1 : -1]
 
 
@@ -128,7 +128,7 @@ def test_no_completion_depends_on_those_beside_it(gpt2, lines, tokens):
 
 @contextlib.contextmanager
 def watched(model, see):
-    """`see(input_ids)` before every forward pass."""
+    """Within, `see(input_ids)` is called before every forward pass."""
     handle = model.register_forward_pre_hook(lambda module, args, given: see(given["input_ids"]), with_kwargs=True)
     try:
         yield
@@ -140,7 +140,7 @@ def test_a_prompt_is_read_once_and_so_is_a_repeated_completion(gpt2):
     read = []
     with watched(gpt2, lambda ids: read.append(ids.tolist())):
         conditional_nll(gpt2, [[1, 2, 3]] * 2, [[[4, 5]] * 25, [[4, 5], [6, 7], [8]]], batch_tokens=5)
-    assert read[0] == [[1, 2, 3]] and sorted(read[1:]) == [[[4]], [[6]]]  # nothing is asked after 5, 7 and 8
+    assert read[0] == [[1, 2, 3]] and sorted(read[1:]) == [[[4]], [[6]]]  # the last tokens 5, 7 and 8 predict nothing
 
 
 def test_logits_are_made_for_completions_only(gpt2):
@@ -153,7 +153,7 @@ def test_logits_are_made_for_completions_only(gpt2):
 def test_what_is_done_is_told(gpt2):
     told = []
     conditional_nll(gpt2, PROMPTS, COMPLETIONS, progress=told.append)
-    assert sum(told) == 10 and told[0] == 3  # the empty ones
+    assert sum(told) == 10 and told[0] == 3  # the empty completions
 
 
 def test_training_mode_and_random_state_stay_as_they_were():

@@ -1,4 +1,4 @@
-"""Packed weights give what the layers give, are those of the moment, and are gone after."""
+"""Packed layers give the same results as plain ones, pack the present weights, and are restored afterwards."""
 
 import copy
 
@@ -27,7 +27,7 @@ def lora():
     model = get_peft_model(tiny.model("llama"), LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear"))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.01)  # adapters start at nothing
+            parameter.add_(0.01)  # LoRA starts with an update of 0
     return model
 
 
@@ -71,7 +71,7 @@ def test_forwards_are_back_after_an_error():
 
 
 def with_a_forward_of_its_own(layer):
-    layer.forward = copy.copy(layer.forward)  # accelerate's hooks leave one
+    layer.forward = copy.copy(layer.forward)  # as accelerate's hooks do
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def with_a_forward_of_its_own(layer):
     [
         lambda layer: layer.bfloat16(),
         with_a_forward_of_its_own,
-        lambda layer: setattr(layer, "weight", nn.Parameter(torch.empty(0))),  # ZeRO-3, between passes
+        lambda layer: setattr(layer, "weight", nn.Parameter(torch.empty(0))),  # as ZeRO-3 does between passes
     ],
 )
 def test_what_cannot_be_packed_stays_as_it_is(change):

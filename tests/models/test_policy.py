@@ -1,4 +1,4 @@
-"""What tags add to a model, and that the model of before can still be had."""
+"""Tags add tokens to a model, and its reference stays as it was."""
 
 import pytest
 import tiny
@@ -72,7 +72,9 @@ def test_saved_and_loaded(tmp_path):
     loaded = load_policy(str(tmp_path))
     assert loaded.scheme == policy.scheme and loaded.added_token_ids == (300,)
     assert trainable_digest(loaded.model) == trainable_digest(policy.model)
-    assert loaded.model.generation_config.suppress_tokens == [300]  # plain transformers never samples the separator
+    assert loaded.model.generation_config.suppress_tokens == [
+        300
+    ]  # so transformers' own generate never samples the separator
 
 
 def test_dropout_is_off_unless_asked():

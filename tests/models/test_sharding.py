@@ -1,4 +1,4 @@
-"""Models without weights that are filled and emptied again; where weights are really sharded: test_distributed.py."""
+"""Models without weights are filled and emptied again. test_distributed.py does it with sharded weights."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ TAGS = TagScheme(("good", "bad"), "{feedback}<|separator|>{prompt}", "<|separato
 
 
 def sharding(kind: str, zero_stage: int = 3, is_fsdp2: bool = True, mixed_precision: str = "no") -> SimpleNamespace:
-    """As much of an Accelerator as is asked."""
+    """A stand-in for an Accelerator, with the attributes that are used."""
     state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=zero_stage))
     return SimpleNamespace(
         distributed_type=kind, is_fsdp2=is_fsdp2, state=state, device=CPU, mixed_precision=mixed_precision
@@ -27,7 +27,7 @@ def sharding(kind: str, zero_stage: int = 3, is_fsdp2: bool = True, mixed_precis
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 def test_a_filled_model_answers_as_its_source(architecture):
-    """GPT-2's head is its embedding; Llama's rotary buffers are in no state dict."""
+    """GPT-2 has a tied embedding, Llama buffers that no state dict holds."""
     model = tiny.model(architecture)
     empty = _without_weights(model)
     assert all(p.is_meta for p in empty.parameters())

@@ -1,4 +1,4 @@
-"""From rollouts to tensors: ids stay as sampled, positions count attended tokens, a step knows its denominators."""
+"""Rollouts become tensors: ids stay as sampled, positions count attended tokens, and a step knows its denominators."""
 
 import itertools
 
@@ -111,7 +111,7 @@ def test_groups_are_the_cheapest_of_all(lengths, pass_tokens):
     groups = group_by_length(lengths, pass_tokens)
     order = [i for group in groups for i in group]
     assert sorted(order) == list(range(len(lengths))) and [lengths[i] for i in order] == sorted(lengths)
-    ways = itertools.product([False, True], repeat=len(lengths) - 1)  # whether to cut after each
+    ways = itertools.product([False, True], repeat=len(lengths) - 1)  # whether to cut after each length
     for way in ways:
         cuts = [0, *(i + 1 for i, cut in enumerate(way) if cut), len(lengths)]
         other = [order[a:b] for a, b in itertools.pairwise(cuts)]

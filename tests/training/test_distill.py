@@ -1,4 +1,4 @@
-"""Distillation: the loss by hand, what the teacher is, resuming, and what is refused."""
+"""Distillation: the loss by hand, the teacher's distribution, resuming, and refused options."""
 
 import json
 import math
@@ -43,14 +43,15 @@ FLAGS = {
 
 
 def save_run(path, architecture="llama", template=None, prompts=tiny.PROMPTS, vocab_size=None):
-    """A run's folder: a tagged model, its start, its training prompts."""
+    """A run folder with a tagged model, its start and its training prompts."""
     tokenizer, start = tiny.tokenizer(), tiny.model(architecture, vocab_size=vocab_size)
     tokenizer.chat_template = template
     for each in (start, tokenizer):
         each.save_pretrained(path / "base")
     (path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
     tagged = tiny.model(architecture, 1, vocab_size)
-    save_policy(prepare_policy(tagged, tokenizer, TagScheme(), conversational=template is not None), path / "run")
+    scheme = TagScheme() if template is None else TagScheme(separator=None)
+    save_policy(prepare_policy(tagged, tokenizer, scheme), path / "run")
     (path / "run/run.json").write_text(json.dumps({"model_name_or_path": str(path / "base")}))
     (path / "run/config.yaml").write_text(f"dataset: {path / 'prompts.jsonl'}\nmax_completion_length: 4\n")
     return path / "run"
@@ -62,7 +63,7 @@ def run(tmp_path_factory):
 
 
 def logits(model, tokenizer, text="the weather is warm"):
-    """What a model says after a text, `(V,)`."""
+    """Logits after a text, `(V,)`."""
     with torch.no_grad():
         return model.eval()(**tokenizer(text, return_tensors="pt")).logits[0, -1]
 
@@ -84,12 +85,12 @@ def test_the_teacher_by_hand():
 
 
 def test_guidance_leaves_eos_alone():
-    """The last id keeps its .2; the others share .8 in the proportion of p² / q."""
+    """The last id keeps its .2; the other ids share .8 in proportion to p² / q."""
     best, worst = torch.tensor([0.5, 0.3, 0.2]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
     weights = [0.25 / 0.2, 0.3]
     found = guided_log_probs(best, worst, 1.0, kept_ids=[2]).exp()
     assert found.tolist() == pytest.approx([0.8 * w / sum(weights) for w in weights] + [0.2])
-    sure = torch.tensor([-60.0, -60.0, 0.0])  # nothing is left for the others
+    sure = torch.tensor([-60.0, -60.0, 0.0])  # no probability is left for the other ids
     assert guided_log_probs(sure, worst, 3.0, kept_ids=[2]).exp().tolist() == pytest.approx([0, 0, 1], abs=1e-6)
 
 
@@ -128,7 +129,7 @@ def test_the_loss_is_nothing_for_the_teacher_itself_and_more_for_others(seed, sc
 
 
 def naive_lesson(student, teacher, examples, top_k):
-    """A row at a time, nothing padded, every position's logits, autograd's own sums."""
+    """The loss computed one row at a time, without padding, from all logits, by autograd."""
     total = 0.0
     for e in examples:
 
@@ -138,10 +139,10 @@ def naive_lesson(student, teacher, examples, top_k):
         with torch.no_grad():
             best, worst = (logits_of(teacher.model, query).log_softmax(-1) for query in (e.best, e.worst))
             p = (1 + e.scale) * best - e.scale * worst
-            p[:, 0] = -torch.inf  # EOS keeps what it had
+            p[:, 0] = -torch.inf  # EOS keeps its probability
             p = p.softmax(-1) * (1 - best[:, :1].exp())
             p[:, 0] = best[:, 0].exp()
-            p = p[:, :299]  # the separator stands at the end
+            p = p[:, :299]  # the separator is the last id
             if top_k:
                 p = p * (p >= p.topk(top_k, dim=-1).values[:, -1:])
             p = p / p.sum(-1, keepdim=True)
@@ -183,7 +184,7 @@ def test_loss_and_gradients_are_the_naive_ones(architecture, options):
 
 @pytest.fixture
 def losses(monkeypatch):
-    """Every loss whose gradient is taken, in order."""
+    """The losses of all training steps, in order."""
     seen, original = [], module.DistillTrainer.training_step
 
     def spied(self, *args, **kwargs):
@@ -235,7 +236,7 @@ def test_what_each_tag_teaches(run):
 
 
 def test_killed_and_resumed_it_is_the_same_student(run, tmp_path, monkeypatch):
-    """SIGKILL while sampling, in the middle of a line, while training, while the weights are written, and after."""
+    """SIGKILL in the middle of a sampled line, while training, while weights are written, and afterwards."""
     whole = distill(model=str(run), output_dir=str(tmp_path / "whole"), **FLAGS)
     folder = tmp_path / "killed"
     samples = folder / "samples/generations-moderate-toxicity.jsonl"
@@ -275,7 +276,7 @@ def die(*_, **__):
 
 
 def killed(work, place, name, killing) -> bool:
-    """Whether a child process that does `work` is killed where `killing` takes the place of a function."""
+    """Whether a child process that does `work` is killed by `killing`, which replaces a function."""
 
     def child():
         torch.set_num_threads(1)
@@ -303,7 +304,7 @@ def test_micro_batches_add_up(run, tmp_path, losses):
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"], ids=["untied", "tied"])
 @pytest.mark.parametrize("keep_tags", [False, True])
 def test_with_adapters_the_weights_are_merged(tmp_path, architecture, keep_tags):
-    """What is saved is plain; `adapter/` over the start gives the same logits."""
+    """The saved model is plain; `adapter/` over the start gives the same logits."""
     run = save_run(tmp_path, architecture)
     flags = {**FLAGS, "use_peft": True, "learning_rate": 1e-2, "keep_tags": keep_tags}
     folder = distill(model=str(run), output_dir=str(tmp_path / "student"), **flags)
@@ -318,7 +319,7 @@ def test_with_adapters_the_weights_are_merged(tmp_path, architecture, keep_tags)
 
 
 def test_a_teacher_trained_with_adapters(tmp_path, losses):
-    """The run's root holds the merged model; the last stage of training makes a plain one of it."""
+    """The run folder holds the merged model; the last stage of training makes a plain model of it."""
     base, prompts = tiny.save(tmp_path / "base", "llama"), tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in tiny.PROMPTS))
     flags = {
@@ -347,7 +348,7 @@ CONVERSATIONS = [{"prompt": [{"role": "user", "content": row["prompt"]}]} for ro
 
 
 def test_conversations(tmp_path, losses, monkeypatch):
-    """The teacher reads its feedback in the system message, the student reads the conversation alone."""
+    """The teacher reads its feedback in the system message; the student reads the bare conversation."""
     run = save_run(tmp_path, template=tiny.CHAT_TEMPLATE, prompts=CONVERSATIONS)
     tokenizer, seen, original = tiny.tokenizer(), [], module.collate
 
@@ -379,7 +380,7 @@ def test_conversations_with_their_tags(tmp_path):
 
 
 def test_a_teacher_cut_to_few_tokens(run, tmp_path, losses, capsys):
-    """The same samples, another lesson."""
+    """With equal samples, the student learns something else."""
     flags = {**FLAGS, "max_steps": 30, "learning_rate": 1e-2}
     whole = distill(model=str(run), output_dir=str(tmp_path / "whole"), **flags)
     first, losses[:] = losses[0], []
@@ -392,14 +393,14 @@ def test_a_teacher_cut_to_few_tokens(run, tmp_path, losses, capsys):
 
 
 def test_rows_that_name_no_token_are_not_taught(tmp_path, monkeypatch):
-    """A padded vocabulary: guidance would blow up what both tags leave to nobody's ids."""
+    """Guidance would blow up the probabilities that both tags give to padding rows of the vocabulary."""
     run = save_run(tmp_path, vocab_size=tiny.model().config.vocab_size + 20)
     seen, original = [], lessons_module.teacher_log_probs
     monkeypatch.setattr(
         lessons_module, "teacher_log_probs", lambda *a, **k: seen.append(original(*a, **k)) or seen[-1]
     )
     distill(model=str(run), **FLAGS)
-    known = len(tiny.tokenizer())  # the separator and the padding come after
+    known = len(tiny.tokenizer())  # the separator and the padding rows follow
     assert seen[0].shape[-1] == known + 20 and (seen[0][..., known:] == -torch.inf).all()
 
 
@@ -449,7 +450,7 @@ def test_a_distilled_model_is_a_row_of_its_runs_evaluation(run, tmp_path, capsys
 
 
 def test_the_commands_of_the_page(run, tmp_path, monkeypatch, capsys):
-    """docs/distillation.md, as it stands there but for the sizes."""
+    """The commands of docs/distillation.md, with smaller sizes."""
     page = (Path(__file__).parents[2] / "docs/distillation.md").read_text(encoding="utf-8")
     commands = [
         line.partition("#")[0].split()[1:] for line in page.splitlines() if line.startswith("    nlf distill ")
@@ -465,7 +466,7 @@ def test_the_commands_of_the_page(run, tmp_path, monkeypatch, capsys):
 
 # ---- what is refused ----------------------------------------------------------------------------------------------
 
-MISTAKES = {  # flags, what is said
+MISTAKES = {  # flags, error
     "no model": ([], "--model is missing"),
     "no such model": (["--model", "./no-model"], "cannot load a causal language model from './no-model'"),
     "no tags": (["--model", "BASE", "--base_model", "BASE"], "no tags.json"),
@@ -528,7 +529,7 @@ def test_a_folder_that_holds_something_else_stays_as_it_is(run, tmp_path, what):
 
 @pytest.mark.parametrize("size", [2_000, 30_000], ids=["samples", "weights"])
 def test_a_full_disk(run, tmp_path, size, capfd):
-    """The file-size limit stands in for a full disk. What was sampled is kept, and the same command ends the work."""
+    """A limit on file size stands in for a full disk. Samples are kept, and the same command finishes the work."""
 
     def child():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

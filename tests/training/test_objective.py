@@ -1,4 +1,4 @@
-"""Statistics of a micro-batch through models: in groups and chunks as in one naive pass, with the same gradients."""
+"""Statistics of a micro-batch through models: groups and chunks give the values and gradients of one naive pass."""
 
 import copy
 import random
@@ -51,7 +51,7 @@ def ours(model, reference, examples, *, pass_tokens=None, bare=True, last=False,
 
 
 def naive(model, reference, examples, excluded=(), direction="forward"):
-    """A row at a time, nothing padded, every position's logits, autograd's own sums."""
+    """The loss computed one row at a time, without padding, from all logits, by autograd."""
     kept = [i for i in range(model.config.vocab_size) if i not in excluded]
     sums = {"nll": 0.0, "kl": 0.0, "entropy": 0.0, "contrast": 0.0}
     for e in examples:
@@ -131,7 +131,7 @@ def test_padding_is_marked_by_zeros():
 
 
 def test_no_tensor_of_all_logits_is_kept():
-    """What the graph keeps for the gradient: nothing of tokens × vocabulary, but for one chunk's."""
+    """For the gradient the graph keeps tensors of tokens × vocabulary of one chunk at most."""
     model, reference = pair()
     [group] = collate(drawn(40), 0)["groups"]
     kept = []
@@ -222,14 +222,14 @@ def test_the_last_mlp_part_is_asked_for_completions_only():
 
 
 class Mixing(torch.nn.Module):
-    """A part that looks at other tokens too."""
+    """A module that mixes tokens."""
 
     def forward(self, x):
         return x + x.cumsum(-2)
 
 
 class Named(torch.nn.Module):
-    """One that is called by name."""
+    """A module that takes its input by keyword."""
 
     def forward(self, *, hidden_states):
         return hidden_states
@@ -254,7 +254,7 @@ def test_activations_that_are_made_again_are_made_as_before():
 
 @pytest.mark.parametrize("bare", [True, False])
 def test_a_reference_elsewhere_is_given_all_it_reads(bare, monkeypatch):
-    """There is no second device here: tensors that go to one by name are marked."""
+    """There is no second device here, so tensors that `to` moves are recorded."""
     away, to, moved = torch.device("cpu:0"), torch.Tensor.to, []
 
     def marking(self, *args, **kwargs):
@@ -287,7 +287,7 @@ def test_right_padding_does_not_reach_what_is_read():
     [group] = collate(drawn(), 0)["groups"]
     other = {**group, "policy": {**group["policy"]}}
     ids, predicts = other["policy"]["input_ids"], other["policy"]["predicts"]
-    padding = predicts.flip(1).cumsum(1).flip(1) == 0  # after the last that predicts a token
+    padding = predicts.flip(1).cumsum(1).flip(1) == 0  # after the last position that predicts a token
     assert padding.any() and not ids[padding].any()
     other["policy"]["input_ids"] = torch.where(padding, 77, ids)
     for first, second in zip(*(completion_stats(model, model, g, BARE) for g in (group, other)), strict=True):
@@ -296,14 +296,16 @@ def test_right_padding_does_not_reach_what_is_read():
 
 
 def test_half_precision_is_in_the_models_only():
-    """Under autocast the sums over the vocabulary stay in float32."""
+    """Under autocast, sums over the vocabulary stay in float32."""
     model, reference = (each.float() for each in pair())
     [group] = collate(drawn(), 0)["groups"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         right, _ = completion_stats(model, reference, group, BARE)
     exact, _ = completion_stats(model, reference, group, BARE)
     assert right.kl.dtype == right.entropy.dtype == torch.float32
-    assert len(right.entropy.unique()) > 0.9 * group["completion_mask"].sum()  # bfloat16 knows one number in 128
+    assert (
+        len(right.entropy.unique()) > 0.9 * group["completion_mask"].sum()
+    )  # bfloat16 would round most of them to equal values
     torch.testing.assert_close(right.entropy, exact.entropy, rtol=1e-3, atol=1e-3)
 
 

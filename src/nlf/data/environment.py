@@ -1,4 +1,4 @@
-"""`nlf env`: what a bug report should say about the machine and the versions on it."""
+"""`nlf env`: the machine and its versions, for bug reports and results."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ PACKAGES = (
 
 
 def describe() -> dict[str, str]:
-    """Names and values, in the order they are shown."""
+    """Facts by name, in the order in which they are shown."""
     found = {"python": f"{platform.python_version()} ({sys.executable})", "platform": platform.platform()}
     found |= {name: _version(name) for name in PACKAGES}
     found["git"] = git_revision()
@@ -24,7 +24,7 @@ def describe() -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """What results depend on beside the settings."""
+    """Versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
@@ -40,7 +40,7 @@ def _version(package: str) -> str:
 
 
 def git_revision() -> str:
-    """The checkout's commit, with '+changes' where files differ from it."""
+    """The checkout's commit, with '+changes' if files differ from it."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+changes", "--abbrev=12"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
@@ -52,12 +52,12 @@ def git_revision() -> str:
 def _memory() -> str:
     try:
         return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
-    except (ValueError, OSError, AttributeError):  # not on this system
+    except (ValueError, OSError, AttributeError):  # this system does not tell
         return "unknown"
 
 
 def _torch_facts() -> dict[str, str]:
-    """Threads and accelerators, which only torch knows."""
+    """Facts from torch: threads and accelerators."""
     try:
         import torch
     except ImportError as error:

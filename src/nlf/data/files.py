@@ -1,4 +1,4 @@
-"""Files: what is shipped with the package, and writing whole files or nothing."""
+"""Files: the package's assets, atomic writes, and digests."""
 
 import contextlib
 import glob
@@ -14,13 +14,14 @@ from safetensors import SafetensorError
 
 from nlf.errors import UserError
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets"  # shipped: the embedded model, scorers, prompts, tasks, judges
+ASSETS = Path(__file__).resolve().parents[1] / "assets"  # the embedded model, scorers, prompts, tasks, judges
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` at the end, whole and on disk, or not at all; what killed writers
-    left is removed.
+    """Within, a temporary file to write. At the end it replaces `path`, whole and on disk; after an error, not at all.
+
+    Temporary files that killed writers left are removed.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -38,12 +39,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
-        with contextlib.suppress(OSError):  # the folder may be what is wrong
+        with contextlib.suppress(OSError):  # the folder itself may be missing
             temporary.unlink(missing_ok=True)
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
-    """What to say where a file cannot be written."""
+    """The error for a file that cannot be written."""
     return UserError(
         f"cannot write {path}: {error.strerror or error}; free some space and run again, or choose another --output_dir"
     )
@@ -60,7 +61,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def make_folder(run_dir: Path) -> None:
-    """The folder itself, before anything long is started.
+    """Make a folder, unless it is there, so that a long run does not fail at its first write.
 
     Raises:
         UserError: it cannot be made, or is no folder.
@@ -72,8 +73,8 @@ def make_folder(run_dir: Path) -> None:
 
 
 def write_folder(folder: Path, save: Callable[[Path], None]) -> None:
-    """Let `save` write files into a temporary folder, then move them in; `config.json` goes last, and makes it a
-    model. What killed writers left is removed.
+    """Let `save` write files into a temporary folder, then move them into the folder. `config.json`, which makes the folder a
+    model, is moved last. Temporary folders that killed writers left are removed.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -97,10 +98,10 @@ def write_folder(folder: Path, save: Callable[[Path], None]) -> None:
 
 
 def digest(value) -> str:
-    """A short digest of plain values, the same in every process.
+    """A short digest of plain values, equal in every process.
 
     Raises:
-        TypeError: something in it is no JSON value, whose text might differ from one process to the next.
+        TypeError: a value is not JSON, so its text might differ between processes.
     """
     text = json.dumps(value, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

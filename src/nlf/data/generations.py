@@ -229,18 +229,13 @@ def annotate(
     journal = path.with_name(f".{path.name}.{kind}.{digest(name)}.journal")
     mend(journal)
     known = {entry["line"]: entry["found"] for entry in read_lines(journal)} if journal.is_file() else {}
+
+    def lacking(i: int, row: Row) -> bool:
+        return measured(_with(row, kind, name, known.get(i)), kind, name, lines.texts(row)) is None
+
     rows = enumerate(lines.read(path))
     while picked := list(islice(rows, block)):
-        todo = [
-            (i, row)
-            for i, row in picked
-            if measured(_with(row, kind, name, known.get(i)), kind, name, lines.texts(row)) is None
-        ]
-        found = measure([row for _, row in todo]) if todo else []
-        entries = [
-            {"line": i, "found": {"of": text_digest(lines.texts(row)), **new}}
-            for (i, row), new in zip(todo, found, strict=True)
-        ]
+        entries = _entries([(i, row) for i, row in picked if lacking(i, row)], measure, lines)
         if entries:
             append(journal, entries)
         known |= {entry["line"]: entry["found"] for entry in entries}
@@ -249,6 +244,17 @@ def annotate(
         lines.write(path, (_with(row, kind, name, known.get(i)) for i, row in enumerate(lines.read(path))))
     journal.unlink(missing_ok=True)
     return len(known)
+
+
+def _entries(
+    todo: Sequence[tuple[int, Row]], measure: Callable[[list[Row]], list[dict]], lines: LineFormat
+) -> list[dict]:
+    """Measure numbered lines, as entries of the journal."""
+    found = measure([row for _, row in todo]) if todo else []
+    return [
+        {"line": i, "found": {"of": text_digest(lines.texts(row)), **new}}
+        for (i, row), new in zip(todo, found, strict=True)
+    ]
 
 
 def _with(row: Row, kind: str, name: str, found: dict | None) -> Row:

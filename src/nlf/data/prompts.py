@@ -78,7 +78,7 @@ def load_prompts(
     return rows
 
 
-def as_prompts(dataset: Iterable[Any] | None, column: str = "prompt") -> list[PromptRow] | None:
+def as_prompts(dataset: Iterable[Any], column: str = "prompt") -> list[PromptRow]:
     """Prompt rows of anything that iterates over dicts: a list, a `datasets.Dataset`.
 
     Rows of `load_prompts` stay as they are. A `prompt_id` of the data set's own is replaced.
@@ -86,8 +86,6 @@ def as_prompts(dataset: Iterable[Any] | None, column: str = "prompt") -> list[Pr
     Raises:
         UserError: a row without a valid prompt, or no rows.
     """
-    if dataset is None:
-        return None
     rows = [_row(row, column, f"row {i}") for i, row in enumerate(dataset)]
     if not rows:
         raise UserError("the dataset has no rows; expected at least one prompt")

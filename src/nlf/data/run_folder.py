@@ -1,7 +1,7 @@
-"""The run directory: whose run it is, which checkpoints are whole, and what a resumed run may not change.
+"""The run folder: the run it belongs to, its complete checkpoints, and the settings that a resumed run may not change.
 
-Trainer writes `checkpoint-N` in place and takes the highest number as the latest, whole or not. So a checkpoint here
-is whole only once its marker, `nlf.json`, is there; it is written last, and unmarked folders are ignored and replaced.
+Trainer writes `checkpoint-N` in place and takes the highest number as the latest, complete or not. Here a checkpoint is
+complete only when it has a marker, `nlf.json`, which is written last. Folders without a marker are ignored and replaced.
 """
 
 import json
@@ -17,9 +17,9 @@ from nlf.data.files import write_text
 from nlf.errors import UserError
 
 CONFIG, FACTS, METRICS, MARKER = "config.yaml", "run.json", "metrics.jsonl", "nlf.json"
-AGAIN = {"iteration", "train_runtime"}  # in lines of the pool, when an iteration begins, and of the end of a run
+AGAIN = {"iteration", "train_runtime"}  # keys of lines logged at the start of an iteration, and at the end of a run
 
-# Settings that cannot change the result; a resumed run may change them.
+# Settings that do not change the result; a resumed run may change them.
 FREE = {
     *("output_dir", "resume_from_checkpoint", "report_to", "run_name", "project", "trackio_space_id", "disable_tqdm"),
     *("log_completions", "num_completions_to_print", "log_level", "log_level_replica", "log_on_each_node"),
@@ -27,22 +27,22 @@ FREE = {
     *("save_total_limit", "save_steps", "save_on_each_node", "push_to_hub", "hub_token", "hub_model_id"),
     *("hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision", "dataloader_num_workers"),
     *("dataloader_pin_memory", "dataloader_prefetch_factor", "local_rank", "ddp_timeout", "skip_memory_metrics"),
-    *("tensor_parallel_size", "data_parallel_size", "gpu_memory_utilization"),  # rounding, as ever with vLLM
+    *("tensor_parallel_size", "data_parallel_size", "gpu_memory_utilization"),  # they change rounding only
     *("cache_dir", "replay", "rate_limit", "max_concurrency", "max_tries", "max_failures_in_a_row", "request_timeout"),
     "sampling_batch_tokens",
     *(
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
-    ),  # their product over all ranks is compared instead
+    ),  # instead, their product over all ranks is compared
 }
 
 
 def claim(run_dir: Path, settings: dict, facts: dict, resume: bool) -> None:
-    """Make the folder this run's, or refuse in one line.
+    """Write a run's settings into its folder, or refuse a folder that belongs to another run.
 
     Args:
-        settings: Every knob's value: what `config.yaml` holds, to be given to `--config`.
-        facts: What else the result depends on (the prompts' digest, say): `run.json`.
+        settings: The value of every knob, for `config.yaml`, which `--config` can read.
+        facts: Other values that the result depends on, such as the prompts' digest, for `run.json`.
 
     Raises:
         UserError: the folder holds another run, holds a run and `resume` is off, or cannot be written.
@@ -109,26 +109,24 @@ def settings_in(path: Path) -> dict:
 
 
 def changed_settings(old: dict, new: dict) -> list[tuple[str, object, object]]:
-    """(name, old, new) of the settings that differ and could change the result."""
+    """(name, old, new) of settings that differ and can change the result."""
     free = set(FREE)
     if str(new.get("lr_scheduler_type", "")).startswith("constant"):
-        free.add("num_train_epochs")  # such a schedule does not depend on where it ends
+        free.add("num_train_epochs")  # a constant schedule does not depend on its end
     names = [name for name in new if name not in free]
     return [(name, old.get(name), new[name]) for name in names if name in old and old[name] != new[name]]
 
 
 def mark_complete(checkpoint: Path, state: dict) -> None:
-    """Say that everything in this checkpoint has been written, and keep what Trainer does not: the loop's own
-    state.
-    """
+    """Mark a checkpoint as complete. The marker holds the state of the loop, which Trainer does not save."""
     write_text(checkpoint / MARKER, json.dumps(state, indent=1))
 
 
 def loop_state(checkpoint: Path) -> dict:
-    """What `mark_complete` kept.
+    """The state of the loop that `mark_complete` saved.
 
     Raises:
-        UserError: the folder is not a whole checkpoint of a run.
+        UserError: the folder is not a complete checkpoint of a run.
     """
     try:
         return json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
@@ -139,7 +137,7 @@ def loop_state(checkpoint: Path) -> dict:
 
 
 def last_complete_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint to go on from: the highest step among those that are whole."""
+    """The complete checkpoint with the highest step; None if there is none."""
     steps = [
         (int(match[1]), path)
         for path in (run_dir.iterdir() if run_dir.is_dir() else ())
@@ -149,14 +147,14 @@ def last_complete_checkpoint(run_dir: Path) -> Path | None:
 
 
 def clear_checkpoint(checkpoint: Path) -> None:
-    """Remove what an interrupted write left, so that old and new files never mix; the marker goes first."""
+    """Remove a checkpoint folder, so that old and new files never mix. The marker goes first."""
     (checkpoint / MARKER).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def truncate_metrics(run_dir: Path, step: int) -> None:
-    """Drop the logged lines that a run resumed at `step` writes again: those after it, at it what `AGAIN` names, and all
-    where it starts anew.
+    """Drop the logged lines that a run resumed at `step` writes again: lines of later steps, lines of this step with a key in
+    `AGAIN`, and all lines if the step is 0.
     """
     path = run_dir / METRICS
     if path.is_file():
@@ -168,7 +166,7 @@ def _lines_up_to(lines: Iterable[str], step: int) -> Iterable[str]:
         try:
             row = json.loads(line)
             kept = row["step"] < step or (row["step"] == step > 0 and not AGAIN & row.keys())
-        except ValueError:  # the line being written when the run was killed
+        except ValueError:  # a partial line, written when the run was killed
             kept = False
         if kept:
             yield line + "\n"

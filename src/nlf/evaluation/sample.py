@@ -17,7 +17,7 @@ from nlf import __version__
 from nlf.config import SampleOptions, SamplerOptions, SamplingOptions, sampler_options, sampling_options
 from nlf.data.generations import FILE, append, keep_lines, mend, read
 from nlf.data.progress import progress_bar
-from nlf.data.prompts import NumberedPrompt, numbered
+from nlf.data.prompts import NumberedPrompt, PromptRow, numbered
 from nlf.errors import UserError
 from nlf.evaluation.systems import chosen_tag, load_for_commands, negative_tag, prompt_sets, slug, with_tags
 from nlf.models.encoder import PromptEncoder
@@ -81,7 +81,7 @@ def prompt_sampler(
 def sample_file(
     path: Path,
     sampler: PromptSampler,
-    rows: Sequence[dict],
+    rows: Sequence[PromptRow],
     tag: str | None,
     *,
     part: int = 64,
@@ -122,7 +122,7 @@ def settings_of(sampler: PromptSampler, tag: str | None) -> dict:
     }
 
 
-def done_already(path: Path, rows: Sequence[dict], tag: str | None, settings: dict, part: int) -> int:
+def done_already(path: Path, rows: Sequence[PromptRow], tag: str | None, settings: dict, part: int) -> int:
     """Count the prompts whose samples the file holds. An unfinished last line is removed, with its part.
 
     Raises:
@@ -162,7 +162,7 @@ def sample_lines(
     return [_line(*prompt, table.slice(i * n, n), settings) for i, prompt in enumerate(prompts)]
 
 
-def _line(row: dict, occurrence: int, samples: pa.Table, settings: dict) -> dict:
+def _line(row: PromptRow, occurrence: int, samples: pa.Table, settings: dict) -> dict:
     return {
         "prompt": row["prompt"],
         "prompt_id": row["prompt_id"],

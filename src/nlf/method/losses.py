@@ -174,25 +174,27 @@ def alt_loss(
         kl = kl + _sum(wrong.kl, mask)
         compared = mask if contrast_mask is None else mask & contrast_mask
         margin = (_masked(right.logp, compared) - _masked(wrong.logp, compared)).sum(-1)  # (B,)
-    contrast = -F.logsigmoid(margin).sum()
-    terms = [
-        (coefficients.nll_coef, nll, totals.tokens),
-        (coefficients.beta, kl, totals.tokens),
-        (-coefficients.entropy_coef, entropy, totals.tokens),
-        (coefficients.contrast_coef, contrast, totals.completions),
-    ]
-    loss = sum(
-        (c * value / count for c, value, count in terms if c), start=nll.new_zeros(())
-    )  # no gradient of 0 × term
     sums = {
         "nll": nll,
         "kl": kl,
         "entropy": entropy,
-        "contrast": contrast,
+        "contrast": -F.logsigmoid(margin).sum(),
         "margin": margin.sum(),
         "accuracy": (margin > 0).sum(),
     }
-    return loss, {name: value.detach() for name, value in sums.items()}
+    return _weighted(sums, totals, coefficients), {name: value.detach() for name, value in sums.items()}
+
+
+def _weighted(sums: dict[str, torch.Tensor], totals: StepTotals, coefficients: Coefficients) -> torch.Tensor:
+    """The loss: the sums of its terms, divided by their denominators and weighted."""
+    terms = [
+        (coefficients.nll_coef, sums["nll"], totals.tokens),
+        (coefficients.beta, sums["kl"], totals.tokens),
+        (-coefficients.entropy_coef, sums["entropy"], totals.tokens),
+        (coefficients.contrast_coef, sums["contrast"], totals.completions),
+    ]
+    start = sums["nll"].new_zeros(())
+    return sum((c * value / count for c, value, count in terms if c), start=start)  # no gradient of 0 × term
 
 
 def _log_softmax(logits: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""Rewards → quantiles, and which rollouts a training step draws from them.
+"""Rewards → quantiles, and the rollouts that a training step draws from them.
 
-Quantile 0 is the best, K-1 the worst, -1 unscored. Departures from the published rule (`nlf.method.published.quantize`):
-ties share one quantile, the remainder is spread evenly instead of falling to the worst, and pools smaller than K
-spread over the whole range. Draws take exact counts per quantile; the published code draws from a shuffled pool
-whatever the quantile.
+Quantile 0 is the best, K-1 the worst, -1 means unscored. Departures from the published rule
+(`nlf.method.published.quantize`): ties share one quantile, the remainder is spread evenly instead of going to the worst
+quantile, and pools smaller than K spread over the whole range. Draws take exact counts of each quantile; the published code
+draws from a shuffled pool without regard to quantiles.
 """
 
 import itertools
@@ -17,13 +17,13 @@ from nlf.errors import UserError
 def quantize(rewards: np.ndarray, num_quantiles: int, groups: np.ndarray | None = None) -> np.ndarray:
     """Cut rewards into quantiles of equal size, over all rollouts or within each group.
 
-    A rollout of rank r (0 = best) among n falls into quantile `floor(K · (r + 1/2) / n)`: sizes differ by at most
-    one. A run of ties takes the quantile of its middle rank.
+    A rollout of rank r (0 = best) among n falls into quantile `floor(K · (r + 1/2) / n)`, so sizes differ by at most one.
+    Equal rewards all take the quantile of their middle rank.
 
     Args:
         rewards: `(N,)`, higher is better, NaN = unscored.
         num_quantiles: K.
-        groups: `(N,)`, any integers; default: one group.
+        groups: `(N,)`, a group number for each rollout; None = one group.
 
     Returns:
         `(N,)` int8, -1 where unscored.
@@ -35,13 +35,13 @@ def quantize(rewards: np.ndarray, num_quantiles: int, groups: np.ndarray | None 
 
 
 def _over_all(rewards: np.ndarray, num_quantiles: int) -> np.ndarray:
-    """By the best reward of each quantile: numbers are sorted, not rows."""
+    """Quantiles by comparison with the best reward of each quantile, which needs rewards sorted, but not rows."""
     unscored = np.isnan(rewards)
     ordered = np.sort(-rewards)[: len(rewards) - np.count_nonzero(unscored)]  # best first; NaN sorts last
     n, quantiles = len(ordered), -unscored.astype(np.int8)
     for quantile in range(1, num_quantiles if n else 1):
         value = ordered[quantile * n // num_quantiles]
-        first, last = np.searchsorted(ordered, value), np.searchsorted(ordered, value, "right")  # a run of ties
+        first, last = np.searchsorted(ordered, value), np.searchsorted(ordered, value, "right")  # of equal rewards
         edge = first if num_quantiles * (first + last) >= 2 * quantile * n else last
         if edge < n:
             quantiles += rewards <= -ordered[edge]
@@ -64,14 +64,17 @@ def _per_group(rewards: np.ndarray, num_quantiles: int, groups: np.ndarray) -> n
 
 
 def levels(rewards: np.ndarray, num_quantiles: int, name: str = "reward") -> np.ndarray:
-    """Rewards that name their quantile themselves, as a judge's categories do: K-1 is the best, quantile 0.
+    """Quantiles of rewards that are levels, such as a judge's categories: reward r means quantile K-1-r, 0 is the best.
+
+    Args:
+        name: The reward's name, for errors.
 
     Shape:
-        - rewards: `(N,)`, each one of 0 … K-1, NaN = unscored
+        - rewards: `(N,)`, whole numbers 0 … K-1, NaN = unscored
         - returns: `(N,)` int8, -1 where unscored
 
     Raises:
-        UserError: a reward that is no level; `name` says whose it is.
+        UserError: a reward is no level.
     """
     rewards = np.asarray(rewards, dtype=np.float64)
     scored = ~np.isnan(rewards)
@@ -85,10 +88,11 @@ def levels(rewards: np.ndarray, num_quantiles: int, name: str = "reward") -> np.
 
 
 def total(rewards: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
-    """The weighted sum of several rewards: NaN counts as nothing, and is what is left where none is known (TRL's rule).
+    """The weighted sum of F rewards. An unscored reward (NaN) counts as 0; if all F are unscored, so is the sum (TRL's
+    rule).
 
     Shape:
-        - rewards: F of `(N,)`; weights: F, default 1 each
+        - rewards: F arrays `(N,)`; weights: F numbers, default 1 each
         - returns: `(N,)`
     """
     stacked = np.stack(list(rewards))  # (F, N)
@@ -97,21 +101,22 @@ def total(rewards: Sequence[np.ndarray], weights: Sequence[float] | None = None)
 
 
 def normalize(rewards: np.ndarray, how: str) -> np.ndarray:
-    """One reward on a scale that others share, over all rollouts; 0 is its middle, so that one that is not known (it
-    counts as nothing in `total`) pulls neither way.
+    """Put one reward on a scale that other rewards share, over all rollouts. Its middle is 0, so that an unscored reward,
+    which counts as 0 in `total`, pulls neither way.
 
-    `zscore`: less the mean, by the standard deviation (all equal: 0). `rank`: the share of rewards below it, and half
-    of its equals, less 1/2: from -1/2 to 1/2. `none`: as it is.
+    Args:
+        how: "zscore" = (reward - mean) / standard deviation, 0 if all are equal. "rank" = the share of lower rewards, plus
+            half the share of equal rewards, minus 1/2: from -1/2 to 1/2. "none" = no change.
 
     Shape:
-        - rewards: `(N,)`, NaN = unscored, and stays so
+        - rewards: `(N,)`, NaN = unscored; returns `(N,)`, NaN where unscored
     """
     rewards = np.asarray(rewards, dtype=np.float64)
     known = rewards[~np.isnan(rewards)]
     if how == "none" or not len(known):
         return rewards
     if how == "zscore":
-        equal = known.min() == known.max()  # whose deviation need not come out as 0
+        equal = known.min() == known.max()  # rounding may make their standard deviation differ from 0
         return rewards * 0 if equal else (rewards - known.mean()) / known.std()
     order = np.sort(known)
     twice_middle = np.searchsorted(order, rewards, "left") + np.searchsorted(order, rewards, "right")
@@ -119,28 +124,28 @@ def normalize(rewards: np.ndarray, how: str) -> np.ndarray:
 
 
 def _changes(values: np.ndarray) -> np.ndarray:
-    """True where a sorted array takes a new value; `(N,)`, the first is False."""
+    """`(N,)` bool, True where a sorted array takes a new value; the first is False."""
     return np.concatenate([[False], values[1:] != values[:-1]])
 
 
 def _runs(starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each position the first position of its run and the one after its last."""
+    """For each position, the first position of its run and the position after the run's last."""
     edges = np.concatenate([[0], np.flatnonzero(starts), [len(starts)]])
     lengths = np.diff(edges)
     return np.repeat(edges[:-1], lengths), np.repeat(edges[1:], lengths)
 
 
 def quantile_edges(rewards: np.ndarray, quantiles: np.ndarray, num_quantiles: int) -> list[tuple[float, float] | None]:
-    """(lowest, highest) reward of each quantile; None where it is empty."""
+    """(lowest, highest) reward of each quantile; None for an empty quantile."""
     members = (rewards[quantiles == q] for q in range(num_quantiles))
     return [(float(m.min()), float(m.max())) if len(m) else None for m in members]
 
 
 def step_counts(batch_size: int, num_quantiles: int, weights: Sequence[float] | None = None) -> np.ndarray:
-    """How many rollouts of each quantile a step takes: shares of `weights` (default: equal), by largest remainder.
+    """Number of rollouts of each quantile in a step: the batch shared by `weights` (None = equally), by largest remainder.
 
     Raises:
-        UserError: not one weight per quantile, a negative or infinite one, or none above 0.
+        UserError: not one weight per quantile, a negative or infinite weight, or no weight above 0.
     """
     shares = np.ones(num_quantiles) if weights is None else np.asarray(weights, dtype=np.float64)
     if shares.shape != (num_quantiles,) or not np.isfinite(shares).all() or (shares < 0).any() or not shares.sum():
@@ -153,16 +158,16 @@ def step_counts(batch_size: int, num_quantiles: int, weights: Sequence[float] | 
 
 
 class Draws:
-    """`draws[i]` is the pool row of training item i: a function of (seed, iteration, i) and the pool only.
+    """`draws[i]` is the pool row of training item i. It depends on (seed, iteration, i) and the pool only.
 
-    Every `batch_size` items are one step and take exactly `step_counts` rollouts of each quantile, whatever the
-    number of ranks and micro-batches; inside the step quantiles are interleaved, so that every slice of it is mixed.
-    The n-th draw of a quantile walks seeded permutations of its rollouts: none comes twice before all have come once.
+    Every `batch_size` items are one step with exactly `step_counts` rollouts of each quantile, for any number of ranks and
+    micro-batches. Quantiles are interleaved within the step, so that every slice of it is mixed. Draws from a quantile walk
+    through seeded permutations of its rollouts: each rollout comes once before any comes twice.
 
     Args:
-        quantiles: `(N,)`, -1 = never drawn.
-        weights: One per quantile; None = one permutation over all scored rollouts, whatever their quantile (as
-        published).
+        quantiles: `(N,)`; rollouts of quantile -1 are never drawn.
+        weights: One per quantile; None = one permutation over all scored rollouts, without regard to quantiles (as
+            published).
 
     Raises:
         UserError: no rollout has a reward, or a quantile has no weight.
@@ -191,7 +196,8 @@ class Draws:
                 "no completion has a reward, so none can be trained on; look at what the reward functions return"
             )
         self.counts = _fill_empty(step_counts(batch_size, count, weights), sizes)
-        self._slots = list(zip(*(each.tolist() for each in _interleave(self.counts)), strict=True))
+        quantile_of_slot, turn_of_slot = _interleave(self.counts)
+        self._slots = list(zip(quantile_of_slot.tolist(), turn_of_slot.tolist(), strict=True))
         self._permutations: dict[tuple[int, int], np.ndarray] = {}
 
     def __getitem__(self, i: int) -> int:
@@ -202,23 +208,25 @@ class Draws:
         return int(rows[self._permutation(quantile, turn, len(rows))[position]])
 
     def _permutation(self, quantile: int, turn: int, size: int) -> np.ndarray:
-        """Kept once made: together they hold no more numbers than were drawn, and one pool."""
+        """The numbered permutation of a quantile's rollouts. All of them are kept: together they hold at most as many numbers
+        as were drawn, plus one pool.
+        """
         if (quantile, turn) not in self._permutations:
-            # the closing 1 keeps these streams apart from shorter keys, which numpy pads with zeros
+            # the final 1 separates these streams from those of shorter keys, which numpy pads with zeros
             generator = np.random.default_rng([*self._key, quantile, turn, 1])
             self._permutations[quantile, turn] = generator.permutation(size)
         return self._permutations[quantile, turn]
 
 
 def _split(quantiles: np.ndarray, num_quantiles: int) -> list[np.ndarray]:
-    """Rows of each quantile, ascending."""
+    """The rows of each quantile, ascending."""
     order = np.argsort(quantiles, kind="stable")
     edges = np.searchsorted(quantiles[order], np.arange(num_quantiles + 1))
     return [order[a:b] for a, b in itertools.pairwise(edges)]
 
 
 def _fill_empty(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Give the share of each empty quantile to the nearest ones that have rollouts, half to either side."""
+    """Give the count of each empty quantile to the nearest quantiles with rollouts, half to either side."""
     counts, filled = counts.copy(), np.flatnonzero(sizes)
     for empty in np.flatnonzero(sizes == 0):
         better, worse = filled[filled < empty][-1:], filled[filled > empty][:1]
@@ -230,7 +238,7 @@ def _fill_empty(counts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def _interleave(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each slot of a step its quantile and its turn within it; each quantile is spread evenly over the step."""
+    """The quantile of each slot of a step, and the slot's turn within the quantile. Quantiles spread evenly over the step."""
     quantile = np.repeat(np.arange(len(counts)), counts)
     turn = np.concatenate([np.arange(c) for c in counts])
     order = np.argsort((turn + 0.5) / counts[quantile], kind="stable")

@@ -200,6 +200,16 @@ def forward_inputs(
     }
 
 
+def moved(inputs: ForwardInputs, device: torch.device) -> ForwardInputs:
+    """The inputs on a device."""
+    return {
+        "input_ids": inputs["input_ids"].to(device),
+        "attention_mask": inputs["attention_mask"].to(device),
+        "position_ids": inputs["position_ids"].to(device),
+        "predicts": inputs["predicts"].to(device),
+    }
+
+
 def pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"]) -> torch.Tensor:
     """Rows of ids as one `(B, L)` tensor."""
     width = max(map(len, rows))

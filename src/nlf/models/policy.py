@@ -185,7 +185,6 @@ def prepare_policy(
     tokenizer: PreTrainedTokenizerBase,
     scheme: TagScheme,
     *,
-    conversational: bool = False,
     tag_tokens: bool = False,
     peft_config=None,
     reference_model: PreTrainedModel | None = None,
@@ -195,14 +194,14 @@ def prepare_policy(
     """Give the model the tokens of its tags, its adapter and its reference.
 
     Args:
-        conversational: Prompts are conversations: feedback goes into the system message and no separator is added.
+        scheme: Without a separator if prompts are conversations: their feedback goes into the system message.
         tag_tokens: Represent each tag by one new token (Quark), not by words.
         reference_model: The frozen start; None = a copy of `model`, or `model` with its adapter off.
     """
     identity = identity_of(model)
     if reference_model is None and peft_config is None and not hasattr(model, "peft_config"):
         reference_model = copy.deepcopy(model)
-    separator = [] if conversational or not scheme.separator else [scheme.separator]
+    separator = [scheme.separator] if scheme.separator else []
     added = _add_tokens(model, tokenizer, separator, list(scheme.tags) if tag_tokens else [], seed)
     if peft_config is not None:
         model = add_adapter(model, peft_config, added, seed)

@@ -310,6 +310,7 @@ def distill_command(options: DistillOptions) -> str:
     guided = System("teacher", teacher, lesson.tag, lesson.negative, lesson.scale)
 
     def compared(start: Policy | None, student: Policy, *_) -> list[System]:
+        assert start is not None  # the base model has been named
         if not options.keep_tags:
             return [System("base", start), guided, System("student", student)]
         return [System("base", start), guided, System("student, best tag", student, tags_of(student).best)]

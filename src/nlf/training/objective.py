@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nlf.method.losses import KLDirection, TokenStats, token_stats
-from nlf.models.encoder import ForwardInputs
+from nlf.models.encoder import moved
 from nlf.models.memory import Limit, chunks
 from nlf.models.reading import LogitsPlan, completion_outputs, output_layer, project
 from nlf.training.batches import Group
 
-CHUNK_LOGITS = Limit(2**23, 2**28)  # most logits of one branch computed at a time
+TRAINING_LOGITS = Limit(2**23, 2**28)  # most logits of one branch computed at a time
 
 AnyGroup = TypeVar("AnyGroup")
 Found = TypeVar("Found")
@@ -48,11 +48,8 @@ def completion_stats(
         K statistics `(B, T)`, differentiable in the model's weights; 0 at padded positions.
     """
     labels, mask = group["labels"], group["completion_mask"]  # (B, T)
-    device = reference_device or labels.device
     with torch.no_grad():
-        inputs = cast(
-            ForwardInputs, {name: cast(Tensor, each).to(device) for name, each in group["reference"].items()}
-        )
+        inputs = moved(group["reference"], reference_device or labels.device)
         ref = completion_outputs(reference, inputs, plan.bare, plan.reference_mlp)  # (N, D or V)
     own = completion_outputs(model, group["policy"], plan.bare, plan.model_mlp)  # (KN, D or V)
     branches = len(group["policy"]["input_ids"]) // len(labels)
@@ -66,10 +63,14 @@ def completion_stats(
         return token_stats(own, labels[:, None], ref.to(own.device)[:, None], excluded_ids, kl_direction)
 
     parts = in_chunks(stats, rows_at_a_time(model, plan), own, ref, labels[mask])
-    found = [torch.cat(each).T for each in zip(*parts, strict=True)]  # (K, N) each
-    empty = found[0].new_zeros(branches, *mask.shape)  # (K, B, T)
-    filled = [empty.masked_scatter(mask.expand_as(empty), values) for values in found]
-    return [TokenStats(*branch) for branch in zip(*filled, strict=True)]
+    found = [at_positions(torch.cat(each).T, mask) for each in zip(*parts, strict=True)]  # (K, B, T) each
+    return [TokenStats(*branch) for branch in zip(*found, strict=True)]
+
+
+def at_positions(values: Tensor, mask: Tensor) -> Tensor:
+    """Values of N completion tokens (K, N) put at their positions, the N that `mask` (B, T) marks: (K, B, T), 0 elsewhere."""
+    empty = values.new_zeros(len(values), *mask.shape)
+    return empty.masked_scatter(mask.expand_as(empty), values)
 
 
 def loss_of_groups(
@@ -93,7 +94,7 @@ def rows_at_a_time(model: nn.Module, plan: LogitsPlan) -> int | None:
     head = output_layer(model) if plan.bare else None
     if head is None:
         return None
-    most = plan.most_logits or CHUNK_LOGITS.on(next(model.parameters()).device)
+    most = plan.most_logits or TRAINING_LOGITS.on(next(model.parameters()).device)
     return max(1, most // head.weight.shape[0])
 
 

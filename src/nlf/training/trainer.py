@@ -116,7 +116,7 @@ class ALTTrainer(Trainer):
         self.scheme = scheme_of(args, self.inputs.conversational)
         self.policy = prepare_policy(
             model, processing_class, self.scheme,
-            conversational=self.inputs.conversational, tag_tokens=args.tag_tokens, peft_config=peft_config,
+            tag_tokens=args.tag_tokens, peft_config=peft_config,
             reference_model=reference_model, disable_dropout=disable_dropout, seed=args.seed,
         )  # fmt: skip
         self.feedback = feedback_of(args, self.scheme, self.inputs.rewards)
