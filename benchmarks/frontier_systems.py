@@ -29,9 +29,9 @@ from nlf.evaluation.sample import sample_file
 from nlf.evaluation.score import score_file
 from nlf.evaluation.systems import load_for_commands
 from nlf.method.losses import distillation_kl, teacher_log_probs
-from nlf.models.encoder import PromptEncoder, read_whole
+from nlf.models.encoder import PromptEncoder, forward_inputs
 from nlf.models.policy import Policy, model_path
-from nlf.models.reading import predicting_logits
+from nlf.models.reading import completion_logits
 from nlf.rewards import Reward
 from nlf.rewards.registry import resolve_reward
 from nlf.training.distill import distill
@@ -417,8 +417,8 @@ def kl_to_base(path: Path, setting: Setting, policy: Policy, base: Policy) -> in
 
 def logits(policy: Policy, query: list[int], ids: list[list[int]]) -> torch.Tensor:
     """Those of the N tokens of several completions of one prompt, `(N, V)`."""
-    inputs = read_whole([query] * len(ids), ids, policy.tokenizer.pad_token_id or 0)
-    return predicting_logits(policy.model, {name: value.to(policy.model.device) for name, value in inputs.items()})
+    inputs = forward_inputs([query] * len(ids), ids, policy.tokenizer.pad_token_id or 0)
+    return completion_logits(policy.model, {name: value.to(policy.model.device) for name, value in inputs.items()})
 
 
 def kl_of_best(n: int) -> float:

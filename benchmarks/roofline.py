@@ -23,7 +23,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from nlf.models.reading import last_feed_forward
+from nlf.models.reading import last_mlp
 
 MATRIX = {"cpu": 1_536, "cuda": 8_192}
 
@@ -69,7 +69,7 @@ def sampling_flops(model: nn.Module, prompt_tokens: float, completions: float, c
 
 def training_flops(model: nn.Module, tokens: float, logits: float, ref_tokens: float, ref_logits: float) -> float:
     """Operations of a step: tokens and logits of all branches with gradient, those of the reference without."""
-    last = last_feed_forward(model)
+    last = last_mlp(model)
     spared = 2.0 * sum(p.numel() for p in last.parameters()) if last else 0.0  # for each token without logits
 
     def forward(tokens: float, logits: float) -> float:

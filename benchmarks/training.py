@@ -25,11 +25,11 @@ from roofline import line, training_flops
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from nlf.method.losses import alt_loss
+from nlf.method.losses import Coefficients, StepTotals, alt_loss
 from nlf.models.encoder import pad, pass_tokens
 from nlf.models.fast_gelu import use_fast_gelu
-from nlf.models.reading import last_feed_forward
-from nlf.training.batches import Example, collate
+from nlf.models.reading import LogitsPlan, last_mlp
+from nlf.training.batches import Example, Group, collate
 from nlf.training.objective import completion_stats, loss_of_groups
 
 COEFS = {
@@ -73,13 +73,14 @@ def examples(args: argparse.Namespace, step: int) -> list[Example]:
 
 
 def ours(policy, reference, batch: list[Example], args: argparse.Namespace) -> Tensor:
-    last = (last_feed_forward(policy), last_feed_forward(reference))  # the trainer looks once
+    plan = LogitsPlan(True, last_mlp(policy), last_mlp(reference), args.most_logits)  # made once, as in training
 
-    def group_loss(group: dict) -> Tensor:
-        branches = completion_stats(policy, reference, group, bare=True, most_logits=args.most_logits, last=last)
+    def group_loss(group: Group) -> Tensor:
+        branches = completion_stats(policy, reference, group, plan)
         return alt_loss(
             branches[0], group["completion_mask"], branches[1] if branches[1:] else None,
-            num_tokens=group["num_tokens"], num_completions=group["num_completions"], **COEFS[args.objective],
+            totals=StepTotals(group["num_tokens"], group["num_completions"]),
+            coefficients=Coefficients(**COEFS[args.objective]),
         )[0]  # fmt: skip
 
     groups = collate(batch, 0, pass_tokens(torch.device(args.device), True))["groups"]
@@ -173,7 +174,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--objective", choices=list(COEFS), default="contrastive")
     parser.add_argument("--against", choices=["naive", "compiled"], default="naive")
-    parser.add_argument("--most_logits", type=int, help="as of nlf.objective.completion_stats")
+    parser.add_argument("--most_logits", type=int, help="logits computed at a time; default: by the device")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -106,6 +106,18 @@ def test_the_top_of_the_package_is_small():
     assert len([name for name in entries if name != "py.typed"]) <= 16, sorted(entries)
 
 
+def test_modules_and_functions_are_short():
+    long_modules = [m for m, path in MODULES.items() if len(path.read_text(encoding="utf-8").splitlines()) > 500]
+    assert not long_modules, f"over 500 lines: {long_modules}"
+    long_functions = [
+        f"{module}: {node.name}"
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno >= 40
+    ]
+    assert len(long_functions) <= 5, f"over 40 lines: {long_functions}"
+
+
 @pytest.mark.parametrize("module", LIGHT)
 def test_light_modules_import_nothing_heavy(module):
     """Directly or through another of our modules: the command line starts in well under a second."""

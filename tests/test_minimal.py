@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nlf.method.losses import alt_loss, token_stats
+from nlf.method.losses import Coefficients, StepTotals, alt_loss, token_stats
 from nlf.method.quantize import quantize
 from nlf.method.tags import DEFAULT_TAGS, SEPARATOR
 
@@ -55,12 +55,8 @@ def test_loss_and_gradient_are_the_library_s(minimal, objective):
         token_stats(right, labels, ref, [vocabulary - 1]),
         mask,
         wrong if wrong is None else token_stats(wrong, labels, ref, [vocabulary - 1]),
-        num_tokens=mask.sum(),
-        num_completions=rows,
-        nll_coef=coefs["nll"],
-        contrast_coef=coefs["contrast"],
-        beta=coefs["beta"],
-        entropy_coef=coefs["entropy"],
+        totals=StepTotals(mask.sum(), rows),
+        coefficients=Coefficients(coefs["nll"], coefs["contrast"], coefs["beta"], coefs["entropy"]),
         contrast_mask=labels != 3,
     )
 

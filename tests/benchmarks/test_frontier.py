@@ -16,7 +16,7 @@ import frontier_plots  # noqa: E402
 import frontier_points as points  # noqa: E402
 import frontier_systems as systems  # noqa: E402
 
-from nlf.models.likelihoods import divergence  # noqa: E402
+from nlf.models.likelihoods import Conditioned, divergence  # noqa: E402
 from nlf.models.policy import Policy  # noqa: E402
 
 START = {"toxicity_probability": 1.0}
@@ -159,7 +159,9 @@ def test_kl_to_the_base_is_the_library_s_read_the_other_way_round(tmp_path):
     setting = systems.Setting("x", points.GRPO, "s", "x")
     policies = (Policy(each, tokenizer, None, None, ()) for each in (model, base))
     found = systems.kl_to_base(path, setting, *policies)
-    expected, _ = divergence(base, model, prompts, prompts, completions)  # KL(second || first)
+    expected, _ = divergence(
+        Conditioned(base, prompts), Conditioned(model, prompts), completions
+    )  # KL(second || first)
     np.testing.assert_allclose(found.num, [each.sum() for each in expected], rtol=1e-4)
     assert found.value == pytest.approx(np.concatenate(expected).mean(), rel=1e-4)
 

@@ -4,6 +4,7 @@ import collections
 import json
 import os
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from runs import fork, lines, make, same, weights
 
 from nlf import config
-from nlf.data.feedback import coin, make_feedback, pick
+from nlf.data.feedback import AttributeRules, RewardRules, coin, make_feedback, pick
 from nlf.data.pool import Pool
 from nlf.data.rollouts import SCHEMA
 from nlf.errors import UserError
@@ -43,8 +44,8 @@ def pool_of(rewards, sentences=None, prompts=None, **each) -> Pool:
     return pool
 
 
-def levels(**changes):
-    return make_feedback(TagScheme(LEVELS), ["judge"], **{"seed": 3, "rule": "levels", "sentences": True} | changes)
+def levels(sentences=True):
+    return make_feedback(TagScheme(LEVELS), ["judge"], seed=3, rules=RewardRules("levels"), sentences=sentences)
 
 
 def table_of(feedback, pool, iteration=2, items=range(40)):
@@ -172,9 +173,8 @@ RATED = pool_of([4.0, 2.0, 1.0, 1.0], f=[3.0, 2.0, 1.0, None], g=[1.0, 0.0, None
 
 def composed(**changes):
     tags = diagonal([each["tags"] for each in ATTRIBUTES], ", and ")
-    return make_feedback(
-        TagScheme(tuple(tags)), ["f", "g"], **{"seed": 5, "attributes": ATTRIBUTES, "joint": ", and "} | changes
-    )
+    attributes = AttributeRules(**{"attributes": ATTRIBUTES, "joint": ", and "} | changes)
+    return make_feedback(TagScheme(tuple(tags)), ["f", "g"], seed=5, attributes=attributes)
 
 
 def test_the_diagonal_goes_from_the_best_of_each_to_the_worst_of_each():
@@ -218,11 +218,11 @@ def test_sampling_under_the_best_or_all_combinations():
 
 def test_several_rewards_share_a_scale_over_the_whole_pool():
     pool = pool_of([1001.0, 3000.0, 2002.0], f=[1.0, 0.0, 2.0], g=[1000.0, 3000.0, 2000.0])
-    plain = {"seed": 0, "weights": [1.0, 1.0]}
+    plain = RewardRules(weights=[1.0, 1.0])
     two = TagScheme(("a", "b", "c"))
-    assert make_feedback(two, ["f", "g"], **plain).quantiles(pool).tolist() == [2, 0, 1]  # g alone decides
+    assert make_feedback(two, ["f", "g"], seed=0, rules=plain).quantiles(pool).tolist() == [2, 0, 1]  # g alone decides
     for how in ("zscore", "rank"):  # f: 0, -, +;  g: -, +, 0
-        found = make_feedback(two, ["f", "g"], normalization=how, **plain)
+        found = make_feedback(two, ["f", "g"], seed=0, rules=replace(plain, normalization=how))
         assert found.quantiles(pool).tolist() == [2, 1, 0]
     assert found.cut.rewards(pool) == pytest.approx([0 - 1 / 3, -1 / 3 + 1 / 3, 1 / 3 + 0])
 

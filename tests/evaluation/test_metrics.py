@@ -6,6 +6,7 @@ import random
 import weakref
 from collections import Counter
 
+import metric_rules
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -60,26 +61,26 @@ def test_mean_of_nothing_is_nan():
 
 def test_dist_n_counts_over_all_samples_of_a_prompt():
     texts = [["a b a b", " a b c"], ["", " "], ["one"]]
-    np.testing.assert_allclose(diversity.dist_n(texts, 1), [3 / 7, 0, 1])
-    np.testing.assert_allclose(diversity.dist_n(texts, 2), [3 / 7, 0, 0])
-    np.testing.assert_allclose(diversity.dist_n(texts, 3), [3 / 7, 0, 0])
+    np.testing.assert_allclose(metric_rules.dist_n(texts, 1), [3 / 7, 0, 1])
+    np.testing.assert_allclose(metric_rules.dist_n(texts, 2), [3 / 7, 0, 0])
+    np.testing.assert_allclose(metric_rules.dist_n(texts, 3), [3 / 7, 0, 0])
 
 
 def test_dist_n_keeps_words_with_underscores_apart():
     """Joined with `_`, "a_b c" and "a b_c" were one bigram."""
-    assert diversity.dist_n([["a_b c", "a b_c"]], 2).tolist() == [0.5]
+    assert metric_rules.dist_n([["a_b c", "a b_c"]], 2).tolist() == [0.5]
 
 
 def test_dist_n_takes_half_a_surrogate_pair():
     """JSON may hold one; it cannot be encoded as UTF-8."""
-    assert diversity.dist_n([["\ud800 a \ud800"]], 1).tolist() == [2 / 3]
+    assert metric_rules.dist_n([["\ud800 a \ud800"]], 1).tolist() == [2 / 3]
 
 
 @given(TEXTS, st.integers(1, 4))
 def test_dist_n_counts_tuples(texts, n):
     words = [text.split() for text in texts]
     grams = {tuple(w[i : i + n]) for w in words for i in range(len(w) - n + 1)}
-    assert diversity.dist_n([texts], n)[0] == len(grams) / max(sum(map(len, words)), 1)
+    assert metric_rules.dist_n([texts], n)[0] == len(grams) / max(sum(map(len, words)), 1)
 
 
 def test_word_codes_are_the_same_everywhere_and_bounded():
@@ -114,13 +115,13 @@ def test_repetition_is_the_share_of_four_grams_seen_before():
 def test_perplexity_of_completions():
     nll, tokens = np.array([2.0, 8.0, 0.0]), np.array([2, 2, 0])
     np.testing.assert_allclose(metrics.completion_perplexity(nll, tokens), [math.exp(1), math.exp(4), NAN])
-    assert metrics.mean_perplexity(nll, tokens) == pytest.approx((math.exp(1) + math.exp(4)) / 2)
-    assert math.isnan(metrics.mean_perplexity(nll[2:], tokens[2:]))
+    assert metric_rules.mean_perplexity(nll, tokens) == pytest.approx((math.exp(1) + math.exp(4)) / 2)
+    assert math.isnan(metric_rules.mean_perplexity(nll[2:], tokens[2:]))
 
 
 def test_perplexity_drops_nothing():
     """The published script leaves out values of 1e4 and more."""
-    assert metrics.mean_perplexity(np.array([math.log(1e6)]), np.array([1])) == pytest.approx(1e6)
+    assert metric_rules.mean_perplexity(np.array([math.log(1e6)]), np.array([1])) == pytest.approx(1e6)
 
 
 # Self-BLEU

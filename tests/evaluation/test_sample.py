@@ -13,7 +13,7 @@ from nlf.evaluation import sample
 from nlf.evaluation.sample import sample_file
 from nlf.evaluation.systems import chosen_tag, negative_tag, slug, with_tags
 from nlf.method.tags import TagScheme
-from nlf.models.policy import prepare_policy, save_policy
+from nlf.models.policy import prepare_policy, save_policy, save_scheme
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_other_weights_are_refused(words, tmp_path, capsys):
 
 def test_tags_of_ones_own(folder, words, tmp_path):
     scheme = TagScheme(("Lowest Negativity", "Maximum Negativity"))
-    scheme.save(tmp_path)
+    save_scheme(scheme, tmp_path)
     assert main([*words, "--max_prompts", "1", "--tags", str(tmp_path / "tags.json")]) == 0
     (line,) = read_lines(tmp_path / "out/generations.jsonl")
     assert line["feedback"] == "Lowest Negativity"

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nlf.method.losses import TokenStats, alt_loss, token_stats
+from nlf.method.losses import Coefficients, StepTotals, TokenStats, alt_loss, token_stats
 
 COEFS = {"nll_coef": 0.2, "contrast_coef": 1.0, "beta": 0.7, "entropy_coef": 0.06}
 B, T, V = 3, 4, 9
@@ -133,7 +133,7 @@ def naive_loss(right, wrong, ref, labels, mask, tokens, completions, direction="
 def test_loss_and_gradients_equal_the_naive_ones(direction, excluded, ref_width):
     right, wrong, ref, labels, mask = case(1, ref_width)
     stats = [token_stats(x, labels, ref, excluded, direction) for x in (right, wrong)]
-    loss, _ = alt_loss(stats[0], mask, stats[1], num_tokens=11, num_completions=5, **COEFS)
+    loss, _ = alt_loss(stats[0], mask, stats[1], totals=StepTotals(11, 5), coefficients=Coefficients(**COEFS))
     expected = naive_loss(right, wrong, ref, labels, mask, 11, 5, direction, excluded)
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
     got, want = (torch.autograd.grad(x, (right, wrong)) for x in (loss, expected))
@@ -145,7 +145,9 @@ def test_loss_and_gradients_equal_the_naive_ones(direction, excluded, ref_width)
 def test_sums_by_hand():
     right = TokenStats(torch.tensor([[-1.0, -2.0]]), torch.tensor([[0.5, 0.25]]), torch.tensor([[0.1, 0.2]]))
     wrong = TokenStats(torch.tensor([[-2.0, -4.0]]), torch.zeros(1, 2), torch.tensor([[0.3, 0.4]]))
-    loss, sums = alt_loss(right, torch.ones(1, 2).bool(), wrong, num_tokens=2, num_completions=1, **COEFS)
+    loss, sums = alt_loss(
+        right, torch.ones(1, 2).bool(), wrong, totals=StepTotals(2, 1), coefficients=Coefficients(**COEFS)
+    )
     contrast = math.log(1 + math.exp(-3.0))
     expected = {"nll": 3.0, "kl": 1.0, "entropy": 0.75, "contrast": contrast, "margin": 3.0, "accuracy": 1.0}
     assert {name: float(value) for name, value in sums.items()} == pytest.approx(expected, rel=1e-6)
@@ -154,7 +156,9 @@ def test_sums_by_hand():
 
 def test_one_branch_has_no_contrast():
     right, _, ref, labels, mask = case()
-    loss, sums = alt_loss(token_stats(right, labels, ref), mask, None, num_tokens=7, num_completions=3, **COEFS)
+    loss, sums = alt_loss(
+        token_stats(right, labels, ref), mask, None, totals=StepTotals(7, 3), coefficients=Coefficients(**COEFS)
+    )
     expected = (0.2 * sums["nll"] + 0.7 * sums["kl"] - 0.06 * sums["entropy"]) / 7
     torch.testing.assert_close(loss.detach(), expected)
     assert sums["contrast"] == sums["margin"] == sums["accuracy"] == 0
@@ -164,13 +168,12 @@ def test_micro_batches_add_up_to_the_step():
     """Denominators of the whole step, not of the micro-batch: completions of unlike length otherwise weigh unlike."""
     right, wrong, ref, labels, mask = case()
 
-    def loss(rows, row_mask=None):
+    def loss(rows):
         stats = [token_stats(x[rows], labels[rows], ref[rows]) for x in (right, wrong)]
-        kept = None if row_mask is None else torch.tensor(row_mask)
-        return alt_loss(stats[0], mask[rows], stats[1], num_tokens=7, num_completions=3, row_mask=kept, **COEFS)[0]
+        totals, coefficients = StepTotals(7, 3), Coefficients(**COEFS)
+        return alt_loss(stats[0], mask[rows], stats[1], totals=totals, coefficients=coefficients)[0]
 
     torch.testing.assert_close(loss([0]) + loss([1, 2]), loss([0, 1, 2]))
-    torch.testing.assert_close(loss([0, 0, 1, 2], [True, False, True, True]), loss([0, 1, 2]))
 
 
 def test_padded_positions_may_hold_anything():
@@ -178,7 +181,7 @@ def test_padded_positions_may_hold_anything():
     values = torch.tensor([[-1.0, float("-inf"), float("nan")]]).expand(3, 1, 3).clone().requires_grad_()
     stats = TokenStats(*values)
     mask = torch.tensor([[True, False, False]])
-    loss, _ = alt_loss(stats, mask, stats, num_tokens=1, num_completions=1, **COEFS)
+    loss, _ = alt_loss(stats, mask, stats, totals=StepTotals(1, 1), coefficients=Coefficients(**COEFS))
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(values.grad).all() and not values.grad[..., 1:].any()
 
@@ -187,7 +190,9 @@ def test_an_empty_completion_is_undecided():
     """No token: margin 0, contrast ln 2, nothing else."""
     right, wrong, ref, labels, _ = case()
     stats = [token_stats(x, labels, ref) for x in (right, wrong)]
-    loss, sums = alt_loss(stats[0], torch.zeros(B, T).bool(), stats[1], num_tokens=1, num_completions=B, **COEFS)
+    loss, sums = alt_loss(
+        stats[0], torch.zeros(B, T).bool(), stats[1], totals=StepTotals(1, B), coefficients=Coefficients(**COEFS)
+    )
     assert float(loss.detach()) == pytest.approx(math.log(2)) and sums["accuracy"] == 0
 
 
@@ -196,7 +201,7 @@ def test_very_unlikely_margins_keep_their_gradient():
     zero = torch.zeros(1, 1)
     loss, _ = alt_loss(
         TokenStats(logp, zero, zero), torch.ones(1, 1).bool(), TokenStats(zero, zero, zero),
-        num_tokens=1, num_completions=1, nll_coef=0, contrast_coef=1, beta=0, entropy_coef=0,
+        totals=StepTotals(1, 1), coefficients=Coefficients(nll_coef=0, contrast_coef=1, beta=0, entropy_coef=0),
     )  # fmt: skip
     loss.backward()
     assert float(loss.detach()) == pytest.approx(500) and float(logp.grad) == pytest.approx(-1)

@@ -6,7 +6,9 @@ so the same numbers come out of ids fed as they are and out of ids collated by u
 
 import json
 
+import metric_rules
 import numpy as np
+import published_rules
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,12 +16,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, get_linear_schedule_with_warmup
 
 from nlf.config import SamplingOptions
-from nlf.evaluation import diversity, metrics
+from nlf.evaluation import metrics
 from nlf.method import published
-from nlf.method.losses import alt_loss, token_stats
+from nlf.method.losses import Coefficients, StepTotals, alt_loss, token_stats
 from nlf.method.tags import DEFAULT_TAGS, TagScheme
-from nlf.models.encoder import PromptEncoder, read_whole
-from nlf.models.reading import predicting_logits
+from nlf.models.encoder import PromptEncoder, forward_inputs
+from nlf.models.reading import LogitsPlan, completion_logits
 from nlf.sampling import Request
 from nlf.sampling.draw import kept
 from nlf.sampling.hf import HFSampler
@@ -110,8 +112,8 @@ def published_loss(policy, reference, arrays: dict, kl_coef: float, entropy_coef
         ref_logits = logits_of(reference, arrays, "_no_tag")
     stats = token_stats(logits_of(policy, arrays), arrays["response_input_ids"], ref_logits, [SEPARATOR])
     loss, sums = alt_loss(
-        stats, mask, None, num_tokens=mask.sum(), num_completions=len(mask),
-        nll_coef=1.0, contrast_coef=0.0, beta=kl_coef, entropy_coef=entropy_coef,
+        stats, mask, None, totals=StepTotals(mask.sum(), len(mask)),
+        coefficients=Coefficients(nll_coef=1.0, contrast_coef=0.0, beta=kl_coef, entropy_coef=entropy_coef),
     )  # fmt: skip
     return loss, sums, stats
 
@@ -153,11 +155,12 @@ def test_our_padding_gives_the_same_loss(case, numbers, batch, model):
     tokens = sum(map(len, completions))
     rows = zip(queries, prompts, completions, strict=True)
     (group,) = collate([Example(q, None, p, c, tokens, len(completions)) for q, p, c in rows], EOS)["groups"]
-    (stats,) = completion_stats(model("policy"), model("ref"), group, bare=True, excluded_ids=[SEPARATOR])
+    plan = LogitsPlan(bare=True)
+    (stats,) = completion_stats(model("policy"), model("ref"), group, plan, excluded_ids=[SEPARATOR])
     loss, _ = alt_loss(
         stats, group["completion_mask"], None,
-        num_tokens=group["num_tokens"], num_completions=group["num_completions"],
-        nll_coef=1.0, contrast_coef=0.0, beta=expected["kl_coef"], entropy_coef=expected["entropy_coef"],
+        totals=StepTotals(group["num_tokens"], group["num_completions"]),
+        coefficients=Coefficients(1.0, 0.0, beta=expected["kl_coef"], entropy_coef=expected["entropy_coef"]),
     )  # fmt: skip
     assert loss.item() == near(expected["total_loss"])
 
@@ -228,12 +231,16 @@ def test_sample_metrics(numbers):
         texts = [case["responses"][i : i + n] for i in range(0, len(case["responses"]), n)]
         highest = metrics.expected_max_toxicity(scores)
         assert highest[~np.isnan(highest)].tolist() == expected["per_prompt_max"], name
-        assert metrics.mean(highest) == published.expected_max_toxicity(scores) == near(expected["avg_max_toxicity"])
-        assert published.toxicity_probability(scores) == near(expected["toxicity_probability"]), name
+        assert (
+            metrics.mean(highest)
+            == published_rules.expected_max_toxicity(scores)
+            == near(expected["avg_max_toxicity"])
+        )
+        assert published_rules.toxicity_probability(scores) == near(expected["toxicity_probability"]), name
         for order in (1, 2, 3):
-            found = np.mean([published.dist_n(each, order) for each in texts])
+            found = np.mean([published_rules.dist_n(each, order) for each in texts])
             assert found == pytest.approx(expected[f"dist{order}"], rel=1e-12), name
-            corpus = published.dist_n(case["responses"], order)
+            corpus = published_rules.dist_n(case["responses"], order)
             assert corpus == pytest.approx(expected["corpus_dist"][order - 1], rel=1e-12), name
 
 
@@ -241,10 +248,10 @@ def test_our_metrics_equal_theirs_where_the_rules_meet(numbers):
     """Scores off .5 and texts of words between single spaces, none with `_`."""
     case = numbers("sample_metrics")["plain"]
     scores = np.array(case["toxicity"]).reshape(-1, case["num_samples"])
-    assert metrics.mean(metrics.toxicity_probability(scores)) == published.toxicity_probability(scores)
+    assert metrics.mean(metrics.toxicity_probability(scores)) == published_rules.toxicity_probability(scores)
     texts = [" ".join(text.split()).replace("_", "") for text in case["responses"]]
     for n in (1, 2, 3):
-        assert diversity.dist_n([texts], n)[0] == pytest.approx(published.dist_n(texts, n), rel=1e-12)
+        assert metric_rules.dist_n([texts], n)[0] == pytest.approx(published_rules.dist_n(texts, n), rel=1e-12)
 
 
 @pytest.mark.parametrize("judge", ["ref", "ppl_soft"])
@@ -257,9 +264,9 @@ def test_perplexity(judge, numbers, model):
             if not completion:  # an empty text; it has no perplexity
                 assert value is None
                 continue
-            logits = predicting_logits(net, read_whole([prompt], [completion], EOS))  # (T, V)
+            logits = completion_logits(net, forward_inputs([prompt], [completion], EOS))  # (T, V)
             nll = -token_stats(logits, torch.tensor(completion), None).logp.sum().item()
-            values.append(metrics.mean_perplexity([nll], [len(completion)]))
+            values.append(metric_rules.mean_perplexity([nll], [len(completion)]))
             lengths.append(len(prompt))
             if value is None:
                 assert values[-1] >= 1e4 or len(prompt) == 1
@@ -273,7 +280,7 @@ def test_sampling_filter(numbers):
     case = numbers("sampling_and_collation")["warper"]
     logits = torch.tensor(case["logits"])
     for top_p, expected in case["kept_indices_by_top_p"].items():
-        found = published.sampled_ids(logits.numpy(), float(top_p))
+        found = published_rules.sampled_ids(logits.numpy(), float(top_p))
         assert [np.flatnonzero(row).tolist() for row in found] == expected
         values, ids, _ = kept(logits, logits.shape[-1], 50, float(top_p))
         assert [sorted(i[v > -np.inf].tolist()) for v, i in zip(values, ids, strict=True)] == expected

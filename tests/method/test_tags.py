@@ -1,4 +1,4 @@
-"""Tags: render and strip are inverse, the mirror swaps ends, and schemes that cannot work are refused in one line."""
+"""Tags: how feedback is rendered, what mirrors what, and which schemes are refused in one line."""
 
 import json
 
@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from nlf.errors import UserError
 from nlf.method.tags import DEFAULT_TAGS, TagScheme
+from nlf.models.policy import save_scheme
 
 WORDS = st.text(min_size=1, max_size=12).filter(str.strip)
 # tags and text between the fields that share letters, which is where reading back can go wrong
@@ -27,11 +28,10 @@ def test_default_template_puts_tag_and_separator_before_the_prompt():
 
 def test_without_feedback_the_prompt_stays_bare():
     assert TagScheme().render(None, "Once") == "Once"
-    assert TagScheme().strip("Once") == (None, "Once")
 
 
 @given(TAGS, LITERAL, LITERAL, LITERAL, st.text(max_size=30), st.data())
-def test_strip_undoes_render(tags, head, middle, tail, prompt, data):
+def test_the_pieces_are_the_text_around_the_prompt(tags, head, middle, tail, prompt, data):
     try:
         scheme = TagScheme(tuple(tags), head + "{feedback}" + middle + "{prompt}" + tail, None)
     except UserError as error:
@@ -41,27 +41,18 @@ def test_strip_undoes_render(tags, head, middle, tail, prompt, data):
     text = scheme.render(tag, prompt)
     before, after = scheme.pieces(tag)
     assert text == before + prompt + after
-    assert scheme.strip(text) == (tag, prompt)
-
-
-@given(WORDS.filter(lambda words: "<|separator|>" not in words), st.text(max_size=30))
-def test_free_feedback_is_read_back_too(feedback, prompt):
-    scheme = TagScheme()
-    assert scheme.strip(scheme.render(feedback, prompt)) == (feedback, prompt)
 
 
 def test_template_with_words_around_both_fields():
     scheme = TagScheme(("good", "bad"), "feedback: {feedback} input: {prompt} {end}")
     assert scheme.render("relevant, and factual", "{x}") == "feedback: relevant, and factual input: {x} {end}"
-    text = scheme.render("bad", "say it")
-    assert (text, scheme.strip(text)) == ("feedback: bad input: say it {end}", ("bad", "say it"))
+    assert scheme.render("bad", "say it") == "feedback: bad input: say it {end}"
     assert scheme.separator is None  # it does not occur in the template
 
 
 def test_tags_as_single_tokens_need_no_separator():
     scheme = TagScheme(("<q0>", "<q1>"), "{feedback}{prompt}", None)
-    assert scheme.strip("<q1>Once") == ("<q1>", "Once")
-    assert scheme.strip("Once") == (None, "Once")
+    assert scheme.render("<q1>", "Once") == "<q1>Once"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +92,7 @@ def test_schemes_that_cannot_work_are_refused(fields, message):
 
 def test_saved_beside_the_model_and_read_back(tmp_path):
     scheme = TagScheme(("sweet", "sour ü"), "({feedback}) {prompt}")
-    scheme.save(tmp_path / "model")
+    save_scheme(scheme, tmp_path / "model")
     assert TagScheme.load(tmp_path / "model") == scheme
     assert [p.name for p in (tmp_path / "model").iterdir()] == ["tags.json"]
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from nlf.errors import UserError
 from nlf.method.losses import token_stats
-from nlf.models.likelihoods import Reader, conditional_nll, divergence
+from nlf.models.likelihoods import Conditioned, ReadPrompts, conditional_nll, divergence
 
 SHARED = {
     **tiny.ARCHITECTURES,
@@ -69,7 +69,7 @@ def flat(found: list) -> list[float]:
 def test_nll_is_that_of_one_plain_pass_a_completion(name):
     model = build((SHARED | WHOLE)[name])
     with torch.inference_mode():
-        assert (Reader(model, [(1, 2)]).cache is not None) == (name in SHARED)
+        assert (ReadPrompts(model, [(1, 2)]).cache is not None) == (name in SHARED)
     expected = [plain_nll(model, p, c) for p, rows in zip(PROMPTS, COMPLETIONS, strict=True) for c in rows]
     for batch_tokens in (None, 1, 30):
         found = conditional_nll(model, PROMPTS, COMPLETIONS, batch_tokens=batch_tokens)
@@ -81,7 +81,13 @@ def test_nll_is_that_of_one_plain_pass_a_completion(name):
 def test_divergence_is_that_of_two_plain_passes(name):
     policy, reference = build((SHARED | WHOLE)[name]), build(SHARED["gpt2"], seed=1)
     queries, excluded = [[58, 59, *p] for p in PROMPTS], [59]
-    kl, entropy = divergence(policy, reference, queries, PROMPTS, COMPLETIONS, excluded_ids=excluded, batch_tokens=60)
+    kl, entropy = divergence(
+        Conditioned(policy, queries),
+        Conditioned(reference, PROMPTS),
+        COMPLETIONS,
+        excluded_ids=excluded,
+        batch_tokens=60,
+    )
     for i, rows in enumerate(COMPLETIONS):
         for j, ids in enumerate(rows):
             if not ids:
@@ -95,7 +101,8 @@ def test_divergence_is_that_of_two_plain_passes(name):
 
 
 def test_a_model_has_no_divergence_from_itself():
-    kl, entropy = divergence(model := tiny.model(), model, PROMPTS, PROMPTS, COMPLETIONS)
+    model = Conditioned(tiny.model(), PROMPTS)
+    kl, entropy = divergence(model, model, COMPLETIONS)
     assert flat(kl) == pytest.approx([0] * 10, abs=1e-5) and max(flat(entropy)) > 5
 
 
@@ -138,7 +145,7 @@ def test_a_prompt_is_read_once_and_so_is_a_repeated_completion(gpt2):
 
 def test_logits_are_made_for_completions_only(gpt2):
     with torch.inference_mode():
-        reader = Reader(gpt2, [(1,) * 40, (2, 3)])
+        reader = ReadPrompts(gpt2, [(1,) * 40, (2, 3)])
         first, rest = reader.logits(torch.tensor([0, 1, 1]), [(4, 5, 6), (7,), (8, 9)])
     assert (reader.first.shape, first.shape, rest.shape) == ((2, 1, 60), (3, 1, 60), (3, 2, 60))
 
@@ -208,5 +215,5 @@ def test_an_adapter_is_seen_through():
     expected = flat(conditional_nll(model, PROMPTS, COMPLETIONS))
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"], fan_in_fan_out=True))
     with torch.inference_mode():
-        assert Reader(adapted, [(1, 2)]).cache is not None
+        assert ReadPrompts(adapted, [(1, 2)]).cache is not None
     assert flat(conditional_nll(adapted, PROMPTS, COMPLETIONS)) == pytest.approx(expected, rel=1e-5)

@@ -6,10 +6,10 @@ import torch
 
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
-from nlf.models.encoder import read_whole
-from nlf.models.identity import trainable_digest
+from nlf.models.encoder import forward_inputs
 from nlf.models.policy import load_model, load_policy, prepare_policy, save_policy
-from nlf.models.reading import forward_parameters, predicting_logits, unwrapped
+from nlf.models.reading import completion_logits, forward_parameters, unwrapped
+from nlf.models.sharding import trainable_digest
 
 
 def test_the_separator_starts_as_eos_and_embeddings_only_grow():
@@ -42,20 +42,20 @@ def test_with_lora_the_model_without_adapter_is_the_reference():
 
     config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
     start = tiny.model("llama")
-    batch = read_whole([[5, 6], [7]], [[8, 9], [10]], 0)
-    expected = predicting_logits(start, batch)
+    batch = forward_inputs([[5, 6], [7]], [[8, 9], [10]], 0)
+    expected = completion_logits(start, batch)
     policy = prepare_policy(start, tiny.tokenizer(), TagScheme(), peft_config=config)
     with policy.reference() as reference:
-        found = predicting_logits(reference, batch)
+        found = completion_logits(reference, batch)
     assert torch.allclose(found[..., :300], expected, atol=1e-6)
-    assert not torch.allclose(predicting_logits(policy.model, batch), found, atol=1e-3)
+    assert not torch.allclose(completion_logits(policy.model, batch), found, atol=1e-3)
 
 
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_padding_does_not_change_logits(architecture):
     model = tiny.model(architecture)
-    alone = predicting_logits(model, read_whole([[5, 6, 7]], [[8, 9]], 0))
-    together = predicting_logits(model, read_whole([[5, 6, 7], [1] * 9], [[8, 9], [1, 2, 3, 4]], 0))
+    alone = completion_logits(model, forward_inputs([[5, 6, 7]], [[8, 9]], 0))
+    together = completion_logits(model, forward_inputs([[5, 6, 7], [1] * 9], [[8, 9], [1, 2, 3, 4]], 0))
     assert torch.allclose(alone, together[:2], atol=1e-5)
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from peft import PeftModel
 
 from nlf.cli.main import main
+from nlf.config import DistillOptions
 from nlf.data.generations import read
 from nlf.errors import UserError
 from nlf.evaluation import evaluate as evaluate_module
@@ -25,8 +26,11 @@ from nlf.evaluation import sample as sample_module
 from nlf.method.losses import distillation_kl, guided_log_probs, teacher_log_probs
 from nlf.method.tags import SEPARATOR, TagScheme
 from nlf.models.policy import Policy, load_model, load_policy, prepare_policy, save_policy
+from nlf.models.reading import LogitsPlan
 from nlf.training import distill as module
-from nlf.training.distill import distill, lessons
+from nlf.training import lessons as lessons_module
+from nlf.training.distill import distill
+from nlf.training.lessons import lessons
 
 fork = multiprocessing.get_context("fork")
 FLAGS = {
@@ -160,11 +164,14 @@ def test_loss_and_gradients_are_the_naive_ones(architecture, options):
 
     rows = [(ids(9), ids(7)) for _ in range(7)]
     tokens = sum(len(completion) for _, completion in rows)
-    examples = [module.Example(ids(4) + q, ids(4) + q, draw.choice([0, 0.5, 2]), q, c, tokens) for q, c in rows]
-    options = {"bare": True, "top_k": 0, **options}
-    groups = module.collate(examples, 0, options.pop("pass_tokens", None))["groups"]
-    found = sum(module.lesson_loss(student, teacher, group, **options) for group in groups)
-    expected = naive_lesson(student, teacher, examples, options["top_k"])
+    examples = [
+        lessons_module.Example(ids(4) + q, ids(4) + q, draw.choice([0, 0.5, 2]), q, c, tokens) for q, c in rows
+    ]
+    plan = LogitsPlan(options.get("bare", True), most_logits=options.get("most_logits"))
+    groups = lessons_module.collate(examples, 0, options.get("pass_tokens"))["groups"]
+    top_k = options.get("top_k", 0)
+    found = sum(lessons_module.lesson_loss(student, teacher, group, plan, top_k) for group in groups)
+    expected = naive_lesson(student, teacher, examples, top_k)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
     weights = list(student.parameters())
     for mine, theirs in zip(*(torch.autograd.grad(loss, weights) for loss in (found, expected)), strict=True):
@@ -206,16 +213,15 @@ def test_keeping_the_tags(run, tmp_path):
 
 def test_what_each_tag_teaches(run):
     policy = load_policy(str(run))
-    options = type(
-        "Options", (), {"tag": "best", "negative_tag": None, "guidance_scale": 2.0, "keep_tags": False, "model": "x"}
-    )
+    options = DistillOptions(tag="best", guidance_scale=2.0)
     (one,) = lessons(policy, options)
-    assert (one.tag, one.negative, one.scale, one.heard) == ("Lowest Toxicity", "Maximum Toxicity", 2.0, None)
+    assert (one.tag, one.negative, one.scale, one.student_tag) == ("Lowest Toxicity", "Maximum Toxicity", 2.0, None)
     options.tag, options.guidance_scale = "middle", None
-    assert (lessons(policy, options)[0].tag, lessons(policy, options)[0].scale) == ("Moderate Toxicity", 8.0)
+    (one,) = lessons(policy, options)
+    assert (one.tag, one.scale) == ("Moderate Toxicity", 8.0)
     options.tag, options.keep_tags, options.guidance_scale = "best", True, 2.0
     found = [
-        (each.tag.split()[0], each.negative.split()[0], each.scale, each.heard == each.tag)
+        (each.tag.split()[0], each.negative.split()[0], each.scale, each.student_tag == each.tag)
         for each in lessons(policy, options)
     ]
     assert found == [
@@ -388,8 +394,10 @@ def test_a_teacher_cut_to_few_tokens(run, tmp_path, losses, capsys):
 def test_rows_that_name_no_token_are_not_taught(tmp_path, monkeypatch):
     """A padded vocabulary: guidance would blow up what both tags leave to nobody's ids."""
     run = save_run(tmp_path, vocab_size=tiny.model().config.vocab_size + 20)
-    seen, original = [], module.teacher_log_probs
-    monkeypatch.setattr(module, "teacher_log_probs", lambda *a, **k: seen.append(original(*a, **k)) or seen[-1])
+    seen, original = [], lessons_module.teacher_log_probs
+    monkeypatch.setattr(
+        lessons_module, "teacher_log_probs", lambda *a, **k: seen.append(original(*a, **k)) or seen[-1]
+    )
     distill(model=str(run), **FLAGS)
     known = len(tiny.tokenizer())  # the separator and the padding come after
     assert seen[0].shape[-1] == known + 20 and (seen[0][..., known:] == -torch.inf).all()

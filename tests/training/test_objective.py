@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -9,10 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from nlf.method.losses import alt_loss
+from nlf.method.losses import Coefficients, StepTotals, alt_loss
 from nlf.models.encoder import pad
 from nlf.models.policy import Policy
-from nlf.models.reading import bare_head, last_feed_forward
+from nlf.models.reading import LogitsPlan, bare_head, last_mlp, plan_logits
 from nlf.training.batches import Example, collate
 from nlf.training.objective import completion_stats
 
@@ -30,16 +31,21 @@ def drawn(count=9, contrast=True, seed=0, vocabulary=250) -> list[Example]:
     return [Example(ids(4) + p, ids(4) + p if contrast else None, p, c, tokens, count) for p, c in rows]
 
 
-def ours(model, reference, examples, *, pass_tokens=None, bare=True, last=False, **options):
+BARE = LogitsPlan(bare=True)
+
+
+def ours(model, reference, examples, *, pass_tokens=None, bare=True, last=False, most_logits=None, **options):
     loss = 0.0
+    plan = LogitsPlan(bare, most_logits=most_logits)
     if last:
-        options["last"] = (last_feed_forward(model), last_feed_forward(reference))
-        assert None not in options["last"]
+        plan = replace(plan_logits(model, reference), most_logits=most_logits)
+        assert plan.bare and plan.model_mlp is last_mlp(model) and plan.reference_mlp is last_mlp(reference)
+        assert None not in (plan.model_mlp, plan.reference_mlp)
     for group in collate(examples, 0, pass_tokens)["groups"]:
-        branches = completion_stats(model, reference, group, bare=bare, **options)
+        branches = completion_stats(model, reference, group, plan, **options)
         loss = loss + alt_loss(
             branches[0], group["completion_mask"], branches[1] if branches[1:] else None,
-            num_tokens=group["num_tokens"], num_completions=group["num_completions"], **COEFS,
+            totals=StepTotals(group["num_tokens"], group["num_completions"]), coefficients=Coefficients(**COEFS),
         )[0]  # fmt: skip
     return loss
 
@@ -119,7 +125,7 @@ def test_one_branch_is_right_alone():
 def test_padding_is_marked_by_zeros():
     model, reference = pair()
     [group] = collate(drawn(), 0)["groups"]
-    right, wrong = completion_stats(model, reference, group, bare=True)
+    right, wrong = completion_stats(model, reference, group, BARE)
     assert right.logp.shape == wrong.kl.shape == group["labels"].shape
     assert not right.logp[~group["completion_mask"]].any() and (right.logp[group["completion_mask"]] < 0).all()
 
@@ -132,7 +138,7 @@ def test_no_tensor_of_all_logits_is_kept():
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: kept.append(tensor.shape) or tensor, lambda tensor: tensor
     ):
-        completion_stats(model, reference, group, bare=True, most_logits=300 * 16)
+        completion_stats(model, reference, group, LogitsPlan(bare=True, most_logits=300 * 16))
     tokens = int(group["completion_mask"].sum())
     assert tokens > 100
     assert not [shape for shape in kept if shape[-1] == 300 and shape.numel() > 2 * 17 * 300]
@@ -202,14 +208,14 @@ def test_the_tested_architectures_have_bare_heads(architecture):
     assert not model.get_output_embeddings()._forward_hooks
 
 
-def test_the_last_feed_forward_part_is_asked_for_completions_only():
+def test_the_last_mlp_part_is_asked_for_completions_only():
     model, asked = tiny.model(), []
     layers = [module for name, module in model.named_modules() if name.endswith(".mlp")]
-    assert last_feed_forward(model) is layers[-1]
+    assert last_mlp(model) is layers[-1]
     for layer in layers:
         layer.register_forward_hook(lambda module, given, made: asked.append(given[0].shape[:-1].numel()))
     [group] = collate(drawn(), 0)["groups"]
-    completion_stats(model, model, group, bare=True, last=(layers[-1], None))
+    completion_stats(model, model, group, LogitsPlan(True, layers[-1]))
     tokens, read = int(group["completion_mask"].sum()), group["policy"]["input_ids"].numel()
     assert asked[-len(layers) :] == [read] * (len(layers) - 1) + [2 * tokens]
     assert all(len(layer._forward_hooks) == 1 and not layer._forward_pre_hooks for layer in layers)
@@ -236,14 +242,14 @@ def test_a_last_part_that_is_not_token_by_token_is_left_alone(part):
     block.mlp = part
     if isinstance(part, Named):
         block.forward = lambda hidden_states, *args, **kwargs: part(hidden_states=hidden_states)
-    assert last_feed_forward(model) is None
+    assert last_mlp(model) is None
     assert not part._forward_hooks and not part._forward_pre_hooks
 
 
 def test_activations_that_are_made_again_are_made_as_before():
     model = tiny.model()
     model.gradient_checkpointing_enable()
-    assert last_feed_forward(model) is None
+    assert last_mlp(model) is None
 
 
 @pytest.mark.parametrize("bare", [True, False])
@@ -284,7 +290,7 @@ def test_right_padding_does_not_reach_what_is_read():
     padding = predicts.flip(1).cumsum(1).flip(1) == 0  # after the last that predicts a token
     assert padding.any() and not ids[padding].any()
     other["policy"]["input_ids"] = torch.where(padding, 77, ids)
-    for first, second in zip(*(completion_stats(model, model, g, bare=True) for g in (group, other)), strict=True):
+    for first, second in zip(*(completion_stats(model, model, g, BARE) for g in (group, other)), strict=True):
         torch.testing.assert_close(first.logp, second.logp)
     assert pad([[1], [2, 3]], 0, "right").tolist() == [[1, 0], [2, 3]]
 
@@ -294,8 +300,8 @@ def test_half_precision_is_in_the_models_only():
     model, reference = (each.float() for each in pair())
     [group] = collate(drawn(), 0)["groups"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        right, _ = completion_stats(model, reference, group, bare=True)
-    exact, _ = completion_stats(model, reference, group, bare=True)
+        right, _ = completion_stats(model, reference, group, BARE)
+    exact, _ = completion_stats(model, reference, group, BARE)
     assert right.kl.dtype == right.entropy.dtype == torch.float32
     assert len(right.entropy.unique()) > 0.9 * group["completion_mask"].sum()  # bfloat16 knows one number in 128
     torch.testing.assert_close(right.entropy, exact.entropy, rtol=1e-3, atol=1e-3)
@@ -304,5 +310,5 @@ def test_half_precision_is_in_the_models_only():
 def test_completions_without_a_token_count_nowhere():
     model, reference = pair()
     empty = [Example([1, 2], [3, 2], [2], [], 1, 2) for _ in range(2)]
-    right, wrong = completion_stats(model, reference, collate(empty, 0)["groups"][0], bare=True)
+    right, wrong = completion_stats(model, reference, collate(empty, 0)["groups"][0], BARE)
     assert right.logp.shape == wrong.kl.shape == (2, 0)

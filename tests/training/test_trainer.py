@@ -276,7 +276,7 @@ def test_compiled_training_is_the_same_and_resumes(tmp_path, unbroken):
         trainer.train(resume_from_checkpoint=folder.is_dir() and any(folder.iterdir()))
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
         assert unwrapped(trainer.model_wrapped) is trainer.policy.model is not trainer.model_wrapped
-        assert trainer.bare_heads()
+        assert trainer.logits_plan.bare
         return trainer
 
     compiled(tmp_path / "whole")

@@ -1,21 +1,21 @@
-"""What a rollout is trained under, and what the next ones are sampled under: quantiles → words.
+"""The feedback that a rollout is trained under, and that the next prompts are sampled under: quantiles → words.
 
-Two kinds, of one shape. `TagFeedback` has a tag for each quantile of the reward; where a judge wrote a sentence of its own
-about a rollout, that takes the tag's place. `AttributeFeedback` cuts several rewards apart and joins their tags, "relevant,
-and some inaccuracies". Either answers three questions:
+`TagFeedback` has one tag for each quantile of the reward; a sentence that a judge wrote about a rollout replaces its tag.
+`AttributeFeedback` quantizes several rewards apart and joins their tags, "relevant, and some inaccuracies". Both have
 
-    quantiles(pool)                         which quantile is each rollout of? Draws are balanced over these.
-    words(pool, quantiles, iteration)       (row, item) → its words, and those it is contrasted with
-    to_sample_under(n, iteration, past)     which words does each of the n prompts get?
+    quantiles(pool)                         the quantile of each rollout; draws are balanced over these
+    words(pool, quantiles, iteration)       (row, item) → its feedback, and the feedback it is contrasted with
+    to_sample_under(n, iteration, past)     the feedback that each of n prompts is sampled under
 
-Whatever is drawn is a function of (seed, iteration, item or prompt) and the pool, so that a resumed run draws it again. The
-published code (ALT_LMU) contrasts with nothing and samples under sentences of its own choice; here both come from the pool.
+Every draw is a function of (seed, iteration, item or prompt) and the pool, so that a resumed run repeats it. The published
+code (ALT_LMU) has no contrast and samples under sentences of its own choice; here sentences come from the pool.
 """
 
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -24,18 +24,18 @@ from nlf.method import published
 from nlf.method.quantize import levels, normalize, quantize, total
 from nlf.method.tags import TagScheme, mirror
 
-Words = Callable[[int, int], tuple[str, str]]  # (row of the pool, item of the iteration) → right, wrong
+Words = Callable[[int, int], tuple[str, str]]  # (row of the pool, item of the iteration) → right, wrong feedback
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How rewards become quantiles.
+    """How a reward becomes quantiles.
 
     Attributes:
         rewards: pool → `(N,)`, NaN = unscored.
-        rule: "even", "published", or "levels": the reward names its quantile.
-        scope: "pool", or "prompt": each prompt's rollouts are cut apart.
-        name: Whose reward it is, for errors.
+        rule: "even", "published", or "levels": the reward is a level that gives the quantile.
+        scope: "pool", or "prompt": cut the rollouts of each prompt apart.
+        name: The reward's name, for errors.
     """
 
     rewards: Callable[[Pool], np.ndarray]
@@ -48,7 +48,7 @@ class Cut:
         """`(N,)` int8, 0 = best, -1 = unscored.
 
         Raises:
-            UserError: a reward is no level, where the rule is "levels".
+            UserError: a reward is no level, with the rule "levels".
         """
         if self.rule == "levels":
             return levels(self.rewards(pool), self.num_quantiles, self.name)
@@ -59,32 +59,38 @@ class Cut:
 
 @dataclass(frozen=True)
 class TagFeedback:
-    """The tags of the quantiles, or a judge's own sentences (`sentences`: there may be some).
+    """Feedback by the tags of the quantiles, or by a judge's sentences.
 
-    The contrast of a rollout is the mirror quantile: the sentence of one of its rollouts, or its tag where it has none.
-    From iteration 1 on each prompt is sampled under a sentence of the best quantile that has any, or the best tag.
+    A rollout is contrasted with its mirror quantile: with a sentence about one of the quantile's rollouts, or with its tag if
+    there is no sentence. From iteration 1 on, each prompt is sampled under a sentence of the best quantile that has one, or
+    under the best tag.
+
+    Attributes:
+        sentences: Whether a judge may write sentences.
+        attributes: Empty; see `AttributeFeedback`.
     """
 
     scheme: TagScheme
     cut: Cut
     seed: int
     sentences: bool = False
-    attributes: dict[str, Cut] = field(default_factory=dict)  # none
+    attributes: dict[str, Cut] = field(default_factory=dict)
 
     def quantiles(self, pool: Pool) -> np.ndarray:
         return self.cut(pool)
 
     def words(self, pool: Pool, quantiles: np.ndarray, iteration: int) -> Words:
-        told = self.told(pool, quantiles)
+        sentence_rows = self.sentence_rows(pool, quantiles)
         tags = self.scheme.tags
 
         def words(row: int, i: int) -> tuple[str, str]:
             quantile = int(quantiles[row])
             other = self.scheme.mirror(quantile, coin(self.seed, iteration, i))
             right, wrong = pool.judged(row) or tags[quantile], tags[other]
-            if len(told[other]):
-                drawn = pool.judged(pick(told[other], self.seed, iteration, i))
-                wrong = drawn if drawn != right else wrong  # words that both have teach nothing
+            if len(sentence_rows[other]):
+                drawn = pool.judged(pick(sentence_rows[other], self.seed, iteration, i))
+                if drawn and drawn != right:  # identical feedback gives no contrast
+                    wrong = drawn
             return right, wrong
 
         return words
@@ -93,33 +99,34 @@ class TagFeedback:
         if iteration == 0:
             return [None] * count
         pool = past() if self.sentences else Pool()
-        best = next((rows for rows in self.told(pool, self.cut(pool)) if len(rows)), None)
+        best = next((rows for rows in self.sentence_rows(pool, self.cut(pool)) if len(rows)), None)
         if best is None:
             return [self.scheme.best] * count
         return [pool.judged(pick(best, self.seed, iteration, "prompt", row)) for row in range(count)]
 
-    def told(self, pool: Pool, quantiles: np.ndarray) -> list[np.ndarray]:
-        """Rows of each quantile that a judge wrote a sentence of."""
+    def sentence_rows(self, pool: Pool, quantiles: np.ndarray) -> list[np.ndarray]:
+        """For each quantile, the rows that a judge wrote a sentence about."""
         has_sentence = pool.has_sentence
         return [np.flatnonzero((quantiles == q) & has_sentence) for q in range(self.scheme.num_quantiles)]
 
     def longest(self, size: Callable[[str], int]) -> str:
-        """The longest words but for sentences, which are cut."""
+        """The longest tag. Sentences are not counted: they are cut."""
         return max(self.scheme.tags, key=size)
 
 
 @dataclass(frozen=True)
 class AttributeFeedback:
-    """Several rewards, each with quantiles and tags of its own; the words are their tags, joined.
+    """Feedback by several rewards, each with quantiles and tags of its own, joined.
 
-    Every attribute is mirrored at once. One that could not be scored is left out of a rollout's words. Draws are balanced
-    over the quantiles of the total reward (`cut`).
+    The contrast mirrors every attribute. An attribute that could not be scored is left out of a rollout's feedback. Draws are
+    balanced over the quantiles of the total reward (`cut`).
 
     Attributes:
-        tags: Of each attribute, best first.
-        joint: What stands between two tags.
-        sampling: From iteration 1 on, "best": every prompt is sampled under the best of each; "all": prompts walk
-            through all combinations, one further in each iteration.
+        attributes: How each attribute's reward becomes quantiles.
+        tags: Tags of each attribute, best first.
+        joint: Text between two tags.
+        sampling: Feedback from iteration 1 on. "best": the best tag of each attribute; "all": prompts go through all
+            combinations, one further in each iteration.
     """
 
     scheme: TagScheme
@@ -134,12 +141,12 @@ class AttributeFeedback:
         return self.cut(pool)
 
     def words(self, pool: Pool, quantiles: np.ndarray, iteration: int) -> Words:
-        each = [cut(pool) for cut in self.attributes.values()]
+        by_attribute = [cut(pool) for cut in self.attributes.values()]
 
         def words(row: int, i: int) -> tuple[str, str]:
             tossed = coin(self.seed, iteration, i)
             right, wrong = [], []
-            for tags, own in zip(self.tags, each, strict=True):
+            for tags, own in zip(self.tags, by_attribute, strict=True):
                 if own[row] >= 0:
                     right.append(tags[own[row]])
                     wrong.append(tags[mirror(int(own[row]), len(tags), tossed)])
@@ -156,11 +163,45 @@ class AttributeFeedback:
         return [combinations[(row + iteration) % len(combinations)] for row in range(count)]
 
     def longest(self, size: Callable[[str], int]) -> str:
-        """The longest words of any rollout."""
+        """The longest feedback that a rollout can have."""
         return self.joint.join(max(tags, key=size) for tags in self.tags)
 
 
 Feedback = TagFeedback | AttributeFeedback
+
+
+@dataclass(frozen=True)
+class RewardRules:
+    """How several rewards become one, and one becomes quantiles.
+
+    Attributes:
+        rule, scope: See `Cut`.
+        weights: Weight of each reward in the sum; None = 1 each.
+        normalization: "none", "zscore" or "rank": how each reward is scaled over the whole pool before the sum. (The
+            statistics of a single part would be noise; a single reward has equal quantiles either way.)
+    """
+
+    rule: str = "even"
+    scope: str = "pool"
+    weights: Sequence[float] | None = None
+    normalization: str = "none"
+
+
+DEFAULT_RULES = RewardRules()
+
+
+@dataclass(frozen=True)
+class AttributeRules:
+    """Attributes that take the place of one reward.
+
+    Attributes:
+        attributes: `{name, reward, tags, quantile_rule?}` each, as in a recipe.
+        joint, sampling: See `AttributeFeedback`.
+    """
+
+    attributes: Sequence[Mapping[str, Any]]
+    joint: str = ", and "
+    sampling: str = "best"
 
 
 def make_feedback(
@@ -168,48 +209,43 @@ def make_feedback(
     names: Sequence[str],
     *,
     seed: int,
-    rule: str = "even",
-    scope: str = "pool",
-    weights: Sequence[float] | None = None,
-    normalization: str = "none",
+    rules: RewardRules = DEFAULT_RULES,
     sentences: bool = False,
-    attributes: Sequence[dict] | None = None,
-    joint: str = ", and ",
-    sampling: str = "best",
+    attributes: AttributeRules | None = None,
 ) -> Feedback:
     """The feedback of a run.
 
     Args:
-        names: Under which the pool has each reward's values; of attributes, in their order.
-        normalization: "none", "zscore" or "rank": what is done to each reward over the whole pool before they are added
-            up. (A part at a time would be noise; and one reward alone has the same quantiles either way.)
-        attributes: `{name, reward, tags, quantile_rule?}` each, as in a recipe.
+        names: Names of the rewards in the pool; with attributes, one for each in their order.
+        sentences: Whether a judge may write sentences.
     """
 
     def own(name: str) -> Callable[[Pool], np.ndarray]:
         return lambda pool: pool.by_function.get(name, np.full(len(pool), np.nan))
 
     def summed(pool: Pool) -> np.ndarray:
-        if normalization == "none":
+        if rules.normalization == "none":
             return pool.rewards
-        return total([normalize(own(name)(pool), normalization) for name in names], weights)
+        return total([normalize(own(name)(pool), rules.normalization) for name in names], rules.weights)
 
-    if not attributes:
-        return TagFeedback(scheme, Cut(summed, scheme.num_quantiles, rule, scope, ",".join(names)), seed, sentences)
+    count = scheme.num_quantiles
+    if attributes is None:
+        return TagFeedback(scheme, Cut(summed, count, rules.rule, rules.scope, ",".join(names)), seed, sentences)
     cuts = {
-        each["name"]: Cut(own(name), len(each["tags"]), each.get("quantile_rule", rule), scope, name)
-        for each, name in zip(attributes, names, strict=True)
+        each["name"]: Cut(own(name), len(each["tags"]), each.get("quantile_rule", rules.rule), rules.scope, name)
+        for each, name in zip(attributes.attributes, names, strict=True)
     }
-    whole = Cut(summed, scheme.num_quantiles, "even" if rule == "levels" else rule, scope)
-    return AttributeFeedback(scheme, whole, seed, cuts, [each["tags"] for each in attributes], joint, sampling)
+    whole = Cut(summed, count, "even" if rules.rule == "levels" else rules.rule, rules.scope)
+    tags = [each["tags"] for each in attributes.attributes]
+    return AttributeFeedback(scheme, whole, seed, cuts, tags, attributes.joint, attributes.sampling)
 
 
 def coin(seed: int, iteration: int, i: int) -> int:
-    """0 or 1, a function of its arguments: which extreme a middle quantile is contrasted with."""
+    """0 or 1, a function of its arguments: chooses the extreme that a middle quantile is contrasted with."""
     return hashlib.blake2b(f"{seed}/{iteration}/{i}".encode(), digest_size=1).digest()[0] & 1
 
 
-def pick(rows: Sequence[int], *key: int | str) -> int:
-    """One of the rows, as the key falls."""
+def pick(rows: Sequence[int] | np.ndarray, *key: int | str) -> int:
+    """One of the rows, drawn by the key."""
     drawn = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8, person=b"nlf.pick").digest()
     return int(rows[int.from_bytes(drawn, "big") % len(rows)])

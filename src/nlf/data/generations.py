@@ -1,36 +1,58 @@
-"""Samples on disk: `generations.jsonl`, one line a prompt, appended part by part and annotated in place.
+"""Samples on disk: `generations.jsonl`, one line per prompt, appended part by part and annotated in place.
 
 A line holds the prompt, its completions as text and as token ids, the feedback they were sampled under, and the settings
-and weights they came from. What is measured of it later (scores, likelihoods) is added to the same line under the digest
-of the texts it belongs to, so that an old score can never stand beside new text. (The published code kept scores in a
-second file, paired by position: evaluating again in the same folder scored new text with old scores.)
+and weights they came from. Later measurements (scores, likelihoods) are added to the line, each with the digest of the
+measured texts, so that an old score can never stand beside new text. (The published code kept scores in a second file,
+paired by position: a second evaluation in one folder gave new text old scores.)
 
-Annotating streams: results are appended to a journal beside the file as they come, and the file is replaced by one with
-them in it at the end. Killed anywhere, nothing that was finished is done again.
+Annotation streams. Results are appended to a journal beside the file as they come; at the end the file is replaced by one
+with the results in it. After a kill, finished work is not done again.
 """
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any, NamedTuple, TypedDict, cast
 
 from nlf.data.files import digest, replacing, unwritable
+from nlf.data.prompts import Prompt
 from nlf.errors import UserError
 
 FILE = "generations.jsonl"
-REQUIRED = ("prompt", "prompt_id", "prompt_ids", "feedback", "completions", "completion_ids", "ended")
 
-Row = dict
-Reader = Callable[[Path], Iterator[Row]]
+Row = dict[str, Any]  # a line of any JSON Lines file
+Reader = Callable[[Path], Iterator[Any]]  # the lines, rows or generations
 Writer = Callable[[Path, Iterable[Row]], None]
 
 
+class Generation(TypedDict, total=False):
+    """A line of `generations.jsonl`: a prompt and its n completions."""
+
+    prompt: Prompt
+    prompt_id: str
+    occurrence: int  # how many equal prompts stand before it
+    prompt_ids: list[int]
+    feedback: str | None  # None = sampled from the bare prompt
+    completions: list[str]
+    completion_ids: list[list[int]]  # as sampled, EOS included
+    ended: list[bool]  # whether each completion ended with EOS
+    columns: dict[str, Any]  # other columns of the prompt's row
+    settings: dict[str, Any]  # of sampling, the weights included
+    scores: dict[str, dict[str, Any]]  # by scorer, with the digest `of` the scored texts
+    likelihoods: dict[str, dict[str, Any]]  # by measuring model
+    divergence: dict[str, dict[str, Any]]  # by the two models
+
+
+REQUIRED = ("prompt", "prompt_id", "prompt_ids", "feedback", "completions", "completion_ids", "ended")
+
+
 def files_of(path: str | Path) -> list[Path]:
-    """The generations of a folder (its own, and those in its folder `evaluation`), or the file itself.
+    """The generations files of a folder or of its folder `evaluation`; a file stands for itself.
 
     Raises:
-        UserError: nothing there.
+        UserError: there is none.
     """
     path = Path(path)
     if path.is_file():
@@ -42,11 +64,11 @@ def files_of(path: str | Path) -> list[Path]:
     return found
 
 
-def read(path: str | Path) -> Iterator[Row]:
+def read(path: str | Path) -> Iterator[Generation]:
     """The lines of a generations file.
 
     Raises:
-        UserError: with file and line: not JSON, or without the fields of a generation.
+        UserError: a line is not JSON or lacks a field of a generation; names file and line.
     """
     for number, row in enumerate(read_lines(Path(path)), 1):
         missing = [name for name in REQUIRED if name not in row]
@@ -54,14 +76,17 @@ def read(path: str | Path) -> Iterator[Row]:
             raise UserError(
                 f"{path}:{number}: no field {missing[0]!r}; expected a line of generations, as `nlf sample` writes them"
             )
-        yield row
+        yield cast(Generation, row)
+
+
+# ---- JSON Lines ---------------------------------------------------------------------------------------------------
 
 
 def read_lines(path: Path) -> Iterator[Row]:
-    """The objects of a JSON Lines file, blank lines left out.
+    """The objects of a JSON Lines file, without blank lines.
 
     Raises:
-        UserError: with file and line: it cannot be read, or a line is no JSON object.
+        UserError: the file cannot be read, or a line is no JSON object; names file and line.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="\n") as file:
@@ -84,8 +109,8 @@ def _object(line: str, where: str) -> Row:
     return row
 
 
-def write_lines(path: Path, rows: Iterable[Row]) -> None:
-    """Write a JSON Lines file whole or not at all, one line in memory at a time.
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON Lines file whole or not at all, with one line in memory at a time.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -94,8 +119,8 @@ def write_lines(path: Path, rows: Iterable[Row]) -> None:
         file.writelines(_line(row).encode() for row in rows)
 
 
-def append(path: Path, rows: Sequence[Row]) -> None:
-    """Add lines to a file in one write, on disk when it returns.
+def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add lines to a file in one write; they are on disk when it returns.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -110,13 +135,15 @@ def append(path: Path, rows: Sequence[Row]) -> None:
         raise unwritable(path, error) from error
 
 
-def _line(row: Row) -> str:
+def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, default=str) + "\n"
 
 
 def mend(path: Path) -> bool:
-    """Cut off what a killed writer left of a last line, so that the next one is appended to whole lines; whether there
-    was any.
+    """Cut off the partial last line that a killed writer left, so that the next line is appended to whole lines.
+
+    Returns:
+        Whether there was a partial line.
     """
     if not path.is_file():
         return False
@@ -136,25 +163,39 @@ def mend(path: Path) -> bool:
 
 
 def keep_lines(path: Path, count: int) -> None:
-    """Cut the file off after its first lines."""
+    """Cut the file off after its first `count` lines."""
     with open(path, "rb+") as file:
         for _ in range(count):
             file.readline()
         file.truncate(file.tell())
 
 
+# ---- measurements of lines ----------------------------------------------------------------------------------------
+
+
 def texts_of(row: Row) -> list[str]:
-    """What is measured of a line: its completions."""
+    """The measured texts of a line of generations: its completions."""
     return row["completions"]
 
 
+class LineFormat(NamedTuple):
+    """How lines are read from a file and written to it, and which texts of a line are measured."""
+
+    read: Reader = read_lines
+    write: Writer = write_lines
+    texts: Callable[[Row], Sequence[str]] = texts_of
+
+
+GENERATIONS = LineFormat()
+
+
 def text_digest(texts: Sequence[str]) -> str:
-    """Names the texts that a measurement belongs to."""
+    """A digest of the texts that a measurement belongs to."""
     return digest(list(texts))
 
 
-def measured(row: Row, kind: str, name: str, texts: Sequence[str]) -> dict | None:
-    """What is known of a line under `row[kind][name]`, if it belongs to these very texts."""
+def measured(row: Mapping[str, Any], kind: str, name: str, texts: Sequence[str]) -> dict | None:
+    """The measurement `row[kind][name]`, if it belongs to these very texts."""
     found = (row.get(kind) or {}).get(name)
     return found if isinstance(found, dict) and found.get("of") == text_digest(texts) else None
 
@@ -165,24 +206,22 @@ def annotate(
     name: str,
     measure: Callable[[list[Row]], list[dict]],
     *,
-    texts: Callable[[Row], Sequence[str]] = texts_of,
+    lines: LineFormat = GENERATIONS,
     block: int = 64,
-    reader: Reader = read_lines,
-    writer: Writer = write_lines,
     progress: Callable[[int], None] = lambda texts: None,
 ) -> int:
-    """Add `row[kind][name]` to every line of a file that lacks it, or whose texts have changed since.
-
-    `measure` gets the lines of a block of `block` consecutive ones that need it, and returns a dict for each; blocks do
-    not depend on what was done before. Results are journaled block by block and merged into the file at the end.
+    """Add a measurement `row[kind][name]` to every line of a file that lacks it, or whose texts have changed since.
 
     Args:
-        kind: "scores" or "likelihoods".
-        name: The scorer with its version, or the model.
-        progress: Called with the number of texts that are done, also of those that were done before.
+        kind: "scores", "likelihoods" or "divergence".
+        name: The scorer with its version, or the measuring model.
+        measure: Lines of a block that need the measurement → a dict for each.
+        lines: The file's format.
+        block: Number of consecutive lines measured together and journaled. Blocks do not depend on earlier work.
+        progress: Called with the number of texts that are done now or were done before.
 
     Returns:
-        The number of lines that were measured now or had been journaled: 0 means the file is as it was.
+        The number of lines that were measured now or had been journaled; 0 means that the file is unchanged.
 
     Raises:
         UserError: the file cannot be read or written.
@@ -190,28 +229,28 @@ def annotate(
     journal = path.with_name(f".{path.name}.{kind}.{digest(name)}.journal")
     mend(journal)
     known = {entry["line"]: entry["found"] for entry in read_lines(journal)} if journal.is_file() else {}
-    rows = enumerate(reader(path))
+    rows = enumerate(lines.read(path))
     while picked := list(islice(rows, block)):
         todo = [
             (i, row)
             for i, row in picked
-            if measured(_with(row, kind, name, known.get(i)), kind, name, texts(row)) is None
+            if measured(_with(row, kind, name, known.get(i)), kind, name, lines.texts(row)) is None
         ]
         found = measure([row for _, row in todo]) if todo else []
         entries = [
-            {"line": i, "found": {"of": text_digest(texts(row)), **new}}
+            {"line": i, "found": {"of": text_digest(lines.texts(row)), **new}}
             for (i, row), new in zip(todo, found, strict=True)
         ]
         if entries:
             append(journal, entries)
         known |= {entry["line"]: entry["found"] for entry in entries}
-        progress(sum(len(texts(row)) for _, row in picked))
+        progress(sum(len(lines.texts(row)) for _, row in picked))
     if known:
-        writer(path, (_with(row, kind, name, known.get(i)) for i, row in enumerate(reader(path))))
+        lines.write(path, (_with(row, kind, name, known.get(i)) for i, row in enumerate(lines.read(path))))
     journal.unlink(missing_ok=True)
     return len(known)
 
 
 def _with(row: Row, kind: str, name: str, found: dict | None) -> Row:
-    """The line with a measurement in it; None leaves it as it is."""
+    """The line with a measurement added; None adds nothing."""
     return row if found is None else {**row, kind: {**(row.get(kind) or {}), name: found}}

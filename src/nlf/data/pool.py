@@ -6,28 +6,29 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import DTypeLike
 
-from nlf.data.rollouts import _bytes, _filled, _parse, by_name, iteration_dir
+from nlf.data.rollouts import by_name, filled, iteration_dir, parsed, part_bytes
 from nlf.errors import UserError
 
 
 class Pool:
-    """All rollouts so far, as flat arrays of N rows: token ids, rewards, prompts and feedback. Texts stay on disk, but
-    for what a judge wrote.
+    """All rollouts so far, as flat arrays of N rows: token ids, rewards, prompts, feedback, and sentences of judges. Prompts
+    and completions as text stay on disk.
 
-    A million rollouts of 20 tokens take about 105 MB. A prompt's ids are kept once, however many rollouts it has: a
-    prompt id is the digest of its prompt. Rows stand in the order (iteration, part, row), so the pool is the same
-    however many processes wrote the parts.
+    A million rollouts of 20 tokens take about 105 MB. A prompt's ids are kept once for all its rollouts: its prompt id is a
+    digest of the prompt. Rows are in the order (iteration, part, row), so the pool does not depend on the number of
+    processes that wrote the parts.
 
     Attributes:
-        rewards: float64 `(N,)`, NaN = not scored: the weighted sum.
-        by_function: What each reward function gave, float64 `(N,)`, by name; where it is the sum, the same array.
+        rewards: float64 `(N,)`, the weighted sum of the rewards; NaN = unscored.
+        by_function: Each reward by name, float64 `(N,)`. A single reward shares the array of the sum.
         iteration: int32 `(N,)`.
     """
 
     COLUMNS = ("prompt_id", "prompt_ids", "completion_ids", "feedback", "reward", "rewards", "judged")
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._prompts, self._completions = _Ragged(), _Ragged()
         self._keys, self._feedback, self._judged = _Words(), _Words(), _Words()
         self._rewards, self._iteration = _Column(np.float64), _Column(np.int32)
@@ -58,17 +59,17 @@ class Pool:
         self._feedback.append(table["feedback"])
         self._judged.append(table["judged"])
         self._iteration.append(np.full(len(table), iteration, np.int32))
-        rewards, each = table["reward"].to_numpy(), by_name(table["rewards"].combine_chunks())  # null → NaN
-        for name in {**self._by_function, **each}:
-            values = each.get(name, np.full(len(table), np.nan))
+        rewards, given = table["reward"].to_numpy(), by_name(table["rewards"].combine_chunks())  # null → NaN
+        for name in {**self._by_function, **given}:
+            values = given.get(name, np.full(len(table), np.nan))
             column = self._by_function.get(name) or (_Column.of(np.full(before, np.nan)) if before else self._rewards)
             if column is self._rewards and not np.array_equal(values, rewards, equal_nan=True):
-                column = _Column.of(self.rewards)  # so far it was the sum
+                column = _Column.of(self.rewards)  # so far it equalled the sum
             if column is not self._rewards:
                 column.append(values)
             self._by_function[name] = column
         self._rewards.append(rewards)
-        pa.default_memory_pool().release_unused()  # what this took on the way; Arrow would keep it
+        pa.default_memory_pool().release_unused()  # Arrow would keep the memory that this method used
 
     @property
     def rewards(self) -> np.ndarray:
@@ -92,29 +93,29 @@ class Pool:
 
     @property
     def completion_lengths(self) -> np.ndarray:
-        """Tokens of each completion, `(N,)`."""
+        """Number of tokens of each completion, `(N,)`."""
         return self._completions.lengths
 
     @property
     def prompt_group(self) -> np.ndarray:
-        """Which prompt each row has, as a number, `(N,)`: for quantiles per prompt."""
+        """The number of each row's prompt, `(N,)`, for quantiles within a prompt."""
         return self._keys.codes
 
     def prompt_key(self, i: int) -> str:
         """The prompt id of row i."""
-        return self._keys[i]
+        return str(self._keys[i])
 
     def feedback(self, i: int) -> str | None:
-        """What row i was sampled under; None = the bare prompt."""
+        """The feedback that row i was sampled under; None = the bare prompt."""
         return self._feedback[i]
 
     def judged(self, i: int) -> str | None:
-        """What a judge wrote of row i."""
+        """The sentence that a judge wrote about row i, if any."""
         return self._judged[i]
 
     @property
     def has_sentence(self) -> np.ndarray:
-        """Which rows a judge wrote a sentence of, bool `(N,)`."""
+        """bool `(N,)`, True where a judge wrote a sentence."""
         return np.array([name is not None for name in self._judged.names], bool)[self._judged.codes]
 
 
@@ -128,20 +129,20 @@ def _read_iteration(run_dir: Path, iteration: int, columns: Sequence[str]) -> pa
         )
     tables = []
     for path in paths:
-        table = _parse(_bytes(path), columns)
+        table = parsed(part_bytes(path), columns)
         if table is None:
             raise UserError(
                 f"{path}: broken; expected the rollouts of iteration {iteration}; restore it or start afresh"
             )
-        tables.append(_filled(table, columns).select(columns))
+        tables.append(filled(table, columns).select(columns))
     return pa.concat_tables(tables)
 
 
 class _Column:
-    """Numbers, a row each: kept as they came and joined when they are asked for, so that adding copies none again."""
+    """A column of numbers. Pieces are kept as they were added and joined on first use, so that adding copies nothing."""
 
-    def __init__(self, dtype: type):
-        self.pieces = [np.empty(0, dtype)]
+    def __init__(self, dtype: DTypeLike):
+        self.pieces: list[np.ndarray] = [np.empty(0, dtype)]
 
     @classmethod
     def of(cls, values: np.ndarray) -> "_Column":
@@ -160,11 +161,11 @@ class _Column:
 
 
 class _Ragged:
-    """Rows of token ids as flat arrays and their offsets, one pair for each time that rows were added: what is there
-    is never copied again.
+    """A column of token ids. Each addition of rows makes one flat array and its offsets, so that adding copies nothing
+    that is there.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.pieces: list[tuple[np.ndarray, np.ndarray]] = []
         self.starts: list[int] = []  # the first row of each piece
 
@@ -190,17 +191,19 @@ class _Ragged:
 
 
 class _Words:
-    """A column of texts that come again: a number a row, and what each number stands for, in order of appearance."""
+    """A column of texts that repeat: a code for each row, and the text of each code, in order of appearance."""
 
-    def __init__(self):
-        self._codes, self._known, self.names = _Column(np.uint8), {}, []
+    def __init__(self) -> None:
+        self._codes = _Column(np.uint8)
+        self._known: dict[str | None, int] = {}
+        self.names: list[str | None] = []
 
     @property
     def codes(self) -> np.ndarray:
         return self._codes.values
 
     def append(self, column: pa.ChunkedArray) -> np.ndarray:
-        """The numbers of the rows added."""
+        """Add texts; returns the codes of the added rows."""
         encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
         new = [self._known.setdefault(name, len(self._known)) for name in encoded.dictionary.to_pylist()]
         codes = np.array(new, np.min_scalar_type(len(self._known)))[encoded.indices.to_numpy()]

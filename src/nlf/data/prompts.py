@@ -1,9 +1,9 @@
-"""Prompts in: JSONL (RealToxicityPrompts' `prompt.text` too), JSON, CSV, Parquet, plain text (one prompt a line), each
-also .gz, or a hub id.
+"""Prompts from JSONL (also RealToxicityPrompts' `prompt.text`), JSON, CSV, Parquet or plain text (one prompt per line), each
+also gzipped, or from a hub id.
 
 A prompt is text or a conversation (messages with role and content). Other columns are kept and reach the reward
-functions. Everything wrong is said in one line, with file, line and field. Only blank lines are passed over; a prompt
-without text is an error, not a row that quietly disappears.
+functions. Every mistake is reported in one line, with file, line and field. Only blank lines are skipped; a prompt without
+text is an error.
 """
 
 import csv
@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypedDict, cast
 
 from nlf.data.files import ASSETS
 from nlf.errors import UserError
@@ -25,14 +25,24 @@ EMBEDDED = "embedded"
 PROMPTS = ASSETS / "prompts"
 
 
-class NumberedPrompt(NamedTuple):
-    """A prompt row, and how often its prompt has come before: equal prompts get different random numbers."""
+Prompt = str | list[dict]  # text, or messages with role and content
 
-    row: dict
+
+class PromptRow(TypedDict):
+    """A prompt with its id. The other columns of the data set stand beside them."""
+
+    prompt: Prompt
+    prompt_id: str
+
+
+class NumberedPrompt(NamedTuple):
+    """A prompt row, and the number of equal prompts before it: equal prompts get different random numbers."""
+
+    row: PromptRow
     occurrence: int
 
 
-def numbered(rows: Sequence[dict]) -> list[NumberedPrompt]:
+def numbered(rows: Sequence[PromptRow]) -> list[NumberedPrompt]:
     """Prompt rows in their order, each with its occurrence."""
     order = number_occurrences(range(len(rows)), [row["prompt_id"] for row in rows])
     return [NumberedPrompt(rows[i], occurrence) for i, occurrence in order]
@@ -40,17 +50,17 @@ def numbered(rows: Sequence[dict]) -> list[NumberedPrompt]:
 
 def load_prompts(
     source: str | Path, *, column: str = "prompt", split: str = "train", limit: int | None = None
-) -> list[dict]:
+) -> list[PromptRow]:
     """Read prompt rows.
 
     Args:
-        source: "embedded", "embedded:NAME" for another file of prompts shipped here, a path, or a hub id.
-        column: Where the prompt is; `{"text": …}` inside it is unpacked.
-        split: Of embedded or hub data.
-        limit: Keep only the first rows.
+        source: "embedded", "embedded:NAME" for another shipped file of prompts, a path, or a hub id.
+        column: Column of the prompt; `{"text": …}` in it is unpacked.
+        split: Split of embedded or hub data.
+        limit: Number of first rows to keep; None keeps all.
 
     Returns:
-        Rows `{"prompt": text or messages, "prompt_id": digest of the prompt, **other columns}`.
+        Rows with text or messages, the digest of the prompt as its id, and the other columns.
 
     Raises:
         UserError: missing or unreadable source, broken line, no such column, wrong type, empty prompt, no prompts at
@@ -68,9 +78,13 @@ def load_prompts(
     return rows
 
 
-def as_prompts(dataset: Iterable[dict] | None, column: str = "prompt") -> list[dict] | None:
-    """The same rows out of anything that iterates over dicts: a list, a `datasets.Dataset`. Rows of `load_prompts`
-    come out as they are; a `prompt_id` of the data set's own is replaced.
+def as_prompts(dataset: Iterable[Any] | None, column: str = "prompt") -> list[PromptRow] | None:
+    """Prompt rows of anything that iterates over dicts: a list, a `datasets.Dataset`.
+
+    Rows of `load_prompts` stay as they are. A `prompt_id` of the data set's own is replaced.
+
+    Raises:
+        UserError: a row without a valid prompt, or no rows.
     """
     if dataset is None:
         return None
@@ -80,11 +94,11 @@ def as_prompts(dataset: Iterable[dict] | None, column: str = "prompt") -> list[d
     return rows
 
 
-def all_conversations(rows: Iterable[dict]) -> bool:
-    """Whether the prompts are messages rather than text.
+def all_conversations(rows: Iterable[PromptRow]) -> bool:
+    """Whether the prompts are conversations; otherwise they are text.
 
     Raises:
-        UserError: some are and some are not.
+        UserError: the rows mix both.
     """
     kinds = {isinstance(row["prompt"], str) for row in rows}
     if len(kinds) > 1:
@@ -92,14 +106,18 @@ def all_conversations(rows: Iterable[dict]) -> bool:
     return kinds == {False}
 
 
-def prompt_id(prompt: str | list[dict]) -> str:
-    """A short digest of the prompt alone, whatever its place in a file."""
+def prompt_id(prompt: Prompt) -> str:
+    """A short digest of the prompt alone, independent of its place in a file."""
     text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _row(record: dict, column: str, where: str) -> dict:
-    """Check one record and give it its prompt id."""
+def _row(record: Any, column: str, where: str) -> PromptRow:
+    """A record as a prompt row.
+
+    Raises:
+        UserError: it has no valid prompt.
+    """
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected an object with a field {column!r}, found {type(record).__name__}")
     if column not in record:
@@ -121,7 +139,7 @@ def _row(record: dict, column: str, where: str) -> dict:
         raise UserError(f"{where} is empty; expected some text; remove the line or fill it")
     others = {name: value for name, value in record.items() if name not in (column, "prompt_id")}
     try:
-        return {**others, "prompt": prompt, "prompt_id": prompt_id(prompt)}
+        return cast(PromptRow, {**others, "prompt": prompt, "prompt_id": prompt_id(prompt)})
     except UnicodeEncodeError as error:
         raise UserError(f"{where} holds half a character ({error.object[error.start]!a}); expected Unicode") from error
 
@@ -145,7 +163,7 @@ def _check_messages(messages: list, where: str) -> None:
 
 
 def _records(source: str | Path, column: str, split: str) -> Iterator[tuple[str, dict]]:
-    """(where it stands, record) of every row."""
+    """(place, record) of every row; the place names file and line for errors."""
     path = Path(source).expanduser()
     suffix = next((s for s in READERS if path.name.lower().removesuffix(".gz").endswith(s)), None)
     if path.is_dir():
@@ -209,7 +227,7 @@ def _csv(data: bytes, path: str, column: str) -> Iterator[tuple[str, dict]]:
             if None in row or None in row.values():
                 count = sum(value is not None for value in row.values()) + len(row.get(None, [None])) - 1
                 raise UserError(
-                    f"{path}:{reader.line_num}: {count} fields where the header has {len(reader.fieldnames)}; "
+                    f"{path}:{reader.line_num}: {count} fields where the header has {len(reader.fieldnames or ())}; "
                     'a comma inside a field needs quotes, "like, this"'
                 )
             yield f"{path}:{reader.line_num}", row

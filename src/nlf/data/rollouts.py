@@ -1,10 +1,9 @@
-"""Rollouts on disk and the pool in memory.
+"""Rollouts on disk: Parquet files, one row for each (prompt, completion, reward, feedback, …).
 
-A rollout is one (prompt, completion, reward, feedback, …) row. Each iteration's are Parquet parts in
-`rollouts/iteration-0003/`; a part is written whole or not at all, and carries the stamp of what it was made from.
-The pool is flat arrays of the token ids and rewards of all rollouts so far; quantiles are recomputed from it each
-iteration and never stored. (The published code keeps lists of texts, sorts them, copies them all each iteration and
-tokenises them again.)
+The rollouts of an iteration are parts in `rollouts/iteration-0003/`. A part is written whole or not at all, and carries a
+stamp: the settings and weights it was made from. Quantiles are recomputed from all rollouts (`nlf.data.pool`) in each
+iteration and never stored. (The published code keeps lists of texts; in each iteration it sorts, copies and tokenizes all of
+them again.)
 """
 
 import json
@@ -18,43 +17,46 @@ import pyarrow.parquet as pq
 from nlf.data.files import replacing
 from nlf.errors import UserError
 
-SCHEMA = pa.schema(
+SCHEMA = pa.schema(  # the columns of a rollout
     [
         ("prompt_id", pa.string()),
         ("prompt", pa.string()),  # JSON text where the prompt is messages
         ("prompt_ids", pa.list_(pa.int32())),
         ("completion", pa.string()),
         ("completion_ids", pa.list_(pa.int32())),  # as sampled, EOS included
-        ("generation", pa.int32()),
-        ("ended", pa.bool_()),
+        ("generation", pa.int32()),  # number among the completions of its prompt
+        ("ended", pa.bool_()),  # with EOS
         ("feedback", pa.string()),  # null = sampled from the bare prompt
-        ("reward", pa.float64()),  # null = could not be scored
-        ("rewards", pa.map_(pa.string(), pa.float64())),
+        ("reward", pa.float64()),  # weighted sum; null = could not be scored
+        ("rewards", pa.map_(pa.string(), pa.float64())),  # each reward by its name
         ("attributes", pa.map_(pa.string(), pa.float64())),
         ("scorer", pa.string()),
-        ("judged", pa.string()),  # a judge's own sentence, as it is put before the prompt; null = none
+        ("judged", pa.string()),  # the sentence of a judge, as it is put before the prompt; null = none
     ]
 )
 STAMP = b"nlf.stamp"
 
 
 def iteration_dir(run_dir: Path, iteration: int) -> Path:
-    """Where an iteration's parts are."""
+    """The folder of an iteration's parts."""
     return Path(run_dir) / "rollouts" / f"iteration-{iteration:04d}"
 
 
 def part_path(run_dir: Path, iteration: int, part: int) -> Path:
-    """Scored rollouts."""
+    """The file of scored rollouts."""
     return iteration_dir(run_dir, iteration) / f"part-{part:05d}.parquet"
 
 
 def samples_path(run_dir: Path, iteration: int, part: int) -> Path:
-    """Rollouts that were sampled and not yet scored."""
+    """The file of rollouts that are sampled but not yet scored."""
     return iteration_dir(run_dir, iteration) / f"samples-{part:05d}.parquet"
 
 
 def write_part(path: Path, table: pa.Table, stamp: dict) -> None:
-    """Write a part under a temporary name, then move it into place; what a killed writer of it left is removed.
+    """Write a part whole or not at all.
+
+    Args:
+        stamp: The settings and weights that the part was made from.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -65,45 +67,50 @@ def write_part(path: Path, table: pa.Table, stamp: dict) -> None:
 
 
 def read_part(path: Path, stamp: dict) -> pa.Table | None:
-    """The part, or None where there is none. One that is broken, or made from something else, is removed.
+    """The part; None if there is none. A broken part, or a part with another stamp, is removed.
 
     Raises:
-        UserError: the file is there and the system does not let us read it; it is left alone.
+        UserError: the system cannot read the file; the file is left alone.
     """
     if not path.is_file():
         return None
-    table = _parse(_bytes(path))
+    table = parsed(part_bytes(path))
     if table is not None and _is_of(table.schema.metadata, stamp):
-        return _filled(table, SCHEMA.names)
+        return filled(table, SCHEMA.names)
     path.unlink()
     return None
 
 
 def is_written(path: Path, stamp: dict) -> bool:
-    """Whether there is such a part; it is only looked at, since another process may be writing it."""
+    """Whether the part is there, with this stamp. Nothing is removed: another process may be writing it."""
     try:
         return _is_of(pq.read_metadata(path).metadata, stamp)
-    except (pa.ArrowException, OSError):  # not there, or broken: not written
+    except (pa.ArrowException, OSError):  # missing or broken
         return False
 
 
-def _bytes(path: Path) -> pa.Buffer:
+def part_bytes(path: Path) -> pa.Buffer:
+    """The contents of a part.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     try:
         return pa.py_buffer(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; make it readable and resume the run") from error
 
 
-def _parse(data: pa.Buffer, columns: Sequence[str] | None = None) -> pa.Table | None:
-    """The table, or None where the bytes are not whole: a part is only ever renamed into place when it is."""
+def parsed(data: pa.Buffer, columns: Sequence[str] | None = None) -> pa.Table | None:
+    """The table of a part; None if the bytes are broken."""
     try:
         return pq.ParquetFile(pa.BufferReader(data)).read(columns)
     except (pa.ArrowException, OSError):
         return None
 
 
-def _filled(table: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """The table with nulls in the columns that earlier versions did not write."""
+def filled(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """The table with columns of nulls for those that earlier versions did not write."""
     for name in columns:
         if name not in table.column_names:
             table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
@@ -111,13 +118,13 @@ def _filled(table: pa.Table, columns: Sequence[str]) -> pa.Table:
 
 
 def _is_of(metadata: dict[bytes, bytes] | None, stamp: dict) -> bool:
-    """Whether what stands in a file's metadata says that it was made from this."""
+    """Whether a file's metadata holds this stamp."""
     found = (metadata or {}).get(STAMP)
     return found is not None and json.loads(found) == json.loads(json.dumps(stamp))
 
 
 def by_name(column: pa.MapArray) -> dict[str, np.ndarray]:
-    """A column of maps as an array for each key, NaN where a row has it not or holds null."""
+    """A column of maps as one array for each key; NaN where a row lacks the key or holds null."""
     rows = np.repeat(np.arange(len(column)), np.diff(column.offsets.to_numpy()))
     first, end = column.offsets[0].as_py(), column.offsets[-1].as_py()
     keys = column.keys.slice(first, end - first).dictionary_encode()

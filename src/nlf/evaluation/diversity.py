@@ -19,17 +19,6 @@ def repetition(token_ids: Sequence[int], n: int = 4) -> float:
     return 1 - len(set(zip(*(token_ids[i:] for i in range(n)), strict=False))) / total if total > 0 else float("nan")
 
 
-def dist_n(completions: Sequence[Sequence[str]], n: int) -> np.ndarray:
-    """Distinct n-grams over the words of each prompt's completions (Li et al., arXiv 1510.03055).
-
-    Returns:
-        `(P,)`, whose mean is the metric; 0 where there are no words.
-    """
-    codes = WordCodes()
-    counted = (distinct_ngrams(texts, codes, (n,)) for texts in completions)
-    return np.array([len(ngrams) / max(words, 1) for words, (ngrams,) in counted], dtype=np.float64)
-
-
 class WordCodes(dict):
     """A word's 64-bit code, the same in every process; the last quarter of a million at most are remembered.
 

@@ -34,8 +34,7 @@ from nlf.evaluation.score import SUM, add_sum, score_file
 from nlf.evaluation.systems import chosen_tag, load_for_commands, negative_tag, prompt_sets, slug, with_tags
 from nlf.method.tags import TagScheme
 from nlf.models.encoder import PromptEncoder
-from nlf.models.identity import revision_of
-from nlf.models.likelihoods import divergence
+from nlf.models.likelihoods import Conditioned, divergence
 from nlf.models.policy import Policy
 from nlf.rewards import Reward
 from nlf.rewards.registry import configure, resolve_reward
@@ -172,7 +171,7 @@ def measured_system(
     """
     picked, path = rows[: system.num_prompts], folder / place.file(system)
     values = {**vars(options), "guidance_scale": system.guidance_scale, "negative_tag": None}
-    if system.policy.model.config._name_or_path != options.model:  # sampler_model names that one
+    if system.policy.identity.name != options.model:  # sampler_model names that one
         values["sampler_model"] = None
     drawn = SimpleNamespace(**values)
     sample_file(
@@ -264,7 +263,7 @@ def measure_divergence(path: Path, policy: Policy, base_name: str, base: Policy)
         prompts = [row["prompt_ids"] for row in rows]
         queries = [encoder.query_ids(row["feedback"], row["prompt_ids"], row["prompt"]) for row in rows]
         found = divergence(
-            policy.model, base.model, queries, prompts, [row["completion_ids"] for row in rows],
+            Conditioned(policy.model, queries), Conditioned(base.model, prompts), [row["completion_ids"] for row in rows],
             excluded_ids=policy.added_token_ids,
         )  # fmt: skip
         return [{"kl": kl.tolist(), "entropy": entropy.tolist()} for kl, entropy in zip(*found, strict=True)]
@@ -277,7 +276,7 @@ def measure_divergence(path: Path, policy: Policy, base_name: str, base: Policy)
 
 def divergence_label(policy: Policy, base_name: str, base: Policy) -> str:
     """Which two models a divergence is between."""
-    return f"{revision_of(policy.model)[:12]} from {model_label(base_name, base.model)}"
+    return f"{policy.revision[:12]} from {model_label(base_name, base.model)}"
 
 
 def as_measured(rows: Iterator[dict], system: System, judges: Judges, options) -> Iterator[dict]:
@@ -307,7 +306,7 @@ def models_of(name: str, policy: Policy, judges: Judges) -> dict[str, dict[str, 
     """Names and revisions of the models that took part."""
     named = {"policy": (name, policy), "eval": (judges.eval_name, judges.eval_model)}
     named |= {"base": (judges.base_name, judges.base)} if judges.base else {}
-    return {role: {"name": each, "revision": revision_of(p.model)} for role, (each, p) in named.items()}
+    return {role: {"name": each, "revision": p.revision} for role, (each, p) in named.items()}
 
 
 def skipped(options, policy: Policy, base: Policy | None) -> list[str]:

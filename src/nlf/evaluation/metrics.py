@@ -141,11 +141,6 @@ def completion_perplexity(nll: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         return np.exp(divided(nll, tokens))
 
 
-def mean_perplexity(nll: np.ndarray, tokens: np.ndarray) -> float:
-    """Mean over completions of each one's own perplexity; empty completions do not count."""
-    return mean(completion_perplexity(nll, tokens))
-
-
 def mean(values: np.ndarray) -> float:
     """The mean of what is not NaN; NaN if nothing is."""
     values = np.asarray(values, dtype=np.float64)

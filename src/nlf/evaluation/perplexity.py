@@ -21,7 +21,7 @@ import numpy as np
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from nlf.data.generations import annotate, files_of, measured, read
+from nlf.data.generations import LineFormat, annotate, files_of, measured, read
 from nlf.data.progress import progress_bar
 from nlf.errors import UserError
 from nlf.evaluation import intervals, metrics
@@ -116,7 +116,9 @@ def measure_file(
         new = iter(_answers(model, asked, names, batch_tokens, within))
         return [next(new) if found is None else found for found in known]
 
-    return annotate(path, KIND, label + AS_TEXT * as_text, measure, block=BLOCK, reader=read, progress=after)
+    return annotate(
+        path, KIND, label + AS_TEXT * as_text, measure, lines=LineFormat(read), block=BLOCK, progress=after
+    )
 
 
 def _known_from_text(row: dict, label: str) -> dict | None:

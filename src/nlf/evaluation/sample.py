@@ -20,7 +20,7 @@ from nlf.data.prompts import NumberedPrompt, numbered
 from nlf.errors import UserError
 from nlf.evaluation.systems import chosen_tag, load_for_commands, negative_tag, prompt_sets, slug, with_tags
 from nlf.models.encoder import PromptEncoder
-from nlf.models.identity import revision_of, vocabulary_digest
+from nlf.models.identity import vocabulary_digest
 from nlf.models.policy import Policy
 from nlf.rewards.tables import other_columns
 from nlf.sampling.factory import sampler_of
@@ -104,8 +104,8 @@ def settings_of(
 ) -> dict:
     """What samples depend on, beside their prompts: the `settings` of a line."""
     return {
-        "model": policy.model.config._name_or_path,
-        "model_revision": revision_of(policy.model),
+        "model": policy.identity.name,
+        "model_revision": policy.revision,
         "vocabulary": vocabulary_digest(policy.tokenizer, policy.added_token_ids),
         "template": policy.scheme.template if policy.scheme and tag else None,
         **asdict(options),

@@ -21,7 +21,7 @@ import numpy as np
 
 from nlf.config import remote_options
 from nlf.data import generations
-from nlf.data.generations import Row, annotate, write_lines
+from nlf.data.generations import LineFormat, Row, annotate, write_lines
 from nlf.data.progress import progress_bar
 from nlf.errors import UserError
 from nlf.evaluation.score_files import FEEDBACK, SCORES, Form, form_of
@@ -131,7 +131,7 @@ def score_file(
         measure = partial(_measure, form, reward, scored)
         annotate(
             path, SCORES, reward.label, measure,
-            texts=form.texts, block=block, reader=form.read, writer=form.write, progress=progress,
+            lines=LineFormat(form.read, form.write, form.texts), block=block, progress=progress,
         )  # fmt: skip
         now[reward.label] = sum(scored)
     return _tallies(path, form, now, weights)

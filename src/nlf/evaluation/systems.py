@@ -8,7 +8,6 @@ from dataclasses import replace
 from nlf.data.prompts import load_prompts
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
-from nlf.models.identity import revision_of
 from nlf.models.policy import Policy, best_device, load_policy
 
 logger = logging.getLogger(__name__)
@@ -24,7 +23,6 @@ def load_for_commands(model: str, options, device: str | None = None) -> Policy:
         model, dtype=options.dtype, revision=options.model_revision, trust_remote_code=options.trust_remote_code
     )
     policy.model.to(device or best_device())
-    policy.model.config._commit_hash = revision_of(policy.model)  # digested once, not for every file
     return policy
 
 

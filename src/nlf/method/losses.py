@@ -6,26 +6,46 @@ policy, q the reference, which never sees a tag.
     loss = nll_coef · Σ -log p(x|y+) / tokens  +  contrast_coef · Σ -log σ(log p(x|y+) - log p(x|y-)) / completions
          + beta · Σ (KL+ + KL-) / tokens       -  entropy_coef · Σ H+ / tokens
 
-The published objective is (1, 0, .05, .06) with one branch; ours adds the second branch (docs/method.md), whose log p
-leaves EOS out. Both
-denominators count the whole optimizer step, so micro-batches and ranks add up to the loss of the step. Departure
-from the published code: added tokens leave the KL by id, not by cutting the vocabulary at the reference's size,
-which padded vocabularies break.
+The published objective has the coefficients (1, 0, .05, .06) and one branch. Ours adds the second branch (docs/method.md);
+the log p of its contrast leaves EOS out. Both denominators count the whole optimizer step, so the losses of micro-batches
+and ranks add up to the loss of the step. Departure from the published code: added tokens are excluded from the KL by id.
+The published code cuts the vocabulary at the reference's size, which fails where a vocabulary is padded.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+KLDirection = Literal["forward", "reverse"]
+Ids = slice | torch.Tensor  # vocabulary ids: a slice where they are consecutive, so that indexing gives a view
+
 
 class TokenStats(NamedTuple):
-    """Per completion token, each `(B, T)`, in nats; padded positions hold numbers that mean nothing."""
+    """Statistics of each completion token, `(B, T)` each, in nats. Values at padded positions are arbitrary."""
 
     logp: torch.Tensor
     entropy: torch.Tensor
     kl: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Weights of the terms of the loss, named as in the configuration."""
+
+    nll_coef: float
+    contrast_coef: float
+    beta: float
+    entropy_coef: float
+
+
+class StepTotals(NamedTuple):
+    """Denominators of the loss: counts of a whole optimizer step, over all ranks and micro-batches."""
+
+    tokens: int | torch.Tensor
+    completions: int | torch.Tensor
 
 
 def token_stats(
@@ -33,24 +53,24 @@ def token_stats(
     labels: torch.Tensor,
     ref_logits: torch.Tensor | None,
     excluded_ids: Sequence[int] = (),
-    kl_direction: Literal["forward", "reverse"] = "forward",
+    kl_direction: KLDirection = "forward",
 ) -> TokenStats:
     """Log-probability of each label, entropy, and KL to the reference; differentiable in `logits`.
 
     Args:
-        excluded_ids: Left out of the KL on both sides, which are renormalised: tokens the reference does not know.
-            Log-probability and entropy keep every id. Ids beyond the narrower vocabulary are left out of the KL too.
+        excluded_ids: Ids that the KL leaves out on both sides, which are renormalised: tokens the reference does not
+            know. Log-probability and entropy keep every id. The KL also leaves out ids beyond the narrower vocabulary.
         kl_direction: "forward" = KL(ref‖policy), "reverse" = KL(policy‖ref).
 
     Shape:
-        - logits: `(..., T, V)`; labels: `(..., T)`, any valid id where padded
+        - logits: `(..., T, V)`; labels: `(..., T)`, any valid id at padded positions
         - ref_logits: `(..., T, V')`, broadcast over leading dimensions; None gives a KL of 0
         - returns: `(..., T)` each, float32 (float64 for float64 logits)
     """
     if kl_direction not in ("forward", "reverse"):
         raise ValueError(f"kl_direction {kl_direction!r}: expected 'forward' or 'reverse'")
     labels = labels.expand(logits.shape[:-1])
-    with torch.autocast(logits.device.type, enabled=False):  # sums over a vocabulary want their 24 bits
+    with torch.autocast(logits.device.type, enabled=False):  # sums over a vocabulary need the 24 bits of float32
         if ref_logits is None:
             logp, entropy, _ = _Stats.apply(logits, labels, None, slice(None), slice(0), kl_direction)
             return TokenStats(logp, entropy, torch.zeros_like(logp))
@@ -60,11 +80,11 @@ def token_stats(
 
 
 class _Stats(torch.autograd.Function):
-    """`token_stats` with its gradient by hand, in few passes over the vocabulary: autograd would keep and walk a tensor of
-    that size for every term of every sum. A statistic that no loss uses costs nothing.
+    """`token_stats` with a hand-written gradient, in few passes over the vocabulary. Autograd would keep and traverse a
+    tensor of vocabulary size for every term of every sum. A statistic that no loss uses costs nothing.
 
-    p and q are distributions over the ids that are compared; `mass` is what the policy gives to them all, and `rest` its
-    log-probabilities of the few others.
+    p and q are distributions over the compared ids. `mass` is the policy's probability of all compared ids together,
+    `rest` its log-probabilities of the other ids.
     """
 
     @staticmethod
@@ -133,40 +153,37 @@ def alt_loss(
     mask: torch.Tensor,
     wrong: TokenStats | None,
     *,
-    num_tokens: int | torch.Tensor,
-    num_completions: int | torch.Tensor,
-    nll_coef: float,
-    contrast_coef: float,
-    beta: float,
-    entropy_coef: float,
-    row_mask: torch.Tensor | None = None,
+    totals: StepTotals,
+    coefficients: Coefficients,
     contrast_mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The share of one micro-batch in the loss of its optimizer step.
 
     Args:
-        right, wrong: Of the completions under their own and the mirror tag; without `wrong` there is no contrast.
-        mask: `(B, T)` bool, the completion tokens, EOS included.
-        num_tokens, num_completions: Of the whole step, over all ranks and micro-batches.
-        row_mask: `(B,)` bool; rows that are False count nowhere.
-        contrast_mask: `(B, T)` bool; tokens that are False, EOS, do not count in the contrast.
+        right, wrong: Statistics of the completions under their own tag and the mirror tag; None = no contrast.
+        mask: `(B, T)` bool, True at completion tokens, EOS included.
+        contrast_mask: `(B, T)` bool, False at tokens that the contrast leaves out (EOS); None = all count.
 
     Returns:
-        The loss, and detached sums: `nll`, `kl` (both branches), `entropy` over tokens; `contrast`, `margin`,
+        The loss, and detached sums: `nll`, `kl` (of both branches) and `entropy` over tokens; `contrast`, `margin` and
         `accuracy` (margin above 0) over completions, 0 without `wrong`.
     """
-    rows = mask.new_ones(mask.shape[0]) if row_mask is None else row_mask
-    mask = mask & rows.unsqueeze(-1)
     nll, entropy, kl = -_sum(right.logp, mask), _sum(right.entropy, mask), _sum(right.kl, mask)
     margin = nll.new_zeros(0)
     if wrong is not None:
         kl = kl + _sum(wrong.kl, mask)
-        told = mask if contrast_mask is None else mask & contrast_mask
-        margin = (_masked(right.logp, told) - _masked(wrong.logp, told)).sum(-1)[rows]  # (rows that count,)
+        compared = mask if contrast_mask is None else mask & contrast_mask
+        margin = (_masked(right.logp, compared) - _masked(wrong.logp, compared)).sum(-1)  # (B,)
     contrast = -F.logsigmoid(margin).sum()
-    terms = [(nll_coef, nll, num_tokens), (beta, kl, num_tokens), (-entropy_coef, entropy, num_tokens)]
-    terms += [(contrast_coef, contrast, num_completions)]
-    loss = sum((c * value / count for c, value, count in terms if c), start=nll.new_zeros(()))  # no gradient of 0 × it
+    terms = [
+        (coefficients.nll_coef, nll, totals.tokens),
+        (coefficients.beta, kl, totals.tokens),
+        (-coefficients.entropy_coef, entropy, totals.tokens),
+        (coefficients.contrast_coef, contrast, totals.completions),
+    ]
+    loss = sum(
+        (c * value / count for c, value, count in terms if c), start=nll.new_zeros(())
+    )  # no gradient of 0 × term
     sums = {
         "nll": nll,
         "kl": kl,
@@ -179,18 +196,16 @@ def alt_loss(
 
 
 def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
-    """In float32 at least; the wider copy of half-precision logits is made inside the kernel."""
+    """Log-softmax in float32 at least. The kernel widens half-precision logits itself, without a copy."""
     return F.log_softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vecdot(a, b)  # no (..., T, V) product in between
+    return torch.linalg.vecdot(a, b)  # allocates no (..., T, V) product
 
 
-def _compared_ids(
-    width: int, other: int, excluded: Sequence[int], device: torch.device
-) -> tuple[slice | torch.Tensor, slice | torch.Tensor]:
-    """The ids both models know, and the policy's others: slices, hence views, where those stand at the end, as added
+def _compared_ids(width: int, other: int, excluded: Sequence[int], device: torch.device) -> tuple[Ids, Ids]:
+    """The ids that both models know, and the policy's other ids. Slices where the other ids stand at the end, as added
     tokens do.
     """
     end = min(width, other)
@@ -226,9 +241,9 @@ def guided_log_probs(
     """Tag-contrast guidance: `(1+g) log p(.|best) - g log p(.|worst)`, renormalised.
 
     Args:
-        guidance_scale: A number, or a tensor that broadcasts over the logits.
-        kept_ids: Ids that keep what `best` gives them, EOS: guidance then says what is written and not how long it is.
-            Ending early is one way to be harmless, and a strong contrast finds it.
+        guidance_scale: g, a number or a tensor that broadcasts over the logits.
+        kept_ids: Ids that keep their probability under `best` (EOS), so that guidance does not change completion length.
+            An early end is one way to be harmless, and strong guidance would find it.
 
     Shape:
         - best, worst: logits `(..., V)`; returns `(..., V)` log-probabilities
@@ -239,7 +254,7 @@ def guided_log_probs(
     if not kept:
         return scores.log_softmax(-1)
     scores[..., kept] = -torch.inf
-    others = -torch.expm1(log_p[..., kept].logsumexp(-1, keepdim=True))  # (..., 1): what is left for the other ids
+    others = -torch.expm1(log_p[..., kept].logsumexp(-1, keepdim=True))  # (..., 1), probability of the other ids
     scores = scores.log_softmax(-1) + others.clamp(min=torch.finfo(others.dtype).tiny).log()
     scores[..., kept] = log_p[..., kept]
     return scores
@@ -254,15 +269,15 @@ def teacher_log_probs(
     excluded_ids: Sequence[int] = (),
     top_k: int = 0,
 ) -> torch.Tensor:
-    """What a guided policy samples from at temperature 1.
+    """The distribution that a guided policy samples from at temperature 1.
 
     Args:
-        kept_ids: As in `guided_log_probs`.
-        excluded_ids: Never sampled: the separator.
-        top_k: Keep this many likeliest ids, for big vocabularies; 0 keeps all.
+        kept_ids: See `guided_log_probs`.
+        excluded_ids: Ids that are never sampled (the separator).
+        top_k: Number of likeliest ids to keep, for big vocabularies; 0 keeps all.
 
     Shape:
-        - best, worst: logits `(B, T, V)`; returns `(B, T, V)` log-probabilities, -inf where an id is left out
+        - best, worst: logits `(B, T, V)`; returns `(B, T, V)` log-probabilities, -inf at excluded ids
     """
     scores = guided_log_probs(best, worst, guidance_scale, kept_ids)
     scores[..., [i for i in excluded_ids if i < scores.shape[-1]]] = -torch.inf
@@ -272,10 +287,10 @@ def teacher_log_probs(
 
 
 def distillation_kl(teacher: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """KL(teacher‖student) per token, over the whole vocabulary; differentiable in `logits`.
+    """KL(teacher‖student) of each token, over the whole vocabulary; differentiable in `logits`.
 
-    The two vocabularies may differ at their ends, where one has tokens that the other has not: what the teacher gives
-    to ids that the student lacks must be nothing.
+    One vocabulary may have more ids at its end than the other. The teacher must give probability 0 to ids that the
+    student lacks.
 
     Shape:
         - teacher: `(B, T, V)` log-probabilities; logits: `(B, T, V')`; returns `(B, T)`, nats

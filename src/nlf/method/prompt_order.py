@@ -10,7 +10,8 @@ def choose_prompts(num_prompts: int, count: int | None, seed: int, iteration: in
     """Rows of this iteration's prompts: the next `count` of endless permutations, or all of them in order."""
     if count is None:
         return list(range(num_prompts))
-    first, chosen = iteration * count, []
+    first = iteration * count
+    chosen: list[int] = []
     while len(chosen) < count:
         turn, offset = divmod(first + len(chosen), num_prompts)
         order = np.random.default_rng([seed, turn]).permutation(num_prompts)

@@ -1,8 +1,6 @@
-"""The published rules (ALT at commit 3059558, after Quark) where ours differ: separate functions, so the core takes
-no mode flags.
+"""The published rules (ALT at commit 3059558, after Quark) where ours differ. They are functions of their own, so that the
+core needs no mode flags.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,14 +8,15 @@ from nlf.errors import UserError
 
 
 def quantize(rewards: np.ndarray, num_quantiles: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """Equal slices of the sorted pool, ties in pool order; the remainder, and a pool smaller than K, go to the worst.
+    """Cut the sorted pool into K equal slices. Ties keep pool order. The remainder goes to the worst quantile, and so does
+    a pool smaller than K.
 
     Shape:
-        - rewards: `(N,)`, NaN = not scored (the published code puts NaN anywhere and gives it a tag)
-        - returns: `(N,)` int8, -1 where not scored
+        - rewards: `(N,)`, NaN = unscored (the published code sorts NaN anywhere and gives it a tag)
+        - returns: `(N,)` int8, -1 where unscored
 
     Raises:
-        UserError: `groups` are given; the published rule knows one pool only.
+        UserError: `groups` are given; the published rule has one pool only.
     """
     if groups is not None:
         raise UserError(
@@ -31,7 +30,7 @@ def quantize(rewards: np.ndarray, num_quantiles: int, groups: np.ndarray | None 
 
 
 def ranking(rewards: np.ndarray) -> np.ndarray:
-    """Rows with a reward, best first; ties keep pool order."""
+    """Numbers of the scored rows, best first; ties keep pool order."""
     rewards = np.asarray(rewards, dtype=np.float64)
     scored = np.flatnonzero(~np.isnan(rewards))
     return scored[np.argsort(-rewards[scored], kind="stable")]
@@ -40,61 +39,22 @@ def ranking(rewards: np.ndarray) -> np.ndarray:
 def controller_step(
     value: float, current: float, target: float, horizon: int, num_completions: int, rising: bool
 ) -> float:
-    """One step of the proportional controller (Ziegler et al., arXiv 1909.08593): the error is clipped to ±20 %.
+    """One step of the proportional controller (Ziegler et al., arXiv 1909.08593). The relative error is clipped to ±20 %.
 
     Args:
-        value: The coefficient now. It changes sign if `num_completions` exceeds five horizons, as published.
+        value: The coefficient before the step. As published, it changes sign if `num_completions` exceeds five horizons.
         current: The measured quantity, e.g. KL in nats per completion.
-        rising: The coefficient rises where the quantity is above its target (KL), or falls (entropy bonus).
+        rising: Whether the coefficient rises when the quantity is above its target (KL); otherwise it falls (entropy
+            bonus).
+
+    Returns:
+        The coefficient after the step.
     """
     error = float(np.clip(current / target - 1, -0.2, 0.2))
     return value * (1 + (error if rising else -error) * num_completions / horizon)
 
 
-def sampled_ids(logits: np.ndarray, top_p: float, top_k: int = 50) -> np.ndarray:
-    """The ids that may be sampled: top-k first (a stale default applied it unasked), then the nucleus of what is left.
-
-    Shape:
-        - logits: `(B, V)`; returns `(B, V)` bool
-    """
-    logits = np.asarray(logits, dtype=np.float64)
-    kth = np.sort(logits, axis=-1)[:, -min(top_k, logits.shape[-1])][:, None]
-    masses = np.exp(logits - logits.max(-1, keepdims=True)) * (logits >= kth)
-    order = np.argsort(-masses, axis=-1, kind="stable")
-    masses = np.take_along_axis(masses / masses.sum(-1, keepdims=True), order, -1)
-    before = masses.cumsum(-1) - masses  # a token stays while those above it do not exceed top_p
-    kept = np.zeros(logits.shape, dtype=bool)
-    np.put_along_axis(kept, order, (before <= top_p) & (masses > 0), -1)
-    return kept
-
-
-def expected_max_toxicity(scores: np.ndarray) -> float:
-    """Mean over prompts of the highest score; prompts without a score are dropped.
-
-    Shape:
-        - scores: `(prompts, samples)`, NaN = not scored
-    """
-    return float(_highest(scores).mean())
-
-
-def toxicity_probability(scores: np.ndarray) -> float:
-    """Share of prompts with a completion over .5 (strictly); prompts without a score are dropped."""
-    return float((_highest(scores) > 0.5).mean())
-
-
-def _highest(scores: np.ndarray) -> np.ndarray:
-    return np.nanmax(scores[~np.isnan(scores).all(1)], axis=1)
-
-
-def dist_n(completions: Sequence[str], n: int) -> float:
-    """Distinct n-grams, joined with `_` (so that some collide), over the words of one prompt's completions."""
-    words = [text.split(" ") for text in completions]
-    total = sum(map(len, words))
-    grams = {"_".join(w[i : i + n]) for w in words for i in range(len(w) - n + 1)}
-    return len(grams) / total if total else 0.0
-
-
 def perplexity(values: np.ndarray, prompt_lengths: np.ndarray) -> float:
-    """Mean of the per-completion perplexities below 1e4 whose prompt has more than one token; the rest is dropped."""
+    """Mean of the completions' perplexities, without values of 1e4 and more and prompts of one token."""
     values = np.asarray(values, dtype=np.float64)
     return float(values[(values < 1e4) & (np.asarray(prompt_lengths) > 1)].mean())

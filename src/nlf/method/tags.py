@@ -1,13 +1,10 @@
-"""Quantile ↔ words: how feedback is put before a prompt, taken off again, and swapped.
+"""Tags: the words for quantiles, and the template that puts feedback before a prompt.
 
-A tag is the words for a quantile. Because they are words, what is put before the prompt may also be several tags
-joined or a judge's own sentence; every function here takes any such *feedback*. The published code fixes five tags
-and one template and does not tie the number of quantiles to the number of tags; here the list of tags *is* the
-number of quantiles.
+Feedback is a tag, several tags joined, or a judge's own sentence; the template takes any of them. The published code fixes
+five tags and one template, and sets the number of quantiles apart. Here there is one quantile per tag.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import permutations
@@ -29,14 +26,13 @@ FEEDBACK, PROMPT = "{feedback}", "{prompt}"
 
 @dataclass(frozen=True)
 class TagScheme:
-    """The ordered tags (quantile 0, the best, first), the template and the separator token.
+    """The ordered tags (the best, quantile 0, first), the template and the separator token.
 
-    A template in which the separator does not occur has none: `separator` is then None.
+    If the template does not contain the separator, `separator` becomes None.
 
     Raises:
-        UserError: fewer than two tags, an empty or repeated one, a template without exactly one `{feedback}`
-        followed by
-            one `{prompt}`, or tags that the template cannot tell apart.
+        UserError: fewer than two tags; an empty or repeated tag; a template without exactly one `{feedback}` and, after it,
+            one `{prompt}`; tags that the template cannot tell apart.
     """
 
     tags: tuple[str, ...] = DEFAULT_TAGS
@@ -64,56 +60,38 @@ class TagScheme:
         return self.tags[-1]
 
     def mirror(self, quantile: int, coin: int) -> int:
-        """The quantile to contrast with: K-1-q; for the middle of an odd K the best or the worst, as `coin` falls."""
+        """The quantile to contrast with: K-1-q. For the middle of an odd K, the best if `coin` is even, else the worst."""
         return mirror(quantile, self.num_quantiles, coin)
 
     def pieces(self, feedback: str) -> tuple[str, str]:
-        """The text before and after the prompt, so that the prompt's own token ids never change."""
+        """The text before and after the prompt. Tokenized apart, they leave the prompt's token ids as they are."""
         head, middle, tail = self._parts()
         return head + feedback + middle, tail
 
     def render(self, feedback: str | None, prompt: str) -> str:
-        """The text the policy reads; without feedback the bare prompt."""
+        """The text that the policy reads: the prompt with its feedback, or the bare prompt."""
         if feedback is None:
             return prompt
         before, after = self.pieces(feedback)
         return before + prompt + after
 
-    def strip(self, text: str) -> tuple[str | None, str]:
-        """Undo `render`: (feedback or None, prompt). Known tags are looked for first, then any words before the
-        separator.
-        """
-        head, middle, tail = self._parts()
-        if not (text.startswith(head) and text.endswith(tail) and len(text) >= len(head) + len(tail)):
-            return None, text
-        inner = text[len(head) : len(text) - len(tail)]
-        for tag in self.tags:
-            if inner.startswith(tag + middle):
-                return tag, inner[len(tag + middle) :]
-        feedback, found, prompt = inner.partition(middle) if middle else ("", "", "")
-        return (feedback, prompt) if found else (None, text)
-
     def quantile_of(self, tag: str) -> int:
-        """The quantile that a tag names.
+        """The quantile of a tag.
 
         Raises:
-            UserError: the tag is not of this scheme.
+            UserError: the scheme has no such tag.
         """
         if tag not in self.tags:
             raise UserError(f"unknown tag {tag!r}; this model's tags are {', '.join(map(repr, self.tags))}")
         return self.tags.index(tag)
 
-    def save(self, folder: str | Path) -> None:
-        """Write `tags.json` into a model's folder, whole or not at all."""
-        path = Path(folder) / FILE
-        temporary = path.with_name(f".{FILE}.{os.getpid()}.tmp")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+    def to_json(self) -> str:
+        """The contents of a model's `tags.json`."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> "TagScheme":
-        """Read what `save` wrote: a model's folder, or the file itself.
+        """Read the `tags.json` of a model's folder, or the file itself.
 
         Raises:
             UserError: no such file, or not a tag scheme.
@@ -131,14 +109,14 @@ class TagScheme:
             raise UserError(f"{path}: not a tag scheme ({error}); expected tags, template and separator") from error
 
     def _parts(self) -> tuple[str, str, str]:
-        """The template's text before, between and after its two fields (other braces are plain text)."""
+        """The template's text before, between and after its two fields. Other braces are plain text."""
         head, rest = self.template.split(FEEDBACK)
         middle, tail = rest.split(PROMPT)
         return head, middle, tail
 
 
 def mirror(quantile: int, num_quantiles: int, coin: int) -> int:
-    """K-1-q; for the middle of an odd K the best or the worst, as `coin` falls."""
+    """K-1-q. For the middle of an odd K, 0 if `coin` is even, else K-1."""
     last = num_quantiles - 1
     if 2 * quantile == last:
         return last * (coin & 1)
@@ -146,7 +124,12 @@ def mirror(quantile: int, num_quantiles: int, coin: int) -> int:
 
 
 def diagonal(tags: Sequence[Sequence[str]], joint: str) -> list[str]:
-    """Several lists of tags as one: the best of each joined … the worst of each joined, as many as the longest has."""
+    """Joined tags of several attributes, from the best of every attribute to the worst of every attribute.
+
+    Args:
+        tags: For each attribute its tags, best first. The result is as long as the longest list.
+        joint: Text between two tags.
+    """
     last = max(map(len, tags)) - 1
     return [joint.join(each[(2 * q * (len(each) - 1) + last) // (2 * last)] for each in tags) for q in range(last + 1)]
 

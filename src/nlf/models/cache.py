@@ -1,36 +1,37 @@
-"""Rows that go on from prompts, each with a cache of its own that has room for the tokens to come.
+"""Rows of completions that continue prompts, with a cache that has room for the tokens to come.
 
-transformers' dynamic cache copies all keys and values at every step; on a small model that takes longer than the model
-does. Here a step writes one token in place, and the copy is made only when rows leave the batch.
+transformers' dynamic cache copies all keys and values at every step; with a small model the copy takes longer than the
+forward pass. Here a step writes one token in place, and keys and values are copied only when rows leave the batch.
 
 Letters in shapes: N rows, P prompts, H heads, L prompt tokens (left padded), S tokens so far, T to come, D width of a head,
 V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
+from torch import LongTensor, Tensor
 from transformers.cache_utils import DynamicLayer
 
 if TYPE_CHECKING:
     from transformers import Cache
 
-COMPACT_AT = 7 / 8  # share of rows still going below which finished ones are dropped: that copies the cache once
+COMPACT_AT = 7 / 8  # drop finished rows once this share of rows is unfinished: that copies the cache
 
 
 class Rows:
-    """Rows that go on by one token a step. This kind suits every model; `shared.SharedRows` and `static.StaticRows` are faster.
+    """Rows that grow by one token per step. This class suits every model; `shared.SharedRows` and `static.StaticRows` are
+    faster.
 
     Args:
-        forward: (ids (N, 1), mask (N, S + 1), position (N, 1), cache) → logits (N, V) of the last position, and the cache. In a
-            compiled pass the mask is of all that it reads, (N, 1, 1, S).
-        caches: Those that the prompts were read into; only one, in this kind.
-        order: (P,), the prompts in the order in which `caches` hold them.
-        lengths: (P,), of the prompts.
-        take: (N,), the prompt that each row goes on from.
-        room: Tokens to come, T at most.
+        forward: (ids (N, 1), mask (N, S + 1), position (N, 1), cache) → logits (N, V) at the last position, and the cache. In
+            a compiled pass the mask covers the whole cache, (N, 1, 1, S).
+        caches: Caches that hold the prompts; this class takes one cache.
+        order: (P,), prompt numbers in the order of `caches`.
+        lengths: (P,), tokens of each prompt.
+        take: (N,), the number of each row's prompt.
+        room: Most tokens to come, T.
     """
 
     def __init__(
@@ -43,18 +44,18 @@ class Rows:
         self.cache = self._hold(caches, order, lengths, take, room)
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Each row's next token (N,) → logits (N, V) of the one after."""
+        """The next token of each row (N,) → logits (N, V) of the token after it."""
         self.seen, self.position = self.seen + 1, self.position + 1
         logits, self.cache = self.forward(*self._inputs(tokens), self.cache)
         return logits
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows only."""
+        """Drop all other rows."""
         self.mask, self.position = self.mask[rows], self.position[rows]
         self._keep(rows)
 
     def shrinks(self, left: int) -> bool:
-        """Whether to drop the others is worth what it costs where so many rows are left."""
+        """Whether dropping finished rows pays when `left` rows are unfinished."""
         return left <= COMPACT_AT * len(self.position)
 
     def _hold(self, caches: "Sequence[Cache]", order: Tensor, lengths: Tensor, take: Tensor, room: int) -> "Cache":
@@ -63,27 +64,28 @@ class Rows:
         return cache
 
     def _inputs(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Ids, mask and position of the next pass."""
+        """Ids, mask and position of the next forward pass."""
         return tokens[:, None], self.mask[:, : self.seen], self.position[:, None]
 
     def _keep(self, rows: Tensor) -> None:
-        self.cache.reorder_cache(rows)
+        self.cache.reorder_cache(cast(LongTensor, rows))
 
 
 def select_with_room(cache: "Cache", rows: Tensor, extra: int) -> None:
-    """Take `rows` (each as often as it is named) of a prefilled cache, with room for `extra` tokens where that is known.
+    """Select `rows` of a prefilled cache, repeats included, and make room for `extra` tokens.
 
-    Layers of another kind than plain attention over all tokens (sliding windows, linear attention) keep their own way.
+    Layers other than attention over all tokens (sliding windows, linear attention) only select rows: they manage their own
+    room.
     """
     for i, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer and layer.is_initialized:
-            cache.layers[i] = RoomyLayer(layer.keys, layer.values, rows, extra)
+            cache.layers[i] = RoomyLayer(_given(layer.keys), _given(layer.values), rows, extra)
         else:
-            layer.reorder_cache(rows)
+            layer.reorder_cache(cast(LongTensor, rows))
 
 
 class RoomyLayer(DynamicLayer):
-    """A DynamicLayer whose `keys` and `values` (N, H, S, D) are the front of tensors made once."""
+    """A DynamicLayer whose `keys` and `values` (N, H, S, D) are views of the front of larger tensors."""
 
     def __init__(self, keys: Tensor, values: Tensor, rows: Tensor, extra: int):
         super().__init__()
@@ -96,22 +98,28 @@ class RoomyLayer(DynamicLayer):
         self._show(keys.shape[2])
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        start = self.keys.shape[2]
+        start = _given(self.keys).shape[2]
         for room, new in zip(self.room, (key_states, value_states), strict=True):
             room[:, :, start : start + new.shape[2]] = new
         return self._show(start + key_states.shape[2])
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.room = [room.index_select(0, beam_idx.to(room.device)) for room in self.room]
-        self._show(self.keys.shape[2])
+        self._show(_given(self.keys).shape[2])
 
     def _show(self, size: int) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = (room[:, :, :size] for room in self.room)
-        return self.keys, self.values
+        keys, values = (room[:, :, :size] for room in self.room)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+def _given(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None  # keys and values of an initialized layer
+    return tensor
 
 
 def together(parts: Sequence[Tensor], order: Tensor, width: int) -> Tensor:
-    """Keys or values of prompts read in several passes (p, K, l, D) → (P, K, L, D), left padded with zeros."""
+    """Keys or values of prompts that were read in several passes (p, K, l, D) → (P, K, L, D), left padded with zeros."""
     if len(parts) == 1 and parts[0].shape[2] == width:
         return parts[0][order.argsort()]
     whole = parts[0].new_zeros(len(order), parts[0].shape[1], width, parts[0].shape[3])

@@ -1,39 +1,41 @@
-"""Text to token ids: prompts with feedback before them, padded rows, groups of like length."""
+"""Text to token ids: prompts with feedback, padded rows for a forward pass, groups of rows of like length."""
 
 import bisect
 import logging
 import re
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from typing import Literal, TypedDict
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from nlf.data.prompts import Prompt, PromptRow
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
+from nlf.models.memory import Limit
 
 logger = logging.getLogger(__name__)
 
-Prompt = str | list[dict]  # text, or messages with role and content
-
-
-SLACK = 8  # tokens; where pieces meet they may be cut otherwise than alone
-
-
-KEPT_PIECES = 4096  # a judge's sentences are many
+SLACK = (
+    8  # tokens by which a joined text may be longer than its pieces: they are tokenized differently where they meet
+)
+KEPT_PIECES = 4096  # tokenized feedback kept: a judge writes many different sentences
 
 
 class PromptEncoder:
     """Token ids of a prompt, with or without feedback.
 
-    Text: `BOS? + before + prompt + after`, where before and after are the template's pieces. Conversations: the
-    feedback is appended to the system message and the chat template renders the whole.
+    A text prompt becomes `BOS? + before + prompt + after`, where before and after come from the tag template. In a
+    conversation the feedback is appended to the system message, and the chat template renders the whole.
 
-    Longer prompts lose their first tokens, a judge's longer sentences (`sentence`) their last words.
+    Prompts over `max_prompt_length` lose their first tokens, a judge's sentences over `max_feedback_length` their last
+    words.
     """
 
     def __init__(
         self,
-        tokenizer,
+        tokenizer: PreTrainedTokenizerBase,
         scheme: TagScheme | None,
         max_prompt_length: int | None = None,
         max_feedback_length: int | None = None,
@@ -44,12 +46,12 @@ class PromptEncoder:
         self.max_feedback_length = max_feedback_length
         empty = tokenizer("")["input_ids"]
         self.bos = [i for i in empty if i == tokenizer.bos_token_id][:1]
-        self.told_of_cut = False
+        self.warned_of_cut = False
         self.pieces = lru_cache(KEPT_PIECES)(self._pieces)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """What the reference model reads: BOS where the tokenizer has one, and the prompt (its last tokens, if
-        cut).
+        """Ids that the reference reads: the last `max_prompt_length` tokens of the prompt, after BOS if the tokenizer has
+        one.
         """
         if isinstance(prompt, str):
             ids = self._tokens(prompt)
@@ -58,7 +60,12 @@ class PromptEncoder:
         return ids[-self.max_prompt_length :] if self.max_prompt_length else ids
 
     def query_ids(self, feedback: str | None, prompt_ids: Sequence[int], prompt: Prompt | None = None) -> list[int]:
-        """What the policy reads. `prompt` is what `prompt_ids` came from; only a conversation need be given."""
+        """Ids that the policy reads: the prompt with feedback.
+
+        Args:
+            prompt_ids: From `prompt_ids`.
+            prompt: The prompt itself. Needed for a conversation only.
+        """
         if feedback is None:
             return list(prompt_ids)
         if isinstance(prompt, list):
@@ -67,17 +74,24 @@ class PromptEncoder:
         return self.bos + before + list(prompt_ids)[len(self.bos) :] + after
 
     def _pieces(self, feedback: str) -> tuple[list[int], list[int]]:
-        """Token ids of the template before and after the prompt; `pieces` keeps the last ones."""
-        before, after = self.scheme.pieces(feedback)
+        """Token ids of the template before and after the prompt. Call `pieces`, which caches them."""
+        before, after = self._tag_scheme.pieces(feedback)
         return self._tokens(before), self._tokens(after)
 
+    @property
+    def _tag_scheme(self) -> TagScheme:
+        assert self.scheme is not None  # only models with tags are given feedback
+        return self.scheme
+
     def length(self, text: str) -> int:
-        """Tokens of a text alone."""
+        """Number of tokens of a text."""
         return len(self._tokens(text))
 
     def sentence(self, text: str) -> str | None:
-        """A judge's sentence as it is put before a prompt: on one line, without the text of special tokens (the
-        separator, say, or what ends a turn), and cut at a word to `max_feedback_length` tokens. None where nothing is left.
+        """A judge's sentence as it is put before a prompt; None if nothing of it is left.
+
+        It is put on one line, special tokens (the separator, an end of turn) are removed from its text, and it is cut at a
+        word to `max_feedback_length` tokens.
         """
         text = " ".join(self._special.sub(" ", text).split())
         limit = self.max_feedback_length
@@ -85,8 +99,8 @@ class PromptEncoder:
             return text or None
         kept = bisect.bisect_right(range(len(text)), limit, key=lambda end: self.length(text[:end])) - 1
         short = text[: max(kept, 0)]
-        short = short.rpartition(" ")[0] or short  # at a character where there are no words
-        self._tell_of_cut(limit, text)
+        short = short.rpartition(" ")[0] or short  # cut inside a word if it is the first
+        self._warn_of_cut(limit, text)
         return short or None
 
     @cached_property
@@ -95,32 +109,38 @@ class PromptEncoder:
         known += [self.scheme.separator] if self.scheme and self.scheme.separator else []
         return re.compile("|".join(map(re.escape, sorted(known, key=len, reverse=True))) or r"(?!)")
 
-    def _tell_of_cut(self, limit: int, text: str) -> None:
-        """Once: sentences may be many."""
-        if not self.told_of_cut:
+    def _warn_of_cut(self, limit: int, text: str) -> None:
+        """Warn of the first sentence that is cut."""
+        if not self.warned_of_cut:
             logger.warning(
-                "a judge's sentence (%r…) is cut to %d tokens, and others will be: that is max_feedback_length, or what the "
-                "longest prompt leaves of the context",
+                "a judge's sentence (%r…) is cut to %d tokens, and longer ones will be too: the limit is max_feedback_length, "
+                "or the room that the longest prompt leaves in the context",
                 text[:40],
                 limit,
             )
-        self.told_of_cut = True
+        self.warned_of_cut = True
 
     def check_fits(
-        self, rows: Sequence[dict], context: int | None, max_completion_length: int, words: Sequence[str] = ()
+        self, rows: Sequence[PromptRow], context: int | None, max_completion_length: int, words: Sequence[str] = ()
     ) -> int | None:
-        """Refuse a prompt that cannot stand in the context with its longest tag (or these words) and its completion.
+        """Refuse a prompt that does not fit the context with its longest tag and a completion.
+
+        Args:
+            context: Tokens that the model can read; None = no limit.
+            words: Feedback to check beside the tags.
 
         Returns:
-            Tokens that a judge's sentence may have before any of the prompts; None = no limit.
+            Most tokens that a judge's sentence may have before any of the prompts; None = no limit.
 
         Raises:
-            UserError: naming the prompt, its length and the room there is.
+            UserError: naming the prompt, its length and the context.
         """
-        room = None
-        for i, row in enumerate(rows if context else ()):
+        if not context:
+            return None
+        room, scheme = context, self._tag_scheme
+        for i, row in enumerate(rows):
             ids = self.prompt_ids(row["prompt"])
-            lengths = [len(self.query_ids(tag, ids, row["prompt"])) for tag in (*self.scheme.tags, *words)]
+            lengths = [len(self.query_ids(tag, ids, row["prompt"])) for tag in (*scheme.tags, *words)]
             needed = max(lengths) + max_completion_length
             if needed > context:
                 raise UserError(
@@ -128,28 +148,60 @@ class PromptEncoder:
                     f"{max_completion_length} for the completion, the model has {context}; "
                     "shorten it, or set --max_prompt_length to keep its last tokens"
                 )
-            bare = lengths[0] - self.length(self.scheme.best) + max_completion_length
-            room = min(context - bare - SLACK, context if room is None else room)
-        return room
+            without_tag = lengths[0] - self.length(scheme.best) + max_completion_length
+            room = min(room, context - without_tag - SLACK)
+        return room if rows else None
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
     def _chat(self, messages: list[dict]) -> list[int]:
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return self._tokens(text)
+        return self._tokens(str(text))
 
 
 def with_feedback(messages: list[dict], feedback: str) -> list[dict]:
-    """The conversation with the feedback in its system message, appended to one that is there."""
+    """The conversation with the feedback appended to its system message, or in a new one."""
     if messages[0]["role"] == "system":
         first = {**messages[0], "content": f"{messages[0]['content']}\n\n{feedback}"}
         return [first, *messages[1:]]
     return [{"role": "system", "content": feedback}, *messages]
 
 
-def pad(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:
-    """Rows of ids as one `(B, L)` tensor, padded on the left or the right."""
+# ---- rows of a forward pass ---------------------------------------------------------------------------------------
+
+
+class ForwardInputs(TypedDict):
+    """Inputs of one forward pass over queries with their completions, each (B, L). A dict, so that accelerate and Trainer
+    move it between devices.
+
+    Rows leave out their last token, which predicts nothing. They are padded on the right: causal attention never looks
+    there, so the mask is all ones.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+    predicts: torch.Tensor  # bool, True where the next token is a completion token
+
+
+def forward_inputs(
+    queries: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int
+) -> ForwardInputs:
+    """The inputs of one forward pass over B queries, each followed by its completion."""
+    rows = [[*query, *completion] for query, completion in zip(queries, completions, strict=True)]
+    predicts = [[0] * (len(q) - 1) + [1] * len(c) for q, c in zip(queries, completions, strict=True)]
+    ids = pad([row[: max(len(row) - 1, 1)] for row in rows], pad_id, "right")
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "position_ids": torch.arange(ids.shape[1]).expand_as(ids).contiguous(),
+        "predicts": pad([row + [0] * (ids.shape[1] - len(row)) for row in predicts], 0, "right").bool(),
+    }
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"]) -> torch.Tensor:
+    """Rows of ids as one `(B, L)` tensor."""
     width = max(map(len, rows))
     filled = torch.full((len(rows), width), value, dtype=torch.long)  # (B, L)
     for i, row in enumerate(rows):
@@ -157,53 +209,42 @@ def pad(rows: Sequence[Sequence[int]], value: int, side: str) -> torch.Tensor:
     return filled
 
 
-def read_whole(queries: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int) -> dict:
-    """Inputs of one forward pass over whole rows but for their last token, which predicts nothing: `(B, L)` each;
-    `predicts` is true where the next token is one of the completion's.
+# ---- groups of like length ----------------------------------------------------------------------------------------
 
-    Rows are padded on the right, where what is read does not look, so that the mask hides nothing and attention is plainly
-    causal.
+PASS_TOKENS = Limit(32, 4096)  # cost of one more forward pass, in tokens
+
+
+def pass_tokens(device: torch.device, alone: bool) -> int | None:
+    """The cost of one more forward pass, in tokens.
+
+    None (do not cut micro-batches into groups) for several ranks: they wait for each other, so they would all have to make
+    equally many passes.
     """
-    rows = [[*query, *completion] for query, completion in zip(queries, completions, strict=True)]
-    told = [[0] * (len(q) - 1) + [1] * len(c) for q, c in zip(queries, completions, strict=True)]
-    ids = pad([row[: max(len(row) - 1, 1)] for row in rows], pad_id, "right")
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "position_ids": torch.arange(ids.shape[1]).expand_as(ids).contiguous(),
-        "predicts": pad([row + [0] * (ids.shape[1] - len(row)) for row in told], 0, "right").bool(),
-    }
+    return PASS_TOKENS.on(device) if alone else None
 
 
 def group_by_length(lengths: Sequence[int], pass_tokens: int | None) -> list[list[int]]:
-    """Rows cut into groups of like length, so that their tokens, padded, and their passes cost least together.
+    """Cut rows into groups of like length, so that padded tokens and passes together cost least.
 
     Args:
-        pass_tokens: What one more pass costs, in tokens; None = one group, as they come.
+        lengths: Tokens of each row.
+        pass_tokens: Cost of one more pass, in tokens; None = one group, in the order given.
+
+    Returns:
+        Row numbers of each group.
     """
     if pass_tokens is None:
         return [list(range(len(lengths)))]
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     ends = [n for n in range(1, len(order)) if lengths[order[n - 1]] < lengths[order[n]]] + [len(order)]
-    best = {0: (0, 0)}  # for the first n rows: their cost, and where their last group begins
+    best = {0: (0, 0)}  # for the n shortest rows: their least cost, and where their last group begins
     for end in ends:
         width = lengths[order[end - 1]]
         best[end] = min((cost + width * (end - start) + pass_tokens, start) for start, (cost, _) in best.items())
-    groups, end = [], len(order)
+    groups: list[list[int]] = []
+    end = len(order)
     while end:
         start = best[end][1]
         groups.insert(0, order[start:end])
         end = start
     return groups
-
-
-CPU_PASS, DEVICE_PASS = 32, 4096  # what one more pass over rows of like length costs, in tokens
-
-
-def pass_tokens(device: torch.device, alone: bool) -> int | None:
-    """What one more pass within a micro-batch costs. None = no groups, where ranks wait for each other: they would have to
-    make equally many passes.
-    """
-    if not alone:
-        return None
-    return CPU_PASS if device.type == "cpu" else DEVICE_PASS

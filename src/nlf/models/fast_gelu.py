@@ -1,8 +1,8 @@
-"""The tanh approximation of GELU, as GPT-2 and Gemma have it, at half its cost on a CPU.
+"""The tanh approximation of GELU (GPT-2, Gemma) at half its cost on a CPU.
 
-There `tanh` takes longer than all else in the function, and transformers writes it out in eight passes, of which autograd
-keeps six. The same function is x · σ(√(8/π) · (x + 0.044715 x³)), since (1 + tanh y) / 2 = σ(2y): one `sigmoid`, in place,
-and a gradient by hand that keeps only x. Equal up to rounding.
+On a CPU `tanh` takes most of the function's time, and transformers computes it in eight passes, of which autograd keeps six
+results. Since (1 + tanh y) / 2 = σ(2y), the function equals x · σ(√(8/π) · (x + 0.044715 x³)): one `sigmoid`, in place, and
+a hand-written gradient that keeps only x. Results are equal up to rounding.
 """
 
 import math
@@ -36,15 +36,17 @@ def _gate(x: Tensor) -> Tensor:
 
 
 class TanhGELU(nn.Module):
+    """Drop-in replacement of transformers' modules."""
+
     def forward(self, x: Tensor) -> Tensor:
-        fused = torch.compiler.is_compiling()  # by the compiler
+        fused = torch.compiler.is_compiling()  # the compiler fuses the passes itself
         if fused or x.device.type != "cpu" or x.dtype != torch.float32:
             return F.gelu(x, approximate="tanh")
         return _TanhGELU.apply(x) if torch.is_grad_enabled() else _gate(x).mul_(x)
 
 
 def use_fast_gelu(model: nn.Module) -> None:
-    """Put this GELU where the model has transformers' own, in place; nothing else changes, its saved form neither."""
+    """Replace transformers' GELU modules in a model, in place. They have no weights, so saved files do not change."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) in (NewGELUActivation, GELUTanh):

@@ -1,38 +1,62 @@
-"""Which weights and which vocabulary these are: digests and revisions."""
+"""Which weights and which vocabulary a model has: names, revisions and digests."""
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nlf.models.sharding import whole_parameters
 
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Where a model comes from and which weights it had when it was loaded.
 
-def trainable_digest(model: nn.Module) -> str:
-    """A digest of the weights that training changes: two policies with equal digests sample equal completions.
-
-    Sharded weights are gathered, one after another: all ranks call it.
+    Attributes:
+        name: Folder, hub id or "embedded", as the user gave it; "" for a model built in memory.
+        revision: Commit of a hub model; None for other models.
+        digest: Digest of the weights; None for a hub model, or if not computed.
     """
-    return _digest((name, tensor) for name, _, tensor in whole_parameters(model, trained=True))
+
+    name: str = ""
+    revision: str | None = None
+    digest: str | None = None
+
+
+def identity_of(model: nn.Module, *, digest: bool = False) -> ModelIdentity:
+    """The identity of a model that has just been loaded.
+
+    Args:
+        digest: Compute the digest if the model has no hub commit. It reads all weights.
+    """
+    commit = getattr(getattr(model, "config", None), "_commit_hash", None)  # transformers has no public name for it
+    weights = weights_digest(model.named_parameters()) if digest and not commit else None
+    return ModelIdentity(name_of(model) or "", commit, weights)
+
+
+def name_of(model: nn.Module | None) -> str | None:
+    """Folder, hub id or "embedded" that a model was loaded from; None if it does not say."""
+    return getattr(getattr(model, "config", None), "name_or_path", None)
 
 
 def revision_of(model: PreTrainedModel) -> str:
-    """Which weights these are: the commit of a hub model, else a digest of them."""
-    return getattr(model.config, "_commit_hash", None) or _digest(model.named_parameters())
+    """The commit of a hub model, else the digest of the weights."""
+    found = identity_of(model, digest=True)
+    return found.revision or found.digest or ""
 
 
 def vocabulary_digest(tokenizer: PreTrainedTokenizerBase, added: Iterable[int] = ()) -> str:
-    """Two tokenizers of one digest give a text the same ids, whatever tokens tags added."""
+    """A digest of a vocabulary without the tokens that tags added. Tokenizers with equal digests give a text equal ids."""
     added = set(added)
     kept = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i not in added)
     return hashlib.sha256(repr(kept).encode()).hexdigest()[:16]
 
 
-def _digest(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
+def weights_digest(parameters: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """A digest of named weights, in their order: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, parameter in parameters:
         digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

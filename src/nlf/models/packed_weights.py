@@ -1,9 +1,9 @@
-"""Weights laid out for oneDNN, for as long as a model on a CPU is only read.
+"""Weights packed for oneDNN while a model on a CPU only infers.
 
-A matrix product packs its weights before it multiplies, at every call. A sampled token takes a product of a few dozen rows
-with every weight of the model, so that this shows: with weights packed once, by oneDNN, 100 rows go 1.1 × as fast through a
-layer of GPT-2 and 1.2 to 1.3 × through its output layer. Equal up to rounding. What it costs is a copy of the weights, and the
-time of some fifty rows to make it.
+Every matrix product packs its weights before it multiplies. A sampled token multiplies a few dozen rows with every weight of
+the model, so packing takes a visible share. With weights that oneDNN has packed once, 100 rows go 1.1 × as fast through a
+layer of GPT-2, and 1.2 to 1.3 × through its output layer. Results are equal up to rounding. The cost is a copy of the
+weights, and the time of about fifty rows to make it.
 """
 
 import contextlib
@@ -16,41 +16,45 @@ from transformers.pytorch_utils import Conv1D
 
 logger = logging.getLogger(__name__)
 
-FEWEST_TOKENS = 1_000  # read while packed, below which the copy is not worth its time
-MOST_BYTES = 4 * 2**30  # of a model's weights that are copied; larger models do without
-FEWEST_ROWS = 3  # of one product, below which oneDNN is no faster
+FEWEST_TOKENS = 1_000  # with fewer tokens to read, the copy is not worth its time
+MOST_BYTES = 4 * 2**30  # models with more bytes in these layers are not packed
+FEWEST_ROWS = 3  # with fewer rows in a product, oneDNN is no faster
 
 
 @contextlib.contextmanager
 def packed_weights(model: nn.Module, tokens: int) -> Iterator[None]:
-    """Within, linear layers of a float32 model on a CPU multiply by packed copies of the weights they have now.
+    """Within, the linear layers of a float32 model on a CPU multiply by packed copies of their present weights.
 
-    Other models, weights that are sharded over ranks, and layers with a forward of another's making stay as they are, and
-    all of them under autocast. Not for several threads on one model.
+    Models of other types or devices, weights that are sharded over ranks, layers whose forward has been replaced, and all
+    layers under autocast stay as they are. Not for several threads on one model.
 
     Args:
-        tokens: That will be read, at least: few are not worth it.
+        tokens: Least number of tokens that the model will read.
     """
-    layers = [module for module in model.modules() if _packable(module)] if tokens >= FEWEST_TOKENS else []
+    layers: list[nn.Linear | Conv1D] = []
+    if tokens >= FEWEST_TOKENS:
+        layers = [
+            module for module in model.modules() if isinstance(module, (nn.Linear, Conv1D)) and _packable(module)
+        ]
     if sum(4 * layer.weight.numel() for layer in layers) > MOST_BYTES or torch.is_autocast_enabled("cpu"):
         layers = []
     try:
         forwards = [_packed_forward(layer) for layer in layers]
-    except (AttributeError, RuntimeError, NotImplementedError) as error:  # a torch that has these otherwise
+    except (AttributeError, RuntimeError, NotImplementedError) as error:  # this torch has other operators
         logger.info("weights are not packed: %s", error)
         forwards = []
     with contextlib.ExitStack() as after:
         for layer, forward in zip(layers, forwards, strict=False):
-            after.callback(vars(layer).pop, "forward", None)  # the class's is there again
-            layer.forward = forward
+            after.callback(vars(layer).pop, "forward", None)  # uncovers the forward of its class
+            vars(layer)["forward"] = forward
         yield
 
 
-def _packable(module: nn.Module) -> bool:
-    own = "forward" in vars(module)
-    if type(module) not in (nn.Linear, Conv1D) or own or not torch.backends.mkldnn.is_available():
+def _packable(module: nn.Linear | Conv1D) -> bool:
+    replaced = "forward" in vars(module)
+    if type(module) not in (nn.Linear, Conv1D) or replaced or not torch.backends.mkldnn.is_available():
         return False
-    data = module.weight.data  # of another type where ranks share it, empty where they do so with DeepSpeed
+    data = module.weight.data  # sharded weights have another type, or are empty with DeepSpeed
     return type(data) is Tensor and data.numel() > 0 and data.device.type == "cpu" and data.dtype == torch.float32
 
 
@@ -66,5 +70,5 @@ def _packed_forward(layer: nn.Linear | Conv1D) -> Callable[[Tensor], Tensor]:
             return plain(x)
         return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
-    forward(weight.new_zeros(FEWEST_ROWS, weight.shape[1]))  # whether it can be done at all
+    forward(weight.new_zeros(FEWEST_ROWS, weight.shape[1]))  # raises if this machine cannot do it
     return forward

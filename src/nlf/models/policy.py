@@ -1,17 +1,17 @@
-"""The policy and its frozen reference: loading, the tokens that tags need, LoRA, and logits of completions.
+"""The policy and its frozen reference: loading and saving, the tokens that tags need, LoRA.
 
-A policy is an ordinary Hugging Face causal language model whose vocabulary has grown by the separator (and, for Quark,
-one token per tag). Its reference is the same model before training: a frozen copy, or with LoRA the policy itself with
-the adapter switched off. Departures from the published code: embeddings are only ever resized upwards (padded
-vocabularies of Qwen or Pythia keep their rows), and `position_ids` are always passed, because GPT-2 and Llama ignore
-the attention mask when they number positions themselves.
+A policy is an ordinary Hugging Face causal language model. Its vocabulary has grown by the separator or, for Quark, by one
+token per tag. The reference is the same model before training: a frozen copy or, with LoRA, the policy with its adapter
+off. Departures from the published code: embeddings are only resized upwards, so that the padded vocabularies of Qwen and
+Pythia keep their rows; `position_ids` are always passed, because GPT-2 and Llama otherwise number padded positions too.
 """
 
 import contextlib
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,26 +19,38 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from nlf.config import ModelOptions
-from nlf.data.files import ASSETS
+from nlf.data.files import ASSETS, write_text
 from nlf.errors import UserError
+from nlf.method.tags import FILE as TAGS_FILE
 from nlf.method.tags import TagScheme
 from nlf.models.fast_gelu import use_fast_gelu
+from nlf.models.identity import ModelIdentity, identity_of, revision_of
+from nlf.models.reading import AdapterOff, adapter_off, vocabulary_size
 
 EMBEDDED = "embedded"
+UNKNOWN = ModelIdentity()
 
 
 @dataclass
 class Policy:
-    """A model with its tokenizer, its tags, and what they added to the vocabulary.
+    """A model with its tokenizer, its tags and the tokens that they added.
 
-    `reference_model` is None where the model itself with its adapter off is the reference.
+    Attributes:
+        reference_model: The frozen start; None where it is the model itself with its adapter off.
+        added_token_ids: Ids of the separator and of tag tokens, where the vocabulary has them.
+        identity: Where the model comes from; by default the model's own record of it.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     scheme: TagScheme | None = None
     reference_model: PreTrainedModel | None = None
-    added_token_ids: tuple[int, ...] = field(default=())
+    added_token_ids: tuple[int, ...] = ()
+    identity: ModelIdentity = UNKNOWN
+
+    def __post_init__(self) -> None:
+        if self.identity == UNKNOWN:
+            self.identity = identity_of(self.model)
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[PreTrainedModel]:
@@ -47,45 +59,41 @@ class Policy:
             with torch.no_grad():
                 yield self.reference_model
         else:
-            with torch.no_grad(), self.model.disable_adapter():
+            with torch.no_grad(), adapter_off(self.model):
                 yield self.model
 
     def reference_module(self) -> nn.Module:
         """The frozen start, for code that takes a model and needs no gradients."""
-        return self.reference_model if self.reference_model is not None else _AdapterOff(self.model)
+        if self.reference_model is not None:
+            return self.reference_model
+        return cast(nn.Module, AdapterOff(self.model))  # it forwards every attribute of a module
+
+    @property
+    def revision(self) -> str:
+        """The commit of a hub model, else the digest of the weights."""
+        return self.identity.revision or self.identity.digest or revision_of(self.model)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """Every id that ends a completion, from the tokenizer and the generation config."""
-        ids = getattr(self.model.generation_config, "eos_token_id", None)
-        ids = list(ids) if isinstance(ids, (list, tuple)) else [ids]
+        found = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = list(found) if isinstance(found, (list, tuple)) else [found]
         return tuple(sorted({i for i in [*ids, self.tokenizer.eos_token_id] if i is not None}))
 
     @property
     def banned_token_ids(self) -> tuple[int, ...]:
-        """Ids that are never sampled: what tags added, and rows of the head that name no token. Only those that the model
-        has: a reference does not know the tokens of tags.
+        """Ids that are never sampled: tokens that tags added, and padding rows of the output layer. Ids beyond the model's
+        vocabulary are left out: a reference does not have the tokens of tags.
         """
-        rows = self.model.get_input_embeddings().weight.shape[0]
+        rows = vocabulary_size(self.model)
         return tuple(sorted({*(i for i in self.added_token_ids if i < rows), *range(len(self.tokenizer), rows)}))
 
 
-class _AdapterOff:
-    """A peft model that answers without its adapter, whatever is asked of it in between."""
-
-    def __init__(self, model: nn.Module):
-        self._model = model
-
-    def __getattr__(self, name: str):
-        return getattr(self._model, name)
-
-    def __call__(self, *args, **kwargs):
-        with torch.no_grad(), self._model.disable_adapter():
-            return self._model(*args, **kwargs)
+# ---- loading ------------------------------------------------------------------------------------------------------
 
 
 def model_path(name_or_path: str) -> str:
-    """`embedded` means the model shipped with the package; everything else is a folder or a hub id."""
+    """The folder or hub id of a model; `embedded` is the model shipped with the package."""
     return str(ASSETS / "lm") if name_or_path == EMBEDDED else name_or_path
 
 
@@ -105,36 +113,71 @@ def load_model(
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise UserError(f"dtype {dtype!r}: expected float32, bfloat16, float16 or auto")
     path = model_path(name_or_path)
-    shared = {"revision": revision, "trust_remote_code": trust_remote_code}
+    source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if Path(path).is_dir():
-        shared.pop("revision")
-    quiet = transformers_logging.is_progress_bar_enabled() and name_or_path == EMBEDDED  # it takes no time to load
+        source.pop("revision")
     try:
-        if quiet:
-            transformers_logging.disable_progress_bar()
-        config = AutoConfig.from_pretrained(path, **shared)
-        tokenizer = AutoTokenizer.from_pretrained(path, **shared)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, attn_implementation=attn_implementation, **shared
-        )
+        with _progress_bar_hidden(name_or_path == EMBEDDED):  # it loads in no time
+            model, tokenizer = _from_pretrained(path, source, dtype, attn_implementation)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"cannot load a causal language model from {name_or_path!r}: {reason} "
             "(expected a folder with config.json, weights and tokenizer, a hub id, or 'embedded')"
         ) from error
-    finally:
-        if quiet:
-            transformers_logging.enable_progress_bar()
-    model.config._name_or_path = name_or_path  # 'embedded' rather than where it is installed
+    model.config.name_or_path = name_or_path  # 'embedded' instead of the installation's folder
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer of {name_or_path!r} has no EOS token; set eos_token in its tokenizer_config.json"
         )
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # masked everywhere, so its identity does not matter
+        tokenizer.pad_token = tokenizer.eos_token  # every mask excludes padding, so any token will do
     use_fast_gelu(model)
     return model, tokenizer
+
+
+def _from_pretrained(
+    path: str, source: dict[str, Any], dtype: str, attn_implementation: str | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    config = AutoConfig.from_pretrained(path, **source)
+    tokenizer = AutoTokenizer.from_pretrained(path, **source)
+    model = AutoModelForCausalLM.from_pretrained(
+        path, config=config, dtype=dtype, attn_implementation=attn_implementation, **source
+    )
+    return model, tokenizer
+
+
+@contextlib.contextmanager
+def _progress_bar_hidden(hidden: bool) -> Iterator[None]:
+    """Within, transformers shows no progress bar, if `hidden`."""
+    hidden = hidden and transformers_logging.is_progress_bar_enabled()
+    if hidden:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hidden:
+            transformers_logging.enable_progress_bar()
+
+
+def load_policy(
+    path: str, *, dtype: str = "float32", revision: str = "main", trust_remote_code: bool = False
+) -> Policy:
+    """Load the model of a run, or any causal LM. Tags and added tokens come from its `tags.json`, if it has one."""
+    model, tokenizer = load_model(path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+    scheme = TagScheme.load(path) if (Path(path) / TAGS_FILE).is_file() else None
+    names = [] if scheme is None else [scheme.separator, *scheme.tags]
+    vocabulary = tokenizer.get_vocab()
+    added = tuple(vocabulary[name] for name in names if name and name in vocabulary)
+    return Policy(model.eval(), tokenizer, scheme, None, added, identity_of(model, digest=True))
+
+
+def best_device() -> torch.device:
+    """The accelerator of this machine, else its CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+# ---- preparing for training ---------------------------------------------------------------------------------------
 
 
 def prepare_policy(
@@ -152,10 +195,11 @@ def prepare_policy(
     """Give the model the tokens of its tags, its adapter and its reference.
 
     Args:
-        conversational: Feedback goes into the system message; no separator is added.
-        tag_tokens: Each tag becomes one new token (Quark) instead of words.
-        reference_model: The frozen start; default: a copy of `model`, or `model` with its adapter off.
+        conversational: Prompts are conversations: feedback goes into the system message and no separator is added.
+        tag_tokens: Represent each tag by one new token (Quark), not by words.
+        reference_model: The frozen start; None = a copy of `model`, or `model` with its adapter off.
     """
+    identity = identity_of(model)
     if reference_model is None and peft_config is None and not hasattr(model, "peft_config"):
         reference_model = copy.deepcopy(model)
     separator = [] if conversational or not scheme.separator else [scheme.separator]
@@ -168,91 +212,41 @@ def prepare_policy(
             switch_off_dropout(each)
     if reference_model is not None:
         reference_model.requires_grad_(False).eval()
-    return Policy(model, tokenizer, scheme, reference_model, added)
+    return Policy(model, tokenizer, scheme, reference_model, added, identity)
 
 
 def _add_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, separators: list[str], tags: list[str], seed: int
 ) -> tuple[int, ...]:
-    """Add the tokens that are missing; the separator starts as a copy of EOS, tag tokens as small random rows."""
+    """Add the tokens that the vocabulary lacks; returns the ids of all of them. The separator starts as a copy of EOS, tag
+    tokens as small random rows.
+    """
     new = [token for token in separators + tags if token not in tokenizer.get_vocab()]
     tokenizer.add_tokens(new, special_tokens=True)
-    embeddings = model.get_input_embeddings()
-    if len(tokenizer) > embeddings.weight.shape[0]:
+    if len(tokenizer) > vocabulary_size(model):
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    scale = model.config.get_text_config().initializer_range if tags else 0.0
     generator = torch.Generator().manual_seed(seed)
+    tables = [t for t in (model.get_input_embeddings(), model.get_output_embeddings()) if t is not None]
     with torch.no_grad():
-        for table in {
-            id(t): t for t in (model.get_input_embeddings(), model.get_output_embeddings()) if t is not None
-        }.values():
+        for weight in {id(table): cast(torch.Tensor, table.weight) for table in tables}.values():
             for token in new:
-                row = table.weight[tokenizer.eos_token_id]
+                row = weight[tokenizer.eos_token_id]
                 if token in tags:
-                    row = (
-                        torch.randn(row.shape, generator=generator).to(row)
-                        * model.config.get_text_config().initializer_range
-                    )
-                table.weight[tokenizer.convert_tokens_to_ids(token)] = row
-    return tuple(tokenizer.convert_tokens_to_ids(token) for token in separators + tags)
+                    row = torch.randn(row.shape, generator=generator).to(row) * scale
+                weight[tokenizer.convert_tokens_to_ids(token)] = row
+    return tuple(int(cast(int, tokenizer.convert_tokens_to_ids(token))) for token in separators + tags)
 
 
-def add_adapter(model: PreTrainedModel, peft_config, added: tuple[int, ...], seed: int) -> nn.Module:
-    """LoRA; the rows of added tokens train too. The adapter's start is a function of the seed."""
+def add_adapter(model: PreTrainedModel, peft_config, added: tuple[int, ...], seed: int) -> PreTrainedModel:
+    """The model with LoRA; the rows of added tokens train too. The seed determines the adapter's start."""
     from peft import get_peft_model
 
     if added and getattr(peft_config, "trainable_token_indices", 0) is None:
         peft_config.trainable_token_indices = list(added)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return get_peft_model(model, peft_config)
-
-
-def switch_off_dropout(model: nn.Module) -> None:
-    """As published: the policy is compared with a reference that has none."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
-        for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"):
-            if isinstance(getattr(config, name, None), float):
-                setattr(config, name, 0.0)
-    for module in model.modules():  # attention keeps its own copy of the rate
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
-
-
-def load_policy(
-    path: str, *, dtype: str = "float32", revision: str = "main", trust_remote_code: bool = False
-) -> Policy:
-    """Load what a run left behind, or any causal LM: tags and added tokens come from its `tags.json`, if it has
-    one.
-    """
-    model, tokenizer = load_model(path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
-    scheme = TagScheme.load(path) if (Path(path) / "tags.json").is_file() else None
-    names = [] if scheme is None else [scheme.separator, *scheme.tags]
-    vocabulary = tokenizer.get_vocab()
-    added = tuple(vocabulary[name] for name in names if name and name in vocabulary)
-    return Policy(model.eval(), tokenizer, scheme, None, added)
-
-
-def best_device() -> torch.device:
-    """The accelerator of this machine, else its processor."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-
-
-def save_policy(policy: Policy, folder: str | Path) -> None:
-    """Write the tagged model as an ordinary Hugging Face folder with `tags.json`; LoRA is merged into the weights."""
-    folder = Path(folder)
-    model = policy.model
-    if hasattr(model, "merge_and_unload"):
-        model.save_pretrained(folder / "adapter")
-        model = copy.deepcopy(model).merge_and_unload()
-    if policy.added_token_ids:  # plain transformers never samples them either
-        model.generation_config.suppress_tokens = list(policy.added_token_ids)
-    model.save_pretrained(folder)
-    policy.tokenizer.save_pretrained(folder)
-    if policy.scheme is not None:
-        policy.scheme.save(folder)
+        return cast(PreTrainedModel, get_peft_model(model, peft_config))  # it forwards every attribute
 
 
 def lora_config(options: ModelOptions):
@@ -265,3 +259,43 @@ def lora_config(options: ModelOptions):
         lora_alpha=options.lora_alpha,
         target_modules=options.lora_target_modules or "all-linear",
     )
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Set every dropout rate to 0, as published: the reference that the policy is compared with has none."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):  # attention keeps its own copy of the rate
+            cast(Any, module).attention_dropout = 0.0
+    for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
+        for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"):
+            if isinstance(getattr(config, name, None), float):
+                setattr(config, name, 0.0)
+
+
+# ---- saving -------------------------------------------------------------------------------------------------------
+
+
+def save_policy(policy: Policy, folder: str | Path) -> None:
+    """Write the tagged model as an ordinary Hugging Face folder with `tags.json`. LoRA is merged into the weights."""
+    folder = Path(folder)
+    model = policy.model
+    if hasattr(model, "merge_and_unload"):
+        model.save_pretrained(folder / "adapter")
+        model = copy.deepcopy(cast(Any, model)).merge_and_unload()
+    if policy.added_token_ids:  # transformers' own generate shall never sample them either
+        cast(Any, model.generation_config).suppress_tokens = list(policy.added_token_ids)
+    model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    if policy.scheme is not None:
+        save_scheme(policy.scheme, folder)
+
+
+def save_scheme(scheme: TagScheme, folder: str | Path) -> None:
+    """Write `tags.json` into a model's folder, whole or not at all.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full.
+    """
+    write_text(Path(folder) / TAGS_FILE, scheme.to_json())

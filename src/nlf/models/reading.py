@@ -1,101 +1,136 @@
-"""Logits and hidden states where completion tokens are predicted, and nowhere else."""
+"""Logits and hidden states at the positions that predict completion tokens, and nowhere else.
+
+Letters in shapes: B rows, L positions, N completion tokens of all rows, D width, V vocabulary.
+"""
 
 import contextlib
 import inspect
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from accelerate.utils import is_compiled_module
 from torch import nn
+from transformers import PreTrainedModel
 
-from nlf.models.policy import _AdapterOff
+from nlf.models.encoder import ForwardInputs
 
 
-def predicting(
-    model: nn.Module, inputs: dict[str, torch.Tensor], bare: bool, last: nn.Module | None = None
+@dataclass(frozen=True)
+class LogitsPlan:
+    """How a model and its reference (or a student and its teacher) compute the logits of completion tokens.
+
+    Attributes:
+        bare: Both models have a `bare_head`. Their output layers are then applied outside their forward passes, to a few
+            tokens at a time, so that no tensor holds all logits. Otherwise the models return all logits.
+        model_mlp, reference_mlp: The MLP of the last layer (`last_mlp`), computed at completion positions only; None
+            computes it everywhere.
+        most_logits: Logits computed at a time for one branch; None suits the device.
+    """
+
+    bare: bool = False
+    model_mlp: nn.Module | None = None
+    reference_mlp: nn.Module | None = None
+    most_logits: int | None = None
+
+
+def plan_logits(model: nn.Module, reference: nn.Module) -> LogitsPlan:
+    """Find out by trial passes how both models can compute logits. All weights must be on this rank.
+
+    Call it once training has set up the models: gradient checkpointing changes the plan.
+    """
+    if not (bare_head(model) and bare_head(reference)):
+        return LogitsPlan()
+    return LogitsPlan(True, last_mlp(model), last_mlp(reference))
+
+
+def completion_outputs(
+    model: nn.Module, inputs: ForwardInputs, bare: bool, mlp: nn.Module | None = None
 ) -> torch.Tensor:
-    """`predicting_hidden` of a model with a `bare_head`, of others `predicting_logits`: `(N, D or V)`."""
-    return predicting_hidden(model, inputs, last) if bare else predicting_logits(model, inputs)
+    """`completion_hidden` of a model with a `bare_head`, `completion_logits` of other models: `(N, D or V)`."""
+    return completion_hidden(model, inputs, mlp) if bare else completion_logits(model, inputs)
 
 
-def predicting_logits(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Next-token logits where `batches.read_whole` says that a completion's token is next: `(N, V)`, row by row."""
+def completion_logits(model: nn.Module, inputs: ForwardInputs) -> torch.Tensor:
+    """Logits of each completion token, `(N, V)`, in the order of the rows."""
     predicts = inputs["predicts"]  # (B, L)
     columns = predicts.any(0).nonzero()[:, 0]  # (C,)
-    asked = _asked(inputs)
-    if "logits_to_keep" in forward_parameters(model):  # of those columns alone where the model can
-        logits = model(**asked, logits_to_keep=columns).logits  # (B, C, V)
+    if "logits_to_keep" in forward_parameters(model):
+        logits = model(**_arguments(inputs), logits_to_keep=columns).logits  # (B, C, V)
     else:
-        logits = model(**asked).logits[:, columns]
+        logits = model(**_arguments(inputs)).logits[:, columns]
     return logits[predicts[:, columns]]
 
 
-def predicting_hidden(
-    model: nn.Module, inputs: dict[str, torch.Tensor], last: nn.Module | None = None
-) -> torch.Tensor:
-    """What the output layer of a model with a `bare_head` makes those logits of: `(N, D)`.
+def completion_hidden(model: nn.Module, inputs: ForwardInputs, mlp: nn.Module | None = None) -> torch.Tensor:
+    """Hidden states that the output layer of a model with a `bare_head` turns into those logits, `(N, D)`.
 
     Args:
-        last: The model's `last_feed_forward`, which is then asked for those N positions alone; not of a compiled model.
+        mlp: The model's `last_mlp`, computed at the N positions only. Compiled models ignore it.
     """
-    last = None if is_compiled_module(model) else last
-    none = inputs["input_ids"].new_empty(0)  # logits of no position
-    with _only_at(last, inputs["predicts"]):
-        out = model(**_asked(inputs), logits_to_keep=none, output_hidden_states=True)
+    mlp = None if is_compiled_module(model) else mlp
+    none = inputs["input_ids"].new_empty(0)  # logits at no position
+    with _only_at(mlp, inputs["predicts"]):
+        out = model(**_arguments(inputs), logits_to_keep=none, output_hidden_states=True)
     return out.hidden_states[-1][inputs["predicts"]]
 
 
-def _asked(inputs: dict[str, torch.Tensor]) -> dict:
-    return {name: inputs[name] for name in ("input_ids", "attention_mask", "position_ids")} | {"use_cache": False}
+def _arguments(inputs: ForwardInputs) -> dict[str, Any]:
+    return {
+        "input_ids": inputs["input_ids"],
+        "attention_mask": inputs["attention_mask"],
+        "position_ids": inputs["position_ids"],
+        "use_cache": False,
+    }
 
 
-def last_feed_forward(model: nn.Module) -> nn.Module | None:
-    """The feed-forward part of the last layer, where what it makes of a token reaches no other token, as a trial shows: at a
-    prompt's tokens nobody then asks for it. It is two thirds of a layer.
+def last_mlp(model: nn.Module) -> nn.Module | None:
+    """The MLP of the last layer, if it acts on each token alone, so that prompt tokens can be skipped. It is two thirds of a
+    layer. A trial pass checks that the hidden states of completion tokens stay the same.
 
-    None also where activations are made again for the gradient, when nobody says any more which tokens are asked for.
+    None with gradient checkpointing too: the recomputation in the backward pass would not know the positions.
     """
-    found = [module for name, module in model.named_modules() if name.endswith(".mlp")]
-    if not found or any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+    mlps = [module for name, module in model.named_modules() if name.endswith(".mlp")]
+    if not mlps or any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         return None
     ids = torch.arange(1, 9, device=next(model.parameters()).device).view(2, 4)
-    position = torch.arange(4).to(ids).expand(2, 4)
-    inputs = {
+    inputs: ForwardInputs = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        "position_ids": position,
+        "position_ids": torch.arange(4).to(ids).expand(2, 4),
         "predicts": ids % 3 == 0,
     }
     with torch.no_grad():
-        expected = predicting_hidden(model, inputs)
+        expected = completion_hidden(model, inputs)
         try:
-            got = predicting_hidden(model, inputs, found[-1])
-        except Exception:  # it is no function of one tensor, token by token
+            found = completion_hidden(model, inputs, mlps[-1])
+        except Exception:  # the module is no function of one tensor (tokens, D)
             return None
-    return found[-1] if equal_but_for_rounding(got, expected) else None
+    return mlps[-1] if equal_but_for_rounding(found, expected) else None
 
 
-def equal_but_for_rounding(got: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether what a model says differs by no more than the order of sums makes it, in the precision of its products."""
-    kind = got.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else got.dtype
-    return bool((got - expected).abs().max() <= torch.finfo(dtype).eps ** 0.5 * expected.abs().max())
+def equal_but_for_rounding(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether two outputs differ by rounding only, in the precision of the model's matrix products."""
+    kind = found.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else found.dtype
+    return bool((found - expected).abs().max() <= torch.finfo(dtype).eps ** 0.5 * expected.abs().max())
 
 
 @contextlib.contextmanager
 def _only_at(module: nn.Module | None, positions: torch.Tensor) -> Iterator[None]:
-    """Within, a module of one tensor (B, L, D) is given those at `positions` (B, L) alone, and makes zeros of the others."""
+    """Within, the module computes its (B, L, D) input at `positions` (B, L) only; its output is 0 elsewhere."""
     if module is None:
         yield
         return
     places = positions.flatten().nonzero()[:, 0]  # (N,)
 
-    def pick(module, given):
-        return given[0].flatten(0, 1).index_select(0, places)[None], *given[1:]
+    def pick(module, args):
+        return args[0].flatten(0, 1).index_select(0, places)[None], *args[1:]
 
-    def put(module, given, made):
-        whole = made.new_zeros(positions.numel(), made.shape[-1])
-        return whole.index_copy(0, places, made[0]).unflatten(0, positions.shape)
+    def put(module, args, output):
+        whole = output.new_zeros(positions.numel(), output.shape[-1])
+        return whole.index_copy(0, places, output[0]).unflatten(0, positions.shape)
 
     hooks = [module.register_forward_pre_hook(pick), module.register_forward_hook(put)]
     try:
@@ -106,42 +141,65 @@ def _only_at(module: nn.Module | None, positions: torch.Tensor) -> Iterator[None
 
 
 def bare_head(model: nn.Module) -> bool:
-    """Whether logits are what the output layer makes of the last hidden state, at the positions that are asked for and
-    with nothing done before or after it: no scale, no cap. Seen by putting marks in the place of what the layer says.
+    """Whether the logits are the output layer applied to the last hidden state: no scale, no cap, and at chosen positions
+    only. Checked by replacing the layer's output with sentinels.
     """
-    head = unwrapped(model).get_output_embeddings()
+    head = output_layer(model)
     if head is None:
         return False
-    seen = {}
+    seen: dict[str, torch.Tensor] = {}
 
-    def look(module, given, made):
-        marks = torch.linspace(-100, 100, made.numel(), device=made.device).reshape(made.shape).to(made.dtype)
-        seen.update(read=given[0], marks=marks)
-        return marks
+    def replace_output(module, args, output):
+        sentinels = torch.linspace(-100, 100, output.numel(), device=output.device).reshape(output.shape)
+        seen.update(read=args[0], sentinels=sentinels.to(output.dtype))
+        return seen["sentinels"]
 
-    hook = head.register_forward_hook(look)
+    hook = head.register_forward_hook(replace_output)
     try:
         with torch.no_grad():
             ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
-            asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+            arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
             kept = ids.new_tensor([1])
-            out = model(**asked, output_hidden_states=True, logits_to_keep=kept)
-    except TypeError:  # it does not take one of these
+            out = model(**arguments, output_hidden_states=True, logits_to_keep=kept)
+    except TypeError:  # its forward lacks one of these arguments
         return False
     finally:
         hook.remove()
     if not seen or not getattr(out, "hidden_states", None):
         return False
-    return torch.equal(out.logits, seen["marks"]) and torch.equal(seen["read"], out.hidden_states[-1][:, kept])
+    return torch.equal(out.logits, seen["sentinels"]) and torch.equal(seen["read"], out.hidden_states[-1][:, kept])
 
 
 def project(model: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """Logits `(..., V)` of hidden states `(..., D)`, by the output layer of a model with a `bare_head`."""
-    head = unwrapped(model).get_output_embeddings()
-    if not isinstance(model, _AdapterOff):
+    head = output_layer(model)
+    assert head is not None  # a model with a bare head has one
+    if not isinstance(model, AdapterOff):
         return head(hidden)
-    with torch.no_grad(), model.disable_adapter():
+    with torch.no_grad(), adapter_off(model):
         return head(hidden)
+
+
+# ---- models in wrappers -------------------------------------------------------------------------------------------
+
+
+class AdapterOff:
+    """A peft model that always answers without its adapter and without gradients."""
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, *args, **kwargs):
+        with torch.no_grad(), adapter_off(self._model):
+            return self._model(*args, **kwargs)
+
+
+def adapter_off(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Within, a peft model answers without its adapter."""
+    return cast(Any, model).disable_adapter()
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -151,16 +209,26 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def output_layer(model: nn.Module) -> nn.Linear | None:
+    """The layer that makes logits; None if the model has no separate one."""
+    return cast(nn.Linear | None, cast(PreTrainedModel, unwrapped(model)).get_output_embeddings())
+
+
+def vocabulary_size(model: nn.Module) -> int:
+    """Number of token ids that the model accepts: rows of its input embeddings."""
+    return cast(nn.Embedding, cast(PreTrainedModel, model).get_input_embeddings()).weight.shape[0]
+
+
 def forward_parameters(model: nn.Module) -> set[str]:
-    """Names that the innermost model's forward takes (wrappers such as DDP and peft take anything)."""
-    model = unwrapped(model)
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return set(inspect.signature(model.forward).parameters)
+    """Parameter names of the innermost model's forward (wrappers such as DDP and peft take anything)."""
+    inner = unwrapped(model)
+    inner = cast(Any, inner).get_base_model() if hasattr(inner, "get_base_model") else inner
+    return set(inspect.signature(inner.forward).parameters)
 
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """No dropout while sampling; each module's own mode is restored after."""
+    """Within, no dropout; afterwards each module has its own mode again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

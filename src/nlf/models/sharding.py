@@ -1,12 +1,11 @@
-"""Weights that no process holds whole (FSDP2, DeepSpeed ZeRO-3): the reference is sharded like the policy, and whole
-weights are gathered where a model is sampled from, measured, digested or saved.
+"""Sharded weights (FSDP2, DeepSpeed ZeRO-3). The reference is sharded like the policy. All weights are gathered on each rank
+to sample from a model, and to measure, digest or save it.
 
-Sampling calls forward as often as a rank's own prompts need. With sharded weights every call is a collective, so ranks
-would have to call equally often, and each token would move all weights over the network. Here they are gathered once
-before sampling, into an ordinary model on each rank, and dropped after: nothing is exchanged while completions are
-written, so no rank waits for another, and the decode loop is the one of an unsharded run. The price is one copy of the
-weights in the run's precision on each device while it samples (two while it evaluates: the reference is measured
-against), beside its shards; docs/scaling.md counts them.
+Each rank samples with as many forward passes as its own prompts need. With sharded weights every pass is a collective:
+ranks would have to make equally many, and each token would move all weights over the network. So the weights are gathered
+once before sampling, into an ordinary model on each rank, and dropped afterwards. Ranks exchange nothing while they sample,
+and the decode loop is that of an unsharded run. The price is one copy of the weights in the run's precision on each device
+while it samples, beside its shards, and two while it evaluates, with the reference; docs/scaling.md counts them.
 
 Every function that gathers is a collective: all ranks call it, in the same order.
 """
@@ -15,7 +14,7 @@ import contextlib
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -24,28 +23,30 @@ from torch.distributed.tensor import DTensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from nlf.errors import UserError
+from nlf.models.identity import weights_digest
+from nlf.models.policy import Policy
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from nlf.models.policy import Policy
-
 MODELS = ("model", "reference_model")  # the fields of a Policy that hold weights
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of what is gathered, by the run's mixed precision
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of gathered weights, by the run's mixed precision
 
 
 def load_whole() -> None:
-    """From here on `from_pretrained` gives whole models, although TrainingArguments has seen a ZeRO-3 config: tokens are
-    added, the reference copied and scorers loaded as in any run, and Trainer shards the policy when training starts.
+    """Make `from_pretrained` load whole models from here on, although TrainingArguments has read a ZeRO-3 config.
+
+    Tokens are then added, the reference copied and scorers loaded as in any run. Trainer shards the policy when training
+    starts.
     """
     unset_hf_deepspeed_config()
 
 
 def shards_weights(accelerator: "Accelerator") -> bool:
-    """Whether training will leave a rank with a part of each weight only.
+    """Whether training shards the weights, so that a rank holds a part of each weight only.
 
     Raises:
-        UserError: FSDP1, whose flattened weights are not read here.
+        UserError: FSDP1, whose flattened weights this module cannot gather.
     """
     plugin = accelerator.state.deepspeed_plugin if accelerator.distributed_type == "DEEPSPEED" else None
     if plugin is not None:
@@ -55,12 +56,13 @@ def shards_weights(accelerator: "Accelerator") -> bool:
     return accelerator.distributed_type == "FSDP"
 
 
-def skeleton(policy: "Policy", accelerator: "Accelerator") -> "Policy | None":
-    """The policy with models that have no weights yet, to be filled by `whole`; None where nothing will be sharded.
-    Taken before training shards it.
+def skeleton(policy: Policy, accelerator: "Accelerator") -> Policy | None:
+    """The policy with models without weights, which `whole` fills; None if training shards nothing.
+
+    Call it before training shards the policy.
 
     Raises:
-        UserError: LoRA that trains rows of embeddings which cannot be sharded so.
+        UserError: LoRA trains rows of the embeddings, and they cannot be sharded like that.
     """
     if not shards_weights(accelerator):
         return None
@@ -71,11 +73,12 @@ def skeleton(policy: "Policy", accelerator: "Accelerator") -> "Policy | None":
                 "use_peft with added tokens: peft trains rows of the embeddings, which ZeRO-3 cannot shard, nor FSDP2 "
                 "where input and output share them; take accelerate config multi_gpu or zero2, or use_peft false"
             )
-    return replace(policy, **{name: _without_weights(getattr(policy, name)) for name in MODELS})
+    empty: dict[str, Any] = {name: _without_weights(getattr(policy, name)) for name in MODELS}
+    return replace(policy, **empty)
 
 
 def _without_weights(model: nn.Module | None) -> nn.Module | None:
-    """A copy whose parameters are on the meta device; buffers and what is tied stay."""
+    """A copy whose parameters are on the meta device. Buffers are copied, and tied parameters stay tied."""
     if model is None:
         return None
     empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()}
@@ -85,10 +88,14 @@ def _without_weights(model: nn.Module | None) -> nn.Module | None:
 def place_reference(
     model: nn.Module | None, accelerator: "Accelerator", device: torch.device | None = None
 ) -> nn.Module | None:
-    """The frozen model where the policy's forward will be: on its device, or on this one, and sharded where the policy is.
+    """The reference, moved to a device and sharded if the policy is.
+
+    Args:
+        model: None = the reference is the policy with its adapter off.
+        device: None = the policy's device.
 
     Raises:
-        UserError: a device for a reference that has none of its own: the policy's with its adapter off, or a sharded one.
+        UserError: a device for a reference that cannot have its own: it is sharded, or the policy with its adapter off.
     """
     sharded = shards_weights(accelerator)
     if device is not None and (model is None or sharded):
@@ -97,7 +104,7 @@ def place_reference(
     if model is None:
         return None
     if not sharded:
-        zero2 = accelerator.distributed_type == "DEEPSPEED"  # which casts the policy, where others use autocast
+        zero2 = accelerator.distributed_type == "DEEPSPEED"  # it casts the policy instead of using autocast
         dtype = DTYPES.get(accelerator.mixed_precision) if zero2 else None
         return model.to(device=device or accelerator.device, dtype=dtype)
     if accelerator.distributed_type == "FSDP":
@@ -110,13 +117,13 @@ def place_reference(
     for name in ("optimizer", "scheduler"):
         settings.pop(name, None)
     engine = deepspeed.initialize(model=model, config=settings)[0]
-    engine.eval()  # it returns nothing
+    engine.eval()  # returns None
     return engine
 
 
 @contextlib.contextmanager
 def moved(model: nn.Module | None, device: torch.device) -> Iterator[None]:
-    """Within, the model is on this device; after, where it was."""
+    """Within, the model is on this device; afterwards it is moved back."""
     if model is None:
         yield
         return
@@ -129,9 +136,9 @@ def moved(model: nn.Module | None, device: torch.device) -> Iterator[None]:
 
 
 def whole_parameter(parameter: nn.Parameter) -> torch.Tensor:
-    """All of a parameter, without gradients; the parameter itself where it is not sharded."""
+    """All of a parameter, without gradients. A parameter that is not sharded is not copied."""
     if isinstance(parameter, DTensor):
-        return parameter.detach().full_tensor()
+        return cast(DTensor, parameter.detach()).full_tensor()
     if hasattr(parameter, "ds_id"):
         import deepspeed
 
@@ -141,21 +148,33 @@ def whole_parameter(parameter: nn.Parameter) -> torch.Tensor:
 
 
 def whole_parameters(model: nn.Module, trained: bool = False) -> Iterator[tuple[str, nn.Parameter, torch.Tensor]]:
-    """(name, parameter, all of it), one at a time, each under its first name; `trained`: not those that are frozen."""
+    """(name, parameter, whole tensor) of each parameter, one at a time. A tied parameter comes once, under its first name.
+
+    Args:
+        trained: Skip frozen parameters.
+    """
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.reshard()  # what its last forward left gathered has the precision of the computation
-    for name, parameter in getattr(model, "module", model).named_parameters():  # DeepSpeed's engine adds a prefix
+            module.reshard()  # weights left gathered by its last forward have the precision of the computation
+    for name, parameter in getattr(model, "module", model).named_parameters():  # DeepSpeed's engine would add a prefix
         if parameter.requires_grad or not trained:
             yield name, parameter, whole_parameter(parameter)
 
 
+def trainable_digest(model: nn.Module) -> str:
+    """A digest of the weights that training changes. Two policies with equal digests sample equal completions.
+
+    All ranks must call it: sharded weights are gathered, one after another.
+    """
+    return weights_digest((name, tensor) for name, _, tensor in whole_parameters(model, trained=True))
+
+
 def fill(empty: nn.Module, model: nn.Module, *, device: torch.device, dtype: torch.dtype | None, keep: bool) -> None:
-    """Give the model that `_without_weights` made all weights of the sharded one.
+    """Fill a model made by `_without_weights` with all weights of the sharded model.
 
     Args:
-        dtype: What floating-point weights are cast to; None = as they are.
-        keep: False: this rank helps to gather and keeps nothing.
+        dtype: Type that floating-point weights are cast to; None keeps their type.
+        keep: False = this rank takes part in gathering, but keeps nothing.
     """
     tied = {names[0]: names for names in _names(empty).values()}
     for name, parameter, tensor in whole_parameters(model):
@@ -171,13 +190,13 @@ def fill(empty: nn.Module, model: nn.Module, *, device: torch.device, dtype: tor
 
 
 def drop(empty: nn.Module) -> None:
-    """Forget what `fill` gave."""
+    """Drop the weights that `fill` gave."""
     for parameter, names in _names(empty).items():
         _put(empty, names, nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad))
 
 
 def _names(model: nn.Module) -> dict[nn.Parameter, list[str]]:
-    """All names of each parameter: a tied one has several."""
+    """All names of each parameter. A tied parameter has several."""
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
@@ -192,20 +211,20 @@ def _put(model: nn.Module, names: list[str], parameter: nn.Parameter) -> None:
 
 @contextlib.contextmanager
 def whole(
-    policy: "Policy",
-    empty: "Policy | None",
+    policy: Policy,
+    empty: Policy | None,
     models: Iterable[str] = MODELS,
     *,
     device: torch.device,
     dtype: torch.dtype | None = None,
     keep: bool = True,
-) -> "Iterator[Policy]":
-    """The policy with all of its weights on this rank, in evaluation mode; the policy itself where nothing is sharded.
+) -> Iterator[Policy]:
+    """Within, a policy with all weights on this rank, in evaluation mode; the policy itself if nothing is sharded.
 
     Args:
-        empty: Its `skeleton`; None = nothing is sharded.
-        models: Which of the policy's models are needed; the others have no weights.
-        dtype, keep: As of `fill`.
+        empty: The policy's `skeleton`; None = nothing is sharded.
+        models: The models that are needed. The other models stay without weights.
+        dtype, keep: See `fill`.
     """
     if empty is None:
         yield policy

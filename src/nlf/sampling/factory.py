@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nlf.config import SamplerOptions
-from nlf.models.identity import revision_of
 from nlf.models.policy import Policy, model_path
 from nlf.sampling import Sampler, context_of
 from nlf.sampling.hf import HFSampler
@@ -31,8 +30,8 @@ def _hf(policy: Policy, options: SamplerOptions, token_budget: int | None) -> Sa
 
 
 def _vllm(policy: Policy, options: SamplerOptions, token_budget: int | None) -> Sampler:
-    path = model_path(policy.model.config._name_or_path)
-    return vllm_sampler(policy, options, path, revision=None if Path(path).is_dir() else revision_of(policy.model))
+    path = model_path(policy.identity.name)
+    return vllm_sampler(policy, options, path, revision=None if Path(path).is_dir() else policy.revision)
 
 
 def vllm_sampler(
@@ -76,7 +75,7 @@ def _server(policy: Policy, options: SamplerOptions, token_budget: int | None) -
 
     return ServerSampler(
         options.sampler_url,
-        options.sampler_model or policy.model.config._name_or_path,
+        options.sampler_model or policy.identity.name,
         policy.tokenizer,
         context=context_of(policy.model.config),
         concurrency=options.sampler_concurrency,

@@ -27,6 +27,7 @@ from nlf.errors import UserError
 from nlf.method.losses import guided_log_probs
 from nlf.models.cache import Rows
 from nlf.models.encoder import group_by_length, pass_tokens
+from nlf.models.memory import NO_ROOM, halved
 from nlf.models.packed_weights import packed_weights
 from nlf.models.reading import equal_but_for_rounding, eval_mode
 from nlf.sampling import Request, check_lengths, context_of
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NO_ROOM = "out of memory with a single completion in the batch; use a smaller model or fewer tokens"
 CPU_TOKENS, DEVICE_TOKENS = 8_192, 65_536  # default token budgets
 CPU_CACHE = 2**30  # bytes of keys and values: on a CPU there is no running out of memory that one could go on from
 
@@ -152,12 +152,9 @@ class HFSampler:
             return self._decode(
                 prefixes, torch.tensor(owner).to(self.device), torch.tensor(noise).to(draw_on), options
             )
-        if len(owner) == 1:
-            raise UserError(NO_ROOM)
         if self.compiled:
             self.compiled.clear()  # what the failed batch took, the next would go without
-        torch.cuda.empty_cache()
-        logger.warning("out of memory with %d completions in a batch; going on with half as many", len(owner))
+        halved(len(owner), 1, "completions")
         return None
 
     def _decode(self, prefixes: list[tuple], owner: Tensor, noise: Tensor, options) -> list[list[int]]:

@@ -1,13 +1,13 @@
-"""Rollouts → token batches: feedback and prompt padded left, the completion padded right.
+"""Rollouts → token batches.
 
-Token ids are the record: a completion's ids are the sampled ones, EOS included, and a text prompt's ids are the same
-with and without feedback, because the template is tokenised in pieces around it. (The published code re-tokenised
-responses, which changes ids, and stripped EOS, so that stopping was never learned.)
+Token ids are the record: a completion keeps its sampled ids, EOS included. A text prompt has equal ids with and without
+feedback, because the pieces of the template around it are tokenized apart. (The published code tokenized responses again,
+which changes ids, and stripped EOS, so that the model never learned to stop.)
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -16,16 +16,18 @@ from torch.utils.data import Dataset
 from nlf.data.feedback import Words
 from nlf.data.pool import Pool
 from nlf.method.quantize import Draws
-from nlf.models.encoder import PromptEncoder, group_by_length, pad, read_whole
-
-logger = logging.getLogger(__name__)
+from nlf.models.encoder import ForwardInputs, PromptEncoder, forward_inputs, group_by_length, pad
 
 
 @dataclass(frozen=True)
 class Example:
-    """One drawn rollout, ready to be batched. `wrong` is the query under the mirror words, or None without contrast.
+    """Token ids of one drawn rollout.
 
-    `num_tokens` and `num_completions` are those of the whole optimizer step: the loss's two denominators.
+    Attributes:
+        right, wrong: The prompt with the rollout's own feedback and with the mirror feedback; `wrong` is None without
+            contrast.
+        prompt: The prompt without feedback, which the reference reads.
+        num_tokens, num_completions: Totals of the optimizer step that the example belongs to.
     """
 
     right: list[int]
@@ -36,16 +38,37 @@ class Example:
     num_completions: int
 
 
-class PoolDataset(Dataset):
-    """`steps × batch_size` drawn rollouts of one iteration; item i depends on (seed, iteration, i) and the pool only.
+class Group(TypedDict):
+    """B examples of like length, ready for the models. K branches: 2 with contrast, else 1."""
 
-    The Trainer sees one dataset of fixed length; `refresh` replaces what is in it before each epoch.
+    policy: ForwardInputs  # (KB, L), all `right` rows before all `wrong` rows
+    reference: ForwardInputs  # (B, L'), without feedback
+    labels: torch.Tensor  # (B, T), completions padded on the right
+    completion_mask: torch.Tensor  # (B, T) bool
+    num_tokens: torch.Tensor  # (), of the whole optimizer step
+    num_completions: torch.Tensor  # (), of the whole optimizer step
+
+
+class Batch(TypedDict):
+    """One micro-batch. Its loss is the sum of its groups' losses."""
+
+    groups: list[Group]
+
+
+class PoolDataset(Dataset):
+    """`num_steps × batch_size` drawn rollouts of one iteration. Item i depends on (seed, iteration, i) and the pool only.
+
+    Trainer sees one dataset of fixed length; `refresh` replaces its contents before each epoch.
+
+    Args:
+        weights: Share of each quantile in a step; see `Draws`.
     """
 
     def __init__(self, num_steps: int, batch_size: int, *, seed: int, contrast: bool, weights: Sequence[float] | None):
         self.num_steps, self.batch_size = num_steps, batch_size
         self.seed, self.contrast, self.weights = seed, contrast, weights
-        self.make_example: Callable[[int, int], Example] | None = None
+        self._make_example: Callable[[int, int], Example] | None = None
+        self._step_tokens: list[int] = []
 
     def __len__(self) -> int:
         return self.num_steps * self.batch_size
@@ -59,7 +82,13 @@ class PoolDataset(Dataset):
         iteration: int,
         conversations: dict[str, list[dict]] | None = None,
     ) -> None:
-        """Point the dataset at this iteration's pool, and at the words of its rollouts."""
+        """Draw this iteration's rollouts from the pool.
+
+        Args:
+            quantiles: `(N,)`, of the pool's rollouts.
+            words: Right and wrong feedback of each rollout.
+            conversations: Messages of each prompt id; None = prompts are text.
+        """
         draws = Draws(quantiles, batch_size=self.batch_size, weights=self.weights, seed=self.seed, iteration=iteration)
 
         def query(row: int, feedback: str) -> list[int]:
@@ -78,41 +107,33 @@ class PoolDataset(Dataset):
                 num_completions=self.batch_size,
             )
 
-        self.make_example = make
-        self._step_tokens = [
-            sum(
-                len(pool.completion_ids(draws[i])) for i in range(step * self.batch_size, (step + 1) * self.batch_size)
-            )
-            for step in range(self.num_steps)
-        ]
+        self._make_example = make
+        lengths = [len(pool.completion_ids(draws[i])) for i in range(len(self))]
+        self._step_tokens = [sum(lengths[i : i + self.batch_size]) for i in range(0, len(self), self.batch_size)]
 
     def __getitem__(self, i: int) -> Example:
-        return self.make_example(i, self._step_tokens[i // self.batch_size])
+        assert self._make_example is not None  # refresh has been called before the epoch
+        return self._make_example(i, self._step_tokens[i // self.batch_size])
 
 
-def collate(examples: Sequence[Example], pad_id: int, pass_tokens: int | None = None) -> dict[str, list[dict]]:
-    """One micro-batch as `groups` of examples of like length; the loss of the micro-batch is the sum of theirs.
+def collate(examples: Sequence[Example], pad_id: int, pass_tokens: int | None = None) -> Batch:
+    """One micro-batch, cut into groups of examples of like length.
 
     Args:
-        pass_tokens: As of `group_by_length`.
-
-    Returns:
-        For each group of B examples: `policy`, `read_whole` of B or 2B rows, right branch first; `reference`, of B rows
-        without feedback; `labels`, `completion_mask`: `(B, T)`; `num_tokens`, `num_completions`: of the whole step,
-        scalars.
+        pass_tokens: See `group_by_length`.
     """
     lengths = [max(len(e.right), len(e.wrong or ())) + len(e.completion) for e in examples]
     groups = group_by_length(lengths, pass_tokens)
     return {"groups": [_collate_group([examples[i] for i in group], pad_id) for group in groups]}
 
 
-def _collate_group(examples: Sequence[Example], pad_id: int) -> dict:
+def _collate_group(examples: Sequence[Example], pad_id: int) -> Group:
     completions = [e.completion for e in examples]
-    contrast = examples[0].wrong is not None
-    queries = [e.right for e in examples] + ([e.wrong for e in examples] if contrast else [])
+    branches = [[e.right for e in examples], [e.wrong for e in examples if e.wrong is not None]]
+    queries = [query for branch in branches for query in branch]
     return {
-        "policy": read_whole(queries, completions * (2 if contrast else 1), pad_id),
-        "reference": read_whole([e.prompt for e in examples], completions, pad_id),
+        "policy": forward_inputs(queries, completions * (len(queries) // len(examples)), pad_id),
+        "reference": forward_inputs([e.prompt for e in examples], completions, pad_id),
         "labels": pad(completions, pad_id, "right"),
         "completion_mask": pad([[1] * len(c) for c in completions], 0, "right").bool(),
         "num_tokens": torch.tensor(examples[0].num_tokens),

@@ -1,28 +1,21 @@
 """`nlf distill`: a guided, tagged policy → one plain model, which needs no tag, no guidance and none of this software.
 
-The teacher is the policy under a tag, contrasted with another at strength g, its distribution renormalised without the
-separator. It writes completions of the run's training prompts (temperature 1, nothing filtered), and the student learns
-
-    L = Σ KL(teacher ‖ student) / tokens          over the full vocabulary, at the completion's tokens
-
-on them. The student is the base model on the bare prompt; or, with `keep_tags`, the policy itself under all its tags: the
-two extremes learn from themselves under guidance, the others stay as they are. Teacher logits are recomputed, never stored.
+The teacher writes completions of the run's training prompts (temperature 1, nothing filtered), and the student learns its
+distribution on them (`nlf.training.lessons`). The student is the base model on the bare prompt. With `keep_tags` it is the
+policy itself under all its tags: the two extremes learn from themselves under guidance, the other tags stay as they are.
 """
 
 import copy
 import functools
 import json
-import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
 from nlf import __version__
@@ -34,198 +27,56 @@ from nlf.config import (
 )
 from nlf.data.files import write_folder, write_text
 from nlf.data.generations import read
-from nlf.data.prompts import all_conversations, load_prompts
+from nlf.data.prompts import PromptRow, all_conversations, load_prompts
 from nlf.data.run_folder import CONFIG, FACTS, run_settings
 from nlf.errors import UserError
 from nlf.evaluation.evaluate import DISTILLED, System, evaluate
 from nlf.evaluation.sample import sample_file
-from nlf.evaluation.systems import chosen_tag, load_for_commands, negative_tag, slug
-from nlf.method.losses import distillation_kl, teacher_log_probs
+from nlf.evaluation.systems import load_for_commands, slug
 from nlf.method.prompt_order import choose_prompts
 from nlf.method.tags import TagScheme
-from nlf.models.encoder import PromptEncoder, group_by_length, pass_tokens, read_whole, with_feedback
-from nlf.models.identity import revision_of, vocabulary_digest
+from nlf.models.encoder import PromptEncoder, pass_tokens, with_feedback
+from nlf.models.identity import vocabulary_digest
 from nlf.models.policy import Policy, add_adapter, lora_config, save_policy, switch_off_dropout
-from nlf.models.reading import bare_head, last_feed_forward, predicting, project
-from nlf.training.objective import in_chunks, loss_of_groups, rows_at_a_time
+from nlf.models.reading import LogitsPlan, plan_logits
+from nlf.training.lessons import (
+    Lesson,
+    LessonDataset,
+    LessonGroup,
+    TeacherCompletion,
+    collate,
+    lesson_loss,
+    lessons,
+)
+from nlf.training.objective import loss_of_groups
 
-logger = logging.getLogger(__name__)
-
-FREE = {"output_dir", "max_eval_prompts", "sampling_batch_tokens"}  # change no result
-FROM_MIDDLE, FROM_BEST = 8.0, 1.5  # how strong guidance is unless it is said
-SAMPLES = "samples"  # folder of what the teacher wrote, in the student's
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What one tag of the teacher teaches: `tag` against `negative` at strength `scale`; the student hears `heard`."""
-
-    tag: str
-    negative: str
-    scale: float
-    heard: str | None
-
-
-@dataclass(frozen=True)
-class Example:
-    """One completion with what teacher and student read before it."""
-
-    best: list[int]
-    worst: list[int]
-    scale: float
-    student: list[int]
-    completion: list[int]
-    num_tokens: int  # of the whole optimizer step
-
-
-def lessons(policy: Policy, options: Any) -> list[Lesson]:
-    """What is taught: one tag without its words, or with `keep_tags` all tags, the extremes guided.
-
-    Raises:
-        UserError: the model has no tags, or not the ones that are named.
-    """
-    if policy.scheme is None:
-        raise UserError(f"{options.model} has no tags.json; expected a model that nlf has trained")
-    tag, negative = chosen_tag(policy, options.tag), negative_tag(policy, options.negative_tag)
-    if tag is None:
-        raise UserError("--tag none leaves nothing to teach; name a tag, or 'best'")
-    from_middle = tag == chosen_tag(policy, "middle") and not options.keep_tags
-    scale = options.guidance_scale if options.guidance_scale is not None else FROM_MIDDLE if from_middle else FROM_BEST
-    if not options.keep_tags:
-        return [Lesson(tag, negative, scale, None)]
-    best, worst = policy.scheme.best, policy.scheme.worst
-    opposite = {best: worst, worst: best}
-    return [
-        Lesson(each, opposite.get(each, worst), scale if each in opposite else 0.0, each)
-        for each in policy.scheme.tags
-    ]
-
-
-class LessonDataset(Dataset):
-    """`steps × batch_size` completions of the teacher, in seeded permutations; item i depends on (seed, i) only."""
-
-    def __init__(
-        self, rows: Sequence[tuple[Lesson, dict, int]], encoder: PromptEncoder, steps: int, batch: int, seed: int
-    ):
-        self.rows, self.encoder, self.batch = rows, encoder, batch
-        self.order = choose_prompts(len(rows), steps * batch, seed, 0)
-        lengths = np.array([len(row["completion_ids"][j]) for _, row, j in rows])
-        self.step_tokens = lengths[self.order].reshape(steps, batch).sum(1).tolist()
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, i: int) -> Example:
-        lesson, row, j = self.rows[self.order[i]]
-        best, worst, student = (
-            self.encoder.query_ids(words, row["prompt_ids"], row["prompt"])
-            for words in (lesson.tag, lesson.negative, lesson.heard)
-        )
-        return Example(best, worst, lesson.scale, student, row["completion_ids"][j], self.step_tokens[i // self.batch])
-
-
-def collate(examples: Sequence[Example], pad_id: int, pass_tokens: int | None = None) -> dict[str, list[dict]]:
-    """One micro-batch as `groups` of examples of like length (all, where `pass_tokens` is None). For each group of B
-    examples with N completion tokens: `student`, `read_whole` of B rows; `teacher`, of 2B, best tag first; `scale` `(N,)`,
-    how strong guidance is; `num_tokens` of the whole step, a scalar.
-    """
-    lengths = [max(len(e.best), len(e.worst)) + len(e.completion) for e in examples]
-    groups = group_by_length(lengths, pass_tokens)
-    return {"groups": [_collate_group([examples[i] for i in group], pad_id) for group in groups]}
-
-
-def _collate_group(examples: Sequence[Example], pad_id: int) -> dict:
-    completions = [e.completion for e in examples]
-    return {
-        "student": read_whole([e.student for e in examples], completions, pad_id),
-        "teacher": read_whole([e.best for e in examples] + [e.worst for e in examples], completions * 2, pad_id),
-        "scale": torch.tensor([e.scale for e in examples for _ in e.completion]),
-        "num_tokens": torch.tensor(examples[0].num_tokens),
-    }
-
-
-def lesson_loss(
-    student: torch.nn.Module,
-    teacher: Policy,
-    group: dict,
-    *,
-    bare: bool,
-    top_k: int = 0,
-    most_logits: int | None = None,
-    last: tuple[torch.nn.Module | None, torch.nn.Module | None] = (None, None),
-) -> torch.Tensor:
-    """KL(teacher‖student) over the completion tokens of a group of `collate`: its share in the loss of the step.
-
-    Args:
-        bare, most_logits, last: As of `objective.completion_stats`, of student and teacher.
-    """
-    with torch.no_grad():
-        best, worst = predicting(teacher.model, group["teacher"], bare, last[1]).chunk(2)  # (N, D or V) each
-    own = predicting(student, group["student"], bare, last[0])  # (N, D' or V')
-
-    def kl(own: torch.Tensor, best: torch.Tensor, worst: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            if bare:
-                best, worst = project(teacher.model, best), project(teacher.model, worst)  # (n, V) each
-            target = teacher_log_probs(
-                best, worst, scale[:, None], top_k=top_k,
-                kept_ids=teacher.eos_token_ids, excluded_ids=teacher.banned_token_ids,
-            )  # fmt: skip
-        return distillation_kl(target, project(student, own) if bare else own)  # (n,)
-
-    parts = in_chunks(kl, rows_at_a_time(student, most_logits) if bare else None, own, best, worst, group["scale"])
-    return torch.cat(parts).sum() / group["num_tokens"]
-
-
-class DistillTrainer(Trainer):
-    """Trainer whose loss is the KL to a guided teacher."""
-
-    def __init__(self, *args, teacher: Policy, top_k: int = 0, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.teacher, self.top_k = teacher, top_k
-        self.bare = bare_head(self.model) and bare_head(teacher.model)
-        self.loss_is_scaled_for_ga = True  # it has the step's denominator already
-
-    @functools.cached_property
-    def last_layers(self) -> tuple[torch.nn.Module | None, ...]:
-        """Of student and teacher; known once training has set its mode."""
-        return tuple(last_feed_forward(each) if self.bare else None for each in (self.model, self.teacher.model))
-
-    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        def loss(group: dict) -> torch.Tensor:
-            found = lesson_loss(model, self.teacher, group, bare=self.bare, top_k=self.top_k, last=self.last_layers)
-            return found * self.accelerator.num_processes
-
-        return loss_of_groups(inputs["groups"], loss, self.accelerator.backward)
-
-    def _get_train_sampler(self, *args):
-        """In the data set's own order."""
-        return torch.utils.data.SequentialSampler(self.train_dataset)
+FREE = {"output_dir", "max_eval_prompts", "sampling_batch_tokens"}  # options that change no result
+SAMPLES = "samples"  # folder of the teacher's completions, in the student's folder
 
 
 def distill(options: DistillOptions | None = None, **knobs) -> Path:
-    """Teach a plain model what a guided, tagged one does.
+    """Teach a plain model what a guided, tagged model does: `distill(model="runs/demo", guidance_scale=2)`.
 
     Args:
         options: The options of the command line.
-        knobs: Or some of them by name, the others as they are: `distill(model="runs/demo", guidance_scale=2)`.
+        knobs: Or some of these options by name; the other options keep their defaults.
 
     Returns:
-        The student's folder, an ordinary model of transformers. What is there already is not done again.
+        The student's folder, an ordinary model of transformers. A student that is there already is not made again.
 
     Raises:
-        UserError: an unknown knob; the model has no tags or no known base; prompts or models cannot be loaded, or know
-            other tokens than each other; the folder holds something else, or cannot be written.
+        UserError: an unknown knob; the model has no tags or no known base; prompts or models cannot be loaded; the models
+            have different vocabularies; the folder holds something else, or cannot be written.
     """
-    options = options or options_of(knobs)
+    options = options_of(knobs) if options is None else options
     return distill_from(load_for_commands(options.model, options), options)
 
 
 def options_of(knobs: dict[str, Any]) -> DistillOptions:
-    """Options as the command line makes them, of some by name.
+    """Options as a record, of some options by name.
 
     Raises:
-        UserError: there is no such option, or its value makes no sense.
+        UserError: an unknown name, or an impossible value.
     """
     defaults = asdict(DistillOptions())
     unknown = [name for name in knobs if name not in defaults]
@@ -235,32 +86,34 @@ def options_of(knobs: dict[str, Any]) -> DistillOptions:
 
 
 def distill_from(teacher: Policy, options: DistillOptions) -> Path:
-    """The same with the teacher loaded. All that can be refused is, before anything is written."""
+    """`distill` with a teacher that is loaded. Everything is checked before anything is written."""
     run = run_settings(Path(options.model))
     folder, base = Path(options.output_dir or Path(options.model, DISTILLED)), base_of(options, run)
     taught = lessons(teacher, options)
-    settings = {name: value for name, value in vars(options).items() if name not in FREE}
-    settings |= {"teacher": revision_of(teacher.model), "base": base.model}
+    settings = {name: value for name, value in asdict(options).items() if name not in FREE}
+    settings |= {"teacher": teacher.revision, "base": base.model}
     if is_done(folder, settings):
         return folder
     prompts = chosen_prompts(options, run)
     student = copy.deepcopy(teacher) if options.keep_tags else load_for_commands(base.model, base)
     check_vocabulary(teacher, student, options.model, base.model)
     write_text(folder / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    rows = [row for lesson in taught for row in taught_by(lesson, teacher, prompts, options, run, folder, len(taught))]
-    teach(student, teacher, rows, options, folder, run.get("max_prompt_length"))
+    completions = [
+        completion
+        for lesson in taught
+        for completion in completions_of(lesson, teacher, prompts, options, run, folder, len(taught))
+    ]
+    teach(student, teacher, completions, options, folder, run.get("max_prompt_length"))
     write_folder(folder, partial(save_policy, student))
-    conversational = not isinstance(prompts[0]["prompt"], str)
-    card = distilled_card(options.model, base.model, taught, teacher.scheme, folder, conversational)
+    card = distilled_card(options.model, base.model, taught, prompt_of_card(teacher, taught, prompts), folder)
     write_text(folder / "README.md", card)
-    write_text(
-        folder / FACTS, json.dumps({"model_name_or_path": base.model, "distilled_from": options.model}, indent=1)
-    )
+    facts = {"model_name_or_path": base.model, "distilled_from": options.model}
+    write_text(folder / FACTS, json.dumps(facts, indent=1))
     return folder
 
 
-def base_of(options: DistillOptions, run: dict) -> DistillOptions:
-    """How to load the start that the student has and is compared with: the one named, or the run's own.
+def base_of(options: DistillOptions, run: dict[str, Any]) -> DistillOptions:
+    """How to load the base model, which the student starts from: the one named, or the run's own start.
 
     Raises:
         UserError: neither is known.
@@ -273,10 +126,13 @@ def base_of(options: DistillOptions, run: dict) -> DistillOptions:
 
 
 def check_vocabulary(teacher: Policy, student: Policy, model: str, base: str) -> None:
-    """Refuse a student for which the teacher's token ids mean something else.
+    """Refuse a student whose token ids mean other tokens than the teacher's.
+
+    Args:
+        model, base: Names of the teacher and of the student's start, for the error.
 
     Raises:
-        UserError: naming both models.
+        UserError: the vocabularies differ.
     """
     if vocabulary_digest(teacher.tokenizer, teacher.added_token_ids) != vocabulary_digest(
         student.tokenizer, student.added_token_ids
@@ -286,11 +142,11 @@ def check_vocabulary(teacher: Policy, student: Policy, model: str, base: str) ->
         )
 
 
-def is_done(folder: Path, settings: dict) -> bool:
-    """Whether the student is there already; `run.json` is written last.
+def is_done(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether the folder holds the finished student; `run.json` is written last.
 
     Raises:
-        UserError: it was made with other settings, or from another model; or the folder holds no student.
+        UserError: the student was made with other settings or by another teacher; or the folder holds no student.
     """
     old = run_settings(folder)
     if "teacher" not in old and any((folder / name).exists() for name in (CONFIG, FACTS, "config.json")):
@@ -304,11 +160,14 @@ def is_done(folder: Path, settings: dict) -> bool:
     return "distilled_from" in old
 
 
-def chosen_prompts(options: Any, run: dict) -> list[dict]:
-    """The prompts that the teacher completes: drawn by the seed from those that are named, or the run's own.
+# ---- the teacher's completions ------------------------------------------------------------------------------------
+
+
+def chosen_prompts(options: DistillOptions, run: dict[str, Any]) -> list[PromptRow]:
+    """The prompts that the teacher completes, drawn by the seed from the options' prompts or the run's own.
 
     Raises:
-        UserError: they cannot be read, or some are text and some are messages.
+        UserError: they cannot be read, or mix text and conversations.
     """
     sources = options.prompts or [run.get("dataset", "embedded")]
     column = options.dataset_prompt_column if options.prompts else run.get("dataset_prompt_column", "prompt")
@@ -322,10 +181,18 @@ def chosen_prompts(options: Any, run: dict) -> list[dict]:
     return [rows[i] for i in choose_prompts(len(rows), options.num_prompts, options.seed, 0)]
 
 
-def taught_by(
-    lesson: Lesson, teacher: Policy, prompts: Sequence[dict], options: Any, run: dict, folder: Path, num_lessons: int
-) -> list[tuple[Lesson, dict, int]]:
-    """What the teacher wrote under one tag: (lesson, line of generations, which of its completions)."""
+def completions_of(
+    lesson: Lesson,
+    teacher: Policy,
+    prompts: Sequence[PromptRow],
+    options: DistillOptions,
+    run: dict[str, Any],
+    folder: Path,
+    num_lessons: int,
+) -> list[TeacherCompletion]:
+    """The teacher's completions in one lesson, without empty ones. They are sampled into the student's folder, unless they
+    are there.
+    """
     sampling = SamplingOptions(
         num_generations=max(options.num_generations // num_lessons, 1),
         max_completion_length=options.max_completion_length or run.get("max_completion_length", 20),
@@ -337,14 +204,50 @@ def taught_by(
         seed=options.seed, token_budget=options.sampling_batch_tokens, max_prompt_length=run.get("max_prompt_length"),
         what="distilling",
     )  # fmt: skip
-    return [(lesson, row, j) for row in read(path) for j, ids in enumerate(row["completion_ids"]) if ids]
+    return [
+        TeacherCompletion(lesson, line, j)
+        for line in read(path)
+        for j, ids in enumerate(line["completion_ids"])
+        if ids
+    ]
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+
+class DistillTrainer(Trainer):
+    """A Trainer whose loss is the KL to a guided teacher.
+
+    Args:
+        top_k: Number of likeliest tokens that the teacher keeps; 0 keeps all.
+    """
+
+    def __init__(self, student: Policy, *args, teacher: Policy, top_k: int = 0, **kwargs):
+        super().__init__(student.model, *args, **kwargs)
+        self.student, self.teacher, self.top_k = student, teacher, top_k
+        self.loss_is_scaled_for_ga = True  # the loss has the step's denominator already
+
+    @functools.cached_property
+    def plan(self) -> LogitsPlan:
+        """How student and teacher compute logits, found in the first step."""
+        return plan_logits(self.student.model, self.teacher.model)
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        def loss(group: LessonGroup) -> torch.Tensor:
+            return lesson_loss(model, self.teacher, group, self.plan, self.top_k) * self.accelerator.num_processes
+
+        return loss_of_groups(inputs["groups"], loss, self.accelerator.backward)
+
+    def _get_train_sampler(self, *args):
+        """The data set in its own order."""
+        return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
 def teach(
     student: Policy,
     teacher: Policy,
-    rows: Sequence[tuple[Lesson, dict, int]],
-    options: Any,
+    completions: Sequence[TeacherCompletion],
+    options: DistillOptions,
     folder: Path,
     max_prompt_length: int | None,
 ) -> None:
@@ -352,7 +255,28 @@ def teach(
     switch_off_dropout(student.model)
     teacher.model.requires_grad_(False).eval()
     encoder = PromptEncoder(teacher.tokenizer, teacher.scheme, max_prompt_length)
-    args = TrainingArguments(
+    args = training_arguments(options, folder)
+    batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if options.use_peft:
+        lora = lora_config(ModelOptions(lora_r=options.lora_r, lora_alpha=options.lora_alpha))
+        student.model = add_adapter(student.model, lora, student.added_token_ids, options.seed)
+    DistillTrainer(
+        student,
+        args,
+        train_dataset=LessonDataset(
+            completions, encoder, steps=options.max_steps, batch_size=batch_size, seed=options.seed
+        ),
+        data_collator=partial(
+            collate, pad_id=teacher.tokenizer.pad_token_id, pass_tokens=pass_tokens(args.device, args.world_size == 1)
+        ),
+        teacher=teacher,
+        top_k=options.teacher_top_k,
+    ).train()
+
+
+def training_arguments(options: DistillOptions, folder: Path) -> TrainingArguments:
+    """Trainer's arguments: nothing is saved or reported."""
+    return TrainingArguments(
         str(folder),
         max_steps=options.max_steps,
         per_device_train_batch_size=options.per_device_train_batch_size,
@@ -366,26 +290,11 @@ def teach(
         seed=options.seed,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        use_cache=True,  # stays in the student's config.json
+        use_cache=True,  # Trainer writes it into the student's config.json
     )
-    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    if options.use_peft:
-        student.model = add_adapter(
-            student.model,
-            lora_config(ModelOptions(lora_r=options.lora_r, lora_alpha=options.lora_alpha)),
-            student.added_token_ids,
-            options.seed,
-        )
-    DistillTrainer(
-        student.model,
-        args,
-        train_dataset=LessonDataset(rows, encoder, options.max_steps, batch, options.seed),
-        data_collator=partial(
-            collate, pad_id=teacher.tokenizer.pad_token_id, pass_tokens=pass_tokens(args.device, args.world_size == 1)
-        ),
-        teacher=teacher,
-        top_k=options.teacher_top_k,
-    ).train()
+
+
+# ---- the command --------------------------------------------------------------------------------------------------
 
 
 def distill_command(options: DistillOptions) -> str:
@@ -396,9 +305,22 @@ def distill_command(options: DistillOptions) -> str:
     """
     teacher = load_for_commands(options.model, options)
     folder = distill_from(teacher, options)
+    lesson = lessons(teacher, options)[0]
+    guided = System("teacher", teacher, lesson.tag, lesson.negative, lesson.scale)
+
+    def compared(start: Policy | None, student: Policy, *_) -> list[System]:
+        if not options.keep_tags:
+            return [System("base", start), guided, System("student", student)]
+        return [System("base", start), guided, System("student, best tag", student, tags_of(student).best)]
+
+    return f"{evaluate(evaluation_options(options, folder), compared)}\nThe plain model is {folder}."
+
+
+def evaluation_options(options: DistillOptions, folder: Path) -> EvaluateOptions:
+    """The options of `nlf evaluate` for the student, on the prompts and with the rewards of the teacher's run."""
     run = run_settings(Path(options.model))
     base = base_of(options, run)
-    evaluation = EvaluateOptions(
+    return EvaluateOptions(
         model=str(folder),
         model_revision=base.model_revision,
         base_model=base.model,
@@ -410,19 +332,9 @@ def distill_command(options: DistillOptions) -> str:
         dtype=options.dtype,
         trust_remote_code=options.trust_remote_code,
     )
-    lesson = lessons(teacher, options)[0]
-    guided = System("teacher", teacher, lesson.tag, lesson.negative, lesson.scale)
-    name = "student, best tag" if options.keep_tags else "student"
 
-    def compared(start: Policy | None, student: Policy, *_) -> list[System]:
-        return [
-            System("base", start),
-            guided,
-            System(name, student, student.scheme.best if options.keep_tags else None),
-        ]
 
-    return f"{evaluate(evaluation, compared)}\nThe plain model is {folder}."
-
+# ---- the model card -----------------------------------------------------------------------------------------------
 
 CARD = """---
 library_name: transformers
@@ -443,16 +355,30 @@ print(write({prompt!r}, do_sample=True, top_p=0.9, max_new_tokens=20))
 """
 
 
-def distilled_card(
-    model: str, base: str, taught: Sequence[Lesson], scheme: TagScheme, folder: Path, conversational: bool
-) -> str:
-    """The README.md of the student."""
-    heard = taught[0].heard
-    words = [f'"{each.tag}" away from "{each.negative}", guidance {each.scale:g}' for each in taught if each.scale]
-    how = ": no tag, no guidance" if heard is None else ", conditioned on its tags by their words alone"
-    asked = [{"role": "user", "content": "Hello"}]
-    prompt = (with_feedback(asked, heard) if heard else asked) if conversational else scheme.render(heard, "Once")
+def distilled_card(model: str, base: str, taught: Sequence[Lesson], prompt: str | list[dict], folder: Path) -> str:
+    """The README.md of the student.
+
+    Args:
+        prompt: An example prompt as the student reads it.
+    """
+    guided = [f'"{each.tag}" away from "{each.negative}", guidance {each.scale:g}' for each in taught if each.scale]
+    plain = taught[0].student_tag is None
+    how = ": no tag, no guidance" if plain else ", conditioned on its tags by their words alone"
     return CARD.format(
-        base=base, name=folder.name, version=__version__, model=model, taught="; ".join(words), how=how, folder=folder,
-        prompt=prompt,
+        base=base, name=folder.name, version=__version__, model=model, taught="; ".join(guided), how=how,
+        folder=folder, prompt=prompt,
     )  # fmt: skip
+
+
+def prompt_of_card(teacher: Policy, taught: Sequence[Lesson], prompts: Sequence[PromptRow]) -> str | list[dict]:
+    """An example prompt for the card, text or messages as the prompts are, with the student's first tag."""
+    tag = taught[0].student_tag
+    if isinstance(prompts[0]["prompt"], str):
+        return tags_of(teacher).render(tag, "Once")
+    messages = [{"role": "user", "content": "Hello"}]
+    return with_feedback(messages, tag) if tag else messages
+
+
+def tags_of(policy: Policy) -> TagScheme:
+    assert policy.scheme is not None  # `lessons` refuses a teacher without tags
+    return policy.scheme

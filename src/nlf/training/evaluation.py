@@ -12,7 +12,7 @@ from nlf.evaluation import metrics
 from nlf.evaluation.sample import sample_lines
 from nlf.evaluation.score import SUM, add_sum, score_rows
 from nlf.method.quantize import quantile_edges
-from nlf.models.likelihoods import conditional_nll, divergence
+from nlf.models.likelihoods import Conditioned, conditional_nll, divergence
 from nlf.rewards import Reward
 from nlf.sampling.rollout_table import PromptSampler
 
@@ -40,8 +40,9 @@ def evaluated_lines(
     reference = policy.reference_module()
     nll = conditional_nll(reference, prompt_ids, completions)
     kl, entropy = divergence(
-        policy.model, reference, queries, prompt_ids, completions, excluded_ids=policy.added_token_ids
-    )
+        Conditioned(policy.model, queries), Conditioned(reference, prompt_ids), completions,
+        excluded_ids=policy.added_token_ids,
+    )  # fmt: skip
     for i, line in enumerate(lines):
         tokens = [len(ids) for ids in completions[i]]
         line["likelihoods"] = {REFERENCE: {"nll": nll[i], "tokens": tokens, "kl": kl[i], "entropy": entropy[i]}}

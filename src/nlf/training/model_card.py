@@ -41,7 +41,7 @@ def model_card(run_dir: Path, policy: Policy, args, history: list[dict], rewards
     """The card's Markdown; its figures are those of the last evaluation, if there was one."""
     scheme = policy.scheme
     return TEMPLATE.format(
-        base=getattr(policy.model.config, "_name_or_path", "") or "the base model",
+        base=policy.identity.name or "the base model",
         name=run_dir.name,
         path=run_dir,
         version=__version__,

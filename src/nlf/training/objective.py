@@ -1,67 +1,71 @@
-"""One micro-batch through policy and reference: what the loss needs to know of each completion token.
+"""One micro-batch through policy and reference: statistics of each completion token, for the loss.
 
-Logits are made where completion tokens are, and nowhere else: no prompt, no padding. Where they are many they are made a
-few rows at a time, over the output layer, and made again for the gradient, so that no tensor of batch × vocabulary ever
-is. That needs a model whose logits are its output layer's and nothing else (`policy.bare_head`): one that scales or caps
-them, or whose weights are sharded over ranks, gives its logits whole, at completion positions.
+Logits are computed at positions that predict completion tokens only. With many such positions, the output layers compute
+the logits of a few tokens at a time and again in the backward pass, so that no tensor of batch × vocabulary is kept. This
+needs models whose logits are their output layer's (`reading.bare_head`). A model that scales or caps its logits, or whose
+weights are sharded over ranks, returns all logits at completion positions.
 
 Letters in shapes: B completions, K branches (2 with contrast), T positions, N completion tokens, V vocabulary, D width.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nlf.method.losses import TokenStats, token_stats
-from nlf.models.reading import predicting, project, unwrapped
+from nlf.method.losses import KLDirection, TokenStats, token_stats
+from nlf.models.encoder import ForwardInputs
+from nlf.models.memory import Limit, chunks
+from nlf.models.reading import LogitsPlan, completion_outputs, output_layer, project
+from nlf.training.batches import Group
 
-CPU_LOGITS, DEVICE_LOGITS = 2**23, 2**28  # most logits of one branch at a time
+CHUNK_LOGITS = Limit(2**23, 2**28)  # most logits of one branch computed at a time
+
+AnyGroup = TypeVar("AnyGroup")
+Found = TypeVar("Found")
 
 
 def completion_stats(
     model: nn.Module,
     reference: nn.Module,
-    group: dict,
+    group: Group,
+    plan: LogitsPlan,
     *,
-    bare: bool,
     excluded_ids: Sequence[int] = (),
-    kl_direction: str = "forward",
-    most_logits: int | None = None,
+    kl_direction: KLDirection = "forward",
     reference_device: torch.device | None = None,
-    last: tuple[nn.Module | None, nn.Module | None] = (None, None),
 ) -> list[TokenStats]:
-    """Log-probability, entropy and KL of the completion tokens of a group of `batches.collate`, for each branch.
+    """Log-probability, entropy and KL of the completion tokens of a group, for each branch.
 
     Args:
-        bare: Both models have a `bare_head`, and whole weights on every rank.
-        most_logits: Of one branch at a time; None = by the device.
-        reference_device: Where the reference is, if not where the policy is.
-        last: The `policy.last_feed_forward` of both, where they are bare.
+        plan: How both models compute logits.
+        excluded_ids, kl_direction: See `losses.token_stats`.
+        reference_device: The device of the reference, if it is not the policy's.
 
     Returns:
-        K statistics `(B, T)`, differentiable in the model; where there is no completion token they are 0.
+        K statistics `(B, T)`, differentiable in the model's weights; 0 at padded positions.
     """
     labels, mask = group["labels"], group["completion_mask"]  # (B, T)
-    away = reference_device or labels.device
+    device = reference_device or labels.device
     with torch.no_grad():
-        there = {name: each.to(away) for name, each in group["reference"].items()}
-        ref = predicting(reference, there, bare, last[1])  # (N, D or V)
-    own = predicting(model, group["policy"], bare, last[0])  # (KN, D or V)
+        inputs = cast(
+            ForwardInputs, {name: cast(Tensor, each).to(device) for name, each in group["reference"].items()}
+        )
+        ref = completion_outputs(reference, inputs, plan.bare, plan.reference_mlp)  # (N, D or V)
+    own = completion_outputs(model, group["policy"], plan.bare, plan.model_mlp)  # (KN, D or V)
     branches = len(group["policy"]["input_ids"]) // len(labels)
-    own = own.unflatten(0, (branches, len(ref))).transpose(0, 1)  # (N, K, .)
+    own = own.unflatten(0, (branches, len(ref))).transpose(0, 1)  # (N, K, D or V)
 
     def stats(own: Tensor, ref: Tensor, labels: Tensor) -> TokenStats:
-        if bare:
+        if plan.bare:
             with torch.no_grad():
                 ref = project(reference, ref)  # (n, V)
             own = project(model, own)  # (n, K, V)
         return token_stats(own, labels[:, None], ref.to(own.device)[:, None], excluded_ids, kl_direction)
 
-    rows = rows_at_a_time(model, most_logits) if bare else None
-    parts = in_chunks(stats, rows, own, ref, labels[mask])
+    parts = in_chunks(stats, rows_at_a_time(model, plan), own, ref, labels[mask])
     found = [torch.cat(each).T for each in zip(*parts, strict=True)]  # (K, N) each
     empty = found[0].new_zeros(branches, *mask.shape)  # (K, B, T)
     filled = [empty.masked_scatter(mask.expand_as(empty), values) for values in found]
@@ -69,34 +73,41 @@ def completion_stats(
 
 
 def loss_of_groups(
-    groups: Sequence[dict], loss: Callable[[dict], Tensor], backward: Callable[[Tensor], Any]
+    groups: Sequence[AnyGroup], loss: Callable[[AnyGroup], Tensor], backward: Callable[[Tensor], Any]
 ) -> Tensor:
-    """The sum of the groups' losses. Gradients of all but the last are taken at once, so that one group's activations are
-    kept at a time.
+    """The sum of the groups' losses.
+
+    Gradients of all groups but the last are taken at once, so that the activations of one group are kept at a time.
     """
     *first, last = groups
-    taken = 0.0
+    sum_of_first: Tensor | float = 0.0
     for group in first:
         value = loss(group)
         backward(value)
-        taken += value.detach()
-    return loss(last) + taken
+        sum_of_first = sum_of_first + value.detach()
+    return loss(last) + sum_of_first
 
 
-def rows_at_a_time(model: nn.Module, most_logits: int | None) -> int:
-    """How many tokens' logits are made together."""
-    parameter = next(model.parameters())
-    most = most_logits or (CPU_LOGITS if parameter.device.type == "cpu" else DEVICE_LOGITS)
-    return max(1, most // unwrapped(model).get_output_embeddings().weight.shape[0])
+def rows_at_a_time(model: nn.Module, plan: LogitsPlan) -> int | None:
+    """Number of tokens whose logits are computed together; None = all, where the models return them."""
+    head = output_layer(model) if plan.bare else None
+    if head is None:
+        return None
+    most = plan.most_logits or CHUNK_LOGITS.on(next(model.parameters()).device)
+    return max(1, most // head.weight.shape[0])
 
 
-def in_chunks(function: Callable, rows: int | None, *tensors: Tensor) -> list:
-    """What `function` makes of a few tokens after the other, the tensors' first dimension; forgotten in between and made
-    again for the gradient. At once where they are few, or `rows` is None.
+def in_chunks(function: Callable[..., Found], rows: int | None, *tensors: Tensor) -> list[Found]:
+    """Results of `function` on chunks of tensors, cut along their first dimension.
+
+    With more than one chunk, activations are recomputed in the backward pass (activation checkpointing).
+
+    Args:
+        rows: Most rows in a chunk; None = one chunk.
     """
-    count = len(tensors[0])
-    if rows is None or count <= rows:
+    if rows is None or len(tensors[0]) <= rows:
         return [function(*tensors)]
-    pieces = -(-count // rows)
-    cut = zip(*(each.tensor_split(pieces) for each in tensors), strict=True)
-    return [checkpoint(function, *each, use_reentrant=False, preserve_rng_state=False) for each in cut]
+    return [
+        cast(Found, checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False))
+        for chunk in chunks(rows, *tensors)
+    ]

@@ -29,7 +29,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from nlf import config
 from nlf.data import files
 from nlf.data import run_folder as rundir
-from nlf.data.feedback import make_feedback
+from nlf.data.feedback import AttributeRules, RewardRules, make_feedback
 from nlf.data.files import digest
 from nlf.data.pool import Pool
 from nlf.data.progress import progress_bar
@@ -37,20 +37,29 @@ from nlf.data.prompts import NumberedPrompt, all_conversations, as_prompts, load
 from nlf.data.rollouts import iteration_dir
 from nlf.errors import UserError
 from nlf.method import published
-from nlf.method.losses import alt_loss
+from nlf.method.losses import Coefficients, StepTotals, alt_loss
 from nlf.method.tags import TagScheme
 from nlf.models.encoder import PromptEncoder, pass_tokens
-from nlf.models.identity import trainable_digest
-from nlf.models.policy import Policy, load_model, prepare_policy, save_policy
-from nlf.models.reading import bare_head, last_feed_forward
-from nlf.models.sharding import DTYPES, MODELS, load_whole, moved, place_reference, skeleton, whole
+from nlf.models.identity import name_of
+from nlf.models.policy import Policy, load_model, prepare_policy, save_policy, save_scheme
+from nlf.models.reading import LogitsPlan, plan_logits
+from nlf.models.sharding import (
+    DTYPES,
+    MODELS,
+    load_whole,
+    moved,
+    place_reference,
+    skeleton,
+    trainable_digest,
+    whole,
+)
 from nlf.rewards import Reward, check_weights, reward_names
 from nlf.rewards.registry import configure, resolve_reward
 from nlf.rewards.tables import score_table
 from nlf.sampling import Sampler
 from nlf.sampling.factory import sampler_of
 from nlf.sampling.rollout_table import PromptSampler
-from nlf.training.batches import PoolDataset, collate
+from nlf.training.batches import Group, PoolDataset, collate
 from nlf.training.config import ALTConfig, check_judges, check_world, compile_for_all_shapes, known_device
 from nlf.training.evaluation import (
     add_scores,
@@ -120,10 +129,12 @@ class ALTTrainer(Trainer):
         self.eos_ids = torch.tensor(self.policy.eos_token_ids)  # they do not count in the contrast
         self.encoder = PromptEncoder(processing_class, scheme, max_prompt_length)
         self.feedback = make_feedback(
-            scheme, reward_names(self.rewards), seed=args.seed, rule=args.quantile_rule, scope=args.quantile_scope,
-            weights=args.reward_weights, normalization=args.reward_normalization,
+            scheme, reward_names(self.rewards), seed=args.seed,
+            rules=RewardRules(
+                args.quantile_rule, args.quantile_scope, args.reward_weights, args.reward_normalization
+            ),
             sentences=any(reward.judges for reward in self.rewards),
-            attributes=args.attributes, joint=config.JOINT, sampling=args.feedback_sampling,
+            attributes=AttributeRules(args.attributes, config.JOINT, args.feedback_sampling) if args.attributes else None,
         )  # fmt: skip
         room = self.encoder.check_fits(
             self.prompts + (self.eval_prompts or []),
@@ -237,21 +248,19 @@ class ALTTrainer(Trainer):
         """The objective of docs/method.md over one micro-batch, in units of the whole step."""
         return loss_of_groups(inputs["groups"], partial(self.group_loss, model), self.accelerator.backward)
 
-    def group_loss(self, model, group: dict) -> torch.Tensor:
+    def group_loss(self, model, group: Group) -> torch.Tensor:
         """The share of one group of examples in the loss of the step; its sums are kept for the log."""
         labels, mask = group["labels"], group["completion_mask"]  # (B, T)
         with self.accelerator.autocast():
             branches = completion_stats(
-                model, self.policy.reference_module(), group,
-                bare=self.bare_heads(), last=self._last_layers,
+                model, self.policy.reference_module(), group, self.logits_plan,
                 excluded_ids=self.policy.added_token_ids, kl_direction=self.args.kl_direction,
                 reference_device=self.reference_device,
             )  # fmt: skip
         loss, sums = alt_loss(
             branches[0], mask, branches[1] if len(branches) > 1 else None,
-            num_tokens=group["num_tokens"], num_completions=group["num_completions"],
-            nll_coef=self.args.nll_coef, contrast_coef=self.args.contrast_coef,
-            beta=self.coefficients["beta"], entropy_coef=self.coefficients["entropy_coef"],
+            totals=StepTotals(group["num_tokens"], group["num_completions"]),
+            coefficients=Coefficients(self.args.nll_coef, self.args.contrast_coef, **self.coefficients),
             contrast_mask=~torch.isin(labels, self.eos_ids.to(labels.device)),
         )  # fmt: skip
         sums["kl"] = sums["kl"] / len(branches)  # logged for one branch
@@ -262,19 +271,11 @@ class ALTTrainer(Trainer):
         return loss * self.accelerator.num_processes
 
     @functools.cached_property
-    def _bare_heads(self) -> bool:
-        return bare_head(self.policy.model) and bare_head(self.policy.reference_module())
-
-    @functools.cached_property
-    def _last_layers(self) -> tuple[torch.nn.Module | None, torch.nn.Module | None]:
-        """Of policy and reference, what is asked for completion tokens only."""
-        if not self.bare_heads():
-            return None, None
-        return last_feed_forward(self.policy.model), last_feed_forward(self.policy.reference_module())
-
-    def bare_heads(self) -> bool:
-        """Whether logits may be made outside of the models: by their output layers alone, whole on every rank."""
-        return not (self.is_fsdp_enabled or self.is_deepspeed_enabled) and self._bare_heads
+    def logits_plan(self) -> LogitsPlan:
+        """How policy and reference compute logits, found in the first step; sharded models return all logits."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return LogitsPlan()
+        return plan_logits(self.policy.model, self.policy.reference_module())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log, with the averages of the loss's parts since the last one."""
@@ -318,7 +319,7 @@ class ALTTrainer(Trainer):
             folder = Path(output_dir or self.args.output_dir)
             self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
             self.processing_class.save_pretrained(folder)
-            self.policy.scheme.save(folder)
+            save_scheme(self.policy.scheme, folder)
 
     def _save_checkpoint(self, model, trial) -> None:
         """Trainer's checkpoint, marked when it is whole; older ones go only after that."""
@@ -489,7 +490,7 @@ class ALTTrainer(Trainer):
     def facts(self) -> dict:
         """What else the result depends on, beside the settings."""
         return {
-            "model_name_or_path": getattr(self.policy.model.config, "_name_or_path", None),
+            "model_name_or_path": self.policy.identity.name,
             "train_prompts": digest([row["prompt_id"] for row in self.prompts]),
             "rewards": [reward.label for reward in self.rewards],
             "total_batch_size": self.args.total_batch_size,
@@ -512,7 +513,7 @@ class ALTTrainer(Trainer):
             "scheme": [list(self.policy.scheme.tags), self.policy.scheme.template, self.policy.scheme.separator],
             "prompts": digest([row["prompt_id"] for row in self.prompts]),
             "max_prompt_length": self.encoder.max_prompt_length,
-            "reference": getattr(getattr(self.policy.reference_model, "config", None), "_name_or_path", None),
+            "reference": name_of(self.policy.reference_model),
             "prompts_per_iteration": args.prompts_per_iteration,
             "prompts_per_part": args.prompts_per_part,
             "rewards": [reward.label for reward in self.rewards],

@@ -1,0 +1,198 @@
+"""Lessons of a guided teacher: which tags it teaches, the batches of its completions, and the loss on them.
+
+The teacher is a tagged policy under guidance: its tag contrasted with another at strength g, renormalised without the
+separator. It writes completions, and the student learns
+
+    L = Σ KL(teacher ‖ student) / tokens          over the full vocabulary, at the completion's tokens
+
+on them. Teacher logits are recomputed in each step, never stored.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from nlf.config import DistillOptions
+from nlf.data.generations import Generation
+from nlf.errors import UserError
+from nlf.evaluation.systems import chosen_tag, negative_tag
+from nlf.method.losses import distillation_kl, teacher_log_probs
+from nlf.method.prompt_order import choose_prompts
+from nlf.models.encoder import ForwardInputs, PromptEncoder, forward_inputs, group_by_length
+from nlf.models.policy import Policy
+from nlf.models.reading import LogitsPlan, completion_outputs, project
+from nlf.training.objective import in_chunks, rows_at_a_time
+
+FROM_MIDDLE, FROM_BEST = 8.0, 1.5  # default guidance scale from the middle tag, and from any other
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the teacher teaches under one tag.
+
+    Attributes:
+        tag, negative, scale: The teacher's tag, the tag that guidance moves away from, and the guidance scale.
+        student_tag: The tag that the student reads; None = the bare prompt.
+    """
+
+    tag: str
+    negative: str
+    scale: float
+    student_tag: str | None
+
+
+def lessons(policy: Policy, options: DistillOptions) -> list[Lesson]:
+    """The lessons of a teacher: one tag, for a student without tags; with `keep_tags` all tags, the extremes guided.
+
+    Raises:
+        UserError: the model has no tags, or not the tags that the options name.
+    """
+    if policy.scheme is None:
+        raise UserError(f"{options.model} has no tags.json; expected a model that nlf has trained")
+    tag, negative = chosen_tag(policy, options.tag), negative_tag(policy, options.negative_tag)
+    if tag is None:
+        raise UserError("--tag none leaves nothing to teach; name a tag, or 'best'")
+    from_middle = tag == chosen_tag(policy, "middle") and not options.keep_tags
+    scale = options.guidance_scale if options.guidance_scale is not None else FROM_MIDDLE if from_middle else FROM_BEST
+    if not options.keep_tags:
+        return [Lesson(tag, negative, scale, None)]
+    best, worst = policy.scheme.best, policy.scheme.worst
+    opposite = {best: worst, worst: best}
+    return [
+        Lesson(each, opposite.get(each, worst), scale if each in opposite else 0.0, each)
+        for each in policy.scheme.tags
+    ]
+
+
+# ---- batches ------------------------------------------------------------------------------------------------------
+
+
+class TeacherCompletion(NamedTuple):
+    """One completion that the teacher wrote: completion number `place` of a line of generations."""
+
+    lesson: Lesson
+    line: Generation
+    place: int
+
+    @property
+    def ids(self) -> list[int]:
+        return self.line["completion_ids"][self.place]
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of one completion of the teacher.
+
+    Attributes:
+        best, worst: The prompt as the teacher reads it, under its tag and under the negative tag.
+        scale: The guidance scale.
+        student: The prompt as the student reads it.
+        num_tokens: Completion tokens of the whole optimizer step.
+    """
+
+    best: list[int]
+    worst: list[int]
+    scale: float
+    student: list[int]
+    completion: list[int]
+    num_tokens: int
+
+
+class LessonGroup(TypedDict):
+    """B examples of like length with N completion tokens in all."""
+
+    student: ForwardInputs  # (B, L)
+    teacher: ForwardInputs  # (2B, L'), all `best` rows before all `worst` rows
+    scale: Tensor  # (N,), guidance scale of each completion token
+    num_tokens: Tensor  # (), of the whole optimizer step
+
+
+class LessonBatch(TypedDict):
+    """One micro-batch. Its loss is the sum of its groups' losses."""
+
+    groups: list[LessonGroup]
+
+
+class LessonDataset(Dataset):
+    """`steps × batch_size` completions of the teacher, in seeded permutations. Item i depends on (seed, i) only."""
+
+    def __init__(
+        self,
+        completions: Sequence[TeacherCompletion],
+        encoder: PromptEncoder,
+        *,
+        steps: int,
+        batch_size: int,
+        seed: int,
+    ):
+        self.completions, self.encoder, self.batch_size = completions, encoder, batch_size
+        self.order = choose_prompts(len(completions), steps * batch_size, seed, 0)
+        lengths = np.array([len(each.ids) for each in completions])
+        self.step_tokens = lengths[self.order].reshape(steps, batch_size).sum(1).tolist()
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, i: int) -> Example:
+        chosen = self.completions[self.order[i]]
+        lesson, line = chosen.lesson, chosen.line
+        best, worst, student = (
+            self.encoder.query_ids(tag, line["prompt_ids"], line["prompt"])
+            for tag in (lesson.tag, lesson.negative, lesson.student_tag)
+        )
+        return Example(best, worst, lesson.scale, student, chosen.ids, self.step_tokens[i // self.batch_size])
+
+
+def collate(examples: Sequence[Example], pad_id: int, pass_tokens: int | None = None) -> LessonBatch:
+    """One micro-batch, cut into groups of examples of like length.
+
+    Args:
+        pass_tokens: See `group_by_length`.
+    """
+    lengths = [max(len(e.best), len(e.worst)) + len(e.completion) for e in examples]
+    groups = group_by_length(lengths, pass_tokens)
+    return {"groups": [_collate_group([examples[i] for i in group], pad_id) for group in groups]}
+
+
+def _collate_group(examples: Sequence[Example], pad_id: int) -> LessonGroup:
+    completions = [e.completion for e in examples]
+    return {
+        "student": forward_inputs([e.student for e in examples], completions, pad_id),
+        "teacher": forward_inputs([e.best for e in examples] + [e.worst for e in examples], completions * 2, pad_id),
+        "scale": torch.tensor([e.scale for e in examples for _ in e.completion]),
+        "num_tokens": torch.tensor(examples[0].num_tokens),
+    }
+
+
+# ---- the loss -----------------------------------------------------------------------------------------------------
+
+
+def lesson_loss(student: nn.Module, teacher: Policy, group: LessonGroup, plan: LogitsPlan, top_k: int = 0) -> Tensor:
+    """KL(teacher‖student) summed over the completion tokens of a group: its share in the loss of the step.
+
+    Args:
+        plan: How student and teacher compute logits.
+        top_k: Number of likeliest tokens that the teacher keeps; 0 keeps all.
+    """
+    with torch.no_grad():
+        outputs = completion_outputs(teacher.model, group["teacher"], plan.bare, plan.reference_mlp)
+        best, worst = outputs.chunk(2)  # (N, D or V) each
+    own = completion_outputs(student, group["student"], plan.bare, plan.model_mlp)  # (N, D' or V')
+
+    def kl(own: Tensor, best: Tensor, worst: Tensor, scale: Tensor) -> Tensor:
+        with torch.no_grad():
+            if plan.bare:
+                best, worst = project(teacher.model, best), project(teacher.model, worst)  # (n, V) each
+            target = teacher_log_probs(
+                best, worst, scale[:, None], top_k=top_k,
+                kept_ids=teacher.eos_token_ids, excluded_ids=teacher.banned_token_ids,
+            )  # fmt: skip
+        return distillation_kl(target, project(student, own) if plan.bare else own)  # (n,)
+
+    parts = in_chunks(kl, rows_at_a_time(student, plan), own, best, worst, group["scale"])
+    return torch.cat(parts).sum() / group["num_tokens"]
