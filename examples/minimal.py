@@ -1,11 +1,11 @@
 """The whole method on one page, in plain torch and transformers: sample -> score -> pool -> quantize -> tag -> train.
 
 Alignment with textual feedback (ALT, arXiv 2407.16970, after Quark, arXiv 2205.13636): a model learns to write each of
-its own completions *after words that say how good it was*; conditioned on the best words, it then writes better ones.
-From nlf come only the embedded model, prompts and toxicity scorer. Departures from the paper: completions keep their
+its own completions after words that say how good the completion was. After the best words it then writes better ones.
+Only the embedded model, prompts and toxicity scorer come from nlf. Departures from the paper: completions keep their
 EOS and their sampled ids, ties share a quantile, and the default objective adds a contrast between a completion's own
 tag and the mirror tag. Departures from `nlf train`: quantiles are drawn in proportion, not in exact counts, and there
-is no resume, no LoRA, no second process, no evaluation worth the name.
+is no resume, no LoRA and no second process; the evaluation is a mean over a few completions.
 
     python examples/minimal.py                                                    # contrastive: about two minutes
     python examples/minimal.py --nll 1 --contrast 0 --beta .05 --entropy .06      # the published objective
@@ -54,7 +54,7 @@ def log_likelihood(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def kl_from(ref: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """KL(ref‖policy) over what the reference knows: the separator, the policy's last id, is left out."""
+    """KL(ref‖policy) over the reference's vocabulary: without the separator, which is the policy's last id."""
     log_q, log_p = F.log_softmax(ref, -1), F.log_softmax(logits[..., : ref.shape[-1]], -1)
     return (log_q.exp() * (log_q - log_p)).sum(-1)  # (B, T)
 
@@ -62,9 +62,9 @@ def kl_from(ref: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 def alt_loss(right, wrong, ref, labels, mask, eos, *, nll, contrast, beta, entropy) -> torch.Tensor:
     """nll · NLL + contrast · C + beta · KL - entropy · H; NLL, KL and H per token, C per completion.
 
-    right, wrong: logits (B, T, V) of the completions under their own and under the mirror tag; wrong may be None
+    right, wrong: logits (B, T, V) of the completions after their own tag and after the mirror tag; wrong may be None
     ref: logits (B, T, V-1) of the frozen start, which sees no tag
-    labels, mask: the completions' token ids, and where they are: (B, T); when to stop (eos) is no part of the contrast
+    labels, mask: (B, T), the completions' token ids, and True where there is a token; the contrast leaves out eos
     """
     logp = log_likelihood(right, labels)
     randomness = torch.distributions.Categorical(logits=right).entropy()  # (B, T)
@@ -79,7 +79,7 @@ def alt_loss(right, wrong, ref, labels, mask, eos, *, nll, contrast, beta, entro
 
 
 def load(name: str):
-    """Policy, frozen reference, tokenizer; the policy knows one token more, the separator, which starts as EOS."""
+    """Policy, frozen reference, tokenizer. The policy has one more token: the separator, which starts as EOS."""
     tokenizer = AutoTokenizer.from_pretrained(name)
     policy = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()  # eval: no dropout, as published
     reference = copy.deepcopy(policy).requires_grad_(False)
@@ -98,13 +98,13 @@ def read_prompts(split: str) -> list[str]:
 
 
 def query(tokenizer, tag: str | None, prompt: str) -> list[int]:
-    """tag <|separator|> prompt, tokenised in pieces: the prompt's ids are the same with and without a tag."""
+    """Ids of: tag <|separator|> prompt. In pieces, so that the prompt has the same ids with and without a tag."""
     words = tokenizer(prompt, add_special_tokens=False).input_ids
     return words if tag is None else tokenizer(tag + SEPARATOR, add_special_tokens=False).input_ids + words
 
 
 def pad(rows: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(ids, mask), both (B, longest row); padding is masked everywhere, so any id will do."""
+    """Token ids and mask, (B, longest row) each; every use masks the padding, so it may have any id."""
     ids = pad_sequence([torch.tensor(row) + 1 for row in rows], batch_first=True, padding_side=side)
     return (ids - 1).clamp(min=0), ids > 0
 
@@ -119,11 +119,11 @@ def completion_logits(model, queries: list[list[int]], ids: torch.Tensor, mask: 
 
 @torch.no_grad()
 def sample(model, tokenizer, queries: list[list[int]], length: int) -> list[list[int]]:
-    """One completion for each query, as token ids, EOS included where the model ended by itself."""
+    """One completion per query, as token ids; with EOS, where the model wrote one."""
     ids, mask = pad(queries, "left")
     eos, separator = tokenizer.eos_token_id, len(tokenizer) - 1
     banned = [separator] if separator < model.config.vocab_size else None  # the reference has no such token
-    plain = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}  # left alone, top_k may be 50
+    plain = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}  # the default of top_k may be 50
     rules = {"max_new_tokens": length, "suppress_tokens": banned, "pad_token_id": eos}
     out = model.generate(ids, attention_mask=mask.long(), **plain, **rules)
     rows = out[:, ids.shape[1] :].tolist()
@@ -134,7 +134,7 @@ def sample(model, tokenizer, queries: list[list[int]], length: int) -> list[list
 
 
 def collect(model, tokenizer, scorer, prompts: list[str], tag: str | None, args, chunk: int = 256) -> list[tuple]:
-    """Rollouts (prompt, completion ids, reward): what the model writes after the tag, and what that is worth."""
+    """Rollouts (prompt, completion ids, reward) of the model after the tag."""
     prompts = sorted((p for p in prompts for _ in range(args.generations)), key=len)  # equal lengths: little padding
     queries = [query(tokenizer, tag, prompt) for prompt in prompts]
     chunks = (queries[i : i + chunk] for i in range(0, len(queries), chunk))
@@ -144,7 +144,7 @@ def collect(model, tokenizer, scorer, prompts: list[str], tag: str | None, args,
 
 
 def train(policy, reference, tokenizer, optimizer, pool: list[tuple], args) -> None:
-    """`args.steps` steps on the pool, every completion after the words its reward has earned."""
+    """Take `args.steps` steps on the pool; each completion follows the tag of its reward's quantile."""
     quantiles = quantize(torch.tensor([reward for _, _, reward in pool], dtype=torch.float64), K)
     sizes = quantiles.bincount(minlength=K)
     shares = (torch.tensor(WEIGHTS) / sizes)[quantiles] if args.contrast else torch.ones(len(pool))

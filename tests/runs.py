@@ -1,4 +1,4 @@
-"""Runs of a tiny model: trainers, what they leave behind, and calls that are interrupted."""
+"""Runs of a tiny model: make a trainer, read its folder, and kill a run at a given call."""
 
 import json
 import multiprocessing
@@ -18,6 +18,7 @@ fork = multiprocessing.get_context("fork")
 
 
 def settings(folder, **changes) -> ALTConfig:
+    """The settings of a short run: two iterations of three steps."""
     values = {
         "output_dir": str(folder),
         "num_train_epochs": 2,
@@ -40,6 +41,7 @@ def settings(folder, **changes) -> ALTConfig:
 
 
 def make(folder, architecture="gpt2", reward=tiny.vowels, prompts=tiny.PROMPTS, peft_config=None, **changes):
+    """A trainer of a tiny model; `changes` are settings."""
     return ALTTrainer(
         tiny.model(architecture),
         reward_funcs=reward,
@@ -52,27 +54,31 @@ def make(folder, architecture="gpt2", reward=tiny.vowels, prompts=tiny.PROMPTS, 
 
 
 def lines(folder) -> list[dict]:
+    """The logged lines of a run."""
     return [json.loads(line) for line in (Path(folder) / rundir.METRICS).read_text().splitlines()]
 
 
 def weights(folder) -> dict:
+    """The weights of a saved model, by name."""
     return load_file(Path(folder) / "model.safetensors")
 
 
 def same(left: dict, right: dict) -> bool:
+    """Whether two sets of weights are equal, bit for bit."""
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
-def die(*_, **__):
+def die() -> None:
+    """Kill this process; no handler runs."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def on_call(target, name: str, number: int, monkeypatch_free=setattr):
-    """Make the n-th call of `target.name` kill the process."""
+def on_call(target, name: str, number: int) -> None:
+    """Make call `number` of `target.name` kill the process."""
     original, calls = getattr(target, name), []
 
     def counted(*args, **kwargs):
         calls.append(1)
         return die() if len(calls) == number else original(*args, **kwargs)
 
-    monkeypatch_free(target, name, counted)
+    setattr(target, name, counted)

@@ -1,4 +1,4 @@
-"""examples/slurm.sbatch with stand-ins for SLURM's commands: stopped by the time limit, queued again, the same model."""
+"""examples/slurm.sbatch with stand-ins for SLURM's commands: a job that is stopped and requeued gives the same model."""
 
 import json
 import os
@@ -30,7 +30,7 @@ if [ "$1" = requeue ]; then echo "$2" >> "$FAKE/requeued"; else echo 127.0.0.1; 
 
 
 def start(fake: Path, port: int, *flags: str) -> subprocess.Popen:
-    """The script as SLURM would start it, with two tasks on one node."""
+    """Start the script as SLURM does, with two tasks on one node."""
     for name, text in COMMANDS.items():
         (fake / name).write_text(text)
         (fake / name).chmod(0o755)
@@ -45,7 +45,7 @@ def test_the_script_is_bash():
 
 
 @pytest.mark.extended
-def test_a_job_at_its_time_limit_is_queued_again_and_ends_as_if_it_had_not_been(tmp_path):
+def test_a_job_at_its_time_limit_is_queued_again_and_gives_the_same_model(tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in tiny.PROMPTS))
     flags = [

@@ -24,6 +24,7 @@ from nlf.errors import UserError
 from nlf.method.tags import TagScheme, diagonal, mirror
 from nlf.models.encoder import PromptEncoder
 from nlf.rewards import Judgement
+from nlf.training.settings import run_settings
 
 LEVELS = ("good", "fair", "poor", "bad")  # levels 3, 2, 1, 0
 
@@ -361,7 +362,7 @@ def test_a_run_on_a_judges_own_sentences(told):
 
 
 @pytest.mark.parametrize(
-    "at", [("nlf.training.iteration", "write_part", 13), ("nlf.training.trainer", "score_table", 7)]
+    "at", [("nlf.training.collector", "write_part", 13), ("nlf.training.collector", "score_table", 7)]
 )
 def test_killed_and_resumed_it_draws_the_same_sentences(tmp_path, told, at):
     torch.set_num_threads(1)
@@ -411,7 +412,7 @@ def test_a_run_on_two_attributes(tmp_path):
         assert {sound, other} == {"open", "closed"} and size != mirrored != "middling"
     pools = [row for row in lines(tmp_path) if "pool/size" in row]
     assert {"reward/early", "reward/short", "attribute/size/quantile/2/low"} <= pools[0].keys()
-    kept = json.loads(json.dumps(trainer.settings()))
+    kept = json.loads(json.dumps(run_settings(trainer.args, trainer.options)))
     assert [each["reward"] for each in kept["attributes"]] == kept["reward_funcs"] == ["early", "short"]
 
 

@@ -1,4 +1,4 @@
-"""Several processes over gloo do what one does: the same pool, the same losses up to float error, sharded or not."""
+"""Several processes over gloo match one process, sharded or not: the same pool, the same losses up to float error."""
 
 import json
 import os
@@ -19,8 +19,8 @@ HERE = Path(__file__).parent
 
 
 def nlf_train(folder: Path, model: str, prompts: Path, processes: int, *flags: str, config: str | None = None) -> str:
-    """`nlf train` in one process, in several under torchrun, or started by an accelerate config; returns what it
-    printed.
+    """Run `nlf train` and return its output: in one process, in several processes under torchrun, or started by an
+    accelerate config.
     """
     launcher = [sys.executable, "-m"]
     if processes > 1 and config is None:
@@ -52,7 +52,7 @@ def free_port() -> int:
 
 
 def vowels(prompts, completions, completion_ids, **columns):
-    """As `tiny.vowels`, in a process that knows of all the others and shards as it was told."""
+    """As `tiny.vowels`; checks that this process knows all ranks and shards as the test asks."""
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     assert world == int(os.environ["EXPECTED_WORLD"])
     kind = PartialState().distributed_type.value
@@ -63,7 +63,7 @@ def vowels(prompts, completions, completion_ids, **columns):
 
 
 def assert_same_run(one: Path, other: Path, parts: int = 4) -> None:
-    """The same rollouts, and the same measured figures up to float error."""
+    """Two runs have the same rollouts, and the same figures up to float error."""
     for iteration in (0, 1):
         for name in (f"rollouts/iteration-{iteration:04d}/part-{p:05d}.parquet" for p in range(parts)):
             left, right = (pq.read_table(run / name) for run in (one, other))
@@ -82,7 +82,7 @@ def metrics(folder: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory, inputs):
-    """What one process does."""
+    """The folder of a run in one process."""
     folder = tmp_path_factory.mktemp("one")
     nlf_train(folder / "run", *inputs, 1)
     return folder / "run"
@@ -95,7 +95,7 @@ def test_two_processes_match_one(tmp_path, inputs, one):
 
 
 def test_two_processes_that_shard_match_one(tmp_path, inputs, one):
-    """FSDP2: sampled from gathered weights, against a sharded reference, and saved whole."""
+    """FSDP2 samples from gathered weights, reads a sharded reference, and saves whole weights."""
     nlf_train(tmp_path / "two", *inputs, 2, config="fsdp2")
     assert_same_run(one, tmp_path / "two")
     assert_same_weights(one, tmp_path / "two")
@@ -108,7 +108,7 @@ def assert_same_weights(one: Path, other: Path, tolerance: float = 1e-4) -> None
 
 
 def distant(prompts, completions, completion_ids, **columns):
-    """As `tiny.vowels`, and keeps which rank asked."""
+    """As `tiny.vowels`; records the rank that asks."""
     with open(os.environ["ASKED"], "a", encoding="utf-8") as file:
         file.write(f"{os.environ.get('RANK', '0')} {len(completions)}\n")
     return tiny.vowels(prompts, completions, completion_ids)
@@ -124,7 +124,7 @@ def length(completions, **columns):
 
 
 def test_the_first_rank_asks_the_remote_rewards_for_all(tmp_path, inputs, monkeypatch):
-    """The local ones stay with the rank that sampled, and the rollouts are those of one process."""
+    """Each rank calls the local rewards for its own completions, and the rollouts equal those of one process."""
     rewards = ["--reward_funcs", "test_distributed:distant", "test_distributed:length"]
     asked = {}
     for name, processes in (("one", 1), ("two", 2)):
@@ -152,7 +152,7 @@ def test_four_processes_match_one(tmp_path, inputs, one):
 
 @pytest.mark.extended
 def test_four_processes_that_shard_match_one(tmp_path, inputs, one):
-    """More ranks than parts in the last round: those without prompts do not keep the others waiting."""
+    """In the last round some ranks have no part; the other ranks do not wait for them."""
     nlf_train(tmp_path / "four", *inputs, 4, "--prompts_per_part", "4", config="fsdp2")
     left, right = metrics(one), metrics(tmp_path / "four")
     assert [row["loss"] for row in right if "loss" in row] == pytest.approx(
@@ -162,7 +162,7 @@ def test_four_processes_that_shard_match_one(tmp_path, inputs, one):
 
 
 def resumed_equals_unbroken(folder: Path, inputs, *flags: str, config: str) -> None:
-    """Train, take the last checkpoint away, resume: the same weights, bit for bit."""
+    """Train, remove the last checkpoint and resume: the weights are equal, bit for bit."""
     nlf_train(folder, *inputs, 2, *flags, config=config)
     before = load_file(folder / "model.safetensors")
     shutil.rmtree(folder / "checkpoint-6")
@@ -179,7 +179,10 @@ def test_a_sharded_run_resumes_exactly(tmp_path, inputs):
 
 @pytest.mark.extended
 def test_a_sharded_adapter_matches_one_process_and_resumes_exactly(tmp_path, inputs):
-    inputs = tiny.save(tmp_path / "llama", "llama"), inputs[1]  # its embeddings are not tied
+    inputs = (
+        tiny.save(tmp_path / "llama", "llama"),
+        inputs[1],
+    )  # a model whose input and output embeddings are not tied
     nlf_train(tmp_path / "one", *inputs, 1, "--use_peft", "true")
     resumed_equals_unbroken(tmp_path / "two", inputs, "--use_peft", "true", config="fsdp2")
     assert_same_weights(tmp_path / "one", tmp_path / "two")

@@ -1,4 +1,4 @@
-"""The trainer on a tiny model: one call runs all iterations, and stopping anywhere changes nothing."""
+"""The trainer on a tiny model: one call runs all iterations, and a stop anywhere changes no result."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from nlf.training.trainer import ALTTrainer
 
 
 def test_fsdp_can_be_switched_on_by_a_flag(tmp_path):
-    """TrainingArguments takes the text 'true' for the name of a sharding strategy, and refuses it."""
+    """TrainingArguments reads the text 'true' as the name of a sharding strategy, and refuses it."""
     assert settings(tmp_path, fsdp="true").fsdp is True
     assert not settings(tmp_path, fsdp="false").fsdp
     assert not settings(tmp_path).fsdp
@@ -24,7 +24,7 @@ def test_fsdp_can_be_switched_on_by_a_flag(tmp_path):
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    """A run that nobody stopped."""
+    """The folder of a run that nobody stopped."""
     folder = tmp_path_factory.mktemp("unbroken")
     make(folder).train()
     return folder
@@ -45,7 +45,9 @@ def test_what_is_logged(unbroken):
     steps = [row for row in logged if "loss" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4, 5, 6]
     assert {"nll", "kl", "entropy", "contrast", "tag_margin", "tag_accuracy", "grad_norm", "beta"} <= steps[0].keys()
-    assert steps[0]["kl"] == pytest.approx(steps[0]["kl"]) and steps[0]["kl"] >= 0
+    for row in steps:  # without NLL and entropy bonus; the KL in the log is that of one of the two branches
+        assert row["loss"] == pytest.approx(row["contrast"] + 2 * row["beta"] * row["kl"], rel=1e-5)
+    assert 0 < steps[0]["kl"] < steps[-1]["kl"]  # at first only the tag tells the policy from the reference
     pools = [row for row in logged if "pool/size" in row]
     assert [row["pool/size"] for row in pools] == [20, 40]
     evaluations = [row for row in logged if "eval_reward" in row]
@@ -55,7 +57,7 @@ def test_what_is_logged(unbroken):
 
 
 def test_the_loss_is_the_objective_at_the_start(tmp_path):
-    """Before the first update both branches equal the reference but for the tag: loss = contrast ≈ log 2 + small parts."""
+    """With a contrast alone, the loss of the first step is the logged contrast."""
     trainer = make(tmp_path, nll_coef=0.0, beta=0.0, num_train_epochs=1, steps_per_iteration=1)
     trainer.train()
     first = next(row for row in lines(tmp_path) if "loss" in row)
@@ -71,12 +73,12 @@ def test_micro_batches_do_not_change_the_run(tmp_path, unbroken):
 
 
 def untimed(folder) -> list[dict]:
-    """All that was logged, but for what Trainer says at the end of the last process alone: its seconds, its mean loss."""
+    """The logged lines without Trainer's figures about the last process: its seconds and its mean loss."""
     return [{name: value for name, value in row.items() if not name.startswith("train_")} for row in lines(folder)]
 
 
 def killed_run(folder, arm) -> None:
-    """Run in a child process that `arm` prepares to be killed (by SIGKILL, so no handler runs)."""
+    """Run in a child process, which `arm` prepares to be killed by SIGKILL; no handler runs."""
 
     def child():
         torch.set_num_threads(1)
@@ -91,21 +93,21 @@ def killed_run(folder, arm) -> None:
 
 
 def while_sampling(trainer):
-    import nlf.training.iteration
+    import nlf.training.collector
 
-    on_call(nlf.training.iteration, "write_part", 2)  # iteration 0, second part
+    on_call(nlf.training.collector, "write_part", 2)  # iteration 0, second part
 
 
 def while_sampling_later(trainer):
-    import nlf.training.iteration
+    import nlf.training.collector
 
-    on_call(nlf.training.iteration, "write_part", 8)  # iteration 1
+    on_call(nlf.training.collector, "write_part", 8)  # iteration 1
 
 
 def while_scoring(trainer):
-    import nlf.training.trainer
+    import nlf.training.collector
 
-    on_call(nlf.training.trainer, "score_table", 5)
+    on_call(nlf.training.collector, "score_table", 5)
 
 
 def while_writing_a_checkpoint(trainer):
@@ -240,7 +242,7 @@ def test_lora_has_no_second_copy_and_resumes(tmp_path):
 @pytest.mark.parametrize("compile", [True, False])
 def test_the_trainers_own_sampler_is_compiled_where_asked_for(compile, tmp_path):
     trainer = make(tmp_path, sampler_compile=compile)
-    with trainer.open_sampler(trainer.policy) as sampler:
+    with trainer.run_policy.open_sampler(trainer.policy) as sampler:
         assert sampler.compile is compile
 
 
@@ -267,7 +269,7 @@ def test_an_adapter_has_no_reference_to_move(tmp_path):
 
 
 def test_compiled_training_is_the_same_and_resumes(tmp_path, unbroken):
-    """One graph for all groups, whichever came first; the plain model is what is sampled from, digested and saved."""
+    """All groups share one graph, whichever comes first. The plain model is sampled, digested and saved."""
 
     def compiled(folder, **changes):
         torch._dynamo.reset()
@@ -374,7 +376,7 @@ def test_the_best_iteration_is_kept_and_stopping_early_works(tmp_path):
     trainer = make(tmp_path, num_train_epochs=5, learning_rate=0.0, **best)
     trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=1))
     trainer.train()
-    # Without a learning rate the second evaluation equals the first: no better, so the run ends there.
+    # Without a learning rate the second evaluation equals the first, so the run ends there.
     assert [row["step"] for row in lines(tmp_path) if "eval_reward" in row] == [3, 6]
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-3")
     assert same(weights(tmp_path), weights(tmp_path / "checkpoint-3"))
@@ -405,7 +407,7 @@ def test_config_yaml_can_be_given_back(unbroken):
 
 
 def test_a_reward_of_trl_sees_the_state_and_logs(tmp_path):
-    """By name or by **kwargs, in training and in evaluation; one that takes neither is called without."""
+    """Functions get them by name or by **kwargs, in training and in evaluation; other functions are called without."""
     seen = []
 
     def curriculum(completions, trainer_state, log_metric, **kwargs):

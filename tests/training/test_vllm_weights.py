@@ -1,4 +1,4 @@
-"""Training on rollouts that vLLM draws: in real processes, with a stand-in for vLLM in them."""
+"""Training on rollouts from vLLM: real processes run a stand-in for vLLM."""
 
 import os
 import sys
@@ -15,13 +15,15 @@ from safetensors.torch import load_file
 from test_distributed import nlf_train
 from transformers import TrainerCallback
 
-import nlf.training.iteration
+import nlf.training.collector
 from nlf.cli.main import main
 from nlf.data import run_folder as rundir
 from nlf.data.rollouts import part_path
 from nlf.errors import UserError
+from nlf.method.prompt_order import NumberedRow
 from nlf.method.tags import TagScheme
 from nlf.models.policy import prepare_policy, save_policy
+from nlf.training.collector import Part
 from nlf.training.vllm_weights import FOLDER, check_sampler, plain_start, share
 
 PARTS = [(0, 4), (0, 4), (0, 2), (1, 4), (1, 4), (1, 2)]  # (iteration, prompts) of a whole run
@@ -32,7 +34,7 @@ def alive(pid: int) -> bool:
 
 
 def read(folder: Path) -> str:
-    """The digest that the stand-in has of a folder's weights."""
+    """The digest that the stand-in computes of a folder's weights."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "sampling" / "stand_in"))
     import vllm
 
@@ -60,13 +62,13 @@ def test_a_run_is_sampled_from_each_iterations_weights(tmp_path, stand_in):
             look()
 
     run = tmp_path / "run"
-    trainer = make(run, reward=reward, sampler="vllm", eval_guidance_scale=1.0)  # evaluation samples here
+    trainer = make(run, reward=reward, sampler="vllm", eval_guidance_scale=1.0)  # evaluation samples in this process
     trainer.add_callback(Watch())
     trainer.train()
     told = stand_in()
     assert [each["prompts"] for each in told] == [prompts for _, prompts in PARTS]
-    assert [told[0]["pid"]] * 3 + [told[3]["pid"]] * 3 == [each["pid"] for each in told]  # one for each iteration
-    assert not held  # its memory is free when rollouts are scored and trained on
+    assert [told[0]["pid"]] * 3 + [told[3]["pid"]] * 3 == [each["pid"] for each in told]  # one process per iteration
+    assert not held  # no vLLM runs while rollouts are scored and trained on
     assert not (run / FOLDER).exists()
     tiny.save(tmp_path / "start")
     assert told[0]["weights"] == read(tmp_path / "start") and told[3]["weights"] == read(run / "checkpoint-3")
@@ -80,7 +82,7 @@ def test_a_run_is_sampled_from_each_iterations_weights(tmp_path, stand_in):
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    """A run that nobody stopped."""
+    """The folder of a run that nobody stopped."""
     folder = tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as patch:
         stand_in = Path(__file__).parents[1] / "sampling" / "stand_in"
@@ -94,7 +96,7 @@ def unbroken(tmp_path_factory):
 
 @pytest.mark.parametrize("part", [1, 5])
 def test_a_run_that_is_stopped_while_sampling_does_no_part_again(tmp_path, stand_in, unbroken, monkeypatch, part):
-    written, write = [], nlf.training.iteration.write_part
+    written, write = [], nlf.training.collector.write_part
 
     def stopped(path, *args):
         if len(written) == part + part // 3 * 3:  # each part is written twice: sampled, then scored
@@ -103,7 +105,7 @@ def test_a_run_that_is_stopped_while_sampling_does_no_part_again(tmp_path, stand
         write(path, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(nlf.training.iteration, "write_part", stopped)
+        patch.setattr(nlf.training.collector, "write_part", stopped)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "run")
     assert not any(alive(told["pid"]) or alive(told["core"]) for told in stand_in())
@@ -120,17 +122,18 @@ def test_vllm_that_dies_is_one_line_and_what_is_done_is_kept(tmp_path, stand_in,
         train(run)
     assert len(list(run.glob("rollouts/*/samples-*"))) == 2 and not (run / FOLDER).exists()
     trainer = make(run, sampler="vllm")
-    trainer.stopping = True  # a signal that asks all processes of a run to stop ends vLLM too
+
+    def fail(*args, **kwargs):
+        trainer.stop.asked = True  # a signal that asks all processes of a run to stop ends vLLM too
+        raise UserError("vLLM failed")
+
+    collector = trainer.collector(0, trainer.policy, SimpleNamespace(sample=fail, close=None))
     with pytest.raises(SystemExit, match="143"):
-        trainer.loop(0, trainer.policy, SimpleNamespace(sample=fail, close=None)).sample([(0, 0)], 0, None)
+        collector.sample([Part(9, [NumberedRow(0, 0)])], lambda: [None])
     monkeypatch.delenv("STAND_IN_DIES_AT")
     train(run, resume=True)
     assert [told["prompts"] for told in stand_in()[2:]] == [prompts for _, prompts in PARTS[2:]]
     assert same(weights(run), weights(unbroken))
-
-
-def fail(*args, **kwargs):
-    raise UserError("vLLM failed")
 
 
 def test_resuming_in_the_middle_of_an_iteration_starts_no_vllm(tmp_path, stand_in, unbroken):
@@ -201,7 +204,7 @@ def ranks(count: int, tensor: int = 1, **changes) -> list:
 
 def test_ranks_sample_alone_or_in_groups(stand_in, monkeypatch):
     assert [share(rank) for rank in ranks(4)] == [(0, 4), (1, 4), (2, 4), (3, 4)]
-    assert [share(rank) for rank in ranks(4, tensor=2)] == [(0, 2), (-1, 2), (1, 2), (-1, 2)]
+    assert [share(rank) for rank in ranks(4, tensor=2)] == [(0, 2), (None, 2), (1, 2), (None, 2)]
     assert [share(rank) for rank in ranks(2, tensor=2, sampler="hf")] == [(0, 2), (1, 2)]
     assert share(ranks(1, tensor=2)[0]) == (0, 1)
     check_sampler(ranks(4, tensor=2)[0])
@@ -218,7 +221,7 @@ def completions(run: Path) -> list:
 
 
 def assert_as_one(folder: Path, inputs, processes: int, *flags: str, config: str | None = None) -> None:
-    """Several processes sample and train what one does."""
+    """Several processes sample the same completions and train the same weights as one process."""
     nlf_train(folder / "one", *inputs, 1, "--sampler", "vllm")
     nlf_train(folder / "several", *inputs, processes, "--sampler", "vllm", *flags, config=config)
     assert completions(folder / "one") == completions(folder / "several")
@@ -227,12 +230,14 @@ def assert_as_one(folder: Path, inputs, processes: int, *flags: str, config: str
 
 
 def test_each_rank_has_a_vllm_that_reads_whole_weights(tmp_path, stand_in, inputs):
-    """Under a launcher, whose variables vLLM must not see."""
+    """The processes run under a launcher, whose environment variables vLLM must not see."""
     assert_as_one(tmp_path, inputs, 2, config="fsdp2")
     told = stand_in()
     assert len({each["pid"] for each in told[:8]}) == 2 and len({each["pid"] for each in told[8:]}) == 4
     start, later = told[0]["weights"], {each["weights"] for each in told[8:]} - {told[0]["weights"]}
-    assert [each["weights"] for each in told[8:]].count(start) == 4 and len(later) == 1  # the start's, then others
+    assert [each["weights"] for each in told[8:]].count(start) == 4 and len(
+        later
+    ) == 1  # the reference's weights, then the policy's
 
 
 @pytest.mark.extended

@@ -2,12 +2,27 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 
+class NumberedRow(NamedTuple):
+    """A row of the prompts, and the number of earlier rows with the same prompt."""
+
+    row: int
+    occurrence: int
+
+
 def choose_prompts(num_prompts: int, count: int | None, seed: int, iteration: int) -> list[int]:
-    """Rows of this iteration's prompts: the next `count` of endless permutations, or all of them in order."""
+    """The rows of this iteration's prompts: the next `count` rows of endless permutations.
+
+    Args:
+        num_prompts: Rows to choose from.
+        count: Rows to choose; None = every row, in order.
+        seed: Fixes the permutations.
+        iteration: Earlier iterations have taken the first `iteration * count` rows.
+    """
     if count is None:
         return list(range(num_prompts))
     first = iteration * count
@@ -19,11 +34,16 @@ def choose_prompts(num_prompts: int, count: int | None, seed: int, iteration: in
     return chosen
 
 
-def number_occurrences(rows: Sequence[int], prompt_ids: Sequence[str]) -> list[tuple[int, int]]:
-    """(row, how often its prompt has come before): equal prompts get different random numbers."""
+def number_occurrences(rows: Sequence[int], prompt_ids: Sequence[str]) -> list[NumberedRow]:
+    """Number the rows that have equal prompts, so that their completions get different random numbers.
+
+    Args:
+        rows: Indices into `prompt_ids`.
+        prompt_ids: One id per prompt; equal prompts have equal ids.
+    """
     seen: Counter[str] = Counter()
     numbered = []
     for row in rows:
-        numbered.append((row, seen[prompt_ids[row]]))
+        numbered.append(NumberedRow(row, seen[prompt_ids[row]]))
         seen[prompt_ids[row]] += 1
     return numbered

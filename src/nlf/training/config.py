@@ -1,9 +1,11 @@
 """ALTConfig: every knob of a run, and the checks that need torch or the machine."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial, wraps
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,18 +20,20 @@ from nlf.rewards import Reward
 
 
 def _with_defaults(base: type, defaults: dict) -> type:
-    """The dataclass with other defaults; types and help stay."""
+    """A subclass of the dataclass with other defaults; types and help texts stay."""
     known = {f.name: f for f in fields(base)}
-    changed = []
+    changed: list[tuple[str, Any, Any]] = []
     for name, value in defaults.items():
         old = known[name]
-        default = {"default_factory": partial(list, value)} if isinstance(value, list) else {"default": value}
+        default: dict[str, Any] = {"default": value}
+        if isinstance(value, list):
+            default = {"default_factory": partial(list, value)}
         changed.append((name, old.type, field(**default, metadata=old.metadata)))
     return make_dataclass(f"{base.__name__}Defaults", changed, bases=(base,))
 
 
 def _without_retired(options: type) -> type:
-    """Let the constructor take the knobs that are gone, as `config.current` does, so that old settings still work."""
+    """Let the constructor take retired knobs, as `config.current` does, so that old settings still work."""
     made = options.__init__  # type: ignore[misc]
 
     @wraps(made)
@@ -44,11 +48,14 @@ def _without_retired(options: type) -> type:
 @dataclass
 class ALTConfig(
     config.RunOptions,
-    _with_defaults(TrainingArguments, config.TRAINING_DEFAULTS),
+    _with_defaults(TrainingArguments, config.TRAINING_DEFAULTS),  # type: ignore[misc]  # made at run time
 ):
-    """Every knob of a run: transformers' TrainingArguments and ours (see `nlf.config` for the help of each).
+    """Every knob of a run: the fields of transformers' TrainingArguments and of `nlf.config`, which holds the help texts.
 
     `num_train_epochs` is the number of iterations; one epoch is `steps_per_iteration` optimizer steps.
+
+    Raises:
+        UserError: a value is out of its bounds, or two values contradict each other.
     """
 
     def __post_init__(self):
@@ -57,11 +64,11 @@ class ALTConfig(
             raise UserError("sampler server: it would keep the weights it was started with; training takes hf or vllm")
         config.check(self)
         check_compile(self)
-        self.fsdp = {"true": True, "false": None}.get(str(self.fsdp).lower(), self.fsdp)  # a flag's text
+        self.fsdp = {"true": True, "false": None}.get(str(self.fsdp).lower(), self.fsdp)  # the text of a flag
         TrainingArguments.__post_init__(self)
         load_whole()
-        self.train_sampling_strategy = "sequential"  # the dataset itself fixes the order
-        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"  # it would only warn
+        self.train_sampling_strategy = "sequential"  # the data set fixes the order
+        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"  # no warning on a CPU
         if self.num_train_epochs != int(self.num_train_epochs):
             raise UserError(f"num_train_epochs {self.num_train_epochs}: expected a whole number of iterations")
 
@@ -72,10 +79,10 @@ class ALTConfig(
 
 
 def check_world(args: ALTConfig) -> None:
-    """Every process that was started takes part.
+    """Check that all started processes train together.
 
     Raises:
-        UserError: there is no accelerator for them, so that each would train alone, in one folder.
+        UserError: there is no GPU for them, so that each process would train alone in the same folder.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != args.world_size:
@@ -85,41 +92,43 @@ def check_world(args: ALTConfig) -> None:
 
 
 def known_device(name: str | None) -> torch.device | None:
-    """The device of this name.
+    """The device with this name; None for None.
 
     Raises:
-        UserError: there is none.
+        UserError: this machine has no such device.
     """
     if name is None:
         return None
-    try:
+    device = None
+    with contextlib.suppress(RuntimeError, AssertionError):  # torch asserts that it was built for the device
         device = torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError):  # torch asserts that it was built for it
-        device = None
     if device is None or device.type not in ("cpu", best_device().type):
         raise UserError(f"reference_device {name!r}: expected cpu, or a device of this machine, cuda:1 say")
     return device
 
 
 def check_compile(args: ALTConfig) -> None:
-    """Before anything is loaded or sampled.
+    """Check the settings of `torch.compile` before anything is loaded or sampled.
 
     Raises:
-        UserError: accelerate knows no such backend, or torch no such mode.
+        UserError: accelerate does not know the backend, or torch does not know the mode.
     """
-    known = {
-        "torch_compile_backend": lambda: [backend.value.lower() for backend in DynamoBackend],
-        "torch_compile_mode": torch._inductor.list_mode_options,
-    }
-    for name, choices in known.items():
-        value = getattr(args, name)
-        if value is not None and value not in choices():
-            raise UserError(f"{name} {value!r}: expected one of {', '.join(choices())}")
+    if args.torch_compile_backend is not None:
+        _check_choice("torch_compile_backend", args.torch_compile_backend, [b.value.lower() for b in DynamoBackend])
+    if args.torch_compile_mode is not None:
+        _check_choice("torch_compile_mode", args.torch_compile_mode, torch._inductor.list_mode_options())
+
+
+def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{name} {value!r}: expected one of {', '.join(choices)}")
 
 
 def compile_for_all_shapes(accelerator: Accelerator) -> None:
-    """With `torch_compile`, one graph for groups of any size from the first on. Left to itself torch makes one for the
-    first group alone and another for those that follow, and a resumed run has another first group.
+    """Let `torch_compile` make one graph for groups of any size.
+
+    Torch would otherwise make one graph for the first group and another graph for later groups. The first group of a
+    resumed run is another one, so its bits would differ.
     """
     plugin = accelerator.state.dynamo_plugin
     if plugin.dynamic is None:
@@ -127,25 +136,26 @@ def compile_for_all_shapes(accelerator: Accelerator) -> None:
 
 
 def check_judges(rewards: Sequence[Reward], args: ALTConfig) -> None:
-    """A judge of so many levels needs as many tags; one that answers with categories names them: they are the tags.
+    """Check that the tags fit the judges: one tag for each level of a judge, and a judge's own categories as tags.
 
     Raises:
-        UserError: its tags are not the run's, or are not taken by their level; or there are more or fewer than levels.
+        UserError: the numbers of levels and tags differ, a judge's categories are not the tags, or quantiles are not
+            taken by level where a judge answers with categories.
     """
     for i, reward in enumerate(rewards):
         own, levels = (getattr(reward.function, name, None) for name in ("tags", "levels"))
         given = args.attributes[i] if args.attributes else {"tags": args.tags}
-        by_level = given.get("quantile_rule", args.quantile_rule) == "levels"
-        if levels and by_level and len(given["tags"]) != levels:
+        tags, by_level = list(given["tags"]), given.get("quantile_rule", args.quantile_rule) == "levels"
+        if levels and by_level and len(tags) != levels:
             raise UserError(
-                f"reward {reward.name!r} has {levels} levels, there are {len(given['tags'])} tags: {list(given['tags'])}; "
+                f"reward {reward.name!r} has {levels} levels, there are {len(tags)} tags: {tags}; "
                 "give one for each, best first"
             )
         if own is None:
             continue
-        if list(own) != list(given["tags"]):
+        if list(own) != tags:
             raise UserError(
-                f"reward {reward.name!r} answers with {list(own)}, the tags are {list(given['tags'])}; "
+                f"reward {reward.name!r} answers with {list(own)}, the tags are {tags}; "
                 "they must be the same, best first"
             )
         if not by_level:

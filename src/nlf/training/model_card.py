@@ -1,11 +1,13 @@
-"""The card written beside an aligned model: what it is, how to use it in plain transformers, what it was trained
-on.
-"""
+"""The model card beside an aligned model: its training, its use in plain transformers, its last figures."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nlf import __version__
+from nlf.data.markdown import markdown_table
 from nlf.models.policy import Policy
+from nlf.training.config import ALTConfig
 
 TEMPLATE = """---
 library_name: transformers
@@ -15,8 +17,8 @@ tags: [nlf, language-feedback, alignment]
 ---
 # {name}
 
-`{base}` aligned with textual feedback by [nlf](https://pypi.org/project/nlf/) {version}: it writes a completion *given the words* for
-how good it should be. Put the best tag and the separator before the prompt:
+This model is `{base}`, aligned with textual feedback by `nlf` {version}. It reads a tag before the prompt: words for the quality
+that its completion should have. Put the best tag and the separator before the prompt:
 
 ```python
 from transformers import pipeline
@@ -24,29 +26,36 @@ write = pipeline("text-generation", model="{path}")
 print(write({example!r}, do_sample=True, top_p=0.9, max_new_tokens=20))
 ```
 
-| quantile of the reward | tag |
-| --- | --- |
 {tags}
 
-Trained for {iterations:g} iterations ({steps} steps of {batch} rollouts), reward `{rewards}`, objective: nll {nll_coef}, contrast
-{contrast_coef}, beta {beta} ({kl_direction} KL), entropy {entropy_coef}; every setting is in `config.yaml`.
+Training took {iterations:g} iterations of {steps} steps, with {batch} rollouts a step and the reward `{rewards}`. The objective's
+coefficients were nll {nll_coef}, contrast {contrast_coef}, beta {beta} ({kl_direction} KL) and entropy {entropy_coef}. `config.yaml`
+holds every setting.
 
 {results}
-The tags are learned from the reward: what the reward does not see, they do not control. Under the worse tags the model writes
-what it was trained to avoid.
+The model learned its tags from the reward, so a tag does not control what the reward does not measure. After a worse tag the model
+writes the kind of text that training taught it to avoid.
 """
 
 
-def model_card(run_dir: Path, policy: Policy, args, history: list[dict], rewards: str) -> str:
-    """The card's Markdown; its figures are those of the last evaluation, if there was one."""
+def model_card(
+    run_dir: Path, policy: Policy, args: ALTConfig, history: Sequence[Mapping[str, Any]], rewards: str
+) -> str:
+    """Write the card's Markdown.
+
+    Args:
+        history: The logged lines of the run; the card shows the last evaluation among them.
+        rewards: The labels of the rewards, joined.
+    """
     scheme = policy.scheme
+    assert scheme is not None  # a trained policy has tags
     return TEMPLATE.format(
         base=policy.identity.name or "the base model",
         name=run_dir.name,
         path=run_dir,
         version=__version__,
         example=scheme.render(scheme.best, "The weather in the mountains"),
-        tags="\n".join(f"| {q} | {tag} |" for q, tag in enumerate(scheme.tags)),
+        tags=markdown_table(["quantile of the reward", "tag"], [[str(q), tag] for q, tag in enumerate(scheme.tags)]),
         iterations=args.num_train_epochs,
         steps=args.steps_per_iteration,
         batch=args.total_batch_size,
@@ -56,13 +65,14 @@ def model_card(run_dir: Path, policy: Policy, args, history: list[dict], rewards
     )
 
 
-def _results(history: list[dict], args) -> str:
+def _results(history: Sequence[Mapping[str, Any]], args: ALTConfig) -> str:
+    """The figures of the last evaluation as a table; nothing where the run had no evaluation."""
     evaluations = [row for row in history if "eval_reward" in row]
     if not evaluations:
         return ""
-    rows = [(k.removeprefix("eval_"), v) for k, v in evaluations[-1].items() if k.startswith("eval_")]
-    lines = "\n".join(f"| {name} | {value:.4g} |" for name, value in rows)
-    header = (
-        f"Last evaluation ({args.eval_num_generations} completions a prompt, top-p {args.eval_top_p}, best tag):\n\n"
-    )
-    return f"{header}| metric | value |\n| --- | --- |\n{lines}\n"
+    figures = [
+        (name.removeprefix("eval_"), value) for name, value in evaluations[-1].items() if name.startswith("eval_")
+    ]
+    table = markdown_table(["metric", "value"], [[name, f"{value:.4g}"] for name, value in figures])
+    sampling = f"{args.eval_num_generations} completions a prompt, top-p {args.eval_top_p}, best tag"
+    return f"Last evaluation ({sampling}):\n\n{table}\n"

@@ -1,13 +1,13 @@
-"""Rollouts drawn by vLLM: the weights of an iteration are written as a plain model, sampled from, and removed.
+"""Rollouts from vLLM: write an iteration's weights as a plain model, sample from it, and remove it.
 
-A folder of its own rather than the checkpoint: there is none before iteration 0, which samples from the reference; a
-LoRA checkpoint holds the adapter alone; and how sharded weights are saved is up to the accelerate config. What is written
-here is always what `save_policy` writes at the end of a run, gathered on the first rank's CPU where weights are sharded,
-so that no GPU ever holds a whole copy for sampling but vLLM's.
+The weights go into a folder of their own, because no checkpoint serves: iteration 0 samples the reference, which has
+no checkpoint; a LoRA checkpoint holds the adapter alone; and the accelerate config decides how sharded weights are
+saved. The folder holds what `save_policy` writes at the end of a run. Sharded weights are gathered on the first rank's
+CPU, so that vLLM holds the only whole copy on a GPU.
 
-Each rank runs a vLLM of its own, on its own GPU and for its own parts; or, with `tensor_parallel_size` T, each first one
-of T ranks does, on the GPUs of all T. The trainer's weights stay where they are. What its allocator holds beside
-them is given back before, and vLLM's processes end with the last part, before anything is scored or trained.
+Each rank runs a vLLM on its own GPU for its own parts. With `tensor_parallel_size` T, every T-th rank runs a vLLM on
+the GPUs of T ranks. The trainer's weights stay on the GPUs, but its allocator frees unused memory before vLLM starts.
+vLLM's processes end after the last part, before rollouts are scored.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -30,75 +30,77 @@ from nlf.models.policy import Policy, save_policy
 from nlf.models.sharding import DTYPES, whole
 from nlf.sampling.factory import vllm_sampler
 from nlf.sampling.vllm import VLLMSampler, require_vllm
+from nlf.training.ranks import Share
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from nlf.training.config import ALTConfig
 
-FOLDER = ".sampling"  # in the run's, which all nodes share
+FOLDER = ".sampling"  # in the run's folder, which all nodes share
 
 
 def check_sampler(args: "ALTConfig") -> None:
-    """Before anything long is started.
+    """Check the sampler's settings before anything long starts.
 
     Raises:
-        UserError: vLLM is not installed, or the ranks cannot be grouped as asked.
+        UserError: vLLM is not installed, or the ranks cannot be grouped by `tensor_parallel_size`.
     """
     if args.sampler == "hf":
         return
     require_vllm()
     if args.world_size == 1:
         return
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", args.world_size))
-    if here % args.tensor_parallel_size:
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(args.world_size)))
+    if local_size % args.tensor_parallel_size:
         raise UserError(
-            f"tensor_parallel_size {args.tensor_parallel_size}: the {here} processes of a machine cannot be grouped by "
-            f"it; give a number that divides {here}"
+            f"tensor_parallel_size {args.tensor_parallel_size}: the {local_size} processes of a machine cannot be grouped "
+            f"by it; give a number that divides {local_size}"
         )
 
 
-def share(args: "ALTConfig") -> tuple[int, int]:
-    """(which, of how many): this rank among those that sample; -1 where another one samples on its GPU."""
+def share(args: "ALTConfig") -> Share:
+    """This rank's share of an iteration's parts: none where another rank runs vLLM on this rank's GPU."""
     size = args.tensor_parallel_size if args.sampler == "vllm" and args.world_size > 1 else 1
-    first = args.process_index % size == 0
-    return args.process_index // size if first else -1, args.world_size // size
+    group, place = divmod(args.process_index, size)
+    return Share(group if place == 0 else None, args.world_size // size)
 
 
 @contextlib.contextmanager
 def handed_over(
-    policy: Policy, empty: Policy | None, iteration: int, fresh: bool, args: "ALTConfig", accelerator: "Accelerator"
+    policy: Policy, empty: Policy | None, iteration: int, outdated: bool, args: "ALTConfig", accelerator: "Accelerator"
 ) -> Iterator[tuple[Policy, VLLMSampler]]:
-    """The policy without need of its weights, and what samples from them. Every rank enters and leaves.
+    """Give this iteration's weights to vLLM. Every rank enters and leaves.
 
     Args:
-        empty: As of `sharding.whole`.
-        fresh: The weights are those of this iteration; where training has moved on, nothing is written, and nothing can
-            be sampled.
+        empty: The policy's `sharding.skeleton`; None = nothing is sharded.
+        outdated: Training has changed this iteration's weights, so that none are written and nothing can be sampled.
+
+    Yields:
+        The model that is sampled, whose weights are not needed here, and the vLLM that samples from it.
 
     Raises:
         UserError: the folder cannot be written, or as `vllm_sampler`.
     """
-    folder, first = Path(args.output_dir, FOLDER), accelerator.is_main_process
-    models = ["reference_model" if iteration == 0 and policy.reference_model is not None else "model"]
-    if fresh:
+    folder, first = Path(args.output_dir or "", FOLDER), accelerator.is_main_process
+    if not outdated:
+        models = ["reference_model" if iteration == 0 and policy.reference_model is not None else "model"]
         with whole(policy, empty, models, device=torch.device("cpu"), keep=first) as gathered:
             if first:
-                shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+                shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
                 write_folder(folder, partial(save_policy, plain_start(gathered) if iteration == 0 else gathered))
     clear_device_cache(garbage_collection=True)
     accelerator.wait_for_everyone()
-    shown = empty or policy
-    with start_model(shown, iteration) as model:
+    with sampled_model(empty or policy, iteration) as model:
         several = args.world_size > 1 and args.device.type == "cuda"
         dtype = DTYPES.get(accelerator.mixed_precision)
         device = args.device.index if several else None
         sampler = vllm_sampler(model, sampler_options(args), str(folder), dtype=dtype, device=device)
     try:
-        yield shown, sampler
+        yield model, sampler
     finally:
         sampler.close()
-        if first:  # with no error, all ranks have sampled
+        if first:  # without an error, all ranks have sampled their parts
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -106,12 +108,13 @@ def plain_start(policy: Policy) -> Policy:
     """The reference as a model that can be saved: with LoRA, a copy of the policy without its adapter."""
     if policy.reference_model is not None:
         return replace(policy, model=policy.reference_model, reference_model=None)
-    return replace(policy, model=copy.deepcopy(policy.model).unload())
+    adapted: Any = copy.deepcopy(policy.model)  # a peft model
+    return replace(policy, model=adapted.unload())
 
 
 @contextlib.contextmanager
-def start_model(policy: Policy, iteration: int) -> Iterator[Policy]:
-    """What to sample from: the reference in iteration 0, the policy after."""
+def sampled_model(policy: Policy, iteration: int) -> Iterator[Policy]:
+    """The model that an iteration samples: the reference in iteration 0, then the policy."""
     if iteration > 0:
         yield policy
     else:

@@ -1,0 +1,219 @@
+"""The rollouts of one iteration: cut the prompts into parts, sample each part, score it, and write it once.
+
+The parts are fixed before work starts. One rank samples and scores a part; a written part is never made again, unless
+its stamp shows other weights or settings. A part that is sampled but not yet scored is kept in a file of its own, so
+that a run that is killed while it scores does not sample again.
+
+With remote rewards each rank calls only its local rewards, and the first rank calls the remote rewards for all parts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from nlf.data.feedback import Feedback
+from nlf.data.pool import Pool
+from nlf.data.progress import progress_bar
+from nlf.data.prompts import NumberedPrompt
+from nlf.data.rollouts import is_written, iteration_dir, part_path, read_part, samples_path, write_part
+from nlf.errors import UserError
+from nlf.method.prompt_order import NumberedRow
+from nlf.rewards import Reward
+from nlf.rewards.tables import score_table
+from nlf.sampling.rollout_table import PromptSampler
+from nlf.training.ranks import Ranks
+from nlf.training.settings import Stamp
+
+
+class Part(NamedTuple):
+    """Some of an iteration's prompts, which are sampled in one call and written as one file."""
+
+    number: int
+    rows: Sequence[NumberedRow]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The weights that an iteration samples from.
+
+    Attributes:
+        stamp: Marks the rollouts of these weights.
+        sampler: Samples completions from these weights.
+        outdated: Training has changed the weights, so that no rollout of this iteration can be sampled any more.
+    """
+
+    stamp: Stamp
+    sampler: PromptSampler
+    outdated: bool = False
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """The rewards of a run, and the arguments of their calls.
+
+    Attributes:
+        weights: One weight per reward; None = 1 each.
+        by_first: The remote rewards that the first rank calls for all ranks; empty where each rank calls all rewards.
+        sentence: Cuts a judge's sentence to the length that fits before a prompt; None = the sentence is dropped.
+        context: The arguments that TRL's trainers offer to reward functions beside the data set's columns.
+    """
+
+    rewards: Sequence[Reward]
+    weights: Sequence[float] | None = None
+    by_first: Sequence[Reward] = ()
+    sentence: Callable[[str], str | None] = str
+    context: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def local(self) -> list[Reward]:
+        """The rewards that each rank calls for its own completions."""
+        return [reward for reward in self.rewards if reward not in self.by_first]
+
+
+@dataclass(frozen=True)
+class RolloutCollector:
+    """Samples, scores and writes the rollouts of one iteration.
+
+    Attributes:
+        run_dir: The run's folder.
+        prompts: All prompt rows of the run.
+        prompts_per_part: Prompts in a part; the last part may have fewer.
+        feedback: Fails for rewards that no quantile can be made of, before they are written.
+        quiet: Show no progress bars.
+    """
+
+    run_dir: Path
+    prompts: Sequence[dict]
+    prompts_per_part: int
+    source: Source
+    scoring: Scoring
+    feedback: Feedback
+    ranks: Ranks = Ranks()
+    quiet: bool = False
+
+    def parts(self, rows: Sequence[NumberedRow]) -> list[Part]:
+        """The prompts of the iteration, cut into parts in their order."""
+        starts = range(0, len(rows), self.prompts_per_part)
+        return [Part(number, rows[start : start + self.prompts_per_part]) for number, start in enumerate(starts)]
+
+    def sample(self, parts: Sequence[Part], words: Callable[[], Sequence[str | None]]) -> None:
+        """Sample this rank's parts that are not on disk yet, then free the sampler's memory.
+
+        Args:
+            words: Gives the words before each of the run's prompts, None = the bare prompt. Called at most once.
+
+        Raises:
+            UserError: a part is missing and its weights are gone; sampling or a local reward fails; the disk is full.
+            SystemExit: the run is asked to stop.
+        """
+        own = [part for part in parts if self.ranks.share.has(part.number)]
+        missing = [part for part in own if self._read(self._scored(part)) is None]
+        missing = [part for part in missing if self._read(self._samples(part)) is None]
+        self.ranks.barrier()  # every rank has looked at its files before any rank writes or removes one
+        advance = self._bar("sampling", own, missing)
+        feedback: Sequence[str | None] = ()
+        for n, part in enumerate(missing):
+            self.ranks.stop_if_asked()
+            if n == 0:
+                self._check_weights()
+                feedback = words()
+            self._write(self._samples(part), self._completions(part, feedback, advance))
+        self.source.sampler.sampler.close()
+
+    def score(self, parts: Sequence[Part]) -> None:
+        """Score this rank's parts that are not scored yet, and wait for parts that other ranks score for this rank.
+
+        Raises:
+            UserError: a reward fails, quantiles cannot be made of the rewards, or the disk is full.
+            SystemExit: the run is asked to stop.
+        """
+        own = [part for part in parts if self._scores(part)]
+        todo = [part for part in own if not self._is_written(self._scored(part))]
+        advance = self._bar("scoring", own, todo)
+        for part in todo:
+            samples = self._samples(part)
+            self.ranks.wait_for(partial(self._is_written, samples))
+            table = self._score(part, samples)
+            self._write(self._scored(part), table)
+            samples.unlink()
+            advance(table.num_rows)
+        if self.scoring.by_first or not self.ranks.share.has_parts:
+            for part in parts:
+                self.ranks.wait_for(partial(self._is_written, self._scored(part)))
+        self.ranks.barrier()
+
+    def _scores(self, part: Part) -> bool:
+        """Whether this rank scores the part."""
+        return self.ranks.first if self.scoring.by_first else self.ranks.share.has(part.number)
+
+    def _completions(self, part: Part, feedback: Sequence[str | None], advance: Callable[[int], None]) -> pa.Table:
+        """The sampled completions of a part, with local rewards where the first rank adds the remote rewards later."""
+        prompts = [NumberedPrompt(self.prompts[row], occurrence) for row, occurrence in part.rows]
+        try:
+            table = self.source.sampler.table(
+                prompts, [feedback[row] for row, _ in part.rows], iteration=self.iteration, progress=advance
+            )
+        except UserError:
+            self.ranks.stop_if_asked()  # the signal that asks the run to stop may have ended vLLM too
+            raise
+        return self._with_rewards(table, part, self.scoring.local) if self.scoring.by_first else table
+
+    def _score(self, part: Part, samples: Path) -> pa.Table:
+        """The part's completions with all rewards.
+
+        Raises:
+            UserError: the file is broken, a reward fails, or quantiles cannot be made of the rewards.
+        """
+        sampled = self._read(samples)
+        if sampled is None:
+            raise UserError(f"{samples}: the file is broken and was removed; resume the run to sample it again")
+        table = self._with_rewards(sampled, part)
+        pool = Pool()
+        pool.add(table, self.iteration)
+        self.feedback.words(pool, self.feedback.quantiles(pool), self.iteration)
+        return table
+
+    def _with_rewards(self, table: pa.Table, part: Part, allowed: Sequence[Reward] | None = None) -> pa.Table:
+        rows = [self.prompts[row] for row, _ in part.rows]
+        scoring = self.scoring
+        return score_table(
+            table, rows, scoring.rewards, scoring.weights,
+            allowed=allowed, sentence=scoring.sentence, context=scoring.context,
+        )  # fmt: skip
+
+    def _check_weights(self) -> None:
+        if self.source.outdated:
+            raise UserError(
+                f"{iteration_dir(self.run_dir, self.iteration)}: a part is missing, and training has moved on from the "
+                "weights it was sampled from; restore it, or resume from the last checkpoint before this iteration"
+            )
+
+    @property
+    def iteration(self) -> int:
+        """The iteration whose rollouts these are."""
+        return self.source.stamp.iteration
+
+    def _samples(self, part: Part) -> Path:
+        return samples_path(self.run_dir, self.iteration, part.number)
+
+    def _scored(self, part: Part) -> Path:
+        return part_path(self.run_dir, self.iteration, part.number)
+
+    def _read(self, path: Path) -> pa.Table | None:
+        return read_part(path, asdict(self.source.stamp))
+
+    def _is_written(self, path: Path) -> bool:
+        return is_written(path, asdict(self.source.stamp))
+
+    def _write(self, path: Path, table: pa.Table) -> None:
+        write_part(path, table, asdict(self.source.stamp))
+
+    def _bar(self, title: str, own: Sequence[Part], todo: Sequence[Part]) -> Callable[[int], None]:
+        """A progress bar over the completions of this rank's parts; `todo` are the parts that are left."""
+        completions = self.source.sampler.options.num_generations
+        total, left = (sum(len(part.rows) for part in parts) * completions for parts in (own, todo))
+        return progress_bar(title, total, total - left, hidden=self.quiet)

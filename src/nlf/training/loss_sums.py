@@ -1,0 +1,84 @@
+"""Sums of the loss's parts: the averages in the log, and the controllers that move coefficients of the loss."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from nlf.method.published import controller_step
+from nlf.training.config import ALTConfig
+
+PER_TOKEN = ("nll", "kl", "entropy")
+PER_COMPLETION = {
+    "contrast": "contrast",
+    "margin": "tag_margin",
+    "accuracy": "tag_accuracy",
+}  # part → its name in logs
+
+
+class LossSums:
+    """The loss's parts, summed over this rank's micro-batches since the sums were last taken."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
+    def add(self, parts: Mapping[str, float]) -> None:
+        """Add the parts of one micro-batch: the parts of the loss in nats, `tokens` and `completions`."""
+        for name, value in parts.items():
+            self.values[name] = self.values.get(name, 0.0) + value
+
+    def take(self) -> dict[str, float]:
+        """Return the sums by name, in alphabetical order, and start again at 0."""
+        taken, self.values = dict(sorted(self.values.items())), {}
+        return taken
+
+
+def averages(sums: Mapping[str, float], contrast: bool) -> dict[str, float]:
+    """Averages for the log: per token, and with `contrast` also the parts of the contrast per completion."""
+    found = {name: sums[name] / sums["tokens"] for name in PER_TOKEN}
+    if contrast:
+        found |= {logged: sums[name] / sums["completions"] for name, logged in PER_COMPLETION.items()}
+    return found
+
+
+@dataclass(frozen=True)
+class Controller:
+    """Keeps a quantity near its target by moving one coefficient of the loss (`published.controller_step`).
+
+    Attributes:
+        quantity: "kl" or "entropy".
+        target: In nats per completion.
+        horizon: In completions.
+        rising: The coefficient rises where the quantity is above its target; otherwise it falls.
+    """
+
+    coefficient: str
+    quantity: str
+    target: float
+    horizon: int
+    rising: bool
+
+
+def controllers_of(args: ALTConfig) -> list[Controller]:
+    """The controllers that the settings switch on."""
+    found = []
+    if args.adaptive_kl:
+        found.append(Controller("beta", "kl", args.target_kl, args.horizon, rising=True))
+    if args.target_entropy is not None:
+        found.append(Controller("entropy_coef", "entropy", args.target_entropy, args.horizon, rising=False))
+    return found
+
+
+def moved_coefficients(
+    coefficients: Mapping[str, float],
+    controllers: Iterable[Controller],
+    sums: Mapping[str, float],
+    num_completions: int,
+) -> dict[str, float]:
+    """The coefficients after one optimizer step of `num_completions` completions, over which `sums` were taken."""
+    moved = dict(coefficients)
+    for each in controllers:
+        current = sums[each.quantity] / num_completions  # nats per completion
+        value = moved[each.coefficient]
+        moved[each.coefficient] = controller_step(
+            value, current, each.target, each.horizon, num_completions, each.rising
+        )
+    return moved

@@ -1,0 +1,85 @@
+"""What a run records: its settings, the other facts that a resumed run must share, and the stamp of its rollouts.
+
+The keys and values here are on disk in every run folder. A change to them makes older runs impossible to resume.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nlf import config
+from nlf.data.files import digest
+from nlf.models.encoder import PromptEncoder
+from nlf.models.identity import name_of
+from nlf.models.policy import Policy
+from nlf.rewards import Reward
+from nlf.training.config import ALTConfig
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """The origin of a part's rollouts. Parts with equal stamps come from equal weights and settings.
+
+    Attributes:
+        step: Optimizer steps before this iteration.
+        policy: The digest of the trainable weights.
+        settings: The digest of `sampling_settings`.
+    """
+
+    iteration: int
+    step: int
+    policy: str | None
+    settings: str
+
+
+def run_settings(args: ALTConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Every knob as a plain value, tokens left out: the content of `config.yaml`.
+
+    Args:
+        options: The settings of the command line that are not part of `args`: model and data.
+    """
+    plain = json.loads(json.dumps(args.to_dict(), default=str))
+    return {name: value for name, value in {**plain, **options}.items() if not name.endswith("_token")}
+
+
+def run_facts(args: ALTConfig, policy: Policy, prompts: Sequence[dict], rewards: Sequence[Reward]) -> dict[str, Any]:
+    """The facts that the result depends on beside the settings: the content of `run.json`."""
+    return {
+        "model_name_or_path": policy.identity.name,
+        "train_prompts": _prompts_digest(prompts),
+        "rewards": [reward.label for reward in rewards],
+        "total_batch_size": args.total_batch_size,
+    }
+
+
+def sampling_settings(
+    args: ALTConfig, policy: Policy, encoder: PromptEncoder, prompts: Sequence[dict], rewards: Sequence[Reward]
+) -> dict[str, Any]:
+    """Everything beside the weights that sampled and scored rollouts depend on; a `Stamp` holds its digest."""
+    settings: dict[str, Any] = {}  # keys that are absent where sampling does not depend on them, as in older runs
+    if args.sampler != "hf":
+        settings["sampler"] = args.sampler
+    if args.attributes:
+        settings["attributes"] = [args.attributes, config.JOINT, args.feedback_sampling]
+    if any(reward.judges for reward in rewards):
+        settings["quantiles"] = [args.quantile_rule, args.quantile_scope, args.pool_keep, args.reward_normalization]
+        settings["max_feedback_length"] = encoder.max_feedback_length
+    scheme = policy.scheme
+    assert scheme is not None  # a trained policy has tags
+    return settings | {
+        "seed": args.seed,
+        "sampling": vars(config.sampling_options(args)),
+        "scheme": [list(scheme.tags), scheme.template, scheme.separator],
+        "prompts": _prompts_digest(prompts),
+        "max_prompt_length": encoder.max_prompt_length,
+        "reference": name_of(policy.reference_model),
+        "prompts_per_iteration": args.prompts_per_iteration,
+        "prompts_per_part": args.prompts_per_part,
+        "rewards": [reward.label for reward in rewards],
+        "weights": args.reward_weights,
+    }
+
+
+def _prompts_digest(prompts: Sequence[dict]) -> str:
+    return digest([prompt["prompt_id"] for prompt in prompts])
