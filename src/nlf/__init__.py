@@ -1,8 +1,10 @@
-"""nlf: align language models with textual feedback. Names are loaded when first used, so that importing costs
-nothing.
+"""nlf: align language models with textual feedback.
+
+A name is loaded when it is first used, so that `import nlf` is quick.
 """
 
 import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -17,7 +19,8 @@ _HOMES = {
 __all__ = [*_HOMES, "__version__"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
+    """Import the module of a public name, and return what it names."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'nlf' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""`python -m nlf`: for `torchrun` and `accelerate launch`, which start a module in every process."""
+"""`python -m nlf`: the form that `torchrun` and `accelerate launch` start in every process."""
 
 import sys
 

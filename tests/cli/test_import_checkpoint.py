@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 from collections import OrderedDict
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2Tokenizer
 
 from nlf.cli.import_checkpoint import import_command, read_checkpoint
+from nlf.config import ImportOptions
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
 from nlf.models.encoder import PromptEncoder
@@ -51,9 +51,7 @@ def published(path, extra=1, legacy=False, **changes):
 
 def run(path, base, output, tags=None):
     return import_command(
-        SimpleNamespace(
-            checkpoint=str(path), base_model=base, model_revision="main", output_dir=str(output), tags=tags
-        )
+        ImportOptions(checkpoint=str(path), base_model=base, model_revision="main", output_dir=str(output), tags=tags)
     )
 
 

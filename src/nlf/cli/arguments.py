@@ -223,7 +223,7 @@ def unknown(name: str, known: Iterable[str], where: str = "", what: str = "key")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are UserErrors and whose flags are never abbreviated."""
+    """An argument parser that raises UserError and never abbreviates flags."""
 
     def __init__(self, **kwargs: Any) -> None:
         formatter = kwargs.pop("formatter_class", argparse.RawDescriptionHelpFormatter)

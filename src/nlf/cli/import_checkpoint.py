@@ -1,31 +1,39 @@
-"""`nlf import`: a checkpoint of the published code (ALT, Quark) as an ordinary model folder with `tags.json`.
+"""`nlf import`: turn a checkpoint of the published code (ALT, Quark) into a Hugging Face folder with `tags.json`.
 
 The published `.pth` is a dict of `policy_model` (the state dict of a GPT-2), `optimizer` and `scheduler`, written by
 `torch.save`. Its embedding has more rows than its base model:
 
-- ALT adds one, the separator, after the vocabulary; its tags are words, `{feedback}<|separator|>{prompt}`.
-- Quark adds its quantile tokens ` _TREE_TOKEN_00000` (the best: rewards are sorted downwards), `…00001` and so on, and
-  then ` _TREE_TOKEN_ZERO_COMMENTS`, which it never uses; a token stands directly before the prompt. That last row is
-  kept, so that every logit stays what it was, but no token is named after it: it is never read and never sampled.
+- ALT adds one row, the separator, after the vocabulary. Its tags are words: `{feedback}<|separator|>{prompt}`.
+- Quark adds one row for each quantile token, ` _TREE_TOKEN_00000` (the best), `…00001` and so on; the token stands
+  directly before the prompt. It also adds ` _TREE_TOKEN_ZERO_COMMENTS`, which it never uses. That last row stays, so that
+  no logit changes, but it gets no token: it is never read and never sampled.
 
-A `.pth` is a pickle, a program in effect: it is read with `weights_only=True`, which builds tensors and plain values
-and refuses anything else unrun. (The published code loads it without.) The weights are mapped from the disk, checked
-against the base model's configuration by name and shape, and written as safetensors; only the base's configuration
-and tokenizer are needed, not its weights.
+A `.pth` is a pickle, and a pickle can run code. `weights_only=True` builds tensors and plain values, and refuses anything
+else before it runs; the published code loads without it. The weights are mapped from the disk, checked against the base
+model's configuration by name and shape, and written as safetensors. The base model's configuration and tokenizer are
+needed; its weights are not.
 """
 
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from shlex import quote
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from nlf.config import ImportOptions
 from nlf.data.files import write_folder
 from nlf.errors import UserError
 from nlf.method.tags import DEFAULT_TAGS, FEEDBACK, PROMPT, SEPARATOR, TagScheme
@@ -33,19 +41,16 @@ from nlf.models.policy import Policy, model_path, save_policy
 
 WEIGHTS = "policy_model"
 BUFFERS = re.compile(r"(^|\.)(attn|crossattention)\.(bias|masked_bias)$")  # causal masks that old transformers stored
-MOST_TOKENS = 101  # of Quark's; its default is 5 quantiles and the unused one. More is another model's vocabulary
+MOST_TOKENS = 101  # of Quark, whose default is 5 quantiles and the unused row; more rows are another vocabulary
 EXPECTED = "expected a .pth that ALT or Quark saved, a dict with policy_model in it"
 
 
-def import_command(options) -> str:
-    """`nlf import`: write the folder and say what it is.
-
-    Args:
-        options: `config.ImportOptions`.
+def import_command(options: ImportOptions) -> str:
+    """Run `nlf import`: write the folder, and return a description of it.
 
     Raises:
         UserError: the checkpoint is unreadable, unsafe, of another form or of another base model; or the folder holds
-            a model already or cannot be written.
+            a model already, or cannot be written.
     """
     folder = Path(options.output_dir)
     taken = [name for name in ("config.json", "config.yaml", "tags.json") if (folder / name).exists()]
@@ -63,13 +68,13 @@ def import_command(options) -> str:
 
 
 def read_checkpoint(path: Path) -> dict:
-    """What a `.pth` holds: `policy_model`, a state dict, and whatever else. Nothing in the file is executed.
+    """Read a `.pth`: the state dict `policy_model` and other values. No code in the file runs.
 
     Raises:
-        UserError: no such file, not a checkpoint, damaged, or a pickle of more than tensors and plain values.
+        UserError: the file is missing, damaged, no checkpoint, or a pickle of more than tensors and plain values.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # of pickle protocols
+        with warnings.catch_warnings(action="ignore"):  # about pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -78,7 +83,7 @@ def read_checkpoint(path: Path) -> dict:
         ) from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}; {EXPECTED}") from error
-    except Exception as error:  # a damaged pickle fails in any way there is
+    except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{path}: damaged, or no checkpoint ({_reason(error)}); {EXPECTED}") from error
     weights = content.get(WEIGHTS) if isinstance(content, dict) else None
     if not isinstance(weights, Mapping) or not weights:
@@ -88,13 +93,14 @@ def read_checkpoint(path: Path) -> dict:
 
 
 def _reason(error: Exception) -> str:
-    """What torch says is wrong, without its advice to load the file unsafely."""
+    """The reason that torch gives, without its advice to load the file unsafely."""
     advice = ("Weights only load failed", "Please file an issue", "Check the documentation")
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith(advice)]
     return next(iter(lines), type(error).__name__)[:160]
 
 
-def _few(names) -> str:
+def _few(names: Iterable) -> str:
+    """The first six names, quoted."""
     shown = [repr(name) for name in names]
     return ", ".join(shown[:6]) + (", …" if len(shown) > 6 else "") or "nothing"
 
@@ -105,13 +111,15 @@ def _few(names) -> str:
 def make_policy(
     weights: Mapping[str, Tensor], base: str, revision: str = "main", tags: list[str] | None = None, where: str = ""
 ) -> Policy:
-    """The policy of a published state dict.
+    """Make a policy of a published state dict.
 
     Args:
-        weights: Tensors by name; masks of old transformers, `module.` before every name and a missing `transformer.`
-            are put right.
-        base: The model it was trained from: folder or hub id, of which configuration and tokenizer are read.
-        tags: Best first; None is the published five words, or Quark's tokens.
+        weights: Tensors by name. Names get today's form: without `module.`, with `transformer.`, without the masks that
+            old transformers stored.
+        base: The base model, a folder or a hub id; its configuration and tokenizer are read.
+        revision: Hub revision of the base model.
+        tags: Best first; None is the published five, or Quark's tokens.
+        where: The file, for errors.
 
     Raises:
         UserError: the base cannot be loaded, or the weights do not fit it.
@@ -132,7 +140,8 @@ def make_policy(
     return Policy(model.eval(), tokenizer, scheme, None, added)
 
 
-def _load_base(base: str, revision: str):
+def _load_base(base: str, revision: str) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Load the configuration and the tokenizer of the base model."""
     path = model_path(base)
     shared = {} if Path(path).is_dir() else {"revision": revision}
     try:
@@ -149,24 +158,25 @@ def _load_base(base: str, revision: str):
 
 
 def _renamed(weights: Mapping[str, Tensor], model: PreTrainedModel, where: str) -> dict[str, Tensor]:
-    """The state dict under the names that the model has today."""
+    """Rename the tensors of a state dict to the names that the model has today."""
     for name, tensor in weights.items():
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             raise UserError(f"{where}: {name!r} is {type(tensor).__name__}, expected a dense tensor; {EXPECTED}")
-    if all(name.startswith("module.") for name in weights):  # nn.DataParallel
+    if all(name.startswith("module.") for name in weights):  # saved from nn.DataParallel
         weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
     known, prefix = set(model.state_dict()), f"{model.base_model_prefix}."
-    if not any(name.startswith(prefix) for name in weights):  # the model without its head
+    if not any(name.startswith(prefix) for name in weights):  # saved without the head
         weights = {name if name in known else prefix + name: tensor for name, tensor in weights.items()}
     return {name: tensor for name, tensor in weights.items() if name in known or not BUFFERS.search(name)}
 
 
 def _name_of(model: PreTrainedModel, module: torch.nn.Module) -> str:
+    """The name of a layer's weight in the state dict."""
     return next(f"{name}.weight" for name, other in model.named_modules() if other is module)
 
 
 def _scheme(extra: int, tags: list[str] | None, where: str, vocabulary: int) -> tuple[TagScheme, list[str]]:
-    """The tag scheme that so many added rows stand for, and the tokens to name them by."""
+    """The tag scheme of a checkpoint with `extra` added rows, and the tokens of these rows."""
     if extra == 1:
         return TagScheme(tuple(tags or DEFAULT_TAGS)), [SEPARATOR]
     if not 3 <= extra <= MOST_TOKENS:
@@ -184,7 +194,7 @@ def _scheme(extra: int, tags: list[str] | None, where: str, vocabulary: int) -> 
 
 
 def _fill(model: PreTrainedModel, weights: dict[str, Tensor], where: str, base: str) -> None:
-    """Give a model without storage its weights; the head stays tied to the embedding where the two are equal."""
+    """Load the weights into a model on the meta device; the head is tied to the embedding where the two are equal."""
     head, table = (_name_of(model, m) for m in (model.get_output_embeddings(), model.get_input_embeddings()))
     tied = head not in weights or torch.equal(weights[head], weights[table])
     model.config.tie_word_embeddings = tied
@@ -196,6 +206,7 @@ def _fill(model: PreTrainedModel, weights: dict[str, Tensor], where: str, base: 
 
 
 def _check(model: PreTrainedModel, weights: dict[str, Tensor], where: str, base: str) -> None:
+    """Raise UserError where names, shapes or values do not fit the model."""
     wanted = model.state_dict()
     for what, names in (("no tensor", wanted.keys() - weights), ("an unknown tensor", weights.keys() - wanted)):
         if names:
@@ -215,12 +226,14 @@ def _check(model: PreTrainedModel, weights: dict[str, Tensor], where: str, base:
 
 
 def _summary(folder: Path, base: str, policy: Policy, ignored: str) -> str:
-    tags = policy.scheme.tags
-    form = "Quark's tokens" if policy.scheme.separator is None else f"the separator {policy.scheme.separator}"
+    """Describe the folder, and name the commands that use it."""
+    assert policy.scheme is not None  # make_policy gives every policy a scheme
+    tags, separator = policy.scheme.tags, policy.scheme.separator
+    form = "Quark's tokens" if separator is None else f"the separator {separator}"
     lines = [
         f"{folder}: {base} with {form} and {len(tags)} tags, {tags[0]!r} (best) to {tags[-1]!r} (worst)",
         f"left out: {ignored}" if ignored else "",
-        "" if policy.model.config.tie_word_embeddings else "its head is not tied to its embedding, and stays so",
+        "" if policy.model.config.tie_word_embeddings else "the head has weights of its own, apart from the embedding",
         f"next: nlf sample --model {quote(str(folder))} --output_dir {quote(str(folder / 'samples'))}",
         f"  or: nlf evaluate --model {quote(str(folder))} --base_model {quote(base)}",
     ]

@@ -26,6 +26,7 @@ from nlf.cli.output import is_first_process, log_to_stderr, show
 from nlf.errors import UserError
 
 if TYPE_CHECKING:
+    from nlf.data.prompts import PromptRow
     from nlf.training.config import ALTConfig
     from nlf.training.trainer import ALTTrainer
 
@@ -181,7 +182,7 @@ def train_from_config(
     return trainer
 
 
-def prompt_rows(options: config.DataOptions) -> tuple[list[dict], list[dict] | None]:
+def prompt_rows(options: config.DataOptions) -> tuple[list["PromptRow"], list["PromptRow"] | None]:
     """The prompts to train on and to evaluate on; None where there are no evaluation prompts."""
     from nlf.data.prompts import load_prompts
 

@@ -192,12 +192,12 @@ class ImportOptions(Options):
     )
 
 
-# ---- one class for each command -----------------------------------------------------------------------------------
+# ---- one class for each command: a dataclass lists the fields of its last base first -----------------------------
 
 
 @dataclass
 class SampleOptions(
-    LoadOptions, PromptOptions, ConditionOptions, SampleRuleOptions, SamplerOptions, DrawingOptions, OutputOptions
+    OutputOptions, DrawingOptions, SamplerOptions, SampleRuleOptions, ConditionOptions, PromptOptions, LoadOptions
 ):
     """Everything that `nlf sample` takes."""
 
@@ -207,21 +207,21 @@ class SampleOptions(
 
 
 @dataclass
-class ScoreOptions(ScoreFileOptions, MeasureOptions, RemoteOptions):
+class ScoreOptions(RemoteOptions, MeasureOptions, ScoreFileOptions):
     """Everything that `nlf score` takes."""
 
 
 @dataclass
 class EvaluateOptions(
-    LoadOptions,
-    PromptOptions,
-    ConditionOptions,
-    MeasureOptions,
-    EvaluateRuleOptions,
-    SamplerOptions,
-    DrawingOptions,
-    ComparisonOptions,
     RemoteOptions,
+    ComparisonOptions,
+    DrawingOptions,
+    SamplerOptions,
+    EvaluateRuleOptions,
+    MeasureOptions,
+    ConditionOptions,
+    PromptOptions,
+    LoadOptions,
 ):
     """Everything that `nlf evaluate` takes."""
 
