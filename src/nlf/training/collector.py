@@ -82,7 +82,10 @@ class RolloutCollector:
         run_dir: The run's folder.
         prompts: All prompt rows of the run.
         prompts_per_part: Prompts in a part; the last part may have fewer.
-        feedback: Fails for rewards that no quantile can be made of, before they are written.
+        source: The weights and the sampler.
+        scoring: The rewards.
+        feedback: Turns rewards into quantiles and words; a part for which that fails is not written.
+        ranks: This rank among the others.
         quiet: Show no progress bars.
     """
 
@@ -100,11 +103,12 @@ class RolloutCollector:
         starts = range(0, len(rows), self.prompts_per_part)
         return [Part(number, rows[start : start + self.prompts_per_part]) for number, start in enumerate(starts)]
 
-    def sample(self, parts: Sequence[Part], words: Callable[[], Sequence[str | None]]) -> None:
+    def sample(self, parts: Sequence[Part], choose_words: Callable[[], Sequence[str | None]]) -> None:
         """Sample this rank's parts that are not on disk yet, then free the sampler's memory.
 
         Args:
-            words: Gives the words before each of the run's prompts, None = the bare prompt. Called at most once.
+            choose_words: Returns the words before each of the run's prompts, None = the bare prompt. Not called where
+                no part is missing.
 
         Raises:
             UserError: a part is missing and its weights are gone; sampling or a local reward fails; the disk is full.
@@ -115,13 +119,12 @@ class RolloutCollector:
         missing = [part for part in missing if self._read(self._samples(part)) is None]
         self.ranks.barrier()  # every rank has looked at its files before any rank writes or removes one
         advance = self._bar("sampling", own, missing)
-        feedback: Sequence[str | None] = ()
-        for n, part in enumerate(missing):
+        if missing:
+            self._check_weights()
+        words = choose_words() if missing else []
+        for part in missing:
             self.ranks.stop_if_asked()
-            if n == 0:
-                self._check_weights()
-                feedback = words()
-            self._write(self._samples(part), self._completions(part, feedback, advance))
+            self._write(self._samples(part), self._completions(part, words, advance))
         self.source.sampler.sampler.close()
 
     def score(self, parts: Sequence[Part]) -> None:
@@ -150,12 +153,12 @@ class RolloutCollector:
         """Whether this rank scores the part."""
         return self.ranks.first if self.scoring.by_first else self.ranks.share.has(part.number)
 
-    def _completions(self, part: Part, feedback: Sequence[str | None], advance: Callable[[int], None]) -> pa.Table:
+    def _completions(self, part: Part, words: Sequence[str | None], advance: Callable[[int], None]) -> pa.Table:
         """The sampled completions of a part, with local rewards where the first rank adds the remote rewards later."""
         prompts = [NumberedPrompt(self.prompts[row], occurrence) for row, occurrence in part.rows]
         try:
             table = self.source.sampler.table(
-                prompts, [feedback[row] for row, _ in part.rows], iteration=self.iteration, progress=advance
+                prompts, [words[row] for row, _ in part.rows], iteration=self.iteration, progress=advance
             )
         except UserError:
             self.ranks.stop_if_asked()  # the signal that asks the run to stop may have ended vLLM too
