@@ -96,7 +96,10 @@ def handed_over(
     with start_model(shown, iteration) as model:
         several = args.world_size > 1 and args.device.type == "cuda"
         dtype = DTYPES.get(accelerator.mixed_precision)
-        sampler = vllm_sampler(model, args, str(folder), dtype=dtype, device=args.device.index if several else None)
+        sampler = vllm_sampler(
+            model, args, str(folder), dtype=dtype, copies=args.data_parallel_size,
+            device=args.device.index if several else None,
+        )  # fmt: skip
     try:
         yield shown, sampler
     finally:
