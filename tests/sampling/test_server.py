@@ -15,7 +15,7 @@ from nlf.errors import UserError
 from nlf.evaluation.sample import EVALUATION
 from nlf.method.tags import TagScheme
 from nlf.models.policy import load_policy, prepare_policy, save_policy
-from nlf.sampling import Request, request_key, seed_of
+from nlf.sampling import Request, Vocabulary, request_key, seed_of
 from nlf.sampling import server as module
 from nlf.sampling.factory import sampler_of
 from nlf.sampling.server import Form, ServerSampler
@@ -33,7 +33,8 @@ def quick(monkeypatch):
 
 
 def sampler(url, model=MODEL, timeout=0.2, **options):
-    return ServerSampler(url, model, TOKENIZER, eos_token_ids=(EOS,), timeout=timeout, **options)
+    known = {"banned": options.pop("banned_token_ids", ()), "context": options.pop("context", float("inf"))}
+    return ServerSampler(url, model, TOKENIZER, Vocabulary((EOS,), **known), timeout=timeout, **options)
 
 
 def sample(drawing, asked=ASKED, *, seed=3, iteration=-1, progress=None, **options):
@@ -195,10 +196,8 @@ def test_transformers_serve_samples_as_this_process_does(folder, served, caplog)
     stay greedy.
     """
     policy = load_policy(str(folder / "run"))
-    drawing = ServerSampler(
-        served, str(folder / "run"), policy.tokenizer, eos_token_ids=policy.eos_token_ids,
-        banned_token_ids=policy.banned_token_ids, concurrency=1,
-    )  # fmt: skip
+    vocabulary = Vocabulary(policy.eos_token_ids, policy.banned_token_ids)
+    drawing = ServerSampler(served, str(folder / "run"), policy.tokenizer, vocabulary, concurrency=1)
 
     def texts(found):
         return [policy.tokenizer.batch_decode(each, skip_special_tokens=True) for each in found]

@@ -19,9 +19,9 @@ from nlf.data.generations import read_lines
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
 from nlf.models.policy import load_policy, prepare_policy, save_policy
-from nlf.sampling import Request, request_key, seed_of
+from nlf.sampling import Request, Vocabulary, request_key, seed_of
 from nlf.sampling.factory import SAMPLERS, sampler_of
-from nlf.sampling.vllm import VLLMSampler
+from nlf.sampling.vllm import Engine, VLLMSampler
 
 ASKED = [Request((5, 6, i), request_key(str(i), 0)) for i in range(1, 8)]
 
@@ -47,8 +47,9 @@ def vllm(folder, stand_in):
     """Makes samplers over the model, and closes them."""
     made = []
 
-    def make(model=None, **options) -> VLLMSampler:
-        made.append(VLLMSampler(model or str(folder / "run"), **{"eos_token_ids": (0,)} | options))
+    def make(model=None, banned=(), context=float("inf"), copies=1, device=None, **engine) -> VLLMSampler:
+        engine = Engine(model or str(folder / "run"), **engine)
+        made.append(VLLMSampler(engine, Vocabulary((0,), banned, context), copies=copies, device=device))
         return made[-1]
 
     yield make
@@ -75,7 +76,7 @@ def expected(asked=ASKED, n=3, seed=3):
 
 def test_one_process_gets_everything_and_gives_the_ids(vllm, stand_in, capfd):
     told = []
-    drawing = vllm(dtype="bfloat16", banned_token_ids=(300,), tensor_parallel_size=2, gpu_memory_utilization=0.5)
+    drawing = vllm(dtype="bfloat16", banned=(300,), tensor_parallel_size=2, gpu_memory_utilization=0.5)
     found = sample(drawing, top_k=7, top_p=0.9, min_completion_length=2, temperature=0.5, progress=told.append)
     assert found == expected() and sum(told) == 21
     assert (
@@ -106,9 +107,9 @@ def test_it_ends_with_the_process_that_started_it(folder, stand_in):
     code = """
 import os, sys
 from nlf.config import SamplingOptions
-from nlf.sampling import Request
-from nlf.sampling.vllm import VLLMSampler
-drawing = VLLMSampler(sys.argv[1], eos_token_ids=(0,))
+from nlf.sampling import Request, Vocabulary
+from nlf.sampling.vllm import Engine, VLLMSampler
+drawing = VLLMSampler(Engine(sys.argv[1]), Vocabulary((0,)))
 drawing.sample([Request((5,), 1)], SamplingOptions(), seed=0, iteration=0)
 os._exit(9)
 """
@@ -139,13 +140,13 @@ def test_the_likeliest_token_is_asked_for_once(vllm, stand_in):
 
 def test_copies_of_the_model_share_the_prompts(vllm, stand_in, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,4,5,7")
-    two = {"data_parallel_size": 2, "tensor_parallel_size": 2}
+    two = {"copies": 2, "tensor_parallel_size": 2}
     assert sample(vllm(**two)) == expected()
     assert Counter((each["devices"], each["prompts"]) for each in stand_in()) == {("0,1", 4): 1, ("4,5", 3): 1}
     assert sample(vllm(**two), ASKED[:1]) == expected(ASKED[:1])
     assert len(stand_in()) == 3  # one without prompts is not started
     with pytest.raises(UserError, match="data_parallel_size 3 x tensor_parallel_size 2: 6 GPUs are needed, 5 are"):
-        vllm(data_parallel_size=3, tensor_parallel_size=2)
+        vllm(copies=3, tensor_parallel_size=2)
     assert vllm(device=2, tensor_parallel_size=2).devices == ["4,5"] and vllm(device=0).devices == ["0"]
     with pytest.raises(UserError, match="tensor_parallel_size 2: 2 GPUs are needed, 1 are visible from GPU 4 on"):
         vllm(device=4, tensor_parallel_size=2)

@@ -87,12 +87,10 @@ def measure_file(
 ) -> int:
     """Add the reader's likelihoods to each line of a generations file that lacks them.
 
-    `row["likelihoods"][model_label(reader)]` then holds, beside the digest of the texts, `nll` (nats, summed over a
-    completion) and `tokens`, both of n completions, `prompt_tokens`, and `from`: "ids" or "text". A killed command
-    continues at its unfinished block of lines.
+    `row["likelihoods"][model_label(reader)]` then holds `nll` (nats, summed over a completion) and `tokens`, both of n
+    completions, `prompt_tokens`, and `from`: "ids" or "text". A killed command continues at its unfinished block.
 
     Args:
-        batch_tokens: Tokens (prompt and completion) in one batch; None suits the device.
         progress: Called with the number of finished completions; None shows a bar.
         as_text: Tokenise texts with every vocabulary, under the label with `AS_TEXT`.
 

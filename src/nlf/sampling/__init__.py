@@ -1,67 +1,99 @@
-"""What a sampler is: requests in, token ids out.
+"""Samplers turn requests into token ids.
 
-`hf.py` samples in this process, `vllm.py` in processes of its own, `server.py` asks one that runs somewhere. A completion is a
-function of the weights, the prompt's ids, the options and (seed, iteration, request key, index) only; the other two keep
-that as far as the engine repeats itself for a seed. No torch here, so that naming a request costs nothing.
+`hf.py` samples in this process, `vllm.py` in processes of its own, and `server.py` asks a server. A completion is a
+function of the weights, the prompt's ids, the options and (seed, iteration, request key, index) only. vLLM and servers
+keep this rule as far as the engine repeats itself for a seed. This module imports no torch, so naming a request is cheap.
 """
 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
+from nlf.config import SamplingOptions
 from nlf.errors import UserError
 
-if TYPE_CHECKING:
-    from nlf.config import SamplingOptions
-
-__all__ = ["Request", "Sampler", "check_lengths", "context_of", "request_key", "seed_of"]
+__all__ = ["Request", "Sampler", "Vocabulary", "check_lengths", "context_of", "request_key", "seed_of"]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt as the model reads it, feedback and all."""
+    """One prompt as the model reads it, with its feedback.
+
+    Attributes:
+        key: 64 bits that name the random numbers of its completions, from `request_key`.
+        negative_ids: The same prompt after the tag that guidance moves away from; None = no guidance.
+    """
 
     input_ids: tuple[int, ...]
-    key: int  # 64 bits: names the random numbers of its completions, see `request_key`
-    negative_ids: tuple[int, ...] | None = None  # the same prompt after the worst tag, for guidance
+    key: int
+    negative_ids: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What an engine has to know of a policy's tokens.
+
+    Attributes:
+        eos: Ids that end a completion, which keeps its EOS.
+        banned: Ids that are never sampled.
+        context: Most tokens, prompt and completion, that the model reads.
+    """
+
+    eos: Sequence[int]
+    banned: Sequence[int] = ()
+    context: float = float("inf")
 
 
 class Sampler(Protocol):
-    label: str  # what files of samples say they came from
+    """Draws completions.
+
+    Attributes:
+        label: The sampler's name in the settings of samples.
+    """
+
+    label: str
 
     def sample(
         self,
         requests: Sequence[Request],
-        options: "SamplingOptions",
+        options: SamplingOptions,
         *,
         seed: int,
         iteration: int,
         progress: Callable[[int], None] | None = None,
     ) -> list[list[list[int]]]:
-        """Per request `options.num_generations` lists of token ids, with the EOS that ended them.
+        """Sample `options.num_generations` completions of each request.
 
-        `progress` is called with the number of completions finished since it was last called.
+        Args:
+            progress: Called with the number of completions finished since the last call.
+
+        Returns:
+            For each request its completions as lists of token ids, each with the EOS that ended it.
         """
         ...
 
     def close(self) -> None:
-        """Give back what is kept between calls: processes, and the memory they hold. Another call may follow."""
+        """Free everything kept between calls: processes, and their memory. A later call may follow."""
         ...
 
 
 def request_key(prompt_id: str, occurrence: int) -> int:
-    """64 bits from the prompt and how often it came before, so that the order of prompts does not matter."""
+    """64 bits from the prompt and its occurrence, so that completions do not depend on the order of prompts.
+
+    Args:
+        occurrence: How often the prompt came before.
+    """
     return int(hashlib.sha256(f"{prompt_id}:{occurrence}".encode()).hexdigest()[:16], 16)
 
 
 def seed_of(seed: int, iteration: int, key: int, index: int) -> int:
-    """The seed of one completion for an engine that draws its own random numbers: 31 bits, which every engine takes."""
+    """The seed of one completion, for an engine with its own random numbers: 31 bits, which every engine takes."""
     return int(hashlib.sha256(f"{seed}:{iteration}:{key}:{index}".encode()).hexdigest()[:8], 16) >> 1
 
 
-def context_of(config) -> float:
-    """Tokens that a model of transformers reads at most, by its configuration; infinite where that says nothing."""
+def context_of(config: Any) -> float:
+    """Most tokens that a model of transformers reads, by its configuration; infinite where that has no limit."""
     return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or float("inf")
 
 
@@ -69,7 +101,7 @@ def check_lengths(prefixes: Sequence[Sequence[Sequence[int]]], new: int, context
     """Raise UserError for the first prompt that is empty or leaves no room for `new` tokens.
 
     Args:
-        prefixes: The ids of each prompt; with guidance also those after the worst tag.
+        prefixes: For each prompt its ids; with guidance also its ids after the worst tag.
     """
     for i, prefix in enumerate(prefixes, 1):
         shortest, longest = min(map(len, prefix)), max(map(len, prefix))

@@ -1,10 +1,10 @@
-"""Drawing a token: counter-based uniforms, top-k and top-p, and the inverse of the cumulative distribution.
+"""Draw a token: counter-based uniforms, top-k and top-p, and the inverse of the cumulative distribution.
 
-A draw is a pure function of the scores and of (seed, iteration, request key, index, step): no random state is read or
-moved. The kept sets are those of transformers' warpers, save that tokens tied at the edge of top-p are all kept (there,
-those that the sort happened to put first).
+A draw is a pure function of the scores and of (seed, iteration, request key, index, step); no random state is read or
+changed. Top-k and top-p keep the same tokens as transformers' warpers, except that all tokens tied at the edge of top-p
+are kept, where transformers keeps the first ones of an arbitrary order.
 
-Letters in shapes: R rows, V vocabulary, W the tokens looked at.
+Letters in shapes: R rows, V vocabulary, W candidate tokens.
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 INF = float("inf")
-NUCLEUS = 256  # tokens looked at before the whole vocabulary is sorted
+NUCLEUS = 256  # candidates before the whole vocabulary is sorted
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's step
 
 
 def pick(scores: Tensor, u: Tensor, *, top_k: int = 0, top_p: float = 1.0, width: int = NUCLEUS) -> Tensor:
     """Draw from scores (R, V) with uniforms (R,), after top-k and top-p → ids (R,).
 
-    Without top-k only the best `width` tokens are sorted; rows whose nucleus goes beyond them are drawn again from all.
+    Without top-k only the best `width` tokens are sorted; a row whose nucleus is larger is drawn again from all tokens.
     """
     if not 0 < top_k < scores.shape[-1]:
         top_k = 0
@@ -35,8 +35,14 @@ def pick(scores: Tensor, u: Tensor, *, top_k: int = 0, top_p: float = 1.0, width
 
 
 def kept(scores: Tensor, width: int, top_k: int, top_p: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores (R, W) of each row's best tokens in vocabulary order, -inf where filtered; their ids (R, W); and whether the
-    nucleus goes beyond them (R,), which it cannot after top-k. `width` counts only without top-k.
+    """The best tokens of each row of (R, V), and whether they hold the nucleus.
+
+    Args:
+        width: Number of candidates without top-k.
+
+    Returns:
+        Scores (R, W) in vocabulary order, -inf where filtered; ids (R, W); whether the nucleus is larger (R,), which is
+        never so after top-k.
     """
     values, ids = best(scores, top_k or width)
     ranked = values.sort(-1, descending=True).values
@@ -55,15 +61,15 @@ def kept(scores: Tensor, width: int, top_k: int, top_p: float) -> tuple[Tensor, 
 
 
 def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Of each row of (R, V) the k best scores, what is tied with them, and perhaps a few more: (R, W) in vocabulary order,
-    -inf after a row's last; and their ids (R, W).
+    """The k best scores of each row of (R, V), their ties, and perhaps a few more: (R, W) in vocabulary order, -inf after
+    a row's last score; and their ids (R, W).
 
-    A full `topk` would sort pairs; a bound from below leaves few tokens over.
+    A full `topk` would sort pairs; a lower bound leaves few tokens.
     """
     rows, vocabulary = scores.shape
     if k >= vocabulary:
         return scores, torch.arange(vocabulary, device=scores.device).expand_as(scores)
-    floor = _floor(scores, k).clamp(min=torch.finfo(scores.dtype).min)  # what is -inf is never among them
+    floor = _floor(scores, k).clamp(min=torch.finfo(scores.dtype).min)  # so that -inf is never among the best
     flat = _nonzero(scores >= floor)  # (N,)
     row, token = flat // vocabulary, flat % vocabulary
     count = row.bincount(minlength=rows)  # (R,)
@@ -75,19 +81,17 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _floor(scores: Tensor, k: int) -> Tensor:
-    """At most the k-th largest score of each row, and not far below it: (R, V) → (R, 1)."""
+    """A lower bound, close to it, of each row's k-th largest score: (R, V) → (R, 1)."""
     if scores.device.type != "cpu":
         return scores.topk(k).values[:, -1:]
     share = max(1, min(16, scores.shape[-1] // (2 * k)))
     width = scores.shape[-1] // share
-    maxima = (
-        scores[:, : share * width].unflatten(1, (share, width)).amax(1)
-    )  # k of these are no larger than the k best
+    maxima = scores[:, : share * width].unflatten(1, (share, width)).amax(1)  # its k-th largest is a lower bound
     return torch.from_numpy(np.partition(maxima.numpy(), width - k, axis=-1)[:, width - k, None])
 
 
 def _nonzero(mask: Tensor) -> Tensor:
-    """Positions in the flattened mask; NumPy's search is eight times as fast on a CPU."""
+    """Positions of True in the flattened mask; on a CPU, NumPy's search is eight times as fast as torch's."""
     if mask.device.type != "cpu":
         return mask.flatten().nonzero()[:, 0]
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
@@ -103,7 +107,11 @@ def inverse_cdf(scores: Tensor, u: Tensor) -> Tensor:
 
 
 def uniforms(seed: int, iteration: int, keys: Sequence[int], indices: Sequence[int], steps: int) -> np.ndarray:
-    """float64 (R, steps) in [0, 1): row r is the splitmix64 stream that starts at a hash of its words."""
+    """float64 (R, steps) in [0, 1): row r is the splitmix64 stream from a hash of (seed, iteration, key, index).
+
+    Args:
+        keys, indices: R of each.
+    """
     state = np.zeros(len(keys), np.uint64)
     for word in ([seed], [iteration], keys, indices):
         state = _mix(state + GOLDEN ^ np.array([int(w) % 2**64 for w in word], np.uint64))

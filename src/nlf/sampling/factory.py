@@ -1,37 +1,51 @@
-"""Which sampler draws: this process, vLLM, or a server."""
+"""Make the sampler that the options name: this process, vLLM, or a server."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
+
+import torch
 
 from nlf.config import SamplerOptions
 from nlf.models.policy import Policy, model_path
-from nlf.sampling import Sampler, context_of
+from nlf.sampling import Sampler, Vocabulary, context_of
 from nlf.sampling.hf import HFSampler
-
-if TYPE_CHECKING:
-    from nlf.sampling.vllm import VLLMSampler
+from nlf.sampling.vllm import Engine, VLLMSampler
 
 
 def sampler_of(policy: Policy, options: SamplerOptions | None = None, token_budget: int | None = None) -> Sampler:
-    """What draws a policy's completions; without options, this process.
+    """The sampler of a policy's completions.
 
     Args:
-        token_budget: Tokens in a batch of this process.
+        options: None = this process.
+        token_budget: Most tokens in a batch of this process; None suits the device.
 
     Raises:
-        UserError: vLLM is not installed, too few GPUs, or no URL.
+        UserError: vLLM is not installed, there are too few GPUs, or the server has no URL.
     """
     options = options or SamplerOptions()
     return SAMPLERS[options.sampler](policy, options, token_budget)
 
 
+def vocabulary_of(policy: Policy) -> Vocabulary:
+    """The policy's EOS ids, banned ids and context."""
+    return Vocabulary(policy.eos_token_ids, policy.banned_token_ids, context_of(policy.model.config))
+
+
 def _hf(policy: Policy, options: SamplerOptions, token_budget: int | None) -> Sampler:
-    return HFSampler(policy.model, **_ends(policy), token_budget=token_budget, compile=options.sampler_compile)
+    return HFSampler(
+        policy.model,
+        eos_token_ids=policy.eos_token_ids,
+        banned_token_ids=policy.banned_token_ids,
+        token_budget=token_budget,
+        compile=options.sampler_compile,
+    )
 
 
 def _vllm(policy: Policy, options: SamplerOptions, token_budget: int | None) -> Sampler:
     path = model_path(policy.identity.name)
-    return vllm_sampler(policy, options, path, revision=None if Path(path).is_dir() else policy.revision)
+    revision = None if Path(path).is_dir() else policy.revision
+    return vllm_sampler(policy, options, path, revision=revision, copies=options.data_parallel_size)
 
 
 def vllm_sampler(
@@ -40,52 +54,48 @@ def vllm_sampler(
     path: str,
     *,
     revision: str | None = None,
-    dtype=None,
+    dtype: torch.dtype | None = None,
+    copies: int = 1,
     device: int | None = None,
-) -> "VLLMSampler":
-    """vLLM over the policy as it stands in a folder or on the hub.
+) -> VLLMSampler:
+    """vLLM over the policy's weights in a folder or on the hub.
 
     Args:
-        dtype: torch's, of weights and activations; None = the model's.
-        device: As of `VLLMSampler`.
+        dtype: Type of weights and activations; None = the model's own.
+        copies, device: As of `VLLMSampler`.
 
     Raises:
-        UserError: vLLM is not installed, or too few GPUs.
+        UserError: vLLM is not installed, or there are too few GPUs.
     """
-    from nlf.sampling.vllm import VLLMSampler
-
-    model = policy.model
+    model: Any = policy.model  # peft's get_base_model is unknown to transformers' types
     code = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__module__
-    return VLLMSampler(
+    engine = Engine(
         path,
         revision=revision,
         dtype=str(dtype or model.dtype).removeprefix("torch."),
-        trust_remote_code=code.startswith("transformers_modules"),  # then it was for us
-        context=context_of(model.config),
+        trust_remote_code=code.startswith("transformers_modules"),  # the person trusted it when this process loaded it
         tensor_parallel_size=options.tensor_parallel_size,
-        data_parallel_size=options.data_parallel_size,
         gpu_memory_utilization=options.gpu_memory_utilization,
-        device=device,
-        **_ends(policy),
     )
+    return VLLMSampler(engine, vocabulary_of(policy), copies=copies, device=device)
 
 
 def _server(policy: Policy, options: SamplerOptions, token_budget: int | None) -> Sampler:
-    from nlf.sampling.server import ServerSampler
+    from nlf.sampling.server import ServerSampler  # only here, since it loads a client of HTTP
 
+    assert options.sampler_url  # the options refuse a server without one
     return ServerSampler(
         options.sampler_url,
         options.sampler_model or policy.identity.name,
         policy.tokenizer,
-        context=context_of(policy.model.config),
+        vocabulary_of(policy),
         concurrency=options.sampler_concurrency,
         timeout=options.sampler_timeout,
-        **_ends(policy),
     )
 
 
-def _ends(policy: Policy) -> dict[str, tuple[int, ...]]:
-    return {"eos_token_ids": policy.eos_token_ids, "banned_token_ids": policy.banned_token_ids}
-
-
-SAMPLERS = {"hf": _hf, "vllm": _vllm, "server": _server}
+SAMPLERS: dict[str, Callable[[Policy, SamplerOptions, int | None], Sampler]] = {
+    "hf": _hf,
+    "vllm": _vllm,
+    "server": _server,
+}

@@ -1,68 +1,69 @@
-"""Sampling in this process: our own decode loop over any Hugging Face causal LM and its cache.
+"""Sample in this process: our own decode loop over any Hugging Face causal LM and its cache.
 
-Why not `generate`: it prefills each of a prompt's n copies, pads the batch to its longest prompt, keeps finished rows,
-sorts the vocabulary at every step and draws from the global random state. Here prompts of like length share a batch, a
-prompt is read once, finished rows leave, and token t of completion j is drawn with a number that is a pure function of
-(seed, iteration, request key, j, t). So a completion depends neither on the batch it was in nor on the number of
-processes, up to float ties, and the global random state stays as it was.
+Why not `generate`: it reads a prompt again for each of its n completions, pads the batch to its longest prompt, keeps
+finished rows, sorts the vocabulary at every step and draws from the global random state. Here prompts of similar length
+share a batch, a prompt is read once, finished rows leave the batch, and the random number of token t of completion j is a
+pure function of (seed, iteration, request key, j, t). So a completion depends neither on its batch nor on the number of
+processes, up to float ties, and the global random state does not change.
 
-The rule is transformers': bans, temperature, top-k, top-p, in that order (`draw.py`); guidance (`losses.guided_log_probs`) comes before them and leaves EOS as it is.
+The sampling rule is transformers': bans, temperature, top-k, top-p, in this order (`draw.py`). Guidance
+(`losses.guided_log_probs`) comes before them and leaves EOS unchanged.
 
 Letters in shapes: B branches (2 with guidance), P prompts, R rows = completions, L prompt tokens, V vocabulary.
 """
 
 import contextlib
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from transformers.cache_utils import DynamicLayer
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
 
+from nlf.config import SamplingOptions
 from nlf.errors import UserError
 from nlf.method.losses import guided_log_probs
 from nlf.models.cache import Rows
 from nlf.models.encoder import group_by_length, pass_tokens
 from nlf.models.memory import NO_ROOM, halved
 from nlf.models.packed_weights import packed_weights
-from nlf.models.reading import equal_but_for_rounding, eval_mode
+from nlf.models.reading import equal_but_for_rounding, eval_mode, forward_parameters
 from nlf.sampling import Request, check_lengths, context_of
 from nlf.sampling.draw import INF, pick, uniforms
 from nlf.sampling.shared import SharedRows, configs_with_sdpa
 from nlf.sampling.static import Compiled, StaticRows
 
-if TYPE_CHECKING:
-    from transformers import Cache
-
-    from nlf.config import SamplingOptions
-
 logger = logging.getLogger(__name__)
 
 CPU_TOKENS, DEVICE_TOKENS = 8_192, 65_536  # default token budgets
-CPU_CACHE = 2**30  # bytes of keys and values: on a CPU there is no running out of memory that one could go on from
+CPU_CACHE = 2**30  # most bytes of keys and values on a CPU, where the process would not survive running out of memory
+
+
+RowsKind = partial[Any]  # makes `Rows` of one kind, from all arguments but its first ones
+Branches = tuple[tuple[int, ...], ...]  # what the B branches read of one prompt
 
 
 class HFSampler:
-    """Samples from `model` as it is when `sample` is called.
+    """Samples from the present weights of `model`.
 
     Args:
-        model: Any causal LM of transformers, peft ones too. Its train/eval state is restored after.
-        eos_token_ids: Ids that end a completion (and are kept in it).
-        banned_token_ids: Ids that are never sampled; those beyond the model's vocabulary are ignored.
-        token_budget: Most tokens in a batch: completions x (longest prompt + max_completion_length), both branches
-            counted. Halved when memory runs out.
-        compile: Decode under `torch.compile`, with keys and values that stay where they are (`static.py`).
+        model: Any causal LM of transformers, or a peft model of one. Its train/eval state is restored afterwards.
+        eos_token_ids: Ids that end a completion, which keeps its EOS.
+        banned_token_ids: Ids that are never sampled; ids beyond the model's vocabulary are ignored.
+        token_budget: Most tokens in a batch: completions x (longest prompt + max_completion_length), in both branches.
+            The sampler halves it when memory runs out.
+        compile: Decode under `torch.compile`, with keys and values at fixed addresses (`static.py`).
     """
 
     label = "hf"
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         *,
         eos_token_ids: Sequence[int],
         banned_token_ids: Sequence[int] = (),
@@ -73,17 +74,16 @@ class HFSampler:
         self.device = next(model.parameters()).device
         self.eos, self.banned = sorted(eos_token_ids), sorted(banned_token_ids)
         self.token_budget = token_budget or default_budget(model, self.device)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft hides the signature
-        self.accepted = frozenset(inspect.signature(base.forward).parameters)
+        self.accepted = forward_parameters(model)
         self.pass_tokens = pass_tokens(self.device, alone=True)
         self.compile = compile
-        self.rows: partial[Rows] | None = None  # how rows go on from prompts: found before the first batch
-        self.compiled: Compiled | None = None  # where that is so
+        self.rows: RowsKind | None = None  # the kind of rows that fits the model, found before the first batch
+        self.compiled: Compiled | None = None  # the compiled pass of that kind, if it has one
 
     def sample(
         self,
         requests: Sequence[Request],
-        options: "SamplingOptions",
+        options: SamplingOptions,
         *,
         seed: int,
         iteration: int,
@@ -95,13 +95,12 @@ class HFSampler:
             UserError: a prompt that is empty or does not fit the context, or a model whose scores are not finite.
         """
         n, new = options.num_generations, options.max_completion_length
-        guided = bool(options.guidance_scale) and any(r.negative_ids is not None for r in requests)
-        prefixes = [(r.input_ids, r.negative_ids or ()) if guided else (r.input_ids,) for r in requests]
+        prefixes = _prefixes(requests, options)
         check_lengths(prefixes, new, context_of(self.model.config))
         cost = [len(prefix) * (max(map(len, prefix)) + new) for prefix in prefixes]  # tokens of one completion
         order = sorted(range(len(requests)), key=lambda i: -cost[i])
         rows = [(i, j) for i in order for j in range(n)]
-        results = [[[] for _ in range(n)] for _ in requests]
+        results: list[list[list[int]]] = [[[] for _ in range(n)] for _ in requests]
         start, budget = 0, self.token_budget
         with eval_mode(self.model), self._read_only(len(rows) * new):
             while start < len(rows):
@@ -122,13 +121,13 @@ class HFSampler:
         return results
 
     def close(self) -> None:
-        """Give back the memory of compiled decoding; nothing else is kept between calls."""
+        """Free the memory of compiled decoding; nothing else is kept between calls."""
         if self.compiled:
             self.rows = self.compiled = None
 
     @contextlib.contextmanager
     def _read_only(self, tokens: int) -> Iterator[None]:
-        """No gradients; weights packed, except for the compiler, which has ways of its own."""
+        """Within, no gradients, and packed weights unless decoding is compiled."""
         try:
             with torch.no_grad():
                 self.rows = self.rows or self._best_rows()
@@ -139,13 +138,15 @@ class HFSampler:
                 with torch.no_grad():
                     yield
             except BaseException:
-                self.close()  # what was computed last may not be finite, and would be in the memory of the next batch
+                self.close()  # the last numbers may not be finite, and the next batch would find them in its memory
                 raise
         else:
             with torch.inference_mode(), packed_weights(self.model, tokens):
                 yield
 
-    def _try(self, prefixes: list[tuple], owner: list[int], noise: np.ndarray, options) -> list[list[int]] | None:
+    def _try(
+        self, prefixes: list[Branches], owner: list[int], noise: np.ndarray, options: SamplingOptions
+    ) -> list[list[int]] | None:
         """The batch's completions, or None if it did not fit the memory of the device."""
         with contextlib.suppress(torch.cuda.OutOfMemoryError):
             draw_on = "cpu" if self.device.type == "mps" else self.device  # no float64 on mps
@@ -153,20 +154,22 @@ class HFSampler:
                 prefixes, torch.tensor(owner).to(self.device), torch.tensor(noise).to(draw_on), options
             )
         if self.compiled:
-            self.compiled.clear()  # what the failed batch took, the next would go without
+            self.compiled.clear()  # frees the memory that the failed batch took
         halved(len(owner), 1, "completions")
         return None
 
-    def _decode(self, prefixes: list[tuple], owner: Tensor, noise: Tensor, options) -> list[list[int]]:
+    def _decode(
+        self, prefixes: list[Branches], owner: Tensor, noise: Tensor, options: SamplingOptions
+    ) -> list[list[int]]:
         """P prefixes of B branches each, owner (R,) in 0..P-1, noise (R, T) → R completions."""
         branches, steps = len(prefixes[0]), options.max_completion_length
         read = [p[b] for b in range(branches) for p in prefixes]  # BP
-        take = _in_branches(owner, branches, len(prefixes))  # (BR,): the one in `read` that each row goes on from
+        take = _in_branches(owner, branches, len(prefixes))  # (BR,): the prefix in `read` that each row continues
         logits, ahead = self._prefill(read, take, steps)  # (BR, V), BR rows
         eos = torch.tensor(self.eos, dtype=torch.long, device=self.device)
         out = torch.full(noise.shape, -1, device=self.device)  # (R, T)
         live = torch.arange(len(owner), device=self.device)  # (R,): the row of `out` that each row of the batch writes
-        going = torch.ones_like(live, dtype=torch.bool)  # (R,)
+        going = torch.ones_like(live, dtype=torch.bool)  # (R,): no EOS yet
         for step in range(steps):
             u = noise[live.to(noise.device), step]  # (R,)
             token = self._next(logits.unflatten(0, (branches, -1)), u, step, options)  # (R,)
@@ -183,18 +186,25 @@ class HFSampler:
         return [[t for t in row if t >= 0] for row in out.tolist()]
 
     def _prefill(self, prompts: Sequence[Sequence[int]], take: Tensor, room: int) -> tuple[Tensor, Rows]:
-        """Read BP prompts → for the rows (N,) that `take` them, logits (N, V) and how they go on for `room` tokens. Prompts of
-        like length are read together where their caches can be put together.
+        """Read BP prompts, in groups of similar length where their caches can be joined.
+
+        Args:
+            take: (N,), the prompt that each row continues.
+            room: Most new tokens of a row.
+
+        Returns:
+            Logits (N, V) after the rows' prompts, and the rows.
         """
+        assert self.rows is not None  # `_read_only` has found them
         lengths = [len(ids) for ids in prompts]
         groups = group_by_length(lengths, None if self.rows.func is Rows else self.pass_tokens)
         read = [self._read([prompts[i] for i in group]) for group in groups]
         logits = torch.cat([each for each, _ in read])  # (BP, V), group by group
         order = torch.tensor([i for group in groups for i in group], device=self.device)
-        caches, lengths = [cache for _, cache in read], torch.tensor(lengths, device=self.device)
-        return logits[order.argsort()[take]], self.rows(caches, order, lengths, take, room)
+        sizes = torch.tensor(lengths, device=self.device)
+        return logits[order.argsort()[take]], self.rows([cache for _, cache in read], order, sizes, take, room)
 
-    def _read(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, "Cache"]:
+    def _read(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Cache]:
         """P prompts, left padded to L → logits of the last position (P, V), and the cache."""
         lengths = torch.tensor([len(ids) for ids in prompts], device=self.device)
         width = int(lengths.max())
@@ -202,26 +212,26 @@ class HFSampler:
         mask = (torch.arange(width, device=self.device) >= width - lengths[:, None]).long()
         return self._forward(ids, mask, mask.cumsum(-1).sub(1).clamp(min=0))
 
-    def _best_rows(self) -> "partial[Rows]":
-        """The fastest way to go on that the model allows."""
-        plain = partial(Rows, self._forward)
+    def _best_rows(self) -> RowsKind:
+        """The fastest kind of rows that the model allows."""
+        plain: RowsKind = partial(Rows, self._forward)
         if self.compile:
             compiled = Compiled(self._forward, self.device)
-            kind = partial(StaticRows, compiled)
-            reason = self._objection(kind, plain)
+            static = partial(StaticRows, compiled)
+            reason = self._objection(static, plain)
             if reason is None:
                 self.compiled = compiled
-                return kind
+                return static
             logger.warning("sampling goes on without compiled decoding: %s", reason)
-        kind = partial(SharedRows, configs_with_sdpa(self.model), self._forward)
-        reason = self._objection(kind, plain)
+        shared = partial(SharedRows, configs_with_sdpa(self.model), self._forward)
+        reason = self._objection(shared, plain)
         if reason is None:
-            return kind
+            return shared
         logger.info("sampling goes on without shared prompts: %s", reason)
         return plain
 
-    def _objection(self, kind: "partial[Rows]", plain: "partial[Rows]") -> str | None:
-        """Why a token after prompts does not get the logits that it gets in `plain` rows; None where it does."""
+    def _objection(self, kind: RowsKind, plain: RowsKind) -> str | None:
+        """Why a trial gives this kind of rows other logits than `plain` rows; None where the logits agree."""
         prompts, take = [(1, 2), (2,)], torch.tensor([0, 1, 0], device=self.device)
         (_, one), (_, other) = self._read(prompts), self._read(prompts)
         if not configs_with_sdpa(self.model) or any(type(layer) is not DynamicLayer for layer in other.layers):
@@ -230,24 +240,23 @@ class HFSampler:
         expected = plain([one], order, lengths, take, 1).step(token)
         try:
             got = kind([other], order, lengths, take, 1).step(token)
-        except Exception as error:  # a model that attends in its own way, or no compiler
+        except Exception as error:  # a model with its own kind of attention, or no compiler
             return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return None if equal_but_for_rounding(got, expected) else "its logits differ"
 
     def _forward(
-        self, ids: Tensor, mask: Tensor, position: Tensor, cache: "Cache | None" = None
-    ) -> tuple[Tensor, "Cache"]:
+        self, ids: Tensor, mask: Tensor, position: Tensor, cache: Cache | None = None
+    ) -> tuple[Tensor, Cache]:
         """Logits (N, V) of the last position, and the cache."""
         optional = {"position_ids": position, "logits_to_keep": 1}
         extra = {name: value for name, value in optional.items() if name in self.accepted}
         out = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
         return out.logits[:, -1], out.past_key_values
 
-    def _next(self, logits: Tensor, u: Tensor, step: int, options) -> Tensor:
+    def _next(self, logits: Tensor, u: Tensor, step: int, options: SamplingOptions) -> Tensor:
         """Logits (B, R, V), uniforms (R,) → token ids (R,)."""
-        scores = logits.float().to(u.device)
-        # (B, R, V) → (R, V)
-        scores = scores[0] if len(scores) == 1 else guided_log_probs(*scores, options.guidance_scale, self.eos)
+        first, *second = logits.float().to(u.device)  # (R, V) each
+        scores = guided_log_probs(first, second[0], options.guidance_scale, self.eos) if second else first
         banned = self.banned + (self.eos if step < options.min_completion_length else [])
         scores[:, [i for i in banned if i < scores.shape[-1]]] = -INF
         if not scores.amax(-1).isfinite().all():
@@ -260,22 +269,32 @@ class HFSampler:
         return pick(scores, u, top_k=options.top_k, top_p=options.top_p).to(self.device)
 
 
-def default_budget(model: nn.Module, device: torch.device) -> int:
-    """Tokens in a batch where nobody says how many."""
+def _prefixes(requests: Sequence[Request], options: SamplingOptions) -> list[Branches]:
+    """What each branch reads of each prompt: one branch, or two with guidance."""
+    guided = bool(options.guidance_scale) and any(r.negative_ids is not None for r in requests)
+    return [(r.input_ids, r.negative_ids or ()) if guided else (r.input_ids,) for r in requests]
+
+
+def default_budget(model: PreTrainedModel, device: torch.device) -> int:
+    """The token budget that suits the device."""
     if device.type != "cpu":
         return DEVICE_TOKENS
     config = model.config.get_text_config()
-    token_bytes = (
-        2 * config.num_hidden_layers * config.hidden_size * next(model.parameters()).element_size()
-    )  # at most
+    size = next(model.parameters()).element_size()
+    token_bytes = 2 * config.num_hidden_layers * config.hidden_size * size  # at most
     return max(1, min(CPU_TOKENS, CPU_CACHE // token_bytes))
 
 
 def batch_size(rows: Sequence[tuple[int, int]], start: int, cost: Sequence[int], budget: int) -> int:
-    """How many of rows[start:] = (request, index), longest first, go together.
+    """The number of rows in the batch that starts at rows[start].
 
-    As many as the budget holds at the first one's length, none that this would pad to over twice its own tokens, and
-    all of a prompt's completions or none (so that it is read once) unless one prompt alone is over the budget.
+    The batch holds as many rows as the budget allows at the first row's length, and no row that padding would more than
+    double. It holds all completions of a prompt or none, so that the prompt is read once, unless one prompt alone is over
+    the budget.
+
+    Args:
+        rows: (request, index) pairs, longest first.
+        cost: Tokens of one completion of each request, its prompt included.
     """
     widest = cost[rows[start][0]]
     stop = min(start + max(1, budget // widest), len(rows))
@@ -286,5 +305,5 @@ def batch_size(rows: Sequence[tuple[int, int]], start: int, cost: Sequence[int],
 
 
 def _in_branches(index: Tensor, branches: int, size: int) -> Tensor:
-    """Rows of one branch (R,) → those rows in all branches (BR,), branches lying `size` rows apart."""
+    """Rows of one branch (R,) → the rows in all branches (BR,), where branches are `size` rows apart."""
     return torch.cat([index + b * size for b in range(branches)])

@@ -1,21 +1,22 @@
-"""Sampling by a server: any endpoint that speaks OpenAI's `/v1/completions`, for evaluation.
+"""Sample by a server, any endpoint that speaks OpenAI's `/v1/completions`, for evaluation.
 
-Servers differ in what they take. One probe, a single token after the first prompt, finds the richest of these forms that
-the server accepts; the form is kept and logged:
+Servers differ in the requests that they take. A probe, one token after the first prompt, finds the first of these forms
+that the server accepts; the sampler keeps that form and logs it:
 
-| prompt | beside OpenAI's fields | spoken by |
+| prompt | fields beside OpenAI's | spoken by |
 | --- | --- | --- |
-| token ids | top_k, min_tokens, stop_token_ids, return_token_ids | vLLM; those that ignore what they do not know |
-| text | the same | |
-| text | `generation_config`, which holds everything | `transformers serve`; without it that server is greedy, or filters |
-| token ids, then text | nothing, so only without top_k and min_completion_length | OpenAI's |
+| token ids | top_k, min_tokens, stop_token_ids, return_token_ids | vLLM, and servers that ignore unknown fields |
+| text | the same fields | |
+| text | `generation_config`, which holds the whole rule | `transformers serve`, greedy or filtering without it |
+| token ids, then text | none, so without top_k and min_completion_length | OpenAI's server |
 
-Token ids are the record: where the server returns them (`token_ids` of vLLM) they are kept as they are. Where it returns
-text alone, that is tokenised again, EOS added where the server says that it stopped, and a warning says so: the ids need
-not be those that were sampled. A prompt sent as text is warned of where the server reads it as other tokens.
+Token ids are the record. Where the server returns them (vLLM's `token_ids`), the sampler keeps them unchanged. Where it
+returns text alone, the text is tokenised again, with EOS if the server says that the completion stopped, and a warning
+says that these need not be the sampled ids. Another warning says that the server reads a prompt sent as text as other
+tokens.
 
-A request is one completion, with a seed of its own made of (seed, iteration, request key, index): it repeats where the
-server honours seeds, whatever it makes of `n`. Guidance needs logits and is refused.
+A request is one completion, with a seed of its own from (seed, iteration, request key, index). So samples repeat on every
+server that honours seeds, whatever its meaning of `n`. Guidance needs logits and is refused.
 """
 
 import json
@@ -24,40 +25,49 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx2
+from transformers import PreTrainedTokenizerBase
 
-from nlf.config import refuse_guidance
+from nlf.config import SamplingOptions, refuse_guidance
 from nlf.errors import UserError
-from nlf.sampling import Request, check_lengths, seed_of
+from nlf.sampling import Request, Vocabulary, check_lengths, seed_of
 from nlf.services import Rejected, Retry, checked_url, key_of, post, retrying, run, said, timed, together
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from nlf.config import SamplingOptions
 
 logger = logging.getLogger(__name__)
 
 KEY = "OPENAI_API_KEY"
-TRIES = 8  # of one request
-BACKOFF = 1.0  # seconds of the first pause at most; doubled for each next one
-UNKNOWN_FORM = (400, 415, 422)  # statuses that another form of the request may mend
+TRIES = 8  # tries of one request
+BACKOFF = 1.0  # most seconds of the first pause; each pause doubles the limit
+UNKNOWN_FORM = (400, 415, 422)  # statuses after which another form of the request may succeed
 OTHER_TOKENS = "a prompt that is sent as text is read as other tokens than its ids; expect other completions"
 TEXT_ALONE = "it returns text alone: completions are tokenised again, and may not be the ids that were sampled"
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a request is written."""
+    """How a request is written.
 
-    ids: bool  # the prompt as token ids, else as text
-    extra: str  # what stands beside OpenAI's fields: "vllm", "transformers" or ""
+    Attributes:
+        ids: Send the prompt as token ids; False = as text.
+        extra: Whose fields stand beside OpenAI's: "vllm", "transformers" or "".
+    """
+
+    ids: bool
+    extra: str
 
     def __str__(self) -> str:
         return f"prompts as {'token ids' if self.ids else 'text'}" + (f", {self.extra}'s fields" if self.extra else "")
+
+
+class Job(NamedTuple):
+    """One completion to ask for: which completion of which request, and its seed."""
+
+    request: int
+    completion: int
+    seed: int
 
 
 FORMS = (Form(True, "vllm"), Form(False, "vllm"), Form(False, "transformers"), Form(True, ""), Form(False, ""))
@@ -67,43 +77,39 @@ class ServerSampler:
     """Samples by asking a server.
 
     Args:
-        url: Where `/completions` is; one without a path gets /v1.
+        url: The URL before `/completions`; a URL without a path gets /v1.
         model: The server's name of the model.
-        tokenizer: The model's, for prompts and completions that travel as text.
-        eos_token_ids: Ids that end a completion (and are kept in it).
-        banned_token_ids: Ids that are never sampled.
-        context: Tokens that the model reads at most.
-        concurrency: Requests under way at a time.
+        tokenizer: The model's tokenizer, for prompts and completions that travel as text.
+        vocabulary: The model's EOS ids, banned ids and context.
+        concurrency: Most requests at a time.
         timeout: Seconds that one request may take.
 
     Raises:
-        UserError: the URL is none.
+        UserError: the URL is malformed.
     """
 
     def __init__(
         self,
         url: str,
         model: str,
-        tokenizer: "PreTrainedTokenizerBase",
+        tokenizer: PreTrainedTokenizerBase,
+        vocabulary: Vocabulary,
         *,
-        eos_token_ids: Sequence[int],
-        banned_token_ids: Sequence[int] = (),
-        context: float = float("inf"),
         concurrency: int = 16,
         timeout: float = 600.0,
     ):
         url = checked_url(url, "sampler_url")
         self.url = f"{url if urlsplit(url).path else f'{url}/v1'}/completions"
         self.model, self.tokenizer, self.label = model, tokenizer, f"server:{model}"
-        self.eos, self.banned, self.context = list(eos_token_ids), list(banned_token_ids), context
+        self.eos, self.banned, self.context = list(vocabulary.eos), list(vocabulary.banned), vocabulary.context
         self.concurrency, self.timeout = concurrency, timeout
-        self.form: Form | None = None
-        self.told: set[str] = set()
+        self.form: Form | None = None  # found by the first call
+        self.told: set[str] = set()  # warnings so far
 
     def sample(
         self,
         requests: Sequence[Request],
-        options: "SamplingOptions",
+        options: SamplingOptions,
         *,
         seed: int,
         iteration: int,
@@ -117,41 +123,48 @@ class ServerSampler:
         """
         refuse_guidance("server", options.guidance_scale)
         check_lengths([(r.input_ids,) for r in requests], options.max_completion_length, self.context)
-        results = [[[] for _ in range(options.num_generations)] for _ in requests]
+        results: list[list[list[int]]] = [[[] for _ in range(options.num_generations)] for _ in requests]
         jobs = [
-            (i, j, seed_of(seed, iteration, request.key, j))
+            Job(i, j, seed_of(seed, iteration, request.key, j))
             for i, request in enumerate(requests)
             for j in range(options.num_generations)
         ]
         if jobs:
-            run(self._all(requests, options, iter(jobs), results, progress or (lambda n: None)))
+            run(self._fill(results, requests, options, iter(jobs), progress or (lambda n: None)))
         return results
 
     def close(self) -> None:
         """Nothing is kept between calls."""
 
-    async def _all(self, requests, options, jobs: Iterator[tuple[int, int, int]], results, progress) -> None:
+    async def _fill(
+        self,
+        results: list[list[list[int]]],
+        requests: Sequence[Request],
+        options: SamplingOptions,
+        jobs: Iterator[Job],
+        progress: Callable[[int], None],
+    ) -> None:
         """Fill `results`, (request, index) by (request, index)."""
         async with httpx2.AsyncClient(timeout=None, limits=httpx2.Limits(max_connections=None)) as client:
-            self.form = self.form or await self._probe(client, requests[0].input_ids, options)
-            prompts = [self._prompt(request.input_ids) for request in requests]
+            form = self.form = self.form or await self._probe(client, requests[0].input_ids, options)
+            prompts = [self._prompt(form, request.input_ids) for request in requests]
 
             async def work() -> None:
                 for i, j, seed in jobs:
-                    body = self._body(self.form, prompts[i], options, seed)
+                    body = self._body(form, prompts[i], options, seed)
                     results[i][j] = self._read(await self._ask(client, body), requests[i].input_ids)
                     progress(1)
 
             await together(min(self.concurrency, len(results) * options.num_generations), work)
 
-    async def _probe(self, client: httpx2.AsyncClient, ids: Sequence[int], options: "SamplingOptions") -> Form:
-        """The first form that the server accepts, and whose ids it reads as they are."""
+    async def _probe(self, client: httpx2.AsyncClient, ids: Sequence[int], options: SamplingOptions) -> Form:
+        """The first form that the server accepts without changing the number of token ids."""
         refusal = ""
         for form in FORMS:
             if not form.extra and (options.top_k or options.min_completion_length):
                 refusal += " (beside which top_k and min_completion_length have no place)"
                 break
-            body = self._body(form, list(ids) if form.ids else self._text(ids), options, 0, tokens=1)
+            body = self._body(form, self._prompt(form, ids), options, 0, tokens=1)
             try:
                 answer = await self._ask(client, body, forms=True)
             except Rejected as error:
@@ -164,12 +177,14 @@ class ServerSampler:
             return form
         raise UserError(f"{self.url} takes none of the forms of a request that are known here: {refusal}")
 
-    def _body(self, form: Form, prompt, options: "SamplingOptions", seed: int, tokens: int | None = None) -> dict:
-        """What is sent for one completion."""
+    def _body(
+        self, form: Form, prompt: list[int] | str, options: SamplingOptions, seed: int, tokens: int | None = None
+    ) -> dict[str, Any]:
+        """The body of the request for one completion of `tokens`, or else `max_completion_length`, new tokens."""
         tokens = tokens or options.max_completion_length
         least = min(options.min_completion_length, tokens)
         greedy = options.temperature == 0
-        body = {
+        body: dict[str, Any] = {
             "model": self.model,
             "prompt": prompt,
             "max_tokens": tokens,
@@ -195,14 +210,14 @@ class ServerSampler:
             )
         return body
 
-    async def _ask(self, client: httpx2.AsyncClient, body: dict, forms: bool = False) -> dict:
-        """The answer, tried again as often as it makes sense.
+    async def _ask(self, client: httpx2.AsyncClient, body: dict[str, Any], forms: bool = False) -> dict[str, Any]:
+        """The server's answer, after several tries if need be.
 
         Args:
-            forms: Leave it to the caller where another form of the request may help.
+            forms: Raise Rejected where another form of the request may succeed.
 
         Raises:
-            UserError: it cannot be had. Rejected: with `forms`.
+            UserError: the server has no answer, or rejects the request.
         """
         headers = {"Authorization": f"Bearer {key}"} if (key := key_of(KEY)) else {}
         failures: Counter[str] = Counter()
@@ -234,21 +249,24 @@ class ServerSampler:
                 "completions are kept: run again to go on"
             ) from error
 
-    def _prompt(self, ids: Sequence[int]) -> list[int] | str:
-        """The prompt as it is sent."""
-        return list(ids) if self.form.ids else self._text(ids)
+    def _prompt(self, form: Form, ids: Sequence[int]) -> list[int] | str:
+        """The prompt as the form sends it."""
+        return list(ids) if form.ids else self._text(ids)
 
     def _text(self, ids: Sequence[int]) -> str:
-        """The text that a server reads as these ids: without the BOS that its tokenizer puts there itself."""
-        text = self.tokenizer.decode(ids)
-        bare = self.tokenizer.decode(ids[1:]) if ids[0] == self.tokenizer.bos_token_id else text
+        """The text that a server reads as these ids, without a BOS that its tokenizer adds itself."""
+        text = self._decoded(ids)
+        bare = self._decoded(ids[1:]) if ids[0] == self.tokenizer.bos_token_id else text
         for each in (text, bare):
             if self.tokenizer(each)["input_ids"] == list(ids):
                 return each
         self._tell(OTHER_TOKENS)
         return text
 
-    def _read(self, answer: dict, prompt_ids: Sequence[int]) -> list[int]:
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids)))
+
+    def _read(self, answer: dict[str, Any], prompt_ids: Sequence[int]) -> list[int]:
         """The ids of a completion, with the EOS that ended it."""
         choice, read = _choice(answer), _read_tokens(answer)
         if read not in (None, len(prompt_ids)):
@@ -261,19 +279,19 @@ class ServerSampler:
         return [*ids, self.eos[0]] if ended else list(ids)
 
     def _tell(self, what: str) -> None:
-        """A warning, once."""
+        """Log a warning once."""
         if what not in self.told:
             self.told.add(what)
             logger.warning(f"{self.url}: {what}")
 
 
-def _choice(answer: dict):
-    """The first choice of an answer; None where there is none."""
+def _choice(answer: dict[str, Any]) -> Any:
+    """The first choice of an answer; None without choices."""
     choices = answer.get("choices")
     return choices[0] if isinstance(choices, list) and choices else None
 
 
-def _read_tokens(answer: dict) -> int | None:
-    """How many tokens the server has read; None where it does not say."""
+def _read_tokens(answer: dict[str, Any]) -> int | None:
+    """Number of prompt tokens that the server read; None where it does not say."""
     usage = answer.get("usage")
     return usage.get("prompt_tokens") if isinstance(usage, dict) else None

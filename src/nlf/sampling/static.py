@@ -1,32 +1,29 @@
-"""Decoding under `torch.compile`, for accelerators, where a token of a small batch costs more in launches than in work.
+"""Decode under `torch.compile`, for accelerators, where launches cost more than the work on a token of a small batch.
 
-The model's pass over one token a row becomes one compiled graph, on a GPU replayed as CUDA graphs, one for each shape. Those
-read and write where they did when they were recorded: keys and values lie in memory that is kept from batch to batch, grows
-where it must and is looked at in the shape of the batch, and the numbers of rows and of tokens are rounded up, so that few
-shapes occur. Each row has a copy of its prompt.
+The model's pass over one token a row is one compiled graph; on a GPU it is replayed as CUDA graphs, one graph for each
+shape. A graph reads and writes the addresses of its recording. So keys and values lie in memory that stays from batch to
+batch, grows where it must, and is viewed in the shape of the batch. The numbers of rows and of tokens are rounded up, so
+that few shapes occur. Each row has a copy of its prompt.
 
-Letters in shapes: N rows, M ≥ N rows of the graph, K heads of keys, L tokens so far, S ≥ L tokens of the graph, D width of a
-head, V vocabulary.
+Letters in shapes: N rows, M ≥ N rows of the graph, K heads of keys, L tokens so far, S ≥ L tokens of the graph, D width of
+a head, V vocabulary.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import StaticLayer
+from transformers.cache_utils import Cache, StaticLayer
 
 from nlf.models.cache import Rows, together
-
-if TYPE_CHECKING:
-    from transformers import Cache
 
 FEWEST_ROWS, FEWEST_TOKENS = 8, 32  # of a graph
 
 
 class Compiled:
-    """The compiled pass, and the layers of keys and values that it reads and writes; both outlive a batch.
+    """The compiled pass, and the layers of keys and values that it reads and writes. Both outlive a batch.
 
     Args:
         forward: As of `Rows`.
@@ -38,23 +35,29 @@ class Compiled:
         self.layers: list[FixedLayer] = []
 
     def layer(self, i: int) -> "FixedLayer":
+        """Layer i, which exists from the first call on."""
         while len(self.layers) <= i:
             self.layers.append(FixedLayer())
         return self.layers[i]
 
     def clear(self) -> None:
+        """Free the memory of all layers."""
         self.layers.clear()
 
 
 class StaticRows(Rows):
-    """Rows of a compiled pass. Those of the graph that are too many repeat the last one and are not looked at."""
+    """Rows of a compiled pass. Surplus rows of the graph duplicate the last row; nobody reads their logits.
 
-    def __init__(self, compiled: Compiled, *args):
+    Args:
+        args: As of `Rows`, without `forward`.
+    """
+
+    def __init__(self, compiled: Compiled, *args: Any):
         self.compiled = compiled
         super().__init__(compiled.forward, *args)
 
     def step(self, tokens: Tensor) -> Tensor:
-        return super().step(tokens)[: len(tokens)].clone()  # the next pass writes where this one did
+        return super().step(tokens)[: len(tokens)].clone()  # the next pass writes to the same memory
 
     def _inputs(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mask = torch.zeros(self.size, self.tokens, dtype=torch.bool, device=tokens.device)
@@ -68,7 +71,7 @@ class StaticRows(Rows):
     def shrinks(self, left: int) -> bool:
         return rounded_up(left, FEWEST_ROWS) < self.size
 
-    def _hold(self, caches: "Sequence[Cache]", order: Tensor, lengths: Tensor, take: Tensor, room: int) -> "Cache":
+    def _hold(self, caches: Sequence[Cache], order: Tensor, lengths: Tensor, take: Tensor, room: int) -> Cache:
         layers = zip(*(cache.layers for cache in caches), strict=True)
         prompts = (
             [together([getattr(each, name) for each in parts], order, self.seen)[take] for name in ("keys", "values")]
@@ -79,10 +82,10 @@ class StaticRows(Rows):
         return caches[0]
 
     def _keep(self, rows: Tensor) -> None:
-        layers = self.cache.layers
+        layers = cast(list[FixedLayer], self.cache.layers)  # of `_lay`
         self._lay(self.cache, ([x[rows, :, : self.seen] for x in (each.keys, each.values)] for each in layers))
 
-    def _lay(self, cache: "Cache", states: Iterable[list[Tensor]]) -> None:
+    def _lay(self, cache: Cache, states: Iterable[list[Tensor]]) -> None:
         """Put each layer's keys and values (N, K, L, D) where the graph reads them."""
         count = len(self.position)
         self.size = rounded_up(count, FEWEST_ROWS)
@@ -93,14 +96,17 @@ class StaticRows(Rows):
 
 
 class FixedLayer(StaticLayer):
-    """A StaticLayer whose keys and values (M, K, S, D) are the front of memory that stays where it is while it suffices."""
+    """A StaticLayer whose keys and values (M, K, S, D) are the front of memory that keeps its address while it suffices."""
 
-    def __init__(self):
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self) -> None:
         super().__init__(0)
         self.flat: dict[str, Tensor] = {}
 
     def begin(self, states: Sequence[Tensor], size: int, tokens: int) -> None:
-        """Hold these keys and values, (N, K, L, D) each, in the shape of `size` rows of `tokens`."""
+        """Hold these keys and values, (N, K, L, D) each, in the shape of `size` rows of `tokens` tokens."""
         seen = states[0].shape[2]
         for name, x in zip(("keys", "values"), states, strict=True):
             shape = size, x.shape[1], tokens, x.shape[3]
@@ -110,25 +116,25 @@ class FixedLayer(StaticLayer):
         count = torch.empty((), dtype=torch.long, device=states[0].device)
         self.cumulative_length = self._memory("count", 1, count).view(()).fill_(seen)
         for tensor in (self.keys, self.values, self.cumulative_length):
-            torch._dynamo.mark_static_address(tensor)  # else CUDA graphs copy what they write to, or are not used
+            torch._dynamo.mark_static_address(tensor)  # or CUDA graphs copy written tensors, or are not used
         self.batch_size, self.num_heads, self.max_cache_len, self.k_head_dim = self.keys.shape
         self.v_head_dim, self.dtype, self.device = self.values.shape[3], self.keys.dtype, self.keys.device
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Under autocast what is new may be of another type than what the prompts left."""
+        """Write new states; under autocast their type may differ from the prompts'."""
         return super().update(key_states.to(self.keys.dtype), value_states.to(self.values.dtype), *args, **kwargs)
 
     def _memory(self, name: str, size: int, like: Tensor) -> Tensor:
-        """(size,), finite numbers: what is masked is multiplied by 0 all the same."""
+        """(size,), finite numbers, since attention multiplies masked values by 0."""
         held = self.flat.get(name)
         if held is None or len(held) < size or held.dtype != like.dtype:
-            self.flat.pop(name, None)  # before there is more
+            self.flat.pop(name, None)  # freed before the allocation
             self.flat[name] = like.new_zeros(size)
         return self.flat[name][:size]
 
 
 def rounded_up(count: int, least: int) -> int:
-    """To a power of two, or one and a half of it."""
+    """The count rounded up to a power of two or to three quarters of one, and to `least`."""
     power = 1 << max(count - 1, 0).bit_length()
     return max(least, power * 3 // 4 if count <= power * 3 // 4 else power)

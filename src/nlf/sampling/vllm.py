@@ -1,16 +1,16 @@
-"""Sampling by offline vLLM, over a model's folder and in processes of its own, so that a GPU's memory is given back after.
+"""Sample by offline vLLM in processes of its own, so that a GPU's memory is free again afterwards.
 
 Prompts and completions travel as token ids. The first call starts `python -m nlf.sampling.vllm FOLDER`, which loads the
-model and then carries out one job after another until `close`: their names come on its input, so that it also ends where
-this process is killed. With `data_parallel_size` D there are D of them, each with a D-th of the prompts on GPUs of its
-own, since `LLM` refuses `data_parallel_size` in one process.
+model and then carries out one job after another until `close`. The names of jobs come on its standard input, so it ends
+too when this process is killed. With D copies of the model there are D such processes; each has a D-th of the prompts, on
+GPUs of its own, since `LLM` refuses `data_parallel_size` in one process.
 
-Completion j of a request is seeded with (seed, iteration, request key) + j: vLLM itself adds j. The same job on the same
-machine and version repeats as far as vLLM does (its float rounding depends on the batch). Guidance needs logits and is
+Completion j of a request has the seed of (seed, iteration, request key) plus j: vLLM itself adds j. A repeated job on the
+same machine and version repeats as far as vLLM does; its rounding depends on the batch. Guidance needs logits and is
 refused.
 
-Written against vLLM's `LLM`, `SamplingParams` and `TokensPrompt`, tested with a stand-in of their signatures, and run by
-hand with vLLM 0.32 on a CPU; on GPUs it has not been run.
+The code is written against vLLM's `LLM`, `SamplingParams` and `TokensPrompt`, is tested with a stand-in of their
+signatures, and ran by hand with vLLM 0.32 on a CPU. It has not run on GPUs.
 """
 
 import contextlib
@@ -23,38 +23,57 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, Any
 
-from nlf.config import refuse_guidance
+from nlf.config import SamplingOptions, refuse_guidance
 from nlf.errors import UserError
-from nlf.sampling import Request, check_lengths, seed_of
-
-if TYPE_CHECKING:
-    from nlf.config import SamplingOptions
+from nlf.sampling import Request, Vocabulary, check_lengths, seed_of
 
 GRACE = 30  # seconds that a process has to end by itself
-ROOM = 2048  # tokens that it reads at least
-POLL = 0.02  # seconds between two looks for what a process has found
+ROOM = 2048  # least tokens that a process reads
+POLL = 0.02  # seconds between two looks for results
 # Variables of torchrun, by their beginning and by name: with them vLLM would join the ranks' rendezvous.
 LAUNCHERS = ("TORCHELASTIC_", "ROLE_", "GROUP_")
 RANKS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
+@dataclass(frozen=True)
+class Engine:
+    """The model that vLLM loads, and its share of the GPUs: arguments of `LLM`.
+
+    Attributes:
+        model: A folder, or a hub id.
+        revision: Hub revision of the model; None for a folder.
+        dtype: Type of the weights and activations, as vLLM spells it: float32, bfloat16, float16 or auto.
+        tensor_parallel_size: GPUs that share one copy of the model.
+        gpu_memory_utilization: Share of each GPU's memory that vLLM may take.
+    """
+
+    model: str
+    revision: str | None = None
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.9
+
+    def arguments(self, room: int | None) -> dict[str, Any]:
+        """Keyword arguments of `LLM`.
+
+        Args:
+            room: Most tokens of a prompt with its completion; None = the model's own context.
+        """
+        return {**asdict(self), "tokenizer_revision": self.revision, "max_model_len": room}
+
+
 class VLLMSampler:
-    """Samples from a model on disk. Call `close` to end its processes; the next call starts others.
+    """Samples from a model on disk. `close` ends its processes; the next call starts others.
 
     Args:
-        model: A folder, or a hub id.
-        revision: Hub revision of it; None for a folder.
-        dtype: Type of the weights and activations, as vLLM spells it: float32, bfloat16, float16 or auto.
-        eos_token_ids: Ids that end a completion (and are kept in it).
-        banned_token_ids: Ids that are never sampled.
-        context: Tokens that the model reads at most.
-        tensor_parallel_size: GPUs that share one copy of the model.
-        data_parallel_size: Copies of the model, each on GPUs of its own.
-        gpu_memory_utilization: Share of each GPU's memory that vLLM may take.
-        device: The first of its GPUs, counted among those that this process sees; None = leave it to vLLM.
+        vocabulary: The model's EOS ids, banned ids and context.
+        copies: Copies of the model, each on GPUs of its own.
+        device: Index of the first GPU among the visible ones; None leaves the choice to vLLM.
 
     Raises:
         UserError: vLLM is not installed, or there are fewer GPUs than the copies need.
@@ -62,40 +81,18 @@ class VLLMSampler:
 
     label = "vllm"
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        revision: str | None = None,
-        dtype: str = "auto",
-        trust_remote_code: bool = False,
-        eos_token_ids: Sequence[int],
-        banned_token_ids: Sequence[int] = (),
-        context: float = float("inf"),
-        tensor_parallel_size: int = 1,
-        data_parallel_size: int = 1,
-        gpu_memory_utilization: float = 0.9,
-        device: int | None = None,
-    ):
+    def __init__(self, engine: Engine, vocabulary: Vocabulary, *, copies: int = 1, device: int | None = None):
         require_vllm()
-        self.engine = {
-            "model": model,
-            "revision": revision,
-            "tokenizer_revision": revision,
-            "dtype": dtype,
-            "trust_remote_code": trust_remote_code,
-            "tensor_parallel_size": tensor_parallel_size,
-            "gpu_memory_utilization": gpu_memory_utilization,
-        }
-        self.devices = _devices(tensor_parallel_size, data_parallel_size, device)
-        self.eos, self.banned, self.context = list(eos_token_ids), list(banned_token_ids), context
+        self.engine, self.context = engine, vocabulary.context
+        self.eos, self.banned = list(vocabulary.eos), list(vocabulary.banned)
+        self.devices = _devices(engine.tensor_parallel_size, copies, device)
         self.processes: list[_Process] = []
-        self.room = 0  # tokens that they read at most
+        self.room = 0.0  # most tokens that the processes read; infinite = the model's own context
 
     def sample(
         self,
         requests: Sequence[Request],
-        options: "SamplingOptions",
+        options: SamplingOptions,
         *,
         seed: int,
         iteration: int,
@@ -120,7 +117,7 @@ class VLLMSampler:
             if part
         ]
         self._make_room(max((len(r.input_ids) for r in requests), default=0) + options.max_completion_length)
-        for process, job in zip(self.processes, jobs, strict=False):  # one without prompts is not started
+        for process, job in zip(self.processes, jobs, strict=False):  # a process without prompts is not started
             process.ask(job)
         results: list[list[list[int]]] = [[] for _ in requests]
         for i in range(len(jobs)):
@@ -130,28 +127,30 @@ class VLLMSampler:
         return results
 
     def _make_room(self, tokens: int) -> None:
-        """Processes that read so many tokens. vLLM needs memory for one row of the longest that it is told of, and a
-        model's whole context may be too much for what is left of a GPU. Others are started for longer ones: seldom.
+        """Make processes that read so many tokens.
+
+        vLLM needs memory for one row of the longest length that it is told, and a model's whole context may be too much
+        for the rest of a GPU. So longer prompts start other processes, which is rare.
         """
         if tokens > self.room:
             self.close()
             self.room = min(max(ROOM, 1 << (tokens - 1).bit_length()), self.context)
-            engine = self.engine | {"max_model_len": self.room if self.context < float("inf") else None}
-            self.processes = [_Process(engine, visible) for visible in self.devices]
+            arguments = self.engine.arguments(int(self.room) if self.context < float("inf") else None)
+            self.processes = [_Process(arguments, visible) for visible in self.devices]
 
     def close(self) -> None:
-        """End the processes, so that the memory of their GPUs is free."""
+        """End the processes, which frees the memory of their GPUs."""
         for process in self.processes:
             process.close()
-        self.processes, self.room = [], 0
+        self.processes, self.room = [], 0.0
 
-    def _params(self, options: "SamplingOptions") -> dict:
-        """The arguments of `SamplingParams`, but for the seed. vLLM refuses n > 1 where the likeliest token is taken."""
+    def _params(self, options: SamplingOptions) -> dict[str, Any]:
+        """The arguments of `SamplingParams` without the seed. vLLM refuses n > 1 at temperature 0."""
         return {
             "n": options.num_generations if options.temperature else 1,
             "temperature": options.temperature,
             "top_p": options.top_p,
-            "top_k": options.top_k or -1,  # off for all versions; 0 for newer ones only
+            "top_k": options.top_k or -1,  # every version takes -1 for off, and newer ones 0
             "max_tokens": options.max_completion_length,
             "min_tokens": options.min_completion_length,
             "stop_token_ids": self.eos,
@@ -167,7 +166,11 @@ def require_vllm() -> None:
 
 
 def _devices(tensor: int, copies: int, first: int | None = None) -> list[str | None]:
-    """$CUDA_VISIBLE_DEVICES of each copy of the model; [None] leaves it as it is.
+    """$CUDA_VISIBLE_DEVICES of each copy of the model; [None] keeps the present value.
+
+    Args:
+        tensor: GPUs of a copy.
+        first: Index of the first GPU among the visible ones; None leaves the choice of one copy to vLLM.
 
     Raises:
         UserError: there are fewer GPUs than the copies need.
@@ -189,77 +192,99 @@ def _devices(tensor: int, copies: int, first: int | None = None) -> list[str | N
     return [",".join(gpus[i * tensor : (i + 1) * tensor]) for i in range(copies)]
 
 
+@dataclass(frozen=True)
+class _Started:
+    """A running process.
+
+    Attributes:
+        words: Its standard input, which takes the names of jobs.
+        folder: Holds the files of jobs and results.
+    """
+
+    process: subprocess.Popen
+    words: IO[str]
+    folder: tempfile.TemporaryDirectory
+
+    def file(self, name: str) -> Path:
+        return Path(self.folder.name, name)
+
+
 class _Process:
-    """A process with vLLM in it, for one job after another; the first starts it.
+    """A process that runs vLLM for one job after another; the first job starts it.
 
     Args:
         engine: The arguments of `LLM`.
         visible: Its $CUDA_VISIBLE_DEVICES; None = this process's.
     """
 
-    def __init__(self, engine: dict, visible: str | None):
+    def __init__(self, engine: dict[str, Any], visible: str | None):
         self.engine, self.visible = engine, visible
-        self.asked, self.busy = 0, False  # jobs so far; whether the last one is not answered yet
-        self.process: subprocess.Popen | None = None
+        self.asked, self.busy = 0, False  # jobs so far; whether the last job has no answer yet
+        self.started: _Started | None = None
 
-    def ask(self, job: dict) -> None:
-        """Raises UserError where the process has ended."""
-        if self.process is None:
-            self._start()
-        self.asked, self.busy = self.asked + 1, True
-        (self.folder / f"job-{self.asked}.json").write_text(json.dumps(job), encoding="utf-8")
-        try:
-            self.process.stdin.write(f"{self.asked}\n")
-            self.process.stdin.flush()
-        except BrokenPipeError as error:
-            raise self._failed(self.process.wait()) from error
-
-    def answer(self) -> list[list[list[int]]]:
-        """What the last job found.
+    def ask(self, job: dict[str, Any]) -> None:
+        """Hand over a job.
 
         Raises:
-            UserError: the process has ended; what it said is on stderr.
+            UserError: the process has ended.
         """
-        found = self.folder / f"found-{self.asked}.jsonl"
+        started = self.started = self.started or self._start()
+        self.asked, self.busy = self.asked + 1, True
+        started.file(f"job-{self.asked}.json").write_text(json.dumps(job), encoding="utf-8")
+        try:
+            started.words.write(f"{self.asked}\n")
+            started.words.flush()
+        except BrokenPipeError as error:
+            raise self._failed(started.process.wait()) from error
+
+    def answer(self) -> list[list[list[int]]]:
+        """The completions of the last job, for each prompt.
+
+        Raises:
+            UserError: the process has ended; its own words are on stderr.
+        """
+        assert self.started  # a job was handed over
+        found = self.started.file(f"found-{self.asked}.jsonl")
         while not found.is_file():
-            status = self.process.poll()
+            status = self.started.process.poll()
             if status is not None and not found.is_file():
                 raise self._failed(status)
             time.sleep(POLL)
         self.busy = False
         lines = found.read_text(encoding="utf-8").splitlines()
-        for done in (found, self.folder / f"job-{self.asked}.json"):
+        for done in (found, self.started.file(f"job-{self.asked}.json")):
             done.unlink()
         return [json.loads(line) for line in lines]
 
     def close(self) -> None:
-        """Let it end, then kill what is left of it and of what it started."""
-        if self.process is None:
+        """Let the process end, then kill the rest of it and of the processes that it started."""
+        if self.started is None:
             return
+        process = self.started.process
         with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
+            self.started.words.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(0 if self.busy else GRACE)  # nobody waits for what it is at
+            process.wait(0 if self.busy else GRACE)  # nobody waits for an unfinished job
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.temporary.cleanup()
-        self.process = None
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        self.started.folder.cleanup()
+        self.started = None
 
-    def _start(self) -> None:
-        self.temporary = tempfile.TemporaryDirectory(prefix="nlf-vllm-")
-        self.folder = Path(self.temporary.name)
-        (self.folder / ENGINE).write_text(json.dumps(self.engine), encoding="utf-8")
+    def _start(self) -> _Started:
+        folder = tempfile.TemporaryDirectory(prefix="nlf-vllm-")
+        Path(folder.name, ENGINE).write_text(json.dumps(self.engine), encoding="utf-8")
         env = {n: v for n, v in os.environ.items() if n not in RANKS and not n.startswith(LAUNCHERS)}
         env = {"VLLM_LOGGING_LEVEL": "WARNING", **env}
         if self.visible is not None:
             env["CUDA_VISIBLE_DEVICES"] = self.visible
-        words = [sys.executable, "-m", "nlf.sampling.vllm", str(self.folder)]
-        self.process = subprocess.Popen(
-            words, env=env, stdin=subprocess.PIPE, text=True,
-            stdout=2,  # stderr: it is not our output
-            start_new_session=True,  # a group of processes to kill as one; ^C is ours to answer
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nlf.sampling.vllm", folder.name], env=env, stdin=subprocess.PIPE, text=True,
+            stdout=2,  # vLLM's words go to stderr, since stdout is the command's output
+            start_new_session=True,  # a group of processes to kill as one, which ^C does not reach
         )  # fmt: skip
+        assert process.stdin  # a pipe was asked for
+        return _Started(process, process.stdin, folder)
 
     def _failed(self, status: int) -> UserError:
         return UserError(
@@ -273,8 +298,13 @@ class _Process:
 ENGINE = "engine.json"
 
 
-def carry_out(engine, job: dict) -> list[list[list[int]]]:
-    """Per prompt the token ids of its completions, with the EOS that ended them."""
+def carry_out(engine: Any, job: dict[str, Any]) -> list[list[list[int]]]:
+    """For each prompt the token ids of its completions, with the EOS that ended them.
+
+    Args:
+        engine: vLLM's `LLM`.
+        job: "params" of `SamplingParams`, "repeat" (times that each completion counts), "prompts" (ids), "seeds".
+    """
     from vllm import SamplingParams
 
     bias = job["params"]["logit_bias"]
@@ -289,7 +319,7 @@ def carry_out(engine, job: dict) -> list[list[list[int]]]:
 
 
 def main(folder: Path) -> None:
-    """Carry out the jobs that are named on the input, each from its file into another, a line a prompt."""
+    """Carry out the jobs named on standard input: read each from its file, and write a line of results a prompt."""
     from vllm import LLM
 
     engine = LLM(**json.loads((folder / ENGINE).read_text(encoding="utf-8")))
@@ -297,7 +327,7 @@ def main(folder: Path) -> None:
         results = carry_out(engine, json.loads((folder / f"job-{name}.json").read_text(encoding="utf-8")))
         written = folder / "writing"
         written.write_text("".join(json.dumps(each) + "\n" for each in results), encoding="utf-8")
-        written.replace(folder / f"found-{name}.jsonl")  # whole, or not there
+        written.replace(folder / f"found-{name}.jsonl")  # so that nobody reads half a file
 
 
 if __name__ == "__main__":
