@@ -235,10 +235,10 @@ def test_a_model_without_tags_and_without_a_base(folder, tmp_path, capsys):
 
 
 def test_another_model_measures_perplexity(words, folder, tmp_path):
-    tiny.save(tmp_path / "judge", "gpt2", seed=3)
+    tiny.save(tmp_path / "reader", "gpt2", seed=3)
     assert main([*words, "--max_prompts", "3"]) == 0
     before = results(tmp_path / "out")["systems"][0]["metrics"]
-    assert main([*words, "--max_prompts", "3", "--eval_model", str(tmp_path / "judge")]) == 0
+    assert main([*words, "--max_prompts", "3", "--eval_model", str(tmp_path / "reader")]) == 0
     after = results(tmp_path / "out")["systems"][0]["metrics"]
     assert after["perplexity"] != before["perplexity"] and after["toxicity"] == before["toxicity"]
 

@@ -260,8 +260,8 @@ def test_nothing_to_measure(run, tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def judged(parity_dir, tmp_path_factory):
-    """`judged(name)`: a folder of the recorded model with its tokenizer, as `--eval_model` takes it."""
+def reader_folder(parity_dir, tmp_path_factory):
+    """`reader_folder(name)`: a folder of the recorded model with its tokenizer, as `--eval_model` takes it."""
     folder = parity_dir / "model"
     known = json.loads((folder / "config.json").read_text())
     sizes = {key: known[key] for key in ("n_layer", "n_embd", "n_head", "n_positions")}
@@ -283,11 +283,11 @@ def judged(parity_dir, tmp_path_factory):
     return save
 
 
-@pytest.mark.parametrize("judge", ["ref", "ppl_soft"])
+@pytest.mark.parametrize("reader", ["ref", "ppl_soft"])
 @pytest.mark.parametrize("same_vocabulary", [False, True])
-def test_the_published_number(judge, same_vocabulary, parity_dir, judged, tmp_path, capsys, monkeypatch):
+def test_the_published_number(reader, same_vocabulary, parity_dir, reader_folder, tmp_path, capsys, monkeypatch):
     case = json.loads((parity_dir / "perplexity.json").read_text(encoding="utf-8"))
-    model, (_, tokenizer) = judged(judge), load_model(str(judged(judge)))
+    model, (_, tokenizer) = reader_folder(reader), load_model(str(reader_folder(reader)))
     digest = vocabulary_digest(tokenizer) if same_vocabulary else "another"
     lines = [
         line(tokenizer, prompt, completions, digest)
@@ -297,7 +297,7 @@ def test_the_published_number(judge, same_vocabulary, parity_dir, judged, tmp_pa
     write_lines(path, lines)
     monkeypatch.setattr(perplexity.published, "perplexity", full := Full(perplexity.published.perplexity))
     assert cli.main(["perplexity", str(path), "--eval_model", str(model), "--published"]) == 0
-    expected = case["expected"][judge]
+    expected = case["expected"][reader]
     assert full.given == pytest.approx(expected["mean"], rel=1e-5)
     assert f"{expected['mean']:.4g}"[:4] in capsys.readouterr().out
     for row, recorded in zip(read_lines(path), expected["per_generation"], strict=True):

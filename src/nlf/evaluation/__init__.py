@@ -1,1 +1,1 @@
-"""The commands that measure: sample, score, perplexity, evaluate; and the metrics."""
+"""The commands `nlf sample`, `score`, `perplexity` and `evaluate`, and the metrics of their samples."""

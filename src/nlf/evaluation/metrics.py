@@ -22,7 +22,7 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -184,7 +184,7 @@ class Measured:
 
 
 def measure(
-    rows: Iterable[dict],
+    rows: Iterable[Mapping[str, Any]],
     *,
     scores: Sequence[str] = (),
     likelihoods: str | None = None,
@@ -198,7 +198,7 @@ def measure(
     Nothing here checks that scores belong to the texts beside them.
 
     Args:
-        rows: Lines of `generations.jsonl`, as dicts; none is kept.
+        rows: Lines of `generations.jsonl`; none is kept.
         scores: Scorers (keys of a line's `scores`). A metric of several of them is called `<metric>/<scorer>`.
         likelihoods: The reader (key of a line's `likelihoods`).
         threshold: A completion is toxic from this toxicity on.
@@ -308,7 +308,7 @@ class _Gathered:
         self._distinct = {n: DistinctCounter() for n in ORDERS}
         self._sample = _Sample(corpus_sample, seed)
 
-    def add(self, row: dict, scores: Sequence[str], likelihoods: str | None) -> None:
+    def add(self, row: Mapping[str, Any], scores: Sequence[str], likelihoods: str | None) -> None:
         """Take the numbers of a line.
 
         Raises:
@@ -375,7 +375,7 @@ class _Gathered:
         return found | ({f"self_bleu@{len(texts)}": self_bleu(texts)} if texts else {})
 
 
-def _text_numbers(row: dict) -> dict[str, list[float]]:
+def _text_numbers(row: Mapping[str, Any]) -> dict[str, list[float]]:
     ids = row["completion_ids"]
     return {
         "repetition": [repetition(each) for each in ids],

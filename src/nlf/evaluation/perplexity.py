@@ -12,10 +12,11 @@ No completion is dropped. The published script drops completions without tokens,
 1e4 and more; here the table counts them. `--published` shows the published number too, from text with every vocabulary.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -127,7 +128,7 @@ def _known_from_text(row: dict, label: str) -> dict | None:
     return {name: value for name, value in found.items() if name != "of"} if found.get("from") == "text" else None
 
 
-def _vocabulary(row: dict) -> str | None:
+def _vocabulary(row: Mapping[str, Any]) -> str | None:
     return (row.get("settings") or {}).get("vocabulary")
 
 
@@ -165,7 +166,7 @@ class Asked:
     tokens: list[int]
 
 
-def _from_ids(row: dict) -> Asked:
+def _from_ids(row: Mapping[str, Any]) -> Asked:
     ids = row["completion_ids"]
     if len(ids) != len(row["completions"]):
         raise UserError(
@@ -174,7 +175,7 @@ def _from_ids(row: dict) -> Asked:
     return Asked("ids", len(row["prompt_ids"]), [[(row["prompt_ids"], each)] for each in ids], [*map(len, ids)])
 
 
-def _from_text(row: dict, tokenizer: PreTrainedTokenizerBase) -> Asked:
+def _from_text(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Asked:
     start, bos = row["prompt"], PromptEncoder(tokenizer, None).bos
     if not isinstance(start, str):
         if not tokenizer.chat_template:
@@ -213,7 +214,7 @@ def _answers(
         yield {"nll": nll, "tokens": each.tokens, "prompt_tokens": each.prompt_tokens, "from": each.source}
 
 
-def summary(rows: Iterable[dict], label: str) -> dict[str, str]:
+def summary(rows: Iterable[Mapping[str, Any]], label: str) -> dict[str, str]:
     """The cells of a file's row in the table: two kinds of perplexity with intervals, and counts of unusual completions.
 
     Args:
@@ -242,7 +243,7 @@ def summary(rows: Iterable[dict], label: str) -> dict[str, str]:
     return {**shown, **dict(zip(names, map(str, counts), strict=True)), "on": " and ".join(sorted(sources))}
 
 
-def published_columns(rows: Iterable[dict], label: str) -> dict[str, str]:
+def published_columns(rows: Iterable[Mapping[str, Any]], label: str) -> dict[str, str]:
     """The published number, and the number of completions that it leaves out."""
     values, lengths = [], []
     for row in rows:

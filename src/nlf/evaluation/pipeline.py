@@ -1,7 +1,7 @@
 """The steps that `nlf evaluate` takes on files and training takes in memory: divergence of lines, then their metrics."""
 
-from collections.abc import Iterable, Sequence
-from typing import TypedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
 
 from torch import nn
 
@@ -21,7 +21,7 @@ class Divergence(TypedDict):
 
 
 def divergence_of(
-    lines: Sequence[dict], policy: Policy, encoder: PromptEncoder, reference: nn.Module
+    lines: Sequence[Mapping[str, Any]], policy: Policy, encoder: PromptEncoder, reference: nn.Module
 ) -> list[Divergence]:
     """KL(reference || policy) and the policy's entropy over the completions of lines of generations.
 
@@ -37,7 +37,7 @@ def divergence_of(
 
 
 def metrics_of(
-    lines: Iterable[dict],
+    lines: Iterable[Mapping[str, Any]],
     rewards: Sequence[Reward],
     weights: Sequence[float] | None,
     likelihoods: str,

@@ -12,11 +12,12 @@ broken last line is found before hours of scoring.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -195,7 +196,7 @@ def weighted_sums(by_scorer: Sequence[Sequence[float | None]], weights: Sequence
     return nulls(total([np.array(values, dtype=np.float64) for values in by_scorer], weights))
 
 
-def add_sum(row: Row, labels: Sequence[str], weights: Sequence[float] | None) -> Row:
+def add_sum(row: Mapping[str, Any], labels: Sequence[str], weights: Sequence[float] | None) -> Row:
     """A copy of the line in which the weighted sum of several scorers' rewards is one more scorer, SUM."""
     sums = weighted_sums([row[SCORES][label]["reward"] for label in labels], weights)
     return {**row, SCORES: {**row[SCORES], SUM: {"reward": sums}}}
@@ -215,7 +216,7 @@ def table(tallies: Sequence[Tally]) -> str:
     )
 
 
-def score_rows(rows: Sequence[Row], reward: Reward, context: dict | None = None) -> list[dict]:
+def score_rows(rows: Sequence[Mapping[str, Any]], reward: Reward, context: dict | None = None) -> list[dict]:
     """A reward's scores of lines of generations.
 
     The reward sees prompts, token ids and the data set's other columns, as in training.

@@ -24,7 +24,7 @@ class System:
     Attributes:
         tag: The words before each prompt; None = the bare prompt.
         negative: The tag that guidance moves away from.
-        guidance_scale: Strength of the guidance; 0 = none.
+        guidance_scale: Strength of the guidance, transformers' `guidance_scale` minus 1; 0 = none.
         num_prompts: The system completes the first so many prompts; None = all prompts.
     """
 
