@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from nlf.data import generations
 from nlf.data.files import replacing
-from nlf.data.generations import Reader, Row, Writer, read_lines, write_lines
+from nlf.data.generations import ReadLines, Row, WriteLines, read_lines, write_lines
 from nlf.data.prompts import READERS
 from nlf.errors import UserError
 
@@ -24,8 +24,8 @@ Located = Iterator[tuple[str, Row]]  # where it stands, and the row
 class Form:
     """How a kind of file is read and written, and which texts a row holds: those of `text_column`, or None = completions."""
 
-    read: Reader
-    write: Writer
+    read: ReadLines
+    write: WriteLines
     texts: Callable[[Row], list[str]]
     text_column: str | None = None
 
@@ -119,7 +119,7 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
         pq.write_table(content, file)
 
 
-FORMATS: dict[str, tuple[Callable[[Path], Located], Writer]] = {
+FORMATS: dict[str, tuple[Callable[[Path], Located], WriteLines]] = {
     ".jsonl": (_jsonl, write_lines),
     ".csv": (_csv, _write_csv),
     ".parquet": (_parquet, _write_parquet),
