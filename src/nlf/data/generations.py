@@ -23,8 +23,8 @@ from nlf.errors import UserError
 FILE = "generations.jsonl"
 
 Row = dict[str, Any]  # a line of any JSON Lines file
-Reader = Callable[[Path], Iterator[Any]]  # the lines, rows or generations
-Writer = Callable[[Path, Iterable[Row]], None]
+ReadLines = Callable[[Path], Iterator[Any]]  # the lines, rows or generations
+WriteLines = Callable[[Path, Iterable[Row]], None]
 
 
 class Generation(TypedDict, total=False):
@@ -181,8 +181,8 @@ def texts_of(row: Row) -> list[str]:
 class LineFormat(NamedTuple):
     """How lines are read from a file and written to it, and which texts of a line are measured."""
 
-    read: Reader = read_lines
-    write: Writer = write_lines
+    read: ReadLines = read_lines
+    write: WriteLines = write_lines
     texts: Callable[[Row], Sequence[str]] = texts_of
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from nlf.data import generations
 from nlf.data.files import replacing
-from nlf.data.generations import Reader, Row, Writer, read_lines, write_lines
+from nlf.data.generations import ReadLines, Row, WriteLines, read_lines, write_lines
 from nlf.data.prompts import READERS
 from nlf.errors import UserError
 
@@ -30,8 +30,8 @@ class Form:
         text_column: Column of the text; None = the rows are generations, and the texts are their completions.
     """
 
-    read: Reader
-    write: Writer
+    read: ReadLines
+    write: WriteLines
     texts: Callable[[Row], list[str]]
     text_column: str | None = None
 
@@ -131,7 +131,7 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
         pq.write_table(content, file)
 
 
-FORMATS: dict[str, tuple[Callable[[Path], Located], Writer]] = {
+FORMATS: dict[str, tuple[Callable[[Path], Located], WriteLines]] = {
     ".jsonl": (_jsonl, write_lines),
     ".csv": (_csv, _write_csv),
     ".parquet": (_parquet, _write_parquet),
