@@ -233,7 +233,7 @@ def _summary(folder: Path, base: str, policy: Policy, ignored: str) -> str:
     lines = [
         f"{folder}: {base} with {form} and {len(tags)} tags, {tags[0]!r} (best) to {tags[-1]!r} (worst)",
         f"left out: {ignored}" if ignored else "",
-        "" if policy.model.config.tie_word_embeddings else "the head has weights of its own, apart from the embedding",
+        "" if policy.model.config.tie_word_embeddings else "the head is not tied to the embedding",
         f"next: nlf sample --model {quote(str(folder))} --output_dir {quote(str(folder / 'samples'))}",
         f"  or: nlf evaluate --model {quote(str(folder))} --base_model {quote(base)}",
     ]
