@@ -23,9 +23,10 @@ from nlf import __version__
 from nlf.config import EvaluateOptions, remote_options, sampler_options, sampling_options
 from nlf.data.environment import git_revision, versions
 from nlf.data.files import write_text
-from nlf.data.generations import annotate, read
+from nlf.data.generations import Generation, Row, annotate, read
 from nlf.data.markdown import markdown_table
 from nlf.data.progress import progress_bar
+from nlf.data.prompts import PromptRow
 from nlf.data.run_folder import run_settings
 from nlf.evaluation import intervals, metrics
 from nlf.evaluation.perplexity import measure_file, model_label
@@ -179,7 +180,7 @@ def measured_system(
     return Evaluated(entry_of(system, prompts, path, len(rows), found), found)
 
 
-def sample_system(path: Path, system: System, rows: Sequence[dict], options: EvaluateOptions) -> None:
+def sample_system(path: Path, system: System, rows: Sequence[PromptRow], options: EvaluateOptions) -> None:
     """Append the missing completions of these prompts to the system's file."""
     sampling = replace(sampling_options(options), guidance_scale=system.guidance_scale, negative_tag=system.negative)
     sampler = sampler_options(options)
@@ -195,7 +196,7 @@ def measure_divergence(path: Path, policy: Policy, base: Policy) -> None:
     """Add KL(base || policy) and the policy's entropy, nats over the tokens of each completion, to a file's lines."""
     encoder = PromptEncoder(policy.tokenizer, policy.scheme)
 
-    def measure(rows: list[dict]) -> list[dict]:
+    def measure(rows: list[Row]) -> list[dict]:
         return [dict(each) for each in divergence_of(rows, policy, encoder, base.model)]
 
     total = sum(len(row["completions"]) for row in read(path))
@@ -207,7 +208,7 @@ def divergence_label(policy: Policy, base: Policy) -> str:
     return f"{policy.revision[:12]} from {model_label(base)}"
 
 
-def with_divergence(rows: Iterable[dict], policy: Policy, instruments: Instruments) -> Iterator[dict]:
+def with_divergence(rows: Iterable[Generation], policy: Policy, instruments: Instruments) -> Iterator[Generation]:
     """Lines with the KL to this comparison's base and the entropy among the reader's likelihoods, for `metrics_of`."""
     reader = model_label(instruments.reader)
     label = divergence_label(policy, instruments.base) if instruments.base else None

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from nlf.config import PromptOptions
-from nlf.data.prompts import load_prompts
+from nlf.data.prompts import PromptRow, load_prompts
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
 from nlf.models.policy import Policy, best_device, load_policy
@@ -48,7 +48,7 @@ class PromptSet:
     """
 
     source: str
-    rows: list[dict]
+    rows: list[PromptRow]
     turned: bool = False
     prefix: str = ""
 
@@ -65,9 +65,14 @@ class PromptSet:
 class LoadingOptions(Protocol):
     """The options of every command that loads a model."""
 
-    model_revision: str
-    dtype: str
-    trust_remote_code: bool
+    @property
+    def model_revision(self) -> str: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def trust_remote_code(self) -> bool: ...
 
 
 def load_for_commands(model: str, options: LoadingOptions, device: str | torch.device | None = None) -> Policy:

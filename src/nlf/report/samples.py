@@ -21,7 +21,7 @@ from nlf.report.reading import Run
 from nlf.report.results import System, featured, source_of, tags_reversed
 from nlf.report.wording import clip, count, family, is_number
 
-Row = dict[str, Any]  # a line of a generations file
+Row = generations.Generation
 HARMLESS = 0.3  # a completion with a lower toxicity is shown without a blur
 MAX_PROMPT, MAX_COMPLETION = 1_500, 800  # characters shown
 BLANK_LINES = re.compile(r"\n\s*\n")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from nlf.data.prompts import PromptRow
 from nlf.data.rollouts import SCHEMA, by_name
 from nlf.errors import UserError
 from nlf.method.quantize import total
@@ -14,7 +15,7 @@ from nlf.rewards.contract import Reward, Scores, check_weights, reward_names, sc
 
 def score_table(
     table: pa.Table,
-    rows: Sequence[dict],
+    rows: Sequence[PromptRow],
     rewards: Sequence[Reward],
     weights: Sequence[float] | None,
     *,
@@ -51,7 +52,7 @@ def score_table(
 
 
 def _score_rollouts(
-    table: pa.Table, rows: Sequence[dict], rewards: Sequence[Reward], context: Mapping[str, Any] | None
+    table: pa.Table, rows: Sequence[PromptRow], rewards: Sequence[Reward], context: Mapping[str, Any] | None
 ) -> Scores:
     copies, rest = divmod(table.num_rows, len(rows))
     if rest:

@@ -5,7 +5,7 @@ feedback, because the pieces of the template around it are tokenized apart. (The
 which changes ids, and stripped EOS, so that the model never learned to stop.)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from nlf.data.feedback import Words
 from nlf.data.pool import Pool
+from nlf.data.prompts import Prompt
 from nlf.method.quantize import Draws
 from nlf.models.encoder import ForwardInputs, PromptEncoder, forward_inputs, group_by_length, pad
 
@@ -49,12 +50,6 @@ class Group(TypedDict):
     num_completions: torch.Tensor  # (), of the whole optimizer step
 
 
-class Batch(TypedDict):
-    """One micro-batch. Its loss is the sum of its groups' losses."""
-
-    groups: list[Group]
-
-
 class PoolDataset(Dataset):
     """`num_steps × batch_size` drawn rollouts of one iteration. Item i depends on (seed, iteration, i) and the pool only.
 
@@ -80,7 +75,7 @@ class PoolDataset(Dataset):
         words: Words,
         encoder: PromptEncoder,
         iteration: int,
-        conversations: dict[str, list[dict]] | None = None,
+        conversations: Mapping[str, Prompt] | None = None,
     ) -> None:
         """Draw this iteration's rollouts from the pool.
 
@@ -116,8 +111,8 @@ class PoolDataset(Dataset):
         return self._make_example(i, self._step_tokens[i // self.batch_size])
 
 
-def collate(examples: Sequence[Example], pad_id: int, pass_tokens: int | None = None) -> Batch:
-    """One micro-batch, cut into groups of examples of like length.
+def collate(examples: Sequence[Example], pad_id: int, pass_tokens: int | None = None) -> dict[str, list[Group]]:
+    """One micro-batch, cut into `groups` of examples of like length. Its loss is the sum of the groups' losses.
 
     Args:
         pass_tokens: See `group_by_length`.

@@ -18,7 +18,7 @@ import pyarrow as pa
 from nlf.data.feedback import Feedback
 from nlf.data.pool import Pool
 from nlf.data.progress import progress_bar
-from nlf.data.prompts import NumberedPrompt
+from nlf.data.prompts import NumberedPrompt, PromptRow
 from nlf.data.rollouts import is_written, iteration_dir, part_path, read_part, samples_path, write_part
 from nlf.errors import UserError
 from nlf.method.prompt_order import NumberedRow
@@ -90,7 +90,7 @@ class RolloutCollector:
     """
 
     run_dir: Path
-    prompts: Sequence[dict]
+    prompts: Sequence[PromptRow]
     prompts_per_part: int
     source: Source
     scoring: Scoring

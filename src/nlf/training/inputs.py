@@ -1,9 +1,9 @@
 """A trainer's inputs: check prompts and rewards, and build the feedback, the encoder and the data set from them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from nlf import config
 from nlf.data import files
 from nlf.data.feedback import AttributeRules, Feedback, RewardRules, make_feedback
-from nlf.data.prompts import all_conversations, as_prompts, load_prompts
+from nlf.data.prompts import PromptRow, all_conversations, as_prompts, load_prompts
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
 from nlf.models.encoder import PromptEncoder
@@ -35,14 +35,14 @@ class Inputs:
         reference_device: The device of the reference; None = the device of the policy.
     """
 
-    prompts: list[dict]
-    eval_prompts: list[dict] | None
+    prompts: list[PromptRow]
+    eval_prompts: list[PromptRow] | None
     rewards: list[Reward]
     conversational: bool
     reference_device: torch.device | None
 
     @property
-    def all_prompts(self) -> list[dict]:
+    def all_prompts(self) -> list[PromptRow]:
         """The prompt rows of training and evaluation."""
         return self.prompts + (self.eval_prompts or [])
 
@@ -50,8 +50,8 @@ class Inputs:
 def check_inputs(
     args: ALTConfig,
     reward_funcs: RewardFunction | Sequence[RewardFunction] | None,
-    train_dataset: Iterable[dict] | None,
-    eval_dataset: Iterable[dict] | None,
+    train_dataset: Iterable[Mapping[str, Any]] | None,
+    eval_dataset: Iterable[Mapping[str, Any]] | None,
 ) -> Inputs:
     """Check what a trainer is given, make the run's folder, and write the rewards' names into `args`.
 
@@ -77,7 +77,7 @@ def check_inputs(
     return Inputs(prompts, eval_prompts, rewards, conversational, reference_device)
 
 
-def prompt_rows(dataset: Iterable[dict]) -> list[dict]:
+def prompt_rows(dataset: Iterable[Mapping[str, Any]]) -> list[PromptRow]:
     """The data set's rows as prompt rows.
 
     Raises:

@@ -10,6 +10,7 @@ from typing import Any
 
 from nlf import config
 from nlf.data.files import digest
+from nlf.data.prompts import PromptRow
 from nlf.models.encoder import PromptEncoder
 from nlf.models.identity import name_of
 from nlf.models.policy import Policy
@@ -43,7 +44,9 @@ def run_settings(args: ALTConfig, options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in {**plain, **options}.items() if not name.endswith("_token")}
 
 
-def run_facts(args: ALTConfig, policy: Policy, prompts: Sequence[dict], rewards: Sequence[Reward]) -> dict[str, Any]:
+def run_facts(
+    args: ALTConfig, policy: Policy, prompts: Sequence[PromptRow], rewards: Sequence[Reward]
+) -> dict[str, Any]:
     """The facts that the result depends on beside the settings: the content of `run.json`."""
     return {
         "model_name_or_path": policy.identity.name,
@@ -54,7 +57,7 @@ def run_facts(args: ALTConfig, policy: Policy, prompts: Sequence[dict], rewards:
 
 
 def sampling_settings(
-    args: ALTConfig, policy: Policy, encoder: PromptEncoder, prompts: Sequence[dict], rewards: Sequence[Reward]
+    args: ALTConfig, policy: Policy, encoder: PromptEncoder, prompts: Sequence[PromptRow], rewards: Sequence[Reward]
 ) -> dict[str, Any]:
     """Everything beside the weights that sampled and scored rollouts depend on; a `Stamp` holds its digest."""
     settings: dict[str, Any] = {}  # keys that are absent where sampling does not depend on them, as in older runs
@@ -81,5 +84,5 @@ def sampling_settings(
     }
 
 
-def _prompts_digest(prompts: Sequence[dict]) -> str:
+def _prompts_digest(prompts: Sequence[PromptRow]) -> str:
     return digest([prompt["prompt_id"] for prompt in prompts])

@@ -25,7 +25,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from nlf import config
 from nlf.data import files, run_folder
 from nlf.data.progress import progress_bar
-from nlf.data.prompts import numbered
+from nlf.data.prompts import PromptRow, numbered
 from nlf.errors import UserError
 from nlf.method.losses import Coefficients, StepTotals, alt_loss
 from nlf.models.encoder import pass_tokens
@@ -97,8 +97,8 @@ class ALTTrainer(Trainer):
         model: PreTrainedModel | str = "embedded",
         reward_funcs: RewardFunction | Sequence[RewardFunction] | None = None,
         args: ALTConfig | None = None,
-        train_dataset: Iterable[dict] | None = None,
-        eval_dataset: Iterable[dict] | None = None,
+        train_dataset: Iterable[Mapping[str, Any]] | None = None,
+        eval_dataset: Iterable[Mapping[str, Any]] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config=None,
         reference_model: PreTrainedModel | None = None,
@@ -345,7 +345,7 @@ class ALTTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def evaluated(self, prompts: Sequence[dict]) -> list[dict]:
+    def evaluated(self, prompts: Sequence[PromptRow]) -> list[dict]:
         """A line per prompt with completions, scores and likelihoods; the ranks share the prompts."""
         own = slice(self.args.process_index, None, self.args.world_size)
         mine, scoring = numbered(prompts)[own], self.scoring()
