@@ -18,9 +18,9 @@ OURS = """
 model_name_or_path model_revision dtype attn_implementation trust_remote_code ref_model_name_or_path use_peft lora_r
 lora_alpha lora_target_modules disable_dropout dataset eval_dataset dataset_prompt_column dataset_train_split
 dataset_test_split max_prompts max_eval_prompts max_prompt_length reward_funcs reward_weights reward_normalization
-cache_dir replay rate_limit max_concurrency request_timeout tags tag_template tag_tokens attributes feedback_sampling
+replay rate_limit max_concurrency request_timeout tags tag_template tag_tokens attributes attribute_template feedback_sampling
 max_feedback_length num_generations max_completion_length min_completion_length temperature top_p top_k sampler
-sampler_compile tensor_parallel_size gpu_memory_utilization eval_num_generations eval_top_p eval_guidance_scale
+sampler_compile tensor_parallel_size gpu_memory_utilization eval_num_generations eval_top_p eval_temperature
 prompts_per_iteration steps_per_iteration pool_keep quantile_scope quantile_rule quantile_weights prompts_per_part
 distill nll_coef contrast_coef beta entropy_coef kl_direction reference_device adaptive_kl target_kl target_entropy
 horizon num_completions_to_print
@@ -58,12 +58,12 @@ def test_every_knob_has_one_home_and_a_line_of_help():
 
 
 def test_sampling_of_training_of_evaluation_and_of_commands():
-    options = config.TrainOptions(max_completion_length=9, temperature=0.5, top_p=0.8, eval_guidance_scale=2.0)
+    options = config.TrainOptions(max_completion_length=9, temperature=0.5, top_p=0.8, eval_temperature=0.0)
     assert config.sampling_options(options) == config.SamplingOptions(
         max_completion_length=9, temperature=0.5, top_p=0.8
     )
     assert config.eval_sampling_options(options) == config.SamplingOptions(
-        num_generations=25, max_completion_length=9, top_p=0.9, guidance_scale=2.0
+        num_generations=25, max_completion_length=9, top_p=0.9, temperature=0.0
     )
     for command in (config.SampleOptions(), config.EvaluateOptions()):
         assert config.sampling_options(command) == config.SamplingOptions(num_generations=25, top_p=0.9)

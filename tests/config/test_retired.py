@@ -11,9 +11,9 @@ from nlf.errors import UserError
 
 OLD = {  # what every config.yaml of before held, at the defaults of then
     "guidance_scale": 0.0, "negative_tag": None, "eval_negative_tag": None, "eval_tag": None,
-    "eval_min_completion_length": 0, "eval_max_completion_length": 20, "eval_top_k": 0, "eval_temperature": 1.0,
+    "eval_min_completion_length": 0, "eval_max_completion_length": 20, "eval_top_k": 0, "eval_guidance_scale": 0.0,
     "log_completions": True, "adaptive_entropy": False, "entropy_horizon": 2500, "data_parallel_size": 1,
-    "max_tries": 8, "max_failures_in_a_row": 5, "lora_dropout": 0.0, "attribute_template": ", and ",
+    "max_tries": 8, "max_failures_in_a_row": 5, "lora_dropout": 0.0, "cache_dir": None,
     "separator": "<|separator|>", "sampling_batch_tokens": None,
 }  # fmt: skip
 
@@ -34,7 +34,6 @@ def test_defaults_of_before_are_dropped():
         {"entropy_horizon": 9, "horizon": 9, "adaptive_entropy": True, "target_entropy": 40.0},
         {"adaptive_entropy": True, "target_entropy": 40.0},
         {"lora_dropout": 0.1},
-        {"attribute_template": "; ", "attributes": None},
         {"separator": None, "tag_template": "{feedback}: {prompt}"},
         {"separator": "<|separator|>", "tag_template": "{feedback}: {prompt}"},
         {"separator": "<|x|>", "tag_template": "{feedback} <|x|> {prompt}"},
@@ -58,7 +57,7 @@ def test_a_value_that_means_what_holds_today_is_dropped(values):
         ({"eval_min_completion_length": 3}, "`nlf evaluate` takes --min_completion_length"),
         ({"eval_max_completion_length": 9}, "`nlf evaluate` takes --max_completion_length"),
         ({"eval_top_k": 5}, "eval_top_p"),
-        ({"eval_temperature": 0.0}, "evaluates at temperature 1"),
+        ({"eval_guidance_scale": 1.0}, "evaluates without guidance, and `nlf evaluate` takes --guidance_scales"),
         ({"log_completions": False}, "set num_completions_to_print 0"),
         ({"adaptive_entropy": True}, "set target_entropy"),
         ({"entropy_horizon": 9, "target_entropy": 40.0}, "horizon serves beta and entropy_coef"),
@@ -66,7 +65,7 @@ def test_a_value_that_means_what_holds_today_is_dropped(values):
         ({"max_tries": 3}, "tries a request 8 times"),
         ({"max_failures_in_a_row": 3}, "5 failures in a row"),
         ({"lora_dropout": 0.1, "disable_dropout": False}, "peft_config"),
-        ({"attribute_template": "; ", "attributes": [{}]}, "joined by ', and '"),
+        ({"cache_dir": "x"}, "set $NLF_CACHE"),
         ({"separator": None}, "between {feedback} and {prompt} in tag_template"),
         ({"sampling_batch_tokens": 9}, "leave it out"),
     ],
@@ -93,7 +92,7 @@ def test_flags_and_recipes_hold_retired_knobs(tmp_path, capsys):
     assert main(["train", "--config", str(recipe), "--dry_run", "--no_adaptive_entropy"]) == 0
     capsys.readouterr()
     assert main(["train", "--config", str(recipe), "--dry_run", "--guidance-scale", "1"]) == 2
-    assert "set eval_guidance_scale" in capsys.readouterr().err
+    assert "`nlf evaluate` takes --guidance_scales" in capsys.readouterr().err
     recipe.write_text("eval_top_k: 5\n", encoding="utf-8")
     assert main(["train", "--config", str(recipe), "--dry_run"]) == 2
     assert "eval_top_k 5 is no setting of training any more" in capsys.readouterr().err
@@ -127,7 +126,7 @@ def test_an_old_run_resumes_unless_a_retired_knob_changed_it(tmp_path):
 
     claim()
     assert yaml.safe_load((tmp_path / "config.yaml").read_text("utf-8")) == now
-    with pytest.raises(UserError, match="cannot be resumed: eval_temperature 0.0 is no setting"):
-        claim(eval_temperature=0.0)
+    with pytest.raises(UserError, match="cannot be resumed: eval_top_k 5 is no setting"):
+        claim(eval_top_k=5)
     with pytest.raises(UserError, match="started with beta=1.0"):
         claim(beta=1.0)

@@ -229,18 +229,14 @@ def test_several_rewards_share_a_scale_over_the_whole_pool():
 
 
 def options(**changes):
-    values = {"attributes": ATTRIBUTES, "reward_funcs": ["local"]}
+    values = {"attributes": ATTRIBUTES, "attribute_template": " & ", "reward_funcs": ["local"]}
     return SimpleNamespace(**values | {"tags": config.TagOptions().tags} | changes)
 
 
 def test_attributes_give_the_run_its_rewards_and_tags():
     made = options()
     config.join_attributes(made)
-    assert made.reward_funcs == ["f", "g"] and made.tags == [
-        "kind, and factual",
-        "neutral, and wrong",
-        "rude, and wrong",
-    ]
+    assert made.reward_funcs == ["f", "g"] and made.tags == ["kind & factual", "neutral & wrong", "rude & wrong"]
     config.join_attributes(made)  # as when a run's config.yaml is given to --config
 
 
@@ -400,15 +396,16 @@ def test_a_run_on_two_attributes(tmp_path):
         "attributes": attributes,
         "quantile_weights": None,
         "feedback_sampling": "all",
+        "attribute_template": "; ",
     }
     changes["prompts_per_iteration"] = None  # all 20 prompts: every combination occurs
     trainer = make(tmp_path, reward=None, reward_normalization="rank", **changes)
     trainer.train()
-    assert trainer.policy.scheme.tags == ("open, and short", "closed, and middling", "closed, and long")
-    combinations = {f"{sound}, and {size}" for sound in ("open", "closed") for size in ("short", "middling", "long")}
+    assert trainer.policy.scheme.tags == ("open; short", "closed; middling", "closed; long")
+    combinations = {f"{sound}; {size}" for sound in ("open", "closed") for size in ("short", "middling", "long")}
     assert {row["feedback"] for row in rollouts(tmp_path, 1)} == combinations
     for words, wrong, _ in decoded(trainer):
-        (sound, size), (other, mirrored) = words.split(", and "), wrong.split(", and ")
+        (sound, size), (other, mirrored) = words.split("; "), wrong.split("; ")
         assert {sound, other} == {"open", "closed"} and size != mirrored != "middling"
     pools = [row for row in lines(tmp_path) if "pool/size" in row]
     assert {"reward/early", "reward/short", "attribute/size/quantile/2/low"} <= pools[0].keys()

@@ -62,7 +62,7 @@ def test_a_run_is_sampled_from_each_iterations_weights(tmp_path, stand_in):
             look()
 
     run = tmp_path / "run"
-    trainer = make(run, reward=reward, sampler="vllm", eval_guidance_scale=1.0)  # evaluation samples in this process
+    trainer = make(run, reward=reward, sampler="vllm")  # evaluation samples in this process
     trainer.add_callback(Watch())
     trainer.train()
     told = stand_in()

@@ -44,7 +44,7 @@ from nlf.config.sampling import (
     sampler_options,
     sampling_options,
 )
-from nlf.config.tags import JOINT, TagOptions, join_attributes, separator_of
+from nlf.config.tags import TagOptions, join_attributes, separator_of
 from nlf.config.training import (
     OPTION_GROUPS,
     TRAINING_DEFAULTS,
@@ -62,7 +62,6 @@ from nlf.config.training import (
 __all__ = [
     "COMMAND_GROUPS",
     "COMMAND_OPTIONS",
-    "JOINT",
     "OPTION_GROUPS",
     "RETIRED",
     "TRAINING_DEFAULTS",

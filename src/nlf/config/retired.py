@@ -7,7 +7,7 @@ Any other value is refused in one line that says what to use instead.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from nlf.config.tags import JOINT, TagOptions, separator_of
+from nlf.config.tags import TagOptions, separator_of
 from nlf.errors import UserError
 
 Values = Mapping[str, Any]
@@ -51,13 +51,13 @@ EVALUATE = "training evaluates {} and `nlf evaluate` takes --{}"
 
 RETIRED: dict[str, Retired] = {
     "guidance_scale": Retired(
-        "float", only(0), "guided rollouts lose the contrast to train on; set eval_guidance_scale"
+        "float", only(0), "guided rollouts lose the contrast to train on; `nlf evaluate` takes --guidance_scales"
     ),
     "negative_tag": Retired("str | None", only(None), "rollouts are not guided; `nlf sample` takes --negative_tag"),
     "eval_negative_tag": Retired(
         "str | None",
         lambda value, values: value in (None, _tags(values)[-1]),
-        EVALUATE.format("with guidance away from the worst tag,", "negative_tag"),
+        EVALUATE.format("without guidance,", "negative_tag"),
     ),
     "eval_tag": Retired(
         "str | None",
@@ -71,11 +71,12 @@ RETIRED: dict[str, Retired] = {
         "int", _is_eval_length, EVALUATE.format("at max_completion_length,", "max_completion_length")
     ),
     "eval_top_k": Retired("int", only(0), EVALUATE.format("with eval_top_p,", "top_k")),
-    "eval_temperature": Retired("float", only(1), EVALUATE.format("at temperature 1,", "temperature")),
+    "eval_guidance_scale": Retired("float", only(0), EVALUATE.format("without guidance,", "guidance_scales")),
     "log_completions": Retired("bool", only(True), "set num_completions_to_print 0"),
     "adaptive_entropy": Retired("bool", _entropy_is_steered, "set target_entropy (its default was 40)"),
     "entropy_horizon": Retired("int", _is_horizon, "horizon serves beta and entropy_coef; set that"),
     "data_parallel_size": Retired("int", only(1), "start one process for each GPU (docs/scaling.md)"),
+    "cache_dir": Retired("str | None", only(None), "set $NLF_CACHE to the folder"),
     "max_tries": Retired("int", only(8), "training tries a request 8 times; `nlf score` takes --max_tries"),
     "max_failures_in_a_row": Retired(
         "int", only(5), "training stops after 5 failures in a row; `nlf score` takes --max_failures_in_a_row"
@@ -84,11 +85,6 @@ RETIRED: dict[str, Retired] = {
         "float",
         lambda value, values: value == 0 or values.get("disable_dropout", True),
         "give a peft_config with it to ALTTrainer",
-    ),
-    "attribute_template": Retired(
-        "str",
-        lambda value, values: value == JOINT or not values.get("attributes"),
-        f"the tags of several attributes are joined by {JOINT!r}; leave it out",
     ),
     "separator": Retired(
         "str | None", _is_separator, "put a token such as <|separator|> between {feedback} and {prompt} in tag_template"

@@ -59,10 +59,6 @@ class MeasureOptions(Options):
 class TrainRemoteOptions(Options):
     """How `nlf train` asks the scorers behind a network; one setting serves all of them."""
 
-    cache_dir: str | None = knob(
-        None,
-        "Folder of scores.sqlite, which keeps every answer; null is $NLF_CACHE, or nlf in the user's cache folder.",
-    )
     replay: bool = knob(False, "Send no request: take every answer from the cache. A missing answer is an error.")
     rate_limit: float | None = knob(
         None,
@@ -75,8 +71,12 @@ class TrainRemoteOptions(Options):
 
 @dataclass
 class RemoteOptions(TrainRemoteOptions):
-    """How a command asks the scorers behind a network, tries included."""
+    """How a command asks the scorers behind a network, cache and tries included."""
 
+    cache_dir: str | None = knob(
+        None,
+        "Folder of scores.sqlite, which keeps every answer; null is $NLF_CACHE, or nlf in the user's cache folder.",
+    )
     max_tries: int = knob(
         8,
         "Tries of one request before its text has no score: broken connections and HTTP 408, 429 and 5xx are tried again.",

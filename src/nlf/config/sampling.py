@@ -79,10 +79,8 @@ class EvalSamplingOptions(Options):
         above=0,
         most=1,
     )
-    eval_guidance_scale: float = knob(
-        0.0,
-        "In evaluation: strength of guidance away from the worst tag, transformers' guidance_scale minus 1; 0 is off.",
-        least=0,
+    eval_temperature: float = knob(
+        1.0, "In evaluation: logits are divided by it; 0 takes the likeliest token.", least=0
     )
 
 
@@ -160,7 +158,7 @@ def eval_sampling_options(options: Any) -> SamplingOptions:
         num_generations=options.eval_num_generations,
         max_completion_length=options.max_completion_length,
         top_p=options.eval_top_p,
-        guidance_scale=options.eval_guidance_scale,
+        temperature=options.eval_temperature,
     )
 
 

@@ -11,7 +11,6 @@ from nlf.method.tags import DEFAULT_TAGS, FEEDBACK, PROMPT, diagonal
 
 QuantileRule = Literal["even", "published", "levels"]
 
-JOINT = ", and "  # stands between the tags of several attributes
 TOKEN = re.compile(r"<\|[^<>|]+\|>")
 
 
@@ -48,6 +47,7 @@ class TagOptions(Options):
         "Several rewards with their own quantiles and tags: a list of {name, reward, tags, quantile_rule}, where "
         "quantile_rule may be left out. They replace reward_funcs and tags.",
     )
+    attribute_template: str = knob(", and ", "The text that joins the tags of several attributes.")
     feedback_sampling: Literal["best", "all"] = knob(
         "best", "Sample prompts under the best tag of each attribute, or under all combinations in turn."
     )
@@ -86,7 +86,7 @@ def join_attributes(options: Any) -> None:
     _check_attributes(options.attributes)
     joined = {
         "reward_funcs": [each["reward"] for each in options.attributes],
-        "tags": diagonal([each["tags"] for each in options.attributes], JOINT),
+        "tags": diagonal([each["tags"] for each in options.attributes], options.attribute_template),
     }
     plain = {"reward_funcs": RewardOptions().reward_funcs, "tags": TagOptions().tags}
     for name, value in joined.items():

@@ -124,7 +124,7 @@ def feedback_of(args: ALTConfig, scheme: TagScheme, rewards: Sequence[Reward]) -
         scheme, reward_names(rewards), seed=args.seed,
         rules=RewardRules(args.quantile_rule, args.quantile_scope, args.reward_weights, args.reward_normalization),
         sentences=any(reward.returns_judgements for reward in rewards),
-        attributes=AttributeRules(args.attributes, config.JOINT, args.feedback_sampling) if args.attributes else None,
+        attributes=AttributeRules(args.attributes, args.attribute_template, args.feedback_sampling) if args.attributes else None,
     )  # fmt: skip
 
 
