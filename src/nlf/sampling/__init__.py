@@ -45,6 +45,11 @@ class Vocabulary:
     context: float = float("inf")
 
 
+Requests = Sequence[Request]
+Completions = list[list[list[int]]]  # for each request its completions, as token ids
+Progress = Callable[[int], None] | None  # called with the number of completions finished since the last call
+
+
 class Sampler(Protocol):
     """Draws completions.
 
@@ -55,14 +60,8 @@ class Sampler(Protocol):
     label: str
 
     def sample(
-        self,
-        requests: Sequence[Request],
-        options: SamplingOptions,
-        *,
-        seed: int,
-        iteration: int,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[list[list[int]]]:
+        self, requests: Requests, options: SamplingOptions, *, seed: int, iteration: int, progress: Progress = None
+    ) -> Completions:
         """Sample `options.num_generations` completions of each request.
 
         Args:

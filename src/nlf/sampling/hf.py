@@ -14,7 +14,7 @@ Letters in shapes: B branches (2 with guidance), P prompts, R rows = completions
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,7 @@ from nlf.models.encoder import group_by_length, pass_tokens
 from nlf.models.memory import NO_ROOM, halved
 from nlf.models.packed_weights import packed_weights
 from nlf.models.reading import equal_but_for_rounding, eval_mode, forward_parameters
-from nlf.sampling import Request, check_lengths, context_of
+from nlf.sampling import Completions, Progress, Request, Requests, check_lengths, context_of
 from nlf.sampling.draw import INF, pick, uniforms
 from nlf.sampling.shared import SharedRows, configs_with_sdpa
 from nlf.sampling.static import Compiled, StaticRows
@@ -81,14 +81,8 @@ class HFSampler:
         self.compiled: Compiled | None = None  # the compiled pass of that kind, if it has one
 
     def sample(
-        self,
-        requests: Sequence[Request],
-        options: SamplingOptions,
-        *,
-        seed: int,
-        iteration: int,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[list[list[int]]]:
+        self, requests: Requests, options: SamplingOptions, *, seed: int, iteration: int, progress: Progress = None
+    ) -> Completions:
         """See `nlf.sampling.Sampler`.
 
         Raises:
@@ -100,7 +94,7 @@ class HFSampler:
         cost = [len(prefix) * (max(map(len, prefix)) + new) for prefix in prefixes]  # tokens of one completion
         order = sorted(range(len(requests)), key=lambda i: -cost[i])
         rows = [(i, j) for i in order for j in range(n)]
-        results: list[list[list[int]]] = [[[] for _ in range(n)] for _ in requests]
+        results: Completions = [[[] for _ in range(n)] for _ in requests]
         start, budget = 0, self.token_budget
         with eval_mode(self.model), self._read_only(len(rows) * new):
             while start < len(rows):

@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nlf.config import SamplingOptions, refuse_guidance
 from nlf.errors import UserError
-from nlf.sampling import Request, Vocabulary, check_lengths, seed_of
+from nlf.sampling import Completions, Progress, Request, Requests, Vocabulary, check_lengths, seed_of
 from nlf.services import Rejected, Retry, checked_url, key_of, post, retrying, run, said, timed, together
 
 logger = logging.getLogger(__name__)
@@ -107,14 +107,8 @@ class ServerSampler:
         self.told: set[str] = set()  # warnings so far
 
     def sample(
-        self,
-        requests: Sequence[Request],
-        options: SamplingOptions,
-        *,
-        seed: int,
-        iteration: int,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[list[list[int]]]:
+        self, requests: Requests, options: SamplingOptions, *, seed: int, iteration: int, progress: Progress = None
+    ) -> Completions:
         """See `nlf.sampling.Sampler`.
 
         Raises:
@@ -123,7 +117,7 @@ class ServerSampler:
         """
         refuse_guidance("server", options.guidance_scale)
         check_lengths([(r.input_ids,) for r in requests], options.max_completion_length, self.context)
-        results: list[list[list[int]]] = [[[] for _ in range(options.num_generations)] for _ in requests]
+        results: Completions = [[[] for _ in range(options.num_generations)] for _ in requests]
         jobs = [
             Job(i, j, seed_of(seed, iteration, request.key, j))
             for i, request in enumerate(requests)

@@ -22,14 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from nlf.config import SamplingOptions, refuse_guidance
 from nlf.errors import UserError
-from nlf.sampling import Request, Vocabulary, check_lengths, seed_of
+from nlf.sampling import Completions, Progress, Requests, Vocabulary, check_lengths, seed_of
 
 GRACE = 30  # seconds that a process has to end by itself
 ROOM = 2048  # least tokens that a process reads
@@ -90,14 +89,8 @@ class VLLMSampler:
         self.room = 0.0  # most tokens that the processes read; infinite = the model's own context
 
     def sample(
-        self,
-        requests: Sequence[Request],
-        options: SamplingOptions,
-        *,
-        seed: int,
-        iteration: int,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[list[list[int]]]:
+        self, requests: Requests, options: SamplingOptions, *, seed: int, iteration: int, progress: Progress = None
+    ) -> Completions:
         """See `nlf.sampling.Sampler`.
 
         Raises:
@@ -119,7 +112,7 @@ class VLLMSampler:
         self._make_room(max((len(r.input_ids) for r in requests), default=0) + options.max_completion_length)
         for process, job in zip(self.processes, jobs, strict=False):  # a process without prompts is not started
             process.ask(job)
-        results: list[list[list[int]]] = [[] for _ in requests]
+        results: Completions = [[] for _ in requests]
         for i in range(len(jobs)):
             results[i::copies] = self.processes[i].answer()
             if progress:
