@@ -208,7 +208,7 @@ def test_a_finished_training_is_kept_and_another_one_refused(tmp_path):
 
 def test_a_point_of_an_older_file_is_used_and_its_judge_is_the_auditor(tmp_path, monkeypatch):
     setting = systems.Setting("base", points.BASE, points.BASE, "base")
-    yardstick = systems.Yardstick(SimpleNamespace(label="local@1"), SimpleNamespace(label="audit@1"), "m", None, [{}])
+    yardstick = systems.Yardstick(SimpleNamespace(label="local@1"), SimpleNamespace(label="audit@1"), None, [{}])
     stamp = {"prompts": 1, "reward": "local@1", "judge": "audit@1"}
     path = tmp_path / "points/base.json"
     path.parent.mkdir()

@@ -142,13 +142,14 @@ def test_fitting_finds_the_slope(tools):
 
 def test_it_learns_from_nothing_that_local_learns_from(tools, data_dir):
     import build_audit
-    from build_scorer import labelled, perspective
+    from build_scorer import perspective
+    from labelled_texts import local_texts
     from split import split_of, text_document
 
     rows = build_audit.training_rows(data_dir)
     assert len(rows) == sum(json.loads(ASSET.with_suffix(".json").read_text())["texts_per_source"].values())
     assert all(split_of(document) == "train" for document, *_ in rows)
-    theirs = {text_document(row[1]) for row in (*perspective(data_dir), *labelled(data_dir))}
+    theirs = {text_document(row[1]) for row in (*perspective(data_dir), *local_texts(data_dir))}
     shared = [text for _, text, _ in rows if text_document(text) in theirs]
     assert (
         len([text for text in shared if len(text.split()) > 4]) <= 2

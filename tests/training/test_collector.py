@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from collecting import SCHEME, Recorder, collect, rank
 
-from nlf.data.feedback import make_feedback
+from nlf.data.feedback import RewardRules, make_feedback
 from nlf.data.pool import Pool
 from nlf.data.rollouts import part_path, samples_path
 from nlf.errors import UserError
@@ -85,8 +85,7 @@ def test_no_part_is_sampled_from_later_weights(tmp_path):
 
 
 def test_what_cannot_be_quantized_is_not_written(tmp_path):
-
-    made = Recorder(tmp_path, feedback=make_feedback(SCHEME, ["reward"], seed=0, rule="levels"))  # rewards like 0.1
+    made = Recorder(tmp_path, feedback=make_feedback(SCHEME, ["reward"], seed=0, rules=RewardRules("levels")))
     with pytest.raises(UserError, match="reward"):
         collect(made)
     assert not list(tmp_path.glob("rollouts/*/part-*")) and len(list(tmp_path.glob("rollouts/*/samples-*"))) == 3

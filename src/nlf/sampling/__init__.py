@@ -13,7 +13,18 @@ from typing import Any, Protocol
 from nlf.config import SamplingOptions
 from nlf.errors import UserError
 
-__all__ = ["Completions", "Progress", "Request", "Requests", "Sampler", "Vocabulary", "check_lengths", "context_of", "request_key", "seed_of"]
+__all__ = [
+    "Completions",
+    "Progress",
+    "Request",
+    "Requests",
+    "Sampler",
+    "Vocabulary",
+    "check_lengths",
+    "context_of",
+    "request_key",
+    "seed_of",
+]
 
 
 @dataclass(frozen=True)
