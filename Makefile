@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM = false
 # Train the embedded default, distill it into a plain model, then measure both against their start. A stopped demo goes on where it was.
 demo: $(READY)
 	@if [ ! -f $(RUN)/distilled/run.json ]; then $(BIN)/nlf train --output_dir $(RUN) --distill --resume_from_checkpoint true; fi
-	@$(BIN)/nlf evaluate --model $(RUN) --max_prompts 100 --sweep_tags --guidance_scale 0.5 1
+	@$(BIN)/nlf evaluate --model $(RUN) --max_prompts 100 --sweep_tags --guidance_scales 0.5 1
 	@$(BIN)/nlf report $(RUN)
 	@echo "The aligned model is $(RUN); its figures are $(RUN)/evaluation/results.json, its samples are beside them."
 
