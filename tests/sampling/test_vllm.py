@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 import tiny
@@ -215,4 +215,4 @@ def test_every_sampler_of_the_options_is_made(folder, stand_in):
         for name in SAMPLERS
     }
     assert labels == {"hf": "hf", "vllm": "vllm", "server": f"server:{folder / 'run'}"}
-    assert get_args(SamplerOptions.__annotations__["sampler"]) == tuple(SAMPLERS)
+    assert get_args(get_type_hints(SamplerOptions)["sampler"]) == tuple(SAMPLERS)

@@ -18,6 +18,11 @@ from nlf.config.knobs import choices_of, default_of, help_of
 from nlf.errors import UserError, near_matches
 
 INHERITED = "Trainer (inherited)"
+ABOUT = {
+    INHERITED: "The arguments of transformers' TrainingArguments, with its help.\n"
+    "One epoch is one iteration, so num_train_epochs is the number of iterations."
+}  # heading → the lines below it
+DEFAULTS = "Each flag's default stands in brackets at the end of its help."
 SNAPSHOT = Path(__file__).with_name("training_arguments.json")
 ALIASES = {"reward": "reward_funcs", "guidance_scale": "guidance_scales"}  # understood where only the second is a knob
 
@@ -233,21 +238,28 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def add_knobs(parser: argparse.ArgumentParser, knobs: Knobs, short: bool = False) -> None:
-    """A flag for each knob, under the heading of its group; with `short`, the help shows the short knobs only."""
+def add_knobs(
+    parser: argparse.ArgumentParser, knobs: Knobs, short: bool = False, required: Sequence[str] = ()
+) -> None:
+    """A flag for each knob, under the heading of its group; with `short`, the help shows the short knobs only.
+
+    Args:
+        required: Knobs that the help calls required, in place of their default.
+    """
     groups = {group.title: group for group in parser._action_groups}
     for knob in knobs.values():
         if knob.group not in groups:
-            groups[knob.group] = parser.add_argument_group(knob.group)
+            groups[knob.group] = parser.add_argument_group(knob.group, ABOUT.get(knob.group))
         shape: dict[str, Any] = {"nargs": "+"} if knob.listed else {}
         if "bool" in knob.kinds:
             shape = {"nargs": "?", "const": "true"}
         shown = not (knob.hidden or (short and not knob.short))
+        default = "(required)" if knob.name in required else f"[{_shown(knob.default)}]"
         groups[knob.group].add_argument(
             f"--{knob.name}",
             default=argparse.SUPPRESS,
             metavar="|".join(map(str, knob.choices)) or _kind_shown(knob.kinds),
-            help=f"{knob.help} [{_shown(knob.default)}]".replace("%", "%%") if shown else argparse.SUPPRESS,
+            help=f"{knob.help} {default}".replace("%", "%%") if shown else argparse.SUPPRESS,
             **shape,
         )
 
@@ -259,8 +271,11 @@ def _kind_shown(kinds: Sequence[str]) -> str:
 
 
 def _shown(default: Any) -> str:
+    """The default as it is written on the command line."""
     if isinstance(default, str):
-        return default or "''"
+        return json.dumps(default, ensure_ascii=False) if " " in default or not default else default
+    if isinstance(default, list):
+        return " ".join(map(_shown, default))
     return json.dumps(default, ensure_ascii=False)
 
 

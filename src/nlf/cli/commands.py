@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nlf import config
-from nlf.cli.arguments import Knob, Parser, add_knobs, knobs_of, parse_flags, read_recipe, unknown
+from nlf.cli.arguments import DEFAULTS, Knob, Parser, add_knobs, knobs_of, parse_flags, read_recipe, unknown
 from nlf.cli.output import log_to_stderr
 from nlf.data.files import ASSETS
 from nlf.errors import UserError
@@ -52,12 +52,12 @@ class Command:
 
     def given(self, argv: Sequence[str], knobs: dict[str, Knob]) -> dict[str, Any]:
         """The options on the command line, by name."""
-        parser = Parser(prog=f"nlf {self.name}", usage=self.usage)
+        parser = Parser(prog=f"nlf {self.name}", usage=f"{self.usage}\n\n{DEFAULTS}")
         flags = {name: knob for name, knob in knobs.items() if name != self.positional}
         if self.positional:
             plain = knobs[self.positional]
             parser.add_argument(plain.name, nargs="*" if plain.listed else "?", help=plain.help)
-        add_knobs(parser, flags)
+        add_knobs(parser, flags, required=self.required)
         given = parse_flags(parser, argv, flags)
         return {name: value for name, value in given.items() if name != self.positional or value}
 
@@ -83,7 +83,7 @@ class Command:
 
 
 def task_file(name: str) -> Path:
-    """The file of a task: one shipped here, by its name, or the named file.
+    """The file of a task: an embedded one, by its name, or the named file.
 
     Raises:
         UserError: there is no such task and no such file.
@@ -100,7 +100,7 @@ SAMPLE = Command(
     "nlf.evaluation.sample",
     "sample_command",
     "nlf sample --model MODEL --output_dir DIR [--NAME VALUE ...]\n\n"
-    "Sample completions of prompts under a tag, into DIR/generations.jsonl. Run again, a stopped command goes on.",
+    "Sample completions of prompts under a tag, into DIR/generations.jsonl. To resume a stopped command, run it again.",
     required=("model", "output_dir"),
 )
 SCORE = Command(
@@ -108,8 +108,8 @@ SCORE = Command(
     "nlf.evaluation.score",
     "score_command",
     "nlf score FILE_OR_FOLDER [--NAME VALUE ...]\n\n"
-    "Add scores to generations, or to any .jsonl, .csv or .parquet with a text column, in place. A text\n"
-    "that has a score of the same scorer version keeps it, unless the text has changed.",
+    "Add scores to generations, or to any .jsonl, .csv or .parquet file with a text column. The command changes the file\n"
+    "in place. A text keeps the score that it has, unless the text or the scorer's version has changed.",
     required=("path",),
     positional="path",
     instead={
@@ -132,8 +132,8 @@ EVALUATE = Command(
     "nlf.evaluation.evaluate",
     "evaluate_command",
     "nlf evaluate --model MODEL [--task NAME|FILE.yaml] [--NAME VALUE ...]\n\n"
-    "Sample a model and its base on the same prompts, score and measure both, with confidence intervals. Run again, a\n"
-    "stopped command goes on.",
+    "Sample a model and the model that it was trained from on the same prompts, and compare their scores, perplexity, KL\n"
+    "and diversity, with confidence intervals. To resume a stopped command, run it again.",
     required=("model",),
 )
 DISTILL = Command(
@@ -141,15 +141,16 @@ DISTILL = Command(
     "nlf.training.distill",
     "distill_command",
     "nlf distill --model RUN [--NAME VALUE ...]\n\n"
-    "Train the base model on samples of the guided, tagged model. The result is a plain model: it needs no tags and no\n"
-    "guidance, and any server can serve it.",
+    "Train a plain model, the student, to imitate the teacher: the run's model under a tag, with guidance. The student\n"
+    "needs no tags and no guidance, and any server can serve it. The command ends with a table that compares the base\n"
+    "model, the teacher and the student.",
     required=("model",),
 )
 REPORT = Command(
     "report",
     "nlf.report",
     "report_command",
-    "nlf report RUN [RUN ...] [--NAME VALUE ...]\n\nWrite one self-contained page: tables, plots and samples of runs.",
+    "nlf report RUN [RUN ...] [--NAME VALUE ...]\n\nWrite one self-contained page with tables, plots and samples of runs.",
     required=("runs",),
     positional="runs",
 )

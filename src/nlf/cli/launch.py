@@ -22,7 +22,7 @@ LAUNCH_FLAGS = {  # flags that `accelerate launch` gets: type and help
 
 
 def accelerate_configs() -> dict[str, Path]:
-    """The accelerate configurations shipped here, by name."""
+    """The embedded accelerate configurations, by name."""
     folder = ASSETS / "accelerate_configs"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 

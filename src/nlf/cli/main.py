@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "sample": (commands.SAMPLE, "sample completions of prompts under a tag"),
     "score": (commands.SCORE, "add scores to samples, or to any texts"),
     "perplexity": (commands.PERPLEXITY, "measure the perplexity of samples under another model"),
-    "evaluate": (commands.EVALUATE, "sample, score and measure a model and its base, with intervals"),
+    "evaluate": (commands.EVALUATE, "compare a model with the model that it was trained from, with intervals"),
     "distill": (commands.DISTILL, "make a plain model out of a guided, tagged one"),
     "report": (commands.REPORT, "write a page of tables, plots and samples of runs"),
     "import": (commands.IMPORT, "turn a checkpoint of the published code into a model folder"),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nlf import config
 from nlf.cli.arguments import (
+    DEFAULTS,
     Knob,
     Parser,
     add_knobs,
@@ -30,11 +31,20 @@ if TYPE_CHECKING:
     from nlf.training.config import ALTConfig
     from nlf.training.trainer import ALTTrainer
 
-TRAIN_USAGE = """nlf train [--config FILE.yaml] [--NAME VALUE ...]
+TRAIN_USAGE = (
+    """nlf train [--config FILE.yaml] [--NAME VALUE ...]
 
-Align a language model with language tags: sample, score, tag, train, repeat. Without arguments it trains the small
-model shipped here, in minutes on two cores. Every name below is also a key of the YAML file; flags override the file.
-This page shows the settings that most people set; `nlf train --help all` shows all of them."""
+Align a language model with language tags. Each iteration samples completions, scores them, tags them by quantile of the
+reward, and trains on them. Without arguments, the command trains the embedded model, in minutes on two cores.
+
+Every knob below is a flag and a key of the YAML file; flags override the file. This page shows the most common knobs;
+`nlf train --help all` shows every knob. """
+    + DEFAULTS
+)
+
+DRY_RUN = (
+    "Print the numbers of prompts, completions, scorer calls and steps, and the disk space of the run, then stop."
+)
 
 
 # ---- the command line ---------------------------------------------------------------------------------------------
@@ -42,21 +52,23 @@ This page shows the settings that most people set; `nlf train --help all` shows 
 
 def train_settings_knobs() -> dict[str, Knob]:
     """The knobs of train: `resume_from_checkpoint` takes true or a checkpoint's folder; retired knobs are read too."""
-    help = "Resume the run in output_dir: 'true' from its last complete checkpoint, or the folder of a checkpoint."
+    help = "Resume the run in output_dir, from its last complete checkpoint (true) or from the checkpoint folder given here."
     resume = Knob("resume_from_checkpoint", "bool | str | None", None, help, "Run", short=True)
     return train_knobs() | {resume.name: resume} | retired_knobs()
 
 
 def train_parser(knobs: Mapping[str, Knob], short: bool = True) -> argparse.ArgumentParser:
-    """The flags of `nlf train`; with `short`, the help shows the settings that most people set."""
+    """The flags of `nlf train`; with `short`, the help shows the most common knobs."""
     parser = Parser(prog="nlf train", usage=TRAIN_USAGE, add_help=False)
     run = parser.add_argument_group("Run")
-    run.add_argument("--help", "-h", nargs="?", metavar="all", help="Show this page, or with 'all' every setting.")
-    run.add_argument("--config", metavar="FILE", help="YAML file of settings; recipes/ has examples.")
-    run.add_argument("--dry_run", action="store_true", help="Print the cost of the run, then stop.")
+    run.add_argument("--help", "-h", nargs="?", metavar="all", help="Show this page; with 'all', show every knob.")
+    run.add_argument("--config", metavar="FILE", help="YAML file of knobs; recipes/ has examples.")
+    run.add_argument("--dry_run", action="store_true", help=DRY_RUN)
     names = ", ".join(accelerate_configs())
     run.add_argument(
-        "--accelerate_config", metavar="NAME|PATH", help=f"Start through `accelerate launch` with {names}, or a file."
+        "--accelerate_config",
+        metavar="NAME|PATH",
+        help=f"Start through `accelerate launch` with one of {names}, or your own file.",
     )
     for name, (kind, about) in LAUNCH_FLAGS.items():
         help = argparse.SUPPRESS if short else f"With --accelerate_config: {about}."

@@ -14,27 +14,38 @@ from nlf.config.sampling import (
     SampleRuleOptions,
     refuse_guidance,
 )
-from nlf.config.training import DTYPE, LORA_RANK, PROMPT_FILES, REVISION, TRUST, Dtype
+from nlf.config.training import DTYPE, LORA_RANK, LORA_SCALE, PROMPT_FILES, REVISION, TRUST, Dtype
 
-BATCH_TOKENS = "Tokens (prompt and completion) in one batch; null suits the device. Results do not depend on it."
-PROMPT_COLUMN = "Column of the prompt."
+BATCH_TOKENS = (
+    "Most tokens (prompt and completion) in one batch; null: chosen for the device. Results do not depend on it."
+)
+PROMPT_COLUMN = "Column that holds the prompt."
 
 
 @dataclass
 class LoadOptions(Options):
     """The model of a command."""
 
-    model: str = knob("", "The model: a run folder, any folder of a causal language model, a hub id, or 'embedded'.")
+    model: str = knob("", "The model: a run folder, the folder of any causal language model, a hub id, or 'embedded'.")
     model_revision: str = knob("main", REVISION)
     dtype: Dtype = knob("float32", DTYPE)
     trust_remote_code: bool = knob(False, TRUST)
 
 
 @dataclass
+class TeacherOptions(LoadOptions):
+    """The model that `nlf distill` takes."""
+
+    model: str = knob(
+        "", "The tagged model: a run folder, or any folder with a tags.json, which needs --base_model as well."
+    )
+
+
+@dataclass
 class PromptOptions(Options):
     """The prompts of a command."""
 
-    prompts: list[str] = knob(["embedded"], f"Prompts: {PROMPT_FILES}. Several sources give results of their own.")
+    prompts: list[str] = knob(["embedded"], f"Prompts: {PROMPT_FILES}. Each source gets its own results.")
     dataset_prompt_column: str = knob("prompt", PROMPT_COLUMN)
     dataset_test_split: str = knob("test", "Split of embedded or hub prompts.")
     max_prompts: int | None = knob(
@@ -48,18 +59,19 @@ class ConditionOptions(Options):
 
     tag: str = knob("best", "Tag to sample under: 'best', 'middle', 'none' (the bare prompt), or the words of a tag.")
     tags: list[str] | None = knob(
-        None, "Other words for the quantiles, best first, or a tags.json; null is the model's own."
+        None,
+        "Tags to use in place of the model's own, best first, or the path of a tags.json; null is the model's own.",
     )
 
 
 @dataclass
 class DrawingOptions(Options):
-    """The seed, the batches and the files of a command that samples."""
+    """The seed and the batches of a command that samples."""
 
     seed: int = knob(0, "Seed of the sampling.")
     sampling_batch_tokens: int | None = knob(None, BATCH_TOKENS, above=0)
     prompts_per_part: int = knob(
-        64, "Prompts written at a time; a killed command samples at most these again.", above=0
+        64, "Prompts whose samples are written together. A killed command samples at most these again.", above=0
     )
 
 
@@ -67,7 +79,7 @@ class DrawingOptions(Options):
 class OutputOptions(Options):
     """The folder of the samples."""
 
-    output_dir: str = knob("", "Folder of generations.jsonl; the same command again goes on where it stopped.")
+    output_dir: str = knob("", "Folder of generations.jsonl.")
 
 
 @dataclass
@@ -76,53 +88,59 @@ class ComparisonOptions(Options):
 
     task: str | None = knob(
         None,
-        "Settings to start from: 'toxicity', 'sentiment', or a YAML file of names on this page; flags override them.",
+        "Values of knobs: 'toxicity', 'sentiment', or a YAML file of the flags on this page. Flags override them.",
     )
     base_model: str | None = knob(
-        None, "The model to compare with; KL is measured to it. Null is the model that the run started from."
+        None, "The model to compare with, also for the KL. Null is the model that the run started from."
     )
     eval_model: str | None = knob(
         None, "The model that measures perplexity, such as 'gpt2-xl' or 'embedded'; null is the base model."
     )
     guidance_scales: list[float] = knob(
         [1.0],
-        "Strengths of guidance to compare with sampling without guidance. A strength is transformers' guidance_scale "
-        "minus 1; 0 alone turns guidance off.",
+        "Sample without guidance and with each of these strengths. A strength is transformers' guidance_scale minus 1. "
+        "Give only 0 to sample without guidance.",
         least=0,
     )
-    sweep_tags: bool = knob(False, "Sample under every other tag too.")
-    sweep_prompts: int = knob(40, "Prompts for each of the other tags.", above=0)
+    sweep_tags: bool = knob(False, "Also sample under every other tag.")
+    sweep_prompts: int = knob(40, "Number of prompts for each other tag.", above=0)
     reverse_prompts: list[str] | None = knob(
-        None, "Prompts that are sampled with the tags in reverse order, so that samples are steered towards the worst."
+        None, "Prompts that are sampled with the worst tag first: 'best' then means the worst."
     )
-    threshold: float = knob(0.5, "A completion counts as toxic, or as positive, from this score on.")
-    output_dir: str | None = knob(None, "Folder of results.json and generations; null is MODEL/evaluation.")
+    threshold: float = knob(0.5, "A completion counts as toxic if its toxicity is at least this.")
+    output_dir: str | None = knob(None, "Folder of results.json and of the generations; null is MODEL/evaluation.")
 
 
 @dataclass
 class ScoreFileOptions(Options):
     """The texts that `nlf score` scores."""
 
-    path: str = knob("", "A generations file, a folder of them, or any .jsonl, .csv or .parquet with a text column.")
-    list: bool = knob(False, "Show every scorer with its attributes, its licence and its needs, then stop.")
-    export_cache: str | None = knob(None, "Write the cached answers of remote scorers to this .jsonl, then stop.")
-    import_cache: str | None = knob(None, "Read answers of remote scorers from such a .jsonl, then stop.")
-    text_column: str = knob("text", "Column of the text, for a file that holds no generations.")
-    batch_size: int = knob(64, "Lines scored and written at a time.", above=0)
+    path: str = knob(
+        "",
+        "A generations file of `nlf sample` or `nlf evaluate`, a folder of them, or any .jsonl, .csv or .parquet file with a "
+        "text column.",
+    )
+    list: bool = knob(False, "Show every scorer with its attributes, its licence and what it needs, then stop.")
+    export_cache: str | None = knob(None, "Write the cached answers of remote scorers to this .jsonl file, then stop.")
+    import_cache: str | None = knob(None, "Add the answers in such a file to the cache, then stop.")
+    text_column: str = knob("text", "Column that holds the text, in a file that is not a generations file.")
+    batch_size: int = knob(64, "Number of lines that are scored and written together.", above=0)
 
 
 @dataclass
 class PerplexityOptions(Options):
     """Everything that `nlf perplexity` takes."""
 
-    path: str = knob("", "A generations file, or a folder of them.")
+    path: str = knob("", "A generations file of `nlf sample` or `nlf evaluate`, or a folder of them.")
     eval_model: str = knob("embedded", "The model that measures: 'embedded', a folder, or a hub id such as gpt2-xl.")
     model_revision: str = knob("main", "Hub revision of eval_model.")
     dtype: Dtype = knob("float32", DTYPE)
     trust_remote_code: bool = knob(False, TRUST)
     batch_tokens: int | None = knob(None, BATCH_TOKENS, above=0)
     published: bool = knob(
-        False, "Also print the published number, which leaves out completions over 1e4 and prompts of one token."
+        False,
+        "Also print the published number, which leaves out perplexities of 1e4 or more, empty completions and prompts of one "
+        "token.",
     )
 
 
@@ -130,40 +148,54 @@ class PerplexityOptions(Options):
 class StudentOptions(Options):
     """How a guided policy becomes a plain model."""
 
-    base_model: str | None = knob(None, "Start of the student; null is the model that the run started from.")
+    base_model: str | None = knob(
+        None, "The model that becomes the student; null is the model that the run started from."
+    )
     tag: str = knob("middle", "Tag of the teacher: 'best', 'middle', or the words of a tag.")
     negative_tag: str | None = knob(None, NEGATIVE_TAG)
     guidance_scale: float | None = knob(
         None,
-        "Strength of the teacher's guidance, transformers' guidance_scale minus 1; null is 8 from the middle tag, 1.5 from "
-        "any other.",
+        "Strength of the teacher's guidance: transformers' guidance_scale minus 1. Null is 8 from the middle tag; it is 1.5 "
+        "from any other tag, and with --keep_tags.",
         least=0,
     )
     keep_tags: bool = knob(
-        False, "Keep the tags: the student starts as the model itself, and its best and worst tag learn guidance."
+        False,
+        "Keep the tags. The student starts as the policy itself. Under the best and the worst tag it learns the guided "
+        "distribution; under the other tags it keeps the distribution that it has.",
     )
-    prompts: list[str] | None = knob(None, "Prompts that the teacher completes; null is the run's training prompts.")
+    prompts: list[str] | None = knob(
+        None, f"Prompts that the teacher completes: {PROMPT_FILES}. Null is the run's training prompts."
+    )
     dataset_prompt_column: str = knob("prompt", PROMPT_COLUMN)
     dataset_train_split: str = knob("train", "Split of embedded or hub prompts.")
-    num_prompts: int = knob(512, "Number of prompts, drawn by the seed.", above=0)
-    num_generations: int = knob(4, "Completions of each prompt; with keep_tags the tags share them.", above=0)
+    num_prompts: int = knob(512, "Number of prompts that the teacher completes, drawn by the seed.", above=0)
+    num_generations: int = knob(
+        4, "Completions of each prompt. With --keep_tags, this number is divided among the tags.", above=0
+    )
     max_completion_length: int | None = knob(
-        None, "Most new tokens of a completion; null is the run's own length.", above=0
+        None, "Most new tokens of a completion; null is the run's max_completion_length.", above=0
     )
     teacher_top_k: int = knob(
-        0, "Learn from this number of the teacher's most likely tokens only, for a big vocabulary; 0 is off.", least=0
+        0,
+        "Set the teacher's probability of all but this number of most likely tokens to 0; 0 keeps all tokens.",
+        least=0,
     )
     max_steps: int = knob(50, "Optimizer steps.", above=0)
-    per_device_train_batch_size: int = knob(64, "Completions in a step, on each device.", above=0)
+    per_device_train_batch_size: int = knob(64, "Completions in a micro-batch, on each device.", above=0)
     gradient_accumulation_steps: int = knob(1, "Micro-batches in a step.", above=0)
-    learning_rate: float = knob(5e-4, "Highest learning rate; it warms up, then falls to 0 along a cosine.", least=0)
+    learning_rate: float = knob(
+        5e-4, "Highest learning rate. It rises during the warm-up, then falls to 0 along a cosine.", least=0
+    )
     warmup_steps: int = knob(5, "Steps of warm-up.", least=0)
-    use_peft: bool = knob(False, "Train LoRA adapters, which are merged into the weights at the end.")
+    use_peft: bool = knob(False, "Train LoRA adapters, and merge them into the weights at the end.")
     lora_r: int = knob(16, LORA_RANK, above=0)
-    lora_alpha: int = knob(32, "LoRA scale.", above=0)
+    lora_alpha: int = knob(32, LORA_SCALE, above=0)
     seed: int = knob(42, "Seed of the samples and of their order.")
     sampling_batch_tokens: int | None = knob(None, BATCH_TOKENS, above=0)
-    max_eval_prompts: int = knob(40, "Prompts on which teacher and student are compared.", above=0)
+    max_eval_prompts: int = knob(
+        40, "Number of evaluation prompts on which base, teacher and student are compared.", above=0
+    )
     output_dir: str | None = knob(None, "Folder of the student; null is MODEL/distilled.")
 
 
@@ -171,8 +203,8 @@ class StudentOptions(Options):
 class ReportOptions(Options):
     """Everything that `nlf report` takes."""
 
-    runs: list[str] = knob([], "Run folders, or folders of evaluations; the first run is shown in full.")
-    output: str | None = knob(None, "File of the page; null is report.html in the first run.")
+    runs: list[str] = knob([], "Run folders, or folders of evaluations. The page shows the first run in full.")
+    output: str | None = knob(None, "File of the page; null is report.html in the folder of the first run.")
     num_samples: int = knob(30, "Prompts whose samples are shown side by side.", above=0)
     seed: int = knob(0, "Seed that draws these prompts.")
 
@@ -181,14 +213,14 @@ class ReportOptions(Options):
 class ImportOptions(Options):
     """Everything that `nlf import` takes."""
 
-    checkpoint: str = knob("", "A checkpoint of the published code: a .pth file with policy_model in it.")
+    checkpoint: str = knob("", "A checkpoint of the published code: a .pth file that holds policy_model.")
     base_model: str = knob(
-        "gpt2-large", "The model that the checkpoint was trained from; its configuration and tokenizer are used."
+        "gpt2-large", "The model that the checkpoint was trained from. It gives the configuration and the tokenizer."
     )
     model_revision: str = knob("main", "Hub revision of base_model.")
     output_dir: str = knob("", "The model folder to write.")
     tags: list[str] | None = knob(
-        None, "Tags of the checkpoint, best first; null is the published five, or Quark's tokens."
+        None, "Tags of the checkpoint, best first; null is the five published tags, or Quark's tokens."
     )
 
 
@@ -231,7 +263,7 @@ class EvaluateOptions(
 
 
 @dataclass
-class DistillOptions(StudentOptions, LoadOptions):
+class DistillOptions(StudentOptions, TeacherOptions):
     """Everything that `nlf distill` takes."""
 
 
@@ -247,17 +279,17 @@ COMMAND_OPTIONS: dict[str, type[Options]] = {
 COMMAND_GROUPS: dict[str, dict[str, type[Options]]] = {
     "sample": {
         **{"Model": LoadOptions, "Prompts": PromptOptions, "Tags": ConditionOptions},
-        **{"Sampling": SampleRuleOptions, "Sampler": SamplerOptions, "Drawing": DrawingOptions},
+        **{"Sampling": SampleRuleOptions, "Sampler": SamplerOptions, "Seed and batches": DrawingOptions},
         "Output": OutputOptions,
     },
     "score": {"Scoring": ScoreFileOptions, "Scorers": MeasureOptions, "Remote scorers": RemoteOptions},
     "perplexity": {"Perplexity": PerplexityOptions},
     "evaluate": {
-        **{"Model": LoadOptions, "Prompts": PromptOptions, "Tags": ConditionOptions, "Scorers": MeasureOptions},
-        **{"Sampling": EvaluateRuleOptions, "Sampler": SamplerOptions, "Drawing": DrawingOptions},
-        **{"Comparison": ComparisonOptions, "Remote scorers": RemoteOptions},
+        **{"Model": LoadOptions, "Comparison": ComparisonOptions, "Prompts": PromptOptions, "Tags": ConditionOptions},
+        **{"Scorers": MeasureOptions, "Remote scorers": RemoteOptions, "Sampling": EvaluateRuleOptions},
+        **{"Sampler": SamplerOptions, "Seed and batches": DrawingOptions},
     },
-    "distill": {"Model": LoadOptions, "Distillation": StudentOptions},
+    "distill": {"Model": TeacherOptions, "Distillation": StudentOptions},
     "report": {"Report": ReportOptions},
     "import": {"Import": ImportOptions},
 }

@@ -7,7 +7,7 @@ from nlf.config.knobs import Options, Rule, among, knob
 from nlf.errors import UserError
 
 AT_LEAST_ONE = Rule(bool, "at least one reward function")
-WEIGHTS = "Weight of each reward function in the sum; null is 1 each."
+WEIGHTS = "Weight of each reward function in the sum of the rewards; null is 1 each."
 
 
 def check_one_each(name: str, numbers: list[float] | None, counted: str, things: list[str]) -> None:
@@ -22,16 +22,16 @@ class RewardOptions(Options):
 
     reward_funcs: list[str] = knob(
         ["local"],
-        "Reward functions: 'local' (the toxicity scorer shipped here), 'sentiment', 'hf:MODEL_ID#LABEL', or a dotted path "
-        "to your own. Keep 'audit' for evaluation.",
+        "Reward functions: 'local' (the embedded toxicity scorer), 'sentiment', 'hf:MODEL_ID#LABEL', or a dotted path to "
+        "your own. Do not train on 'audit': it is the independent scorer for evaluation.",
         rule=AT_LEAST_ONE,
         short=True,
     )
     reward_weights: list[float] | None = knob(None, WEIGHTS, short=True)
     reward_normalization: Literal["none", "zscore", "rank"] = knob(
         "none",
-        "How several rewards are scaled over the pool before the sum: none, zscore (subtract the mean, divide by the "
-        "standard deviation) or rank (from -1/2 to 1/2). Evaluation shows unscaled rewards.",
+        "How rewards are scaled over the pool before they are summed. none: not at all. zscore: reward minus mean, divided "
+        "by the standard deviation. rank: ranks, scaled to -1/2 … 1/2. Evaluation shows unscaled rewards.",
     )
 
     def check_together(self) -> None:
@@ -45,7 +45,8 @@ class MeasureOptions(Options):
 
     reward_funcs: list[str] = knob(
         ["local"],
-        "Scorers: 'local', 'audit', 'sentiment', 'hf:MODEL_ID#LABEL', or a dotted path to your own reward function.",
+        "Scorers: 'local', 'audit', 'sentiment', 'hf:MODEL_ID#LABEL', or a dotted path to your own reward function. "
+        "`nlf score --list` shows all.",
         rule=AT_LEAST_ONE,
     )
     reward_weights: list[float] | None = knob(None, WEIGHTS)
@@ -62,11 +63,11 @@ class TrainRemoteOptions(Options):
     replay: bool = knob(False, "Send no request: take every answer from the cache. A missing answer is an error.")
     rate_limit: float | None = knob(
         None,
-        "Most requests a second, over all processes on this machine; null is the scorer's own default.",
+        "Most requests per second, over all processes on this machine; null is the scorer's own default.",
         above=0,
     )
-    max_concurrency: int = knob(16, "Most requests at a time.", above=0)
-    request_timeout: float = knob(60.0, "Seconds that one request may take.", above=0)
+    max_concurrency: int = knob(16, "Most requests that wait for an answer at the same time.", above=0)
+    request_timeout: float = knob(60.0, "Most seconds for one request.", above=0)
 
 
 @dataclass
@@ -75,15 +76,16 @@ class RemoteOptions(TrainRemoteOptions):
 
     cache_dir: str | None = knob(
         None,
-        "Folder of scores.sqlite, which keeps every answer; null is $NLF_CACHE, or nlf in the user's cache folder.",
+        "Folder of the cache, scores.sqlite, which keeps every answer. Null is $NLF_CACHE, or nlf in the user's cache folder.",
     )
     max_tries: int = knob(
         8,
-        "Tries of one request before its text has no score: broken connections and HTTP 408, 429 and 5xx are tried again.",
+        "Most tries of one request. Broken connections, timeouts, broken JSON and HTTP 408, 429 and 5xx are tried again. A text "
+        "that has used them up gets as many again at the end; if these fail too, the command stops.",
         above=0,
     )
     max_failures_in_a_row: int = knob(
-        5, "The command stops when this many texts in a row have used up their tries; it keeps finished work.", above=0
+        5, "Stop when this many texts in a row have used up their tries. Answers so far are kept.", above=0
     )
 
 

@@ -13,18 +13,18 @@ class TrainSamplingOptions(Options):
 
     num_generations: int = knob(4, "Completions of each prompt.", above=0, short=True)
     max_completion_length: int = knob(20, "Most new tokens of a completion.", above=0, short=True)
-    min_completion_length: int = knob(0, "Fewest new tokens of a completion: EOS is banned before.", least=0)
+    min_completion_length: int = knob(0, "EOS cannot be sampled before this length.", least=0)
     temperature: float = knob(
-        1.0, "Logits are divided by this number; 0 takes the most likely token.", least=0, short=True
+        1.0, "Divide the logits by this number; 0 takes the most likely token.", least=0, short=True
     )
     top_p: float = knob(
         1.0,
-        "Sample from the smallest set of tokens that holds this probability; 1 is off.",
+        "Sample from the smallest set of tokens whose probabilities sum to this number or more; 1 is off.",
         above=0,
         most=1,
         short=True,
     )
-    top_k: int = knob(0, "Sample from this number of most likely tokens; 0 is off.", least=0)
+    top_k: int = knob(0, "Sample from this number of the most likely tokens; 0 is off.", least=0)
 
     def check_together(self) -> None:
         super().check_together()
@@ -44,8 +44,8 @@ class SamplingOptions(TrainSamplingOptions):
 
     guidance_scale: float = knob(
         0.0,
-        "Strength g of guidance, (1+g) log p(.|tag) - g log p(.|worst tag): transformers' guidance_scale minus 1. "
-        "It takes two forward passes, EOS keeps its own probability, and 0 is off.",
+        "Strength g of guidance: transformers' guidance_scale minus 1. Tokens are sampled from (1+g) log p(.|tag) - g log "
+        "p(.|negative tag), and EOS keeps its probability. Guidance takes two forward passes per token; 0 is off.",
         least=0,
     )
     negative_tag: str | None = knob(None, NEGATIVE_TAG)
@@ -75,29 +75,32 @@ class EvalSamplingOptions(Options):
     eval_num_generations: int = knob(25, "Completions of each evaluation prompt.", above=0, short=True)
     eval_top_p: float = knob(
         0.9,
-        "In evaluation: sample from the smallest set of tokens that holds this probability; 1 is off.",
+        "In evaluation: sample from the smallest set of tokens whose probabilities sum to this number or more; 1 is off.",
         above=0,
         most=1,
     )
     eval_temperature: float = knob(
-        1.0, "In evaluation: logits are divided by it; 0 takes the likeliest token.", least=0
+        1.0, "In evaluation: divide the logits by this number; 0 takes the most likely token.", least=0
     )
 
 
 @dataclass
 class LocalSamplerOptions(Options):
-    """Settings of the samplers that run on this machine."""
+    """The program that samples, and the knobs of the programs that run on this machine."""
 
+    sampler: Literal["hf", "vllm", "server"] = knob(
+        "hf",
+        "Program that samples. hf: this process. vllm: vLLM, in a separate process. server: any OpenAI-compatible "
+        "completions endpoint. Guidance needs hf.",
+    )
     sampler_compile: bool = knob(
         False,
-        "hf: decode under torch.compile, on a GPU as CUDA graphs. The first batch waits for the compiler, and results "
-        "change by rounding only.",
+        "hf: decode with torch.compile, and with CUDA graphs on a GPU. The first batch waits for the compiler, and results "
+        "change only by rounding.",
     )
-    tensor_parallel_size: int = knob(
-        1, "vllm: GPUs that share one copy of the model. Where training has several ranks, this many share a vLLM.", above=0
-    )  # fmt: skip
+    tensor_parallel_size: int = knob(1, "vllm: number of GPUs that share one copy of the model.", above=0)
     gpu_memory_utilization: float = knob(
-        0.7, "vllm: share of each GPU's memory that it may take; this process keeps the rest.", above=0, most=1
+        0.7, "vllm: share of each GPU's memory that vLLM may take; this process keeps the rest.", above=0, most=1
     )
 
 
@@ -107,9 +110,12 @@ class RolloutSamplerOptions(LocalSamplerOptions):
 
     sampler: Literal["hf", "vllm"] = knob(
         "hf",
-        "Program that samples rollouts: 'hf', the training process; 'vllm', offline vLLM in its own process on the same "
-        "GPUs, which ends before training goes on (docs/scaling.md).",
+        "Program that samples rollouts. hf: the training process. vllm: vLLM, in a separate process on the same GPUs, which "
+        "ends before training goes on (docs/scaling.md).",
         short=True,
+    )
+    tensor_parallel_size: int = knob(
+        1, "vllm: number of GPUs, and of training processes, that share one vLLM and its copy of the model.", above=0
     )
 
 
@@ -117,20 +123,17 @@ class RolloutSamplerOptions(LocalSamplerOptions):
 class SamplerOptions(LocalSamplerOptions):
     """The program that draws the completions of a command."""
 
-    sampler: Literal["hf", "vllm", "server"] = knob(
-        "hf",
-        "Program that samples: 'hf', this process; 'vllm', offline vLLM in its own process; 'server', any "
-        "OpenAI-compatible completions endpoint. Guidance needs hf.",
-    )
-    data_parallel_size: int = knob(1, "vllm: copies of the model, each on its own GPUs.", above=0)
+    data_parallel_size: int = knob(1, "vllm: number of copies of the model, each on its own GPUs.", above=0)
     sampler_url: str | None = knob(
-        None, "Address of the server, such as http://localhost:8000/v1. OPENAI_API_KEY holds its key, if it needs one."
+        None, "server: its address, such as http://localhost:8000/v1. If it needs a key, set OPENAI_API_KEY."
     )
     sampler_model: str | None = knob(
-        None, "The server's name of the model; null is the name given here. A base model keeps its own name."
+        None,
+        "server: the model's name on the server; null is the value of --model. The base model is always requested by its "
+        "own name.",
     )
-    sampler_concurrency: int = knob(16, "Most requests to the server at a time.", above=0)
-    sampler_timeout: float = knob(600.0, "Seconds that one request to the server may take.", above=0)
+    sampler_concurrency: int = knob(16, "server: most requests that wait for an answer at the same time.", above=0)
+    sampler_timeout: float = knob(600.0, "server: most seconds for one request.", above=0)
 
     def check_together(self) -> None:
         super().check_together()

@@ -33,27 +33,28 @@ class TagOptions(Options):
     """The words that name the quantiles, best first; of one reward, or of several attributes joined."""
 
     tags: list[str] = knob(
-        list(DEFAULT_TAGS), "One tag for each quantile, best first: K tags make K quantiles.", rule=TAGS, short=True
+        list(DEFAULT_TAGS), "One tag for each quantile, best first; K tags make K quantiles.", rule=TAGS, short=True
     )
     tag_template: str = knob(
         "{feedback}<|separator|>{prompt}",
-        "How feedback and prompt are joined. One token <|…|> between them joins the vocabulary: it starts as a copy of EOS "
-        "and is never sampled.",
+        "How the feedback (a tag) and the prompt are joined. A token <|…|> between them is added to the vocabulary. Its "
+        "embedding starts as a copy of EOS's, and it is never sampled.",
         short=True,
     )
-    tag_tokens: bool = knob(False, "Make each tag one new token, as Quark does.")
+    tag_tokens: bool = knob(False, "Add each tag to the vocabulary as one new token, as Quark does.")
     attributes: list[dict] | None = knob(
         None,
-        "Several rewards with their own quantiles and tags: a list of {name, reward, tags, quantile_rule}, where "
-        "quantile_rule may be left out. They replace reward_funcs and tags.",
+        "Several rewards, each with its own quantiles and tags: a list of {name, reward, tags, quantile_rule}, where "
+        "quantile_rule is optional. They replace reward_funcs and tags.",
     )
     attribute_template: str = knob(", and ", "The text that joins the tags of several attributes.")
     feedback_sampling: Literal["best", "all"] = knob(
-        "best", "Sample prompts under the best tag of each attribute, or under all combinations in turn."
+        "best",
+        "best: sample prompts under the best tag of each attribute. all: take all combinations of tags in turn.",
     )
     max_feedback_length: int = knob(
         64,
-        "Most tokens of a judge's sentence; the sentence is cut there, and earlier where long prompts leave less room.",
+        "Most tokens of a judge's sentence. A longer sentence is cut, and so is one that long prompts leave no room for.",
         above=0,
     )
 

@@ -40,11 +40,12 @@ TRAINING_SHORT = (  # the arguments of TrainingArguments in the short help
 )
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
-DTYPE = "Type that the weights are loaded in; auto is the type they are stored in."
+DTYPE = "Type in which the weights are loaded; auto is the type in which they are stored."
 REVISION = "Hub revision of the model: a branch, a tag or a commit."
 TRUST = "Run Python code that comes with a hub model."
 PROMPT_FILES = "'embedded', a .jsonl, .json, .csv, .parquet or .txt file (also .gz), or a hub id"
 LORA_RANK = "LoRA rank."
+LORA_SCALE = "LoRA scale: updates are multiplied by lora_alpha / lora_r."
 
 
 @dataclass
@@ -53,7 +54,7 @@ class ModelOptions(Options):
 
     model_name_or_path: str = knob(
         "embedded",
-        "Start of the policy: 'embedded' (the small model shipped here), a folder, or a hub id.",
+        "The model to train: 'embedded' (a small model inside this package), a folder, or a hub id.",
         short=True,
     )
     model_revision: str = knob("main", REVISION)
@@ -63,15 +64,21 @@ class ModelOptions(Options):
     )
     trust_remote_code: bool = knob(False, TRUST)
     ref_model_name_or_path: str | None = knob(
-        None, "The frozen reference: iteration 0 samples it, and the KL compares with it. Null is the policy's start."
+        None,
+        "The reference, a frozen model: iteration 0 samples it, and the KL compares the policy with it. Null is the policy "
+        "before training.",
     )
     use_peft: bool = knob(
-        False, "Train LoRA adapters; the model without them is the reference, so no second copy is needed.", short=True
+        False,
+        "Train LoRA adapters. The reference is the model with the adapters off, so no copy of it is needed.",
+        short=True,
     )
     lora_r: int = knob(16, LORA_RANK, above=0)
-    lora_alpha: int = knob(32, "LoRA scale: updates are multiplied by lora_alpha / lora_r.", above=0)
+    lora_alpha: int = knob(32, LORA_SCALE, above=0)
     lora_target_modules: list[str] | None = knob(None, "Modules that get adapters; null is every linear layer.")
-    disable_dropout: bool = knob(True, "Turn off the model's dropout; in the published code it never acts either.")
+    disable_dropout: bool = knob(
+        True, "Turn off the model's dropout; in the published code, dropout never acts either."
+    )
 
 
 @dataclass
@@ -80,19 +87,21 @@ class DataOptions(Options):
 
     dataset: str = knob(
         "embedded",
-        f"Training prompts: {PROMPT_FILES}. Other columns reach the reward functions.",
+        f"Training prompts: {PROMPT_FILES}. The reward functions get the other columns.",
         short=True,
     )
     eval_dataset: str = knob(
-        "embedded", "Evaluation prompts, named like dataset; eval_strategy 'no' turns evaluation off.", short=True
+        "embedded",
+        "Evaluation prompts, in the same forms as --dataset. `--eval_strategy no` turns evaluation off.",
+        short=True,
     )
     dataset_prompt_column: str = knob(
         "prompt",
-        "Column of the prompt: text, messages, or a {'text': ...} of RealToxicityPrompts.",
+        "Column that holds the prompt: text, a list of messages, or {'text': ...} as in RealToxicityPrompts.",
         short=True,
     )
-    dataset_train_split: str = knob("train", "Split of dataset to train on.")
-    dataset_test_split: str = knob("test", "Split of eval_dataset to evaluate on.")
+    dataset_train_split: str = knob("train", "Split to train on, for embedded or hub prompts.")
+    dataset_test_split: str = knob("test", "Split to evaluate on, for embedded or hub prompts.")
     max_prompts: int | None = knob(
         None, "Number of training prompts, taken from the start; null is all.", above=0, short=True
     )
@@ -101,7 +110,8 @@ class DataOptions(Options):
     )
     max_prompt_length: int | None = knob(
         None,
-        "Most tokens of a prompt; a longer prompt keeps its end. Null refuses a prompt that does not fit the context.",
+        "Most tokens of a prompt; a longer prompt loses its first tokens. Null: a prompt that does not fit the context is "
+        "an error.",
         above=0,
         short=True,
     )
@@ -120,19 +130,21 @@ class LoopOptions(Options):
     )
     steps_per_iteration: int = knob(40, "Optimizer steps in each iteration.", above=0, short=True)
     pool_keep: int | None = knob(
-        None, "Iterations whose rollouts stay in the pool, the newest first; null keeps all.", above=0, short=True
+        None, "Keep the rollouts of this number of latest iterations in the pool; null keeps all.", above=0, short=True
     )
     quantile_scope: Literal["pool", "prompt"] = knob(
-        "pool", "Cut the quantiles over the whole pool, or among the completions of each prompt."
+        "pool", "pool: cut the quantiles over the whole pool. prompt: cut them among the completions of each prompt."
     )
     quantile_rule: QuantileRule = knob(
         "even",
-        "even: quantiles of equal size. published: the worst quantile takes the remainder of N / K, and ties split by "
-        "their order. levels: a judge's reward r means quantile K-1-r; 0 is the best.",
+        "even: quantiles of equal size; equal rewards share a quantile. published: equal rewards are split by their order "
+        "in the pool, and the worst quantile takes the remainder of N / K. levels: the reward is a whole number r from 0 "
+        "(the worst) to K-1 and means quantile K-1-r; quantile 0 is the best.",
     )
     quantile_weights: list[float] | None = knob(
         [2.5, 1.0, 1.0, 1.0, 2.5],
-        "Share of each quantile in a step, best first; null draws from the whole pool alike.",
+        "Each step draws rollouts of each quantile in proportion to these weights, best first. Null ignores quantiles and "
+        "draws all scored rollouts equally often.",
         rule=Rule(_are_weights, "numbers of 0 or more, not all 0"),
         short=True,
     )
@@ -140,7 +152,7 @@ class LoopOptions(Options):
         64, "Prompts in one rollout file; a killed run samples at most one file again.", above=0
     )
     distill: bool = knob(
-        False, "After training, distill the guided policy into a plain model, as `nlf distill` does.", short=True
+        False, "After training, distill the run into a plain model without tags, as `nlf distill` does.", short=True
     )
 
 
@@ -153,21 +165,21 @@ class ObjectiveOptions(Options):
 
     nll_coef: float = knob(
         0.0,
-        "Weight of the negative log likelihood of a completion under its own tag, per token.",
+        "Weight of the NLL, the negative log likelihood per token of a completion under its own tag.",
         least=0,
         short=True,
     )
     contrast_coef: float = knob(
         1.0,
-        "Weight of -log sigmoid(log p(own tag) - log p(mirror tag)), summed over a completion's tokens; 0 saves a "
-        "forward pass.",
+        "Weight of the contrast, -log sigmoid(log p(x|own tag) - log p(x|mirror tag)) for a completion x without its EOS. "
+        "The mirror tag of quantile k is the tag of quantile K-1-k. 0 saves a forward pass.",
         least=0,
         short=True,
     )
     beta: float = knob(
         2.0,
-        "Weight of the KL to the reference, per token. The contrast grows with a completion's length and the KL does not, "
-        "so scale beta with the length; 2 suits 20 tokens.",
+        "Weight of the KL to the reference, per token. The contrast grows with the length of completions and the KL per "
+        "token does not, so raise beta with the length; 2 suits 20 tokens.",
         least=0,
         short=True,
     )
@@ -177,18 +189,23 @@ class ObjectiveOptions(Options):
     )
     reference_device: str | None = knob(
         None,
-        "Device of the frozen reference during training: 'cpu', or another GPU such as 'cuda:1', which leaves memory to "
-        "the policy. Null is the policy's device.",
+        "Device of the reference during training: 'cpu', or another GPU such as 'cuda:1', to leave memory to the policy. "
+        "Null is the policy's device.",
     )
-    adaptive_kl: bool = knob(False, "Move beta towards the value at which the KL is target_kl.")
-    target_kl: float = knob(3.0, "KL of a completion, in nats over its tokens, that adaptive_kl aims at.", above=0)
+    adaptive_kl: bool = knob(False, "Change beta after each step, so that the KL approaches target_kl.")
+    target_kl: float = knob(
+        3.0, "Target of adaptive_kl: the KL of a completion, summed over its tokens, in nats.", above=0
+    )
     target_entropy: float | None = knob(
         None,
-        "Entropy of a completion, in nats over its tokens, towards which entropy_coef is moved; null keeps entropy_coef.",
+        "Change entropy_coef after each step, so that the entropy of a completion, summed over its tokens, approaches this "
+        "number of nats. Null keeps entropy_coef.",
         above=0,
     )
     horizon: int = knob(
-        2500, "Completions over which adaptive_kl moves beta, and target_entropy moves entropy_coef.", above=0
+        2500,
+        "Completions over which adaptive_kl or target_entropy changes its coefficient by about a fifth at most.",
+        above=0,
     )
 
 
@@ -196,9 +213,7 @@ class ObjectiveOptions(Options):
 class LogOptions(Options):
     """Completions in the log."""
 
-    num_completions_to_print: int = knob(
-        3, "Evaluated completions that are logged in each iteration; 0 logs none.", least=0
-    )
+    num_completions_to_print: int = knob(3, "Completions that each evaluation logs; 0 logs none.", least=0)
 
 
 OPTION_GROUPS: dict[str, type[Options]] = {
