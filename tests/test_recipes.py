@@ -32,7 +32,7 @@ def test_recipe_parses(path, tmp_path):
     resolved = settings(path.stem)
     options = train_options(values)
     assert resolved.output_dir == f"runs/{path.stem}"
-    assert TagScheme(tuple(options.tags), options.tag_template, options.separator).separator == options.separator
+    TagScheme(tuple(options.tags), options.tag_template, options.separator)
     args, model, data = build({**values, "output_dir": str(tmp_path), "use_cpu": True})
     for name, value in values.items():
         owner = next(each for each in (args, model, data) if hasattr(each, name))
@@ -60,7 +60,7 @@ def test_the_published_experiment_number_by_number():
 def test_quark_differs_from_the_published_experiment_in_the_condition_only():
     ours, quark = settings("toxicity-gpt2-large"), settings("toxicity-quark")
     different = {name for name in ours if ours[name] != quark[name]}
-    assert different == {"output_dir", "tags", "tag_tokens", "tag_template", "kl_direction"}
+    assert different == {"output_dir", "tags", "tag_tokens", "tag_template", "separator", "kl_direction"}
 
 
 def test_accelerate_configs_are_of_the_installed_version():

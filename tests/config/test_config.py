@@ -18,9 +18,9 @@ OURS = """
 model_name_or_path model_revision dtype attn_implementation trust_remote_code ref_model_name_or_path use_peft lora_r
 lora_alpha lora_target_modules disable_dropout dataset eval_dataset dataset_prompt_column dataset_train_split
 dataset_test_split max_prompts max_eval_prompts max_prompt_length reward_funcs reward_weights reward_normalization
-replay rate_limit max_concurrency request_timeout tags tag_template tag_tokens attributes attribute_template feedback_sampling
+replay rate_limit max_concurrency request_timeout tags tag_template separator tag_tokens attributes attribute_template feedback_sampling
 max_feedback_length num_generations max_completion_length min_completion_length temperature top_p top_k sampler
-sampler_compile tensor_parallel_size gpu_memory_utilization eval_num_generations eval_top_p eval_temperature
+sampler_compile tensor_parallel_size gpu_memory_utilization eval_num_generations eval_top_p
 prompts_per_iteration steps_per_iteration pool_keep quantile_scope quantile_rule quantile_weights prompts_per_part
 distill nll_coef contrast_coef beta entropy_coef kl_direction reference_device adaptive_kl target_kl target_entropy
 horizon num_completions_to_print
@@ -58,12 +58,12 @@ def test_every_knob_has_one_home_and_a_line_of_help():
 
 
 def test_sampling_of_training_of_evaluation_and_of_commands():
-    options = config.TrainOptions(max_completion_length=9, temperature=0.5, top_p=0.8, eval_temperature=0.0)
+    options = config.TrainOptions(max_completion_length=9, temperature=0.5, top_p=0.8)
     assert config.sampling_options(options) == config.SamplingOptions(
         max_completion_length=9, temperature=0.5, top_p=0.8
     )
     assert config.eval_sampling_options(options) == config.SamplingOptions(
-        num_generations=25, max_completion_length=9, top_p=0.9, temperature=0.0
+        num_generations=25, max_completion_length=9, top_p=0.9
     )
     for command in (config.SampleOptions(), config.EvaluateOptions()):
         assert config.sampling_options(command) == config.SamplingOptions(num_generations=25, top_p=0.9)
@@ -138,21 +138,6 @@ def test_the_options_of_remote_rewards_among_others():
 
 def test_null_switches_off_and_is_not_checked():
     config.TrainOptions(quantile_weights=None, tags=["a", "b"], pool_keep=None, prompts_per_iteration=None)
-
-
-@pytest.mark.parametrize(
-    ("template", "token"),
-    [
-        ("{feedback}<|separator|>{prompt}", "<|separator|>"),
-        ("Say: {feedback} <|end|>\n{prompt}", "<|end|>"),
-        ("{feedback}{prompt}", None),
-        ("feedback: {feedback} input: {prompt}", None),
-        ("<|start|>{feedback}: {prompt}<|end|>", None),
-        ("{feedback}<|one|><|two|>{prompt}", None),
-    ],
-)
-def test_the_separator_stands_between_feedback_and_prompt(template, token):
-    assert config.TagOptions(tag_template=template).separator == token
 
 
 @pytest.mark.parametrize(

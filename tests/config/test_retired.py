@@ -11,10 +11,10 @@ from nlf.errors import UserError
 
 OLD = {  # what every config.yaml of before held, at the defaults of then
     "guidance_scale": 0.0, "negative_tag": None, "eval_negative_tag": None, "eval_tag": None,
-    "eval_min_completion_length": 0, "eval_max_completion_length": 20, "eval_top_k": 0, "eval_guidance_scale": 0.0,
+    "eval_min_completion_length": 0, "eval_max_completion_length": 20, "eval_top_k": 0, "eval_guidance_scale": 0.0, "eval_temperature": 1.0,
     "log_completions": True, "adaptive_entropy": False, "entropy_horizon": 2500, "data_parallel_size": 1,
     "max_tries": 8, "max_failures_in_a_row": 5, "lora_dropout": 0.0, "cache_dir": None,
-    "separator": "<|separator|>", "sampling_batch_tokens": None,
+    "sampling_batch_tokens": None,
 }  # fmt: skip
 
 
@@ -34,9 +34,6 @@ def test_defaults_of_before_are_dropped():
         {"entropy_horizon": 9, "horizon": 9, "adaptive_entropy": True, "target_entropy": 40.0},
         {"adaptive_entropy": True, "target_entropy": 40.0},
         {"lora_dropout": 0.1},
-        {"separator": None, "tag_template": "{feedback}: {prompt}"},
-        {"separator": "<|separator|>", "tag_template": "{feedback}: {prompt}"},
-        {"separator": "<|x|>", "tag_template": "{feedback} <|x|> {prompt}"},
     ],
 )
 def test_a_value_that_means_what_holds_today_is_dropped(values):
@@ -66,7 +63,7 @@ def test_a_value_that_means_what_holds_today_is_dropped(values):
         ({"max_failures_in_a_row": 3}, "5 failures in a row"),
         ({"lora_dropout": 0.1, "disable_dropout": False}, "peft_config"),
         ({"cache_dir": "x"}, "set $NLF_CACHE"),
-        ({"separator": None}, "between {feedback} and {prompt} in tag_template"),
+        ({"eval_temperature": 0.0}, "evaluates at temperature 1"),
         ({"sampling_batch_tokens": 9}, "leave it out"),
     ],
 )

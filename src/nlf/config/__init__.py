@@ -44,7 +44,7 @@ from nlf.config.sampling import (
     sampler_options,
     sampling_options,
 )
-from nlf.config.tags import TagOptions, join_attributes, separator_of
+from nlf.config.tags import TagOptions, join_attributes
 from nlf.config.training import (
     OPTION_GROUPS,
     TRAINING_DEFAULTS,
@@ -114,5 +114,4 @@ __all__ = [
     "remote_options",
     "sampler_options",
     "sampling_options",
-    "separator_of",
 ]

@@ -7,7 +7,7 @@ Any other value is refused in one line that says what to use instead.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from nlf.config.tags import TagOptions, separator_of
+from nlf.config.tags import TagOptions
 from nlf.errors import UserError
 
 Values = Mapping[str, Any]
@@ -31,11 +31,6 @@ def _tags(values: Values) -> list[str]:
 
 def _is_eval_length(value: Any, values: Values) -> bool:
     return value in (20, values.get("max_completion_length", 20))  # 20 was the default of both
-
-
-def _is_separator(value: Any, values: Values) -> bool:
-    template = values.get("tag_template", TagOptions().tag_template)
-    return (value if value and value in template else None) == separator_of(template)
 
 
 def _entropy_is_steered(value: Any, values: Values) -> bool:
@@ -71,6 +66,7 @@ RETIRED: dict[str, Retired] = {
         "int", _is_eval_length, EVALUATE.format("at max_completion_length,", "max_completion_length")
     ),
     "eval_top_k": Retired("int", only(0), EVALUATE.format("with eval_top_p,", "top_k")),
+    "eval_temperature": Retired("float", only(1), EVALUATE.format("at temperature 1,", "temperature")),
     "eval_guidance_scale": Retired("float", only(0), EVALUATE.format("without guidance,", "guidance_scales")),
     "log_completions": Retired("bool", only(True), "set num_completions_to_print 0"),
     "adaptive_entropy": Retired("bool", _entropy_is_steered, "set target_entropy (its default was 40)"),
@@ -85,9 +81,6 @@ RETIRED: dict[str, Retired] = {
         "float",
         lambda value, values: value == 0 or values.get("disable_dropout", True),
         "give a peft_config with it to ALTTrainer",
-    ),
-    "separator": Retired(
-        "str | None", _is_separator, "put a token such as <|separator|> between {feedback} and {prompt} in tag_template"
     ),
     "sampling_batch_tokens": Retired(
         "int | None", only(None), "the device sets the size of a batch, and running out of memory halves it; leave it out"

@@ -79,9 +79,6 @@ class EvalSamplingOptions(Options):
         above=0,
         most=1,
     )
-    eval_temperature: float = knob(
-        1.0, "In evaluation: divide the logits by this number; 0 takes the most likely token.", least=0
-    )
 
 
 @dataclass
@@ -161,7 +158,6 @@ def eval_sampling_options(options: Any) -> SamplingOptions:
         num_generations=options.eval_num_generations,
         max_completion_length=options.max_completion_length,
         top_p=options.eval_top_p,
-        temperature=options.eval_temperature,
     )
 
 

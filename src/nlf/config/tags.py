@@ -1,23 +1,14 @@
 """Knobs of the tags, the words that name the quantiles, and of several attributes with their own tags."""
 
-import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from nlf.config.knobs import Options, Rule, knob
 from nlf.config.rewards import RewardOptions
 from nlf.errors import UserError
-from nlf.method.tags import DEFAULT_TAGS, FEEDBACK, PROMPT, diagonal
+from nlf.method.tags import DEFAULT_TAGS, diagonal
 
 QuantileRule = Literal["even", "published", "levels"]
-
-TOKEN = re.compile(r"<\|[^<>|]+\|>")
-
-
-def separator_of(template: str) -> str | None:
-    """The token `<|…|>` that stands between feedback and prompt in a template; None where there is none, or several."""
-    found = TOKEN.findall(template.partition(FEEDBACK)[2].partition(PROMPT)[0])
-    return found[0] if len(found) == 1 else None
 
 
 def _are_tags(tags: list[str]) -> bool:
@@ -37,9 +28,12 @@ class TagOptions(Options):
     )
     tag_template: str = knob(
         "{feedback}<|separator|>{prompt}",
-        "How the feedback (a tag) and the prompt are joined. A token <|…|> between them is added to the vocabulary. Its "
-        "embedding starts as a copy of EOS's, and it is never sampled.",
+        "How the feedback (a tag) and the prompt are joined.",
         short=True,
+    )
+    separator: str | None = knob(
+        "<|separator|>",
+        "Token added to the vocabulary. Its embedding starts as a copy of EOS's, and it is never sampled. Null adds none.",
     )
     tag_tokens: bool = knob(False, "Add each tag to the vocabulary as one new token, as Quark does.")
     attributes: list[dict] | None = knob(
@@ -57,11 +51,6 @@ class TagOptions(Options):
         "Most tokens of a judge's sentence. A longer sentence is cut, and so is one that long prompts leave no room for.",
         above=0,
     )
-
-    @property
-    def separator(self) -> str | None:
-        """The token that stands between feedback and prompt; None where the template has none."""
-        return separator_of(self.tag_template)
 
     def check_together(self) -> None:
         super().check_together()
