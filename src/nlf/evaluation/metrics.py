@@ -154,13 +154,6 @@ def completion_perplexity(nll: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         return np.exp(divided(nll, tokens))
 
 
-def mean(values: np.ndarray) -> float:
-    """The mean of the known values; NaN where all are NaN."""
-    values = np.asarray(values, dtype=np.float64)
-    some = values[~np.isnan(values)]
-    return float(some.mean()) if len(some) else float("nan")
-
-
 # ---- over generations -----------------------------------------------------------------------------------------------
 
 

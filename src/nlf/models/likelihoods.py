@@ -306,9 +306,8 @@ class ReadPrompts:
 
     def _without_cache(self, owner: Tensor, completions: Sequence[Ids]) -> Tensor:
         rows = [(*self.prompts[k], *ids[:-1]) for k, ids in zip(owner.tolist(), completions, strict=True)]
-        starts = torch.tensor(
-            [len(self.prompts[k]) - 1 for k in owner.tolist()]
-        )  # (R,), where first tokens are predicted
+        # (R,), where first tokens are predicted
+        starts = torch.tensor([len(self.prompts[k]) - 1 for k in owner.tolist()])
         ids, skipped = pad(rows, 0, "right"), int(starts.min())
         kept = ids.shape[1] - skipped
         logits = self._forward(ids, _mask(rows, "right"), logits_to_keep=kept, use_cache=False).logits[:, -kept:]

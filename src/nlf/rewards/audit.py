@@ -62,9 +62,8 @@ def ngrams(texts: Sequence[str]) -> tuple[list[tuple[np.ndarray, np.ndarray]], n
 
     space = codes == ord(" ")
     begins, ends = np.flatnonzero(space[:-1] & ~space[1:]) + 1, np.flatnonzero(~space[:-1] & space[1:]) + 1
-    word = (
-        np.cumsum(np.concatenate([[False], space[:-1] & ~space[1:]])) - 1
-    )  # a word's index; the space after a word belongs to it
+    # a word's index; the space after a word belongs to it
+    word = np.cumsum(np.concatenate([[False], space[:-1] & ~space[1:]])) - 1
     owners = text[begins]
     pairs = np.flatnonzero(owners[:-1] == owners[1:])
     kinds = [(rows(begins, ends, 0), np.arange(len(begins))), (rows(begins[pairs], ends[pairs + 1], 1), pairs + 1)]

@@ -117,9 +117,8 @@ class HFClassifier:
             return []
         cut = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
         found = self.tokenizer(list(texts), **cut)["input_ids"]
-        return [
-            ids or [self.tokenizer.pad_token_id] for ids in found
-        ]  # some tokenizers give no token for an empty text
+        # some tokenizers give no token for an empty text
+        return [ids or [self.tokenizer.pad_token_id] for ids in found]
 
 
 class Detoxify(HFClassifier):

@@ -25,7 +25,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from nlf import config
 from nlf.data import files, run_folder
 from nlf.data.progress import progress_bar
-from nlf.data.prompts import PromptRow, numbered
+from nlf.data.prompts import PromptRow, as_prompts, numbered
 from nlf.errors import UserError
 from nlf.method.losses import Coefficients, StepTotals, alt_loss
 from nlf.models.encoder import pass_tokens
@@ -52,7 +52,6 @@ from nlf.training.inputs import (
     feedback_of,
     folder_of,
     pool_dataset_of,
-    prompt_rows,
     scheme_of,
 )
 from nlf.training.iteration import run_iteration
@@ -333,7 +332,7 @@ class ALTTrainer(Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Sample the evaluation prompts under the best tag, score and measure the completions."""
-        prompts = self.inputs.eval_prompts if eval_dataset is None else prompt_rows(eval_dataset)
+        prompts = self.inputs.eval_prompts if eval_dataset is None else as_prompts(eval_dataset)
         if prompts is None:
             raise UserError("there are no evaluation prompts; give eval_dataset")
         lines, rewards = self.evaluated(prompts), self.inputs.rewards
