@@ -4,6 +4,7 @@ Heavy imports happen inside the functions, after the settings have been checked:
 """
 
 import argparse
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -23,12 +24,15 @@ from nlf.cli.arguments import (
 )
 from nlf.cli.launch import LAUNCH_FLAGS, accelerate_configs, launch
 from nlf.cli.output import is_first_process, log_to_stderr, show
+from nlf.data.run_folder import FREE
 from nlf.errors import UserError
 
 if TYPE_CHECKING:
     from nlf.data.prompts import PromptRow
     from nlf.training.config import ALTConfig
     from nlf.training.trainer import ALTTrainer
+
+logger = logging.getLogger(__name__)
 
 TRAIN_USAGE = """nlf train [--config FILE.yaml] [--NAME VALUE ...]
 
@@ -93,10 +97,23 @@ def settings_of(recipe: str | None, flags: Mapping[str, Any], knobs: Mapping[str
     """The settings of a recipe and of flags, which override it; retired knobs are judged and dropped.
 
     Raises:
-        UserError: the recipe cannot be read, or a retired knob has a value that training no longer knows.
+        UserError: the recipe cannot be read; or a retired knob has a value that training no longer knows, as a flag or,
+            if it changes results, in the recipe.
     """
-    read = config.current(read_recipe(recipe, knobs)) if recipe else {}
+    read = config.current(without_unused(recipe, read_recipe(recipe, knobs))) if recipe else {}
     return config.current(read | dict(flags))
+
+
+def without_unused(recipe: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop retired knobs that change no result from a recipe's values, so that the `config.yaml` of an old run works.
+
+    A warning names those that had another value than training has today.
+    """
+    unused = [name for name in values if name in config.RETIRED and name in FREE]
+    other = [name for name in unused if not config.RETIRED[name].accepts(values[name], values)]
+    if other:
+        logger.warning("%s: %s: training has no such setting any more, and goes on without", recipe, ", ".join(other))
+    return {name: value for name, value in values.items() if name not in unused}
 
 
 def train_options(values: Mapping[str, Any]) -> config.TrainOptions:

@@ -161,15 +161,19 @@ def _progress_bar_hidden(hidden: bool) -> Iterator[None]:
 
 
 def load_policy(
-    path: str, *, dtype: str = "float32", revision: str = "main", trust_remote_code: bool = False
+    path: str, *, dtype: str = "float32", revision: str = "main", trust_remote_code: bool = False, digest: bool = True
 ) -> Policy:
-    """Load the model of a run, or any causal LM. Tags and added tokens come from its `tags.json`, if it has one."""
+    """Load the model of a run, or any causal LM. Tags and added tokens come from its `tags.json`, if it has one.
+
+    Args:
+        digest: Compute the digest of the weights now; False for a model that will be trained.
+    """
     model, tokenizer = load_model(path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
     scheme = TagScheme.load(path) if (Path(path) / TAGS_FILE).is_file() else None
     names = [] if scheme is None else [scheme.separator, *scheme.tags]
     vocabulary = tokenizer.get_vocab()
     added = tuple(vocabulary[name] for name in names if name and name in vocabulary)
-    return Policy(model.eval(), tokenizer, scheme, None, added, identity_of(model, digest=True))
+    return Policy(model.eval(), tokenizer, scheme, None, added, identity_of(model, digest=digest))
 
 
 def best_device() -> torch.device:
