@@ -17,11 +17,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
 
-from nlf.data.files import ASSETS
+from nlf.data.files import ASSETS, EMBEDDED
 from nlf.errors import UserError
 from nlf.method.prompt_order import number_occurrences
 
-EMBEDDED = "embedded"
 PROMPTS = ASSETS / "prompts"
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from nlf.config import RemoteOptions, ScoreOptions, remote_options
 from nlf.data import generations
 from nlf.data.generations import LineFormat, Row, annotate, write_lines
+from nlf.data.markdown import text_table
 from nlf.data.progress import progress_bar
 from nlf.errors import UserError
 from nlf.evaluation.score_files import FEEDBACK, SCORES, Form, form_of
@@ -209,11 +210,7 @@ def table(tallies: Sequence[Tally]) -> str:
         counts = [tally.now, tally.texts - tally.now] if tally.scorer != WEIGHTED_SUM else ["", ""]
         mean = f"{tally.mean:.4g}" if tally.texts > tally.unscored else "-"
         lines.append((tally.scorer, *map(str, [tally.texts, *counts, tally.unscored]), mean))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        f"{name:<{widths[0]}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(cells, widths[1:], strict=True))
-        for name, *cells in lines
-    )
+    return text_table(lines, ">")
 
 
 def score_rows(rows: Sequence[Mapping[str, Any]], reward: Reward, context: dict | None = None) -> list[dict]:

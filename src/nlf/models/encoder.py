@@ -199,7 +199,7 @@ def forward_inputs(
     }
 
 
-def moved(inputs: ForwardInputs, device: torch.device) -> ForwardInputs:
+def inputs_on(inputs: ForwardInputs, device: torch.device) -> ForwardInputs:
     """The inputs on a device."""
     return {
         "input_ids": inputs["input_ids"].to(device),

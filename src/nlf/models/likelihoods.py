@@ -31,11 +31,10 @@ from nlf.errors import UserError
 from nlf.method.losses import token_stats
 from nlf.models.cache import select_with_room
 from nlf.models.encoder import pad
-from nlf.models.memory import Limit, chunks, halved
+from nlf.models.memory import BATCH_TOKENS, Limit, chunks, halved
 from nlf.models.packed_weights import packed_weights
 from nlf.models.reading import eval_mode, forward_parameters, vocabulary_size
 
-BATCH_TOKENS = Limit(8_192, 65_536)  # default token budget of a batch
 BATCH_LOGITS = Limit(2**24, 2**29)  # most logits in a batch of the default budget
 CHUNK_LOGITS = Limit(2**20, 2**26)  # logits reduced at a time: as many as fit the cache of a CPU
 

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from nlf.config import ModelOptions
-from nlf.data.files import ASSETS, write_text
+from nlf.data.files import EMBEDDED, model_path, write_text
 from nlf.errors import UserError
 from nlf.method.tags import FILE as TAGS_FILE
 from nlf.method.tags import TagScheme
@@ -27,7 +27,6 @@ from nlf.models.fast_gelu import use_fast_gelu
 from nlf.models.identity import ModelIdentity, identity_of, revision_of
 from nlf.models.reading import AdapterOff, adapter_off, vocabulary_size
 
-EMBEDDED = "embedded"
 UNKNOWN = ModelIdentity()
 
 
@@ -90,11 +89,6 @@ class Policy:
 
 
 # ---- loading ------------------------------------------------------------------------------------------------------
-
-
-def model_path(name_or_path: str) -> str:
-    """The folder or hub id of a model; `embedded` is the model shipped with the package."""
-    return str(ASSETS / "lm") if name_or_path == EMBEDDED else name_or_path
 
 
 def load_model(
