@@ -22,7 +22,7 @@ from nlf import __version__
 from nlf.config import EvaluateOptions, remote_options, sampler_options, sampling_options
 from nlf.data.environment import git_revision, versions
 from nlf.data.files import write_text
-from nlf.data.generations import Generation, Row, annotate, read
+from nlf.data.generations import Divergence, Generation, Row, annotate, read
 from nlf.data.markdown import markdown_table
 from nlf.data.progress import progress_bar
 from nlf.data.prompts import PromptRow
@@ -195,8 +195,8 @@ def measure_divergence(path: Path, policy: Policy, base: Policy) -> None:
     """Add KL(base || policy) and the policy's entropy, nats over the tokens of each completion, to a file's lines."""
     encoder = PromptEncoder(policy.tokenizer, policy.scheme)
 
-    def measure(rows: list[Row]) -> list[dict]:
-        return [dict(each) for each in divergence_of(rows, policy, encoder, base.model)]
+    def measure(rows: list[Row]) -> list[Divergence]:
+        return divergence_of(rows, policy, encoder, base.model)
 
     total = sum(len(row["completions"]) for row in read(path))
     annotate(path, "divergence", divergence_label(policy, base), measure, progress=progress_bar("KL", total))

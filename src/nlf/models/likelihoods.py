@@ -167,6 +167,7 @@ def _check(models: Sequence[nn.Module], before: Sequence[Sequence[int]], rows: S
     longest = max(map(len, rows), default=0)
     for model, prefix in zip(models, before, strict=True):
         known = vocabulary_size(model)
+        # nn.Module types an attribute as Tensor or Module
         config = cast(PretrainedConfig, model.config).get_text_config(decoder=True)
         context = getattr(config, "max_position_embeddings", None)
         if not prefix:
@@ -174,11 +175,11 @@ def _check(models: Sequence[nn.Module], before: Sequence[Sequence[int]], rows: S
         if context and len(prefix) + longest > context:
             raise UserError(
                 f"{name} has {len(prefix)} tokens, {len(prefix) + longest} with its longest completion: over the "
-                f"measuring model's context of {context}; shorten it, or measure with another model"
+                f"reader's context of {context}; shorten it, or measure with another model"
             )
         if max(max(ids, default=0) for ids in (prefix, *rows)) >= known:
             raise UserError(
-                f"{name} has token ids of {known} or more, which the measuring model does not know; "
+                f"{name} has token ids of {known} or more, which the reader does not know; "
                 "measure with a model of the same vocabulary"
             )
 

@@ -225,13 +225,14 @@ def _add_tokens(
     scale = model.config.get_text_config().initializer_range if tags else 0.0
     generator = torch.Generator().manual_seed(seed)
     tables = [t for t in (model.get_input_embeddings(), model.get_output_embeddings()) if t is not None]
-    with torch.no_grad():
+    with torch.no_grad():  # nn.Module types an attribute as Tensor or Module
         for weight in {id(table): cast(torch.Tensor, table.weight) for table in tables}.values():
             for token in new:
                 row = weight[tokenizer.eos_token_id]
                 if token in tags:
                     row = torch.randn(row.shape, generator=generator).to(row) * scale
                 weight[tokenizer.convert_tokens_to_ids(token)] = row
+    # one token has one id; the method also takes a list
     return tuple(int(cast(int, tokenizer.convert_tokens_to_ids(token))) for token in separators + tags)
 
 
@@ -264,7 +265,7 @@ def switch_off_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):  # attention keeps its own copy of the rate
-            cast(Any, module).attention_dropout = 0.0
+            cast(Any, module).attention_dropout = 0.0  # nn.Module types no float attribute
     for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
         for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"):
             if isinstance(getattr(config, name, None), float):
@@ -280,9 +281,9 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
     model = policy.model
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(folder / "adapter")
-        model = copy.deepcopy(cast(Any, model)).merge_and_unload()
+        model = copy.deepcopy(cast(Any, model)).merge_and_unload()  # a method of peft
     if policy.added_token_ids:  # transformers' own generate shall never sample them either
-        cast(Any, model.generation_config).suppress_tokens = list(policy.added_token_ids)
+        cast(Any, model.generation_config).suppress_tokens = list(policy.added_token_ids)  # set at run time
     model.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
     if policy.scheme is not None:

@@ -11,8 +11,6 @@ of any substring is one subtraction and one product. The table holds signed squa
 span orders of magnitude; their squares are whole numbers, whose sums are exact in any order.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -104,7 +104,8 @@ class HFClassifier:
     @torch.inference_mode()
     def _logits(self, texts: Sequence[str]) -> np.ndarray:
         device, accepted = best_device(), inspect.signature(self.model.forward).parameters
-        cast(nn.Module, self.model).to(device)  # at the first call, when each process has chosen its GPU
+        # at the first call, when each process has chosen its GPU; transformers hides the types of `to`
+        cast(nn.Module, self.model).to(device)
         ids = self._token_ids(texts)
         logits = np.zeros((len(texts), len(self.labels)))
         for rows in batches_by_length([len(row) for row in ids], BATCH_TOKENS.on(device)):

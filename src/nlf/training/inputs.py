@@ -88,6 +88,7 @@ def folder_of(args: ALTConfig) -> Path:
 
 def _resolved_rewards(args: ALTConfig, given: RewardFunction | Sequence[RewardFunction]) -> list[Reward]:
     """Load the rewards, and name them in `args.reward_funcs` and `args.attributes`."""
+    # a list of the same types as `given`, which mypy does not see
     functions = cast("list[RewardFunction]", [*given] if isinstance(given, (list, tuple)) else [given])
     rewards = [resolve_reward(function) for function in functions]
     configure(config.remote_options(args))
@@ -112,11 +113,15 @@ def scheme_of(args: ALTConfig, conversational: bool) -> TagScheme:
 
 def feedback_of(args: ALTConfig, scheme: TagScheme, rewards: Sequence[Reward]) -> Feedback:
     """The rules that turn rewards into quantiles and words."""
+    attributes = None
+    if args.attributes:
+        own = config.attributes_of(args.attributes)
+        attributes = AttributeRules(own, args.attribute_template, args.feedback_sampling)
     return make_feedback(
         scheme, reward_names(rewards), seed=args.seed,
         rules=RewardRules(args.quantile_rule, args.quantile_scope, args.reward_weights, args.reward_normalization),
         sentences=any(reward.returns_judgements for reward in rewards),
-        attributes=AttributeRules(args.attributes, args.attribute_template, args.feedback_sampling) if args.attributes else None,
+        attributes=attributes,
     )  # fmt: skip
 
 

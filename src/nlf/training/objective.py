@@ -108,7 +108,7 @@ def in_chunks(function: Callable[..., Found], rows: int | None, *tensors: Tensor
     """
     if rows is None or len(tensors[0]) <= rows:
         return [function(*tensors)]
-    return [
+    return [  # torch does not type the result of `checkpoint`
         cast(Found, checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False))
         for chunk in chunks(rows, *tensors)
     ]

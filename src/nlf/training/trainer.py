@@ -24,6 +24,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from nlf import config
 from nlf.data import files, run_folder
+from nlf.data.generations import Generation
 from nlf.data.progress import progress_bar
 from nlf.data.prompts import PromptRow, as_prompts, numbered
 from nlf.errors import UserError
@@ -344,7 +345,7 @@ class ALTTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def evaluated(self, prompts: Sequence[PromptRow]) -> list[dict]:
+    def evaluated(self, prompts: Sequence[PromptRow]) -> list[Generation]:
         """A line per prompt with completions, scores and likelihoods; the ranks share the prompts."""
         own = slice(self.args.process_index, None, self.args.world_size)
         mine, scoring = numbered(prompts)[own], self.scoring()
@@ -359,7 +360,7 @@ class ALTTrainer(Trainer):
             add_scores(lines, self.ranks.from_first(self.run_dir / ".remote-scores.json", scores))
         return lines
 
-    def _gathered(self, lines: list[dict], order: Iterable[int]) -> list[dict]:
+    def _gathered(self, lines: list[Generation], order: Iterable[int]) -> list[Generation]:
         """The lines of all ranks, sorted by their places `order` among the prompts."""
         if self.args.world_size == 1:
             return lines
