@@ -156,7 +156,7 @@ def test_dry_run_tells_the_cost(capsys, tmp_path):
     prompts.write_text("".join(f'{{"prompt": "number {i}"}}\n' for i in range(30)), encoding="utf-8")
     files = ["--dataset", str(prompts), "--eval_dataset", str(prompts), "--max_eval_prompts", "10"]
     small = ["--prompts_per_iteration", "null", "--num_generations", "2", "--eval_num_generations", "3"]
-    rewards = ["--reward_funcs", "test_cli:remote_scorer", "--output_dir", str(tmp_path / "run")]
+    rewards = ["--reward_funcs", "test_main:remote_scorer", "--output_dir", str(tmp_path / "run")]
     assert main(["train", "--dry_run", *files, *small, *rewards]) == 0
     out = capsys.readouterr().out
     assert "60 an iteration, 180 in all" in out
