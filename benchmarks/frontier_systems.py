@@ -29,7 +29,7 @@ from transformers import TrainerCallback
 from nlf.cli.arguments import read_recipe, train_knobs
 from nlf.cli.train import build, train_from_config
 from nlf.config import LoadOptions, SamplingOptions, StudentOptions
-from nlf.data.files import write_text
+from nlf.data.files import model_path, write_text
 from nlf.data.generations import read, write_lines
 from nlf.data.prompts import load_prompts
 from nlf.errors import UserError
@@ -40,8 +40,8 @@ from nlf.evaluation.sample import prompt_sampler, sample_file
 from nlf.evaluation.score import score_file
 from nlf.evaluation.systems import load_for_commands
 from nlf.method.losses import distillation_kl, teacher_log_probs
-from nlf.models.encoder import PromptEncoder, forward_inputs, moved
-from nlf.models.policy import Policy, model_path
+from nlf.models.encoder import PromptEncoder, forward_inputs, inputs_on
+from nlf.models.policy import Policy
 from nlf.models.reading import completion_logits
 from nlf.rewards import Reward
 from nlf.rewards.registry import resolve_reward
@@ -440,7 +440,7 @@ def kl_to_base(path: Path, setting: Setting, policy: Policy, base: Policy) -> in
 def logits(policy: Policy, query: list[int], ids: list[list[int]]) -> torch.Tensor:
     """(N, V) logits of the N tokens in several completions of one prompt."""
     inputs = forward_inputs([query] * len(ids), ids, policy.tokenizer.pad_token_id or 0)
-    return completion_logits(policy.model, moved(inputs, policy.model.device))
+    return completion_logits(policy.model, inputs_on(inputs, policy.model.device))
 
 
 def kl_of_best(n: int) -> float:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx2
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
@@ -25,6 +25,8 @@ from nlf.errors import UserError
 
 LONGEST_PAUSE = 60.0  # seconds between two tries, unless the service asks for more
 JITTER = (0.5, 1.0)  # each pause is multiplied by a random number from this range
+# Names of OpenAI's client, which other servers of its API share.
+OPENAI, OPENAI_KEY, OPENAI_URL = "https://api.openai.com/v1", "OPENAI_API_KEY", "OPENAI_BASE_URL"
 T = TypeVar("T")
 
 
@@ -238,3 +240,14 @@ def checked_url(url: str, where: str) -> str:
     if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", url):
         raise UserError(f"{where}: expected http(s)://host[:port][/path], without a user, a key or a query in it")
     return url.rstrip("/")
+
+
+def api_url(url: str, where: str) -> str:
+    """The base URL of a server with OpenAI's API: a URL without a path gets /v1. See `checked_url`."""
+    url = checked_url(url, where)
+    return url if urlsplit(url).path else f"{url}/v1"
+
+
+def bearer(key: str) -> dict[str, str]:
+    """The header that carries a key; none for an empty key."""
+    return {"Authorization": f"Bearer {key}"} if key else {}

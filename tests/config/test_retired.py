@@ -95,12 +95,35 @@ def test_flags_and_recipes_hold_retired_knobs(tmp_path, capsys):
     assert "eval_top_k 5 is no setting of training any more" in capsys.readouterr().err
 
 
+def test_a_recipe_may_hold_retired_knobs_that_change_no_result(tmp_path, caplog):
+    from nlf.cli.train import settings_of, train_settings_knobs
+
+    recipe, knobs = tmp_path / "old.yaml", train_settings_knobs()
+    recipe.write_text("max_tries: 3\ncache_dir: x\nlog_completions: true\nbeta: 2.0\n", encoding="utf-8")
+    assert settings_of(str(recipe), {}, knobs) == {"beta": 2.0}
+    (line,) = caplog.messages
+    assert f"{recipe}: max_tries, cache_dir: training has no such setting any more" in line
+    with pytest.raises(UserError, match="max_tries 3 is no setting of training any more"):
+        settings_of(str(recipe), {"max_tries": 3}, knobs)
+
+
+def test_the_old_length_of_evaluation_is_told_once(caplog):
+    values = {"eval_max_completion_length": 20, "max_completion_length": 61}
+    assert config.current(values) == config.current(values) == {"max_completion_length": 61}
+    assert caplog.messages == [
+        "eval_max_completion_length is retired: evaluation now samples max_completion_length tokens, 61"
+    ]
+
+
 def test_a_flag_of_today_beats_an_old_recipe(tmp_path):
     from nlf.cli.train import settings_of, train_settings_knobs
 
     recipe = tmp_path / "old.yaml"
     recipe.write_text("adaptive_entropy: false\ntarget_entropy: 40.0\n", encoding="utf-8")
     values = settings_of(str(recipe), {"target_entropy": 30.0}, train_settings_knobs())
+    assert values == {"target_entropy": 30.0}
+    recipe.write_text("adaptive_entropy: true\neval_top_k: 5\n", encoding="utf-8")
+    values = settings_of(str(recipe), {"target_entropy": 30.0, "eval_top_k": 0}, train_settings_knobs())
     assert values == {"target_entropy": 30.0}
 
 

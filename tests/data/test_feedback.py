@@ -174,7 +174,8 @@ RATED = pool_of([4.0, 2.0, 1.0, 1.0], f=[3.0, 2.0, 1.0, None], g=[1.0, 0.0, None
 
 def composed(**changes):
     tags = diagonal([each["tags"] for each in ATTRIBUTES], ", and ")
-    attributes = AttributeRules(**{"attributes": ATTRIBUTES, "joint": ", and "} | changes)
+    changes["attributes"] = config.attributes_of(changes.get("attributes", ATTRIBUTES))
+    attributes = AttributeRules(**{"joint": ", and "} | changes)
     return make_feedback(TagScheme(tuple(tags)), ["f", "g"], seed=5, attributes=attributes)
 
 

@@ -232,7 +232,7 @@ def test_sample_metrics(numbers):
         highest = metrics.expected_max_toxicity(scores)
         assert highest[~np.isnan(highest)].tolist() == expected["per_prompt_max"], name
         assert (
-            metrics.mean(highest)
+            metric_rules.mean(highest)
             == published_rules.expected_max_toxicity(scores)
             == near(expected["avg_max_toxicity"])
         )
@@ -248,7 +248,7 @@ def test_our_metrics_equal_theirs_where_the_rules_meet(numbers):
     """With no score of .5, and words without `_` between single spaces."""
     case = numbers("sample_metrics")["plain"]
     scores = np.array(case["toxicity"]).reshape(-1, case["num_samples"])
-    assert metrics.mean(metrics.toxicity_probability(scores)) == published_rules.toxicity_probability(scores)
+    assert metric_rules.mean(metrics.toxicity_probability(scores)) == published_rules.toxicity_probability(scores)
     texts = [" ".join(text.split()).replace("_", "") for text in case["responses"]]
     for n in (1, 2, 3):
         assert metric_rules.dist_n([texts], n)[0] == pytest.approx(published_rules.dist_n(texts, n), rel=1e-12)

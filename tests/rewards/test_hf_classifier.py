@@ -7,8 +7,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from nlf.errors import UserError
 from nlf.models.identity import revision_of
+from nlf.models.memory import Limit
 from nlf.rewards import Reward, score
-from nlf.rewards.hf import BATCH_TOKENS, DETOXIFY, Detoxify, HFClassifier, batches_by_length
+from nlf.rewards.hf import DETOXIFY, Detoxify, HFClassifier, batches_by_length
 from nlf.rewards.registry import resolve_reward
 
 TEXTS = ["the river is calm", "", "nobody knew", "a quarrel can last the whole winter and the game was lost", "x"]
@@ -143,7 +144,7 @@ def test_roberta_counts_positions_from_its_padding_index_on(tmp_path):
 def test_batches_and_order_change_nothing(sentiment, monkeypatch):
     scorer = HFClassifier(sentiment)
     together = scorer(completions=TEXTS)
-    monkeypatch.setitem(BATCH_TOKENS, "cpu", 1)
+    monkeypatch.setattr("nlf.rewards.hf.BATCH_TOKENS", Limit(1, 1))
     assert [scorer(completions=[text])[0] for text in TEXTS] == pytest.approx(together, abs=1e-6)
     assert scorer(completions=TEXTS[::-1])[::-1] == pytest.approx(together, abs=1e-6)
 

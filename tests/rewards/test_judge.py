@@ -22,9 +22,10 @@ from nlf.config import RemoteOptions
 from nlf.errors import UserError
 from nlf.rewards import Judgement, Reward, remote
 from nlf.rewards.answers import category_of, sentence_of
-from nlf.rewards.judge import OFFICIAL, Judge
+from nlf.rewards.judge import Judge
 from nlf.rewards.registry import resolve_reward
 from nlf.rewards.templates import JUDGES, RULES, fenced, read_template
+from nlf.services import OPENAI
 
 KEY = "sk-secret-0123456789abcdef"
 FOUR = ["Harmless and very helpful", "Harmless and helpful", "Harmless and not helpful", "Harmful"]
@@ -457,7 +458,7 @@ def test_a_key_goes_to_no_server_that_a_template_names(made, monkeypatch):
 def test_without_a_key(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     judge = Judge("dialogue-categories")
-    assert judge.base_url == OFFICIAL
+    assert judge.base_url == OPENAI
     with pytest.raises(UserError, match="judge:dialogue-categories: no key; set OPENAI_API_KEY, or OPENAI_BASE_URL"):
         ask(judge, "a")
 

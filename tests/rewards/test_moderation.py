@@ -8,7 +8,8 @@ from faulty_server import CATEGORIES, KEY, FaultyServer, value
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
 from nlf.rewards import Judgement, Reward, remote
-from nlf.rewards.moderation import OFFICIAL, Moderation
+from nlf.rewards.moderation import Moderation
+from nlf.services import OPENAI
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +77,7 @@ def test_the_key_is_needed_by_openai_only_and_is_never_shown(monkeypatch):
         ask(Moderation(base_url=server.url), "a")
     assert "HTTP 401: Incorrect API key: Bearer [key]; check OPENAI_API_KEY, OPENAI_BASE_URL and" in str(caught.value)
     monkeypatch.delenv("OPENAI_API_KEY")
-    assert Moderation().base_url == OFFICIAL and Moderation(base_url="http://host").base_url == "http://host/v1"
+    assert Moderation().base_url == OPENAI and Moderation(base_url="http://host").base_url == "http://host/v1"
     with pytest.raises(UserError, match="openai-moderation: no key; set OPENAI_API_KEY, or OPENAI_BASE_URL"):
         ask(Moderation(), "a")
     assert Moderation(base_url="http://127.0.0.1:1/api").ready() is None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
-from nlf.rewards import Judgement, remote
+from nlf.rewards import Judgement, perspective, remote
 from nlf.rewards.perspective import LIMIT, OFFICIAL, PRODUCTION, Perspective, cut, error_type, summary
 
 
@@ -175,13 +175,14 @@ def test_a_wrong_address(server):
 
 
 def test_the_service_ends_and_its_answers_do_not(server, monkeypatch, folder):
-    last, later = lambda: date(2026, 12, 31), lambda: date(2027, 1, 1)
-    assert Perspective(today=last).ready() is None and Perspective().base_url == OFFICIAL
+    monkeypatch.setattr(perspective, "today", lambda: date(2026, 12, 31))
+    assert Perspective().ready() is None and Perspective().base_url == OFFICIAL
+    monkeypatch.setattr(perspective, "today", lambda: date(2027, 1, 1))
     with pytest.raises(UserError, match="ended the Perspective API on 2026-12-31; score with local or hf:.*--replay"):
-        ask(Perspective(today=later), "a")
-    assert Perspective(today=later, base_url=server.url).ready() is None  # not Google's server
+        ask(Perspective(), "a")
+    assert Perspective(base_url=server.url).ready() is None  # not Google's server
 
-    scorer = Perspective(today=later)
+    scorer = Perspective()
     key = remote.digest([scorer.service, scorer.version, scorer.settings(), "a"])
     with remote.Cache(remote.cache_path(RemoteOptions())) as cache:
         cache.put(key, "perspective", {"answer": {"TOXICITY": 0.25}})

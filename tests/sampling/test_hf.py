@@ -24,7 +24,7 @@ from nlf.errors import UserError
 from nlf.method.losses import guided_log_probs
 from nlf.sampling import Request, request_key
 from nlf.sampling.draw import best, inverse_cdf, kept, pick, uniforms
-from nlf.sampling.hf import CPU_TOKENS, HFSampler, batch_size, default_budget
+from nlf.sampling.hf import BATCH_TOKENS, HFSampler, batch_size, default_budget
 
 EOS = 0
 COMMON = {
@@ -376,7 +376,7 @@ def test_batches_by_length():
 
 def test_the_cache_of_a_large_model_bounds_a_batch_on_a_cpu():
     cpu, model = torch.device("cpu"), tiny()
-    assert default_budget(model, cpu) == CPU_TOKENS
+    assert default_budget(model, cpu) == BATCH_TOKENS.cpu
     model.config.n_layer, model.config.n_embd = 36, 1280  # GPT-2-large: 360 KiB a token
     assert default_budget(model, cpu) == 2**30 // (2 * 36 * 1280 * 4) == 2912
 

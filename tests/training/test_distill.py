@@ -376,6 +376,7 @@ def test_conversations_with_their_tags(tmp_path):
     folder = distill(model=str(run), keep_tags=True, **FLAGS)
     assert load_policy(str(folder)).scheme.tags == TagScheme().tags
     card = (folder / "README.md").read_text()
+    assert "pypi.org" not in card
     assert "[{'role': 'system', 'content': 'Lowest Toxicity'}, {'role': 'user', 'content': 'Hello'}]" in card
 
 
@@ -415,7 +416,9 @@ def test_the_command_loads_its_teacher_once(run, tmp_path, monkeypatch):
     loaded, original = [], module.load_for_commands
     for place in (module, evaluate_module):
         monkeypatch.setattr(
-            place, "load_for_commands", lambda model, options: loaded.append(model) or original(model, options)
+            place,
+            "load_for_commands",
+            lambda model, *rest, **named: loaded.append(model) or original(model, *rest, **named),
         )
     words = ["distill", "--model", str(run), "--output_dir", str(tmp_path), "--max_eval_prompts", "2"]
     assert main([*words, *as_words(FLAGS)]) == 0

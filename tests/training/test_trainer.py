@@ -423,3 +423,14 @@ def test_a_reward_of_trl_sees_the_state_and_logs(tmp_path):
     assert set(seen) == {0, 3, 6}
     logged = [row["words"] for row in lines(tmp_path) if "pool/size" in row]
     assert len(logged) == 2 and all(value > 0 for value in logged)
+
+
+def test_short_completions_leave_a_sentence_the_room_that_older_runs_left(tmp_path):
+    """Older runs left room for 20 tokens of evaluation; the stamps of runs with judges hold the number."""
+    limits = [
+        make(
+            tmp_path / str(length), max_completion_length=length, max_feedback_length=10_000
+        ).encoder.max_feedback_length
+        for length in (5, 20, 21)
+    ]
+    assert limits[0] == limits[1] == limits[2] + 1

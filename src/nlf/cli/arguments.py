@@ -15,6 +15,7 @@ from typing import Any, NoReturn, get_args
 
 from nlf.config import OPTION_GROUPS, RETIRED, TRAINING_DEFAULTS, TRAINING_SHORT, Options
 from nlf.config.knobs import choices_of, default_of, help_of
+from nlf.data.files import not_yaml
 from nlf.errors import UserError, near_matches
 
 INHERITED = "Trainer (inherited)"
@@ -185,9 +186,7 @@ def read_recipe(path: str | Path, knobs: Knobs) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read --config {path}: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}") from error
+        raise not_yaml(str(path), error) from error
     if root is None:
         return {}
     if not isinstance(root, yaml.MappingNode):

@@ -95,6 +95,13 @@ def task_file(name: str) -> Path:
     return path
 
 
+def list_command(options: config.ScoreOptions) -> str:
+    """`nlf score --list`: the table of scorers, which depends on no option."""
+    from nlf.rewards.registry import listing
+
+    return listing()
+
+
 SAMPLE = Command(
     "sample",
     "nlf.evaluation.sample",
@@ -113,7 +120,7 @@ SCORE = Command(
     required=("path",),
     positional="path",
     instead={
-        "list": ("nlf.rewards.registry", "listing"),
+        "list": ("nlf.cli.commands", "list_command"),
         "export_cache": ("nlf.evaluation.score", "export_command"),
         "import_cache": ("nlf.evaluation.score", "import_command"),
     },

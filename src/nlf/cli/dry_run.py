@@ -13,8 +13,9 @@ from typing import Any
 
 from nlf.cli.arguments import Knob
 from nlf.config import TrainOptions
-from nlf.data.files import ASSETS
-from nlf.data.prompts import EMBEDDED, load_prompts
+from nlf.data.files import model_path
+from nlf.data.prompts import load_prompts
+from nlf.errors import UserError
 from nlf.rewards.registry import resolve_reward
 
 Shapes = list[tuple[int, ...]]
@@ -156,12 +157,11 @@ def disk(options: TrainOptions, schedule: Schedule, n: Counts) -> dict[str, str]
 
 def weight_shapes(options: TrainOptions) -> Shapes:
     """Shapes of the model's weights: from its files where it is a folder, else from its configuration."""
-    name = options.model_name_or_path
-    folder = ASSETS / "lm" if name == EMBEDDED else Path(name)
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    path = model_path(options.model_name_or_path)
+    files = sorted(Path(path).glob("*.safetensors"))
     if files:
-        return [shape for path in files for shape in safetensors_shapes(path)]
-    return meta_shapes(str(folder) if folder.is_dir() else name, options.model_revision, options.trust_remote_code)
+        return [shape for file in files for shape in safetensors_shapes(file)]
+    return meta_shapes(path, options.model_revision, options.trust_remote_code)
 
 
 def safetensors_shapes(path: Path) -> Shapes:
@@ -175,8 +175,6 @@ def meta_shapes(name: str, revision: str, trust_remote_code: bool) -> Shapes:
     """Build the architecture without memory for its weights, and return the shapes."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    from nlf.errors import UserError
 
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)

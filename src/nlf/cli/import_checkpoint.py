@@ -34,10 +34,10 @@ from transformers import (
 )
 
 from nlf.config import ImportOptions
-from nlf.data.files import write_folder
+from nlf.data.files import model_path, write_folder
 from nlf.errors import UserError
 from nlf.method.tags import DEFAULT_TAGS, FEEDBACK, PROMPT, SEPARATOR, TagScheme
-from nlf.models.policy import Policy, model_path, save_policy
+from nlf.models.policy import Policy, save_policy
 
 WEIGHTS = "policy_model"
 BUFFERS = re.compile(r"(^|\.)(attn|crossattention)\.(bias|masked_bias)$")  # causal masks that old transformers stored

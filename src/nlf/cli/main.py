@@ -24,8 +24,6 @@ def env(argv: Sequence[str]) -> int:
     return show(describe())
 
 
-# ---- main ---------------------------------------------------------------------------------------------------------
-
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "align a model: sample, score, tag, train, repeat"),
     "sample": (commands.SAMPLE, "sample completions of prompts under a tag"),

@@ -4,6 +4,7 @@ Heavy imports happen inside the functions, after the settings have been checked:
 """
 
 import argparse
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -24,12 +25,15 @@ from nlf.cli.arguments import (
 )
 from nlf.cli.launch import LAUNCH_FLAGS, accelerate_configs, launch
 from nlf.cli.output import is_first_process, log_to_stderr, show
+from nlf.data.run_folder import FREE
 from nlf.errors import UserError
 
 if TYPE_CHECKING:
     from nlf.data.prompts import PromptRow
     from nlf.training.config import ALTConfig
     from nlf.training.trainer import ALTTrainer
+
+logger = logging.getLogger(__name__)
 
 TRAIN_USAGE = (
     """nlf train [--config FILE.yaml] [--NAME VALUE ...]
@@ -80,8 +84,8 @@ def train_parser(knobs: Mapping[str, Knob], short: bool = True) -> argparse.Argu
 def train(argv: Sequence[str]) -> int:
     """Run `nlf train` and return its exit code."""
     knobs = train_settings_knobs()
-    if {"-h", "--help"} & set(argv):
-        train_parser(knobs, short="all" not in argv).print_help()
+    if page := help_page(argv):
+        train_parser(knobs, short=page != "all").print_help()
         raise SystemExit(0)
     given = parse_flags(train_parser(knobs), argv, knobs)
     special = {name: given.pop(name) for name in ("help", "config", "dry_run", "accelerate_config", *LAUNCH_FLAGS)}
@@ -101,14 +105,45 @@ def train(argv: Sequence[str]) -> int:
     return run(values)
 
 
+def help_page(argv: Sequence[str]) -> str | None:
+    """The help page that is asked for, "short" or "all"; None where no help is asked for.
+
+    Raises:
+        UserError: there is no such page.
+    """
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag in ("-h", "--help"):
+            page = value if equals else "" if following.startswith("-") else following
+            if page not in ("", "all"):
+                raise UserError(f"--help {page}: there is no such page; expected --help, or --help all")
+            return page or "short"
+    return None
+
+
 def settings_of(recipe: str | None, flags: Mapping[str, Any], knobs: Mapping[str, Knob]) -> dict[str, Any]:
     """The settings of a recipe and of flags, which override it; retired knobs are judged and dropped.
 
     Raises:
-        UserError: the recipe cannot be read, or a retired knob has a value that training no longer knows.
+        UserError: the recipe cannot be read; or a retired knob has a value that training no longer knows, as a flag or,
+            if it changes results, in the recipe.
     """
-    read = config.current(read_recipe(recipe, knobs)) if recipe else {}
-    return config.current(read | dict(flags))
+    read = without_unused(recipe, read_recipe(recipe, knobs)) if recipe else {}
+    values = config.current(read | dict(flags))
+    given = {name: value for name, value in flags.items() if name in values}
+    return values | given  # a retired knob of the recipe does not change what a flag says
+
+
+def without_unused(recipe: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop retired knobs that change no result from a recipe's values, so that the `config.yaml` of an old run works.
+
+    A warning names those that had another value than training has today.
+    """
+    unused = [name for name in values if name in config.RETIRED and name in FREE]
+    other = [name for name in unused if not config.RETIRED[name].accepts(values[name], values)]
+    if other:
+        logger.warning("%s: %s: training has no such setting any more, and goes on without", recipe, ", ".join(other))
+    return {name: value for name, value in values.items() if name not in unused}
 
 
 def train_options(values: Mapping[str, Any]) -> config.TrainOptions:

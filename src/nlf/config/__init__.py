@@ -44,7 +44,7 @@ from nlf.config.sampling import (
     sampler_options,
     sampling_options,
 )
-from nlf.config.tags import TagOptions, join_attributes
+from nlf.config.tags import Attribute, TagOptions, attributes_of, join_attributes
 from nlf.config.training import (
     OPTION_GROUPS,
     TRAINING_DEFAULTS,
@@ -67,6 +67,7 @@ __all__ = [
     "TRAINING_DEFAULTS",
     "TRAINING_RULES",
     "TRAINING_SHORT",
+    "Attribute",
     "ComparisonOptions",
     "ConditionOptions",
     "DataOptions",
@@ -103,6 +104,7 @@ __all__ = [
     "TrainOptions",
     "TrainRemoteOptions",
     "TrainSamplingOptions",
+    "attributes_of",
     "bounds",
     "check",
     "check_value",

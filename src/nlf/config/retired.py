@@ -4,11 +4,15 @@ The `config.yaml` of an old run holds all of them. A value that means what train
 Any other value is refused in one line that says what to use instead.
 """
 
+import logging
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 from nlf.config.tags import TagOptions
 from nlf.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 Values = Mapping[str, Any]
 
@@ -33,6 +37,12 @@ def _is_eval_length(value: Any, values: Values) -> bool:
     return value in (20, values.get("max_completion_length", 20))  # 20 was the default of both
 
 
+@cache
+def _tell_eval_length(length: int) -> None:
+    """Warn once in a process that evaluation samples as many tokens as training."""
+    logger.warning("%s is retired: evaluation now samples max_completion_length tokens, %d", EVAL_LENGTH, length)
+
+
 def _entropy_is_steered(value: Any, values: Values) -> bool:
     return not value or values.get("target_entropy") is not None
 
@@ -42,6 +52,7 @@ def _is_horizon(value: Any, values: Values) -> bool:
     return not steered or value == values.get("horizon", 2500)
 
 
+EVAL_LENGTH = "eval_max_completion_length"
 EVALUATE = "training evaluates {} and `nlf evaluate` takes --{}"
 
 RETIRED: dict[str, Retired] = {
@@ -62,7 +73,7 @@ RETIRED: dict[str, Retired] = {
     "eval_min_completion_length": Retired(
         "int", only(0), EVALUATE.format("without a minimum length,", "min_completion_length")
     ),
-    "eval_max_completion_length": Retired(
+    EVAL_LENGTH: Retired(
         "int", _is_eval_length, EVALUATE.format("at max_completion_length,", "max_completion_length")
     ),
     "eval_top_k": Retired("int", only(0), EVALUATE.format("with eval_top_p,", "top_k")),
@@ -100,6 +111,9 @@ def current(values: Values) -> dict[str, Any]:
     for name, value in values.items():
         if name in RETIRED and not RETIRED[name].accepts(value, values):
             raise UserError(f"{name} {value!r} is no setting of training any more: {RETIRED[name].instead}")
+    length = values.get("max_completion_length", 20)
+    if values.get(EVAL_LENGTH, length) != length:
+        _tell_eval_length(length)
     kept = {name: value for name, value in values.items() if name not in RETIRED}
     if "target_entropy" in kept and values.get("adaptive_entropy") is False:
         kept["target_entropy"] = None  # an old config.yaml holds the target even where it was off

@@ -1,7 +1,7 @@
 """Knobs of the tags, the words that name the quantiles, and of several attributes with their own tags."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from nlf.config.knobs import Options, Rule, knob
 from nlf.config.rewards import RewardOptions
@@ -74,9 +74,10 @@ def join_attributes(options: Any) -> None:
     if options.attributes is None:
         return
     _check_attributes(options.attributes)
+    attributes = attributes_of(options.attributes)
     joined = {
-        "reward_funcs": [each["reward"] for each in options.attributes],
-        "tags": diagonal([each["tags"] for each in options.attributes], options.attribute_template),
+        "reward_funcs": [each.reward for each in attributes],
+        "tags": diagonal([each.tags for each in attributes], options.attribute_template),
     }
     plain = {"reward_funcs": RewardOptions().reward_funcs, "tags": TagOptions().tags}
     for name, value in joined.items():
@@ -85,7 +86,21 @@ def join_attributes(options: Any) -> None:
         setattr(options, name, value)
 
 
-ATTRIBUTE = ("name", "reward", "tags", "quantile_rule")
+class Attribute(NamedTuple):
+    """One of several rewards, with its own tags, best first, and its own rule of quantiles; None = the run's rule."""
+
+    name: str
+    reward: str
+    tags: list[str]
+    quantile_rule: str | None = None
+
+
+def attributes_of(attributes: list[dict]) -> list[Attribute]:
+    """Attributes as a recipe writes them, after `join_attributes` has checked them, as records."""
+    return [Attribute(**each) for each in attributes]
+
+
+ATTRIBUTE = Attribute._fields
 
 
 def _check_attributes(attributes: list[dict]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from nlf.config.knobs import Options, Rule, bounds, check, knob
 from nlf.config.rewards import RewardOptions, TrainRemoteOptions, check_one_each
 from nlf.config.sampling import EvalSamplingOptions, RolloutSamplerOptions, TrainSamplingOptions
-from nlf.config.tags import QuantileRule, TagOptions, join_attributes
+from nlf.config.tags import QuantileRule, TagOptions, attributes_of, join_attributes
 from nlf.errors import UserError
 
 TRAINING_DEFAULTS: dict[str, Any] = {  # where ours differ from transformers' TrainingArguments
@@ -254,8 +254,8 @@ class RunOptions(
     def check_together(self) -> None:
         super().check_together()
         check_one_each("quantile_weights", self.quantile_weights, "tags", self.tags)
-        attributes = self.attributes or []
-        rules = {self.quantile_rule, *(attribute.get("quantile_rule") for attribute in attributes)}
+        attributes = attributes_of(self.attributes or [])
+        rules = {self.quantile_rule, *(attribute.quantile_rule for attribute in attributes)}
         for rule in ("published", "levels"):
             if rule in rules and self.quantile_scope == "prompt":
                 raise UserError(f"quantile_rule {rule} cuts over the whole pool: set quantile_scope pool")

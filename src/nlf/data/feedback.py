@@ -13,12 +13,12 @@ code (ALT_LMU) has no contrast and samples under sentences of its own choice; he
 
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from nlf.config import Attribute
 from nlf.data.pool import Pool
 from nlf.method import published
 from nlf.method.quantize import levels, normalize, quantize, total
@@ -67,14 +67,12 @@ class TagFeedback:
 
     Attributes:
         sentences: Whether a judge may write sentences.
-        attributes: Empty; see `AttributeFeedback`.
     """
 
     scheme: TagScheme
     cut: Cut
     seed: int
     sentences: bool = False
-    attributes: dict[str, Cut] = field(default_factory=dict)
 
     def quantiles(self, pool: Pool) -> np.ndarray:
         return self.cut(pool)
@@ -108,6 +106,10 @@ class TagFeedback:
         """For each quantile, the rows that a judge wrote a sentence about."""
         has_sentence = pool.has_sentence
         return [np.flatnonzero((quantiles == q) & has_sentence) for q in range(self.scheme.num_quantiles)]
+
+    def cuts(self) -> dict[str, Cut]:
+        """How each attribute's reward becomes quantiles: there are no attributes."""
+        return {}
 
     def longest(self, size: Callable[[str], int]) -> str:
         """The longest tag. Sentences are not counted: they are cut."""
@@ -162,6 +164,10 @@ class AttributeFeedback:
         combinations = [self.joint.join(tags) for tags in itertools.product(*self.tags)]
         return [combinations[(row + iteration) % len(combinations)] for row in range(count)]
 
+    def cuts(self) -> dict[str, Cut]:
+        """How each attribute's reward becomes quantiles."""
+        return self.attributes
+
     def longest(self, size: Callable[[str], int]) -> str:
         """The longest feedback that a rollout can have."""
         return self.joint.join(max(tags, key=size) for tags in self.tags)
@@ -195,11 +201,10 @@ class AttributeRules:
     """Attributes that take the place of one reward.
 
     Attributes:
-        attributes: `{name, reward, tags, quantile_rule?}` each, as in a recipe.
         joint, sampling: See `AttributeFeedback`.
     """
 
-    attributes: Sequence[Mapping[str, Any]]
+    attributes: Sequence[Attribute]
     joint: str = ", and "
     sampling: str = "best"
 
@@ -232,11 +237,11 @@ def make_feedback(
     if attributes is None:
         return TagFeedback(scheme, Cut(summed, count, rules.rule, rules.scope, ",".join(names)), seed, sentences)
     cuts = {
-        each["name"]: Cut(own(name), len(each["tags"]), each.get("quantile_rule", rules.rule), rules.scope, name)
+        each.name: Cut(own(name), len(each.tags), each.quantile_rule or rules.rule, rules.scope, name)
         for each, name in zip(attributes.attributes, names, strict=True)
     }
     whole = Cut(summed, count, "even" if rules.rule == "levels" else rules.rule, rules.scope)
-    tags = [each["tags"] for each in attributes.attributes]
+    tags = [each.tags for each in attributes.attributes]
     return AttributeFeedback(scheme, whole, seed, cuts, tags, attributes.joint, attributes.sampling)
 
 

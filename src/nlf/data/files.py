@@ -15,6 +15,12 @@ from safetensors import SafetensorError
 from nlf.errors import UserError
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"  # the embedded model, scorers, prompts, tasks, judges
+EMBEDDED = "embedded"  # the name of the shipped model, and of the shipped prompts
+
+
+def model_path(name_or_path: str) -> str:
+    """The folder or hub id of a model; `embedded` is the model shipped with the package."""
+    return str(ASSETS / "lm") if name_or_path == EMBEDDED else name_or_path
 
 
 @contextlib.contextmanager
@@ -60,16 +66,16 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def make_folder(run_dir: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Make a folder, unless it is there, so that a long run does not fail at its first write.
 
     Raises:
         UserError: it cannot be made, or is no folder.
     """
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write {run_dir}: {error.strerror}; choose another --output_dir") from error
+        raise UserError(f"cannot write {folder}: {error.strerror}; choose another --output_dir") from error
 
 
 def write_folder(folder: Path, save: Callable[[Path], None]) -> None:
@@ -95,6 +101,18 @@ def write_folder(folder: Path, save: Callable[[Path], None]) -> None:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def not_yaml(where: str, error: Exception) -> UserError:
+    """The error for text that is not YAML.
+
+    Args:
+        where: The file; the number of the wrong line is added.
+        error: The parser's error.
+    """
+    mark = getattr(error, "problem_mark", None)
+    line = f":{mark.line + 1}" if mark else ""
+    return UserError(f"{where}{line}: not YAML: {getattr(error, 'problem', None) or error}")
 
 
 def digest(value) -> str:

@@ -27,6 +27,24 @@ ReadLines = Callable[[Path], Iterator[Any]]  # the lines, rows or generations
 WriteLines = Callable[[Path, Iterable[Row]], None]
 
 
+class Likelihoods(TypedDict, total=False):
+    """The likelihoods of a line's n completions under one reader. A file also has `from`: "ids" or "text"."""
+
+    nll: list[float]  # n, nats, summed over a completion's tokens
+    tokens: list[int]  # n
+    prompt_tokens: int
+    kl: list[float]  # n, as in `Divergence`
+    entropy: list[float]  # n, as in `Divergence`
+    of: str  # digest of the measured texts
+
+
+class Divergence(TypedDict):
+    """The divergence of a line's n completions, in nats, summed over each completion's tokens."""
+
+    kl: list[float]  # n, KL(reference || policy)
+    entropy: list[float]  # n, entropy of the policy
+
+
 class Generation(TypedDict, total=False):
     """A line of `generations.jsonl`: a prompt and its n completions."""
 
@@ -40,9 +58,9 @@ class Generation(TypedDict, total=False):
     ended: list[bool]  # whether each completion ended with EOS
     columns: dict[str, Any]  # other columns of the prompt's row
     settings: dict[str, Any]  # of sampling, the weights included
-    scores: dict[str, dict[str, Any]]  # by scorer, with the digest `of` the scored texts
-    likelihoods: dict[str, dict[str, Any]]  # by measuring model
-    divergence: dict[str, dict[str, Any]]  # by the two models
+    scores: dict[str, Mapping[str, Any]]  # by scorer, with the digest `of` the scored texts
+    likelihoods: dict[str, Likelihoods]  # by reader
+    divergence: dict[str, Divergence]  # by the two models
 
 
 REQUIRED = ("prompt", "prompt_id", "prompt_ids", "feedback", "completions", "completion_ids", "ended")
@@ -76,7 +94,7 @@ def read(path: str | Path) -> Iterator[Generation]:
             raise UserError(
                 f"{path}:{number}: no field {missing[0]!r}; expected a line of generations, as `nlf sample` writes them"
             )
-        yield cast(Generation, row)
+        yield cast(Generation, row)  # it has the required fields
 
 
 # ---- JSON Lines ---------------------------------------------------------------------------------------------------
@@ -204,7 +222,7 @@ def annotate(
     path: Path,
     kind: str,
     name: str,
-    measure: Callable[[list[Row]], list[dict]],
+    measure: Callable[[list[Row]], Sequence[Mapping[str, Any]]],
     *,
     lines: LineFormat = GENERATIONS,
     block: int = 64,
@@ -214,7 +232,7 @@ def annotate(
 
     Args:
         kind: "scores", "likelihoods" or "divergence".
-        name: The scorer with its version, or the measuring model.
+        name: The scorer with its version, or the reader.
         measure: Lines of a block that need the measurement → a dict for each.
         lines: The file's format.
         block: Number of consecutive lines measured together and journaled. Blocks do not depend on earlier work.
@@ -247,7 +265,7 @@ def annotate(
 
 
 def _entries(
-    todo: Sequence[tuple[int, Row]], measure: Callable[[list[Row]], list[dict]], lines: LineFormat
+    todo: Sequence[tuple[int, Row]], measure: Callable[[list[Row]], Sequence[Mapping[str, Any]]], lines: LineFormat
 ) -> list[dict]:
     """Measure numbered lines, as entries of the journal."""
     found = measure([row for _, row in todo]) if todo else []

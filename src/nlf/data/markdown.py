@@ -1,4 +1,4 @@
-"""Markdown tables: of figures shown in a terminal, in a model card, and in the pages of docs/."""
+"""Tables in Markdown and in plain text: of figures shown in a terminal, in a model card, and in the pages of docs/."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,3 +7,17 @@ def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) ->
     """A table without a line break at its end; cells are shown as `str` shows them."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+
+
+def text_table(rows: Sequence[Sequence[str]], align: str = "<") -> str:
+    """Rows of cells as columns of plain text.
+
+    Args:
+        align: "<" or ">" for the columns after the first one, which is aligned on the left.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = ["<"] + [align] * (len(widths) - 1)
+    return "\n".join(
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=True)).rstrip()
+        for cells in rows
+    )

@@ -17,11 +17,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
 
-from nlf.data.files import ASSETS
+from nlf.data.files import ASSETS, EMBEDDED
 from nlf.errors import UserError
 from nlf.method.prompt_order import number_occurrences
 
-EMBEDDED = "embedded"
 PROMPTS = ASSETS / "prompts"
 
 
@@ -136,7 +135,7 @@ def _row(record: Any, column: str, where: str) -> PromptRow:
     elif not prompt.strip():
         raise UserError(f"{where} is empty; expected some text; remove the line or fill it")
     others = {name: value for name, value in record.items() if name not in (column, "prompt_id")}
-    try:
+    try:  # a TypedDict has no place for the other columns
         return cast(PromptRow, {**others, "prompt": prompt, "prompt_id": prompt_id(prompt)})
     except UnicodeEncodeError as error:
         raise UserError(f"{where} holds half a character ({error.object[error.start]!a}); expected Unicode") from error

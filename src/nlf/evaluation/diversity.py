@@ -8,6 +8,7 @@ from hashlib import blake2b
 import numpy as np
 
 ORDERS = (1, 2, 3)  # n of dist-n
+BLEU_ORDERS = (1, 2, 3, 4)  # n of BLEU-4
 WAITING = 2**20  # codes of n-grams that are collected before they are counted
 
 
@@ -33,10 +34,8 @@ class WordCodes(dict):
         return code
 
 
-def distinct_ngrams(
-    texts: Sequence[str], codes: WordCodes, orders: Sequence[int] = ORDERS
-) -> tuple[int, list[np.ndarray]]:
-    """The number of words in texts, and for each n of `orders` the codes of their distinct n-grams, ascending.
+def distinct_ngrams(texts: Sequence[str], codes: WordCodes) -> tuple[int, list[np.ndarray]]:
+    """The number of words in texts, and for each n of ORDERS the codes of their distinct n-grams, ascending.
 
     No n-gram spans two texts.
     """
@@ -46,11 +45,10 @@ def distinct_ngrams(
     first = np.fromiter(map(codes.__getitem__, itertools.chain.from_iterable(words)), np.uint64, total)  # (W,)
     room = np.repeat(lengths.cumsum(), lengths) - np.arange(total)  # words from this one to the end of its text
     grams, found = first, []
-    for n in range(1, max(orders) + 1):
+    for n in ORDERS:
         if n > 1:
             grams = (grams[:-1] ^ (grams[:-1] >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15) + first[n - 1 :]
-        if n in orders:
-            found.append(_distinct(grams[room[: len(grams)] >= n]))
+        found.append(_distinct(grams[room[: len(grams)] >= n]))
     return total, found
 
 
@@ -95,7 +93,7 @@ class DistinctCounter:
         self._kept, self._waiting, self._size = kept[: self.limit].copy(), [], 0
 
 
-def self_bleu(texts: Sequence[str], max_n: int = 4) -> float:
+def self_bleu(texts: Sequence[str]) -> float:
     """Mean BLEU of each text against all other texts (Zhu et al. 2018, Texygen, arXiv 1802.01886).
 
     Sentence BLEU with equal weights of 1- to 4-grams of words split at white space. The brevity penalty takes the closest
@@ -109,7 +107,7 @@ def self_bleu(texts: Sequence[str], max_n: int = 4) -> float:
     if len(sentences) < 2:
         return float("nan")
     logs, orders = np.zeros(len(sentences)), np.zeros(len(sentences))
-    for n in range(1, max_n + 1):
+    for n in BLEU_ORDERS:
         counts = [Counter(zip(*(words[i:] for i in range(n)), strict=False)) for words in sentences]
         others = _second_largest(counts)
         for i, own in enumerate(counts):

@@ -9,7 +9,6 @@ The reader of the perplexity is the base model or `eval_model`; it reads bare pr
 """
 
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,7 +22,7 @@ from nlf import __version__
 from nlf.config import EvaluateOptions, remote_options, sampler_options, sampling_options
 from nlf.data.environment import git_revision, versions
 from nlf.data.files import write_text
-from nlf.data.generations import Generation, Row, annotate, read
+from nlf.data.generations import Divergence, Generation, Row, annotate, read
 from nlf.data.markdown import markdown_table
 from nlf.data.progress import progress_bar
 from nlf.data.prompts import PromptRow
@@ -196,8 +195,8 @@ def measure_divergence(path: Path, policy: Policy, base: Policy) -> None:
     """Add KL(base || policy) and the policy's entropy, nats over the tokens of each completion, to a file's lines."""
     encoder = PromptEncoder(policy.tokenizer, policy.scheme)
 
-    def measure(rows: list[Row]) -> list[dict]:
-        return [dict(each) for each in divergence_of(rows, policy, encoder, base.model)]
+    def measure(rows: list[Row]) -> list[Divergence]:
+        return divergence_of(rows, policy, encoder, base.model)
 
     total = sum(len(row["completions"]) for row in read(path))
     annotate(path, "divergence", divergence_label(policy, base), measure, progress=progress_bar("KL", total))
@@ -219,7 +218,7 @@ def with_divergence(rows: Iterable[Generation], policy: Policy, instruments: Ins
         yield row
 
 
-# ---- results.json ---------------------------------------------------------------------------------------------------
+# ---- results.json -------------------------------------------------------------------------------------------------
 
 
 def results_of(
@@ -350,7 +349,7 @@ def skipped(options: EvaluateOptions, policy: Policy, base: Policy | None) -> li
     return notes
 
 
-# ---- the table ------------------------------------------------------------------------------------------------------
+# ---- the table ----------------------------------------------------------------------------------------------------
 
 COLUMNS = {
     "toxicity_probability": "toxicity probability",
@@ -367,9 +366,9 @@ NO_ATTRIBUTE = {"reward", "perplexity", "dist-2"}  # the columns that no scorer'
 def comparison(results: dict[str, Any]) -> str:
     """The systems as a Markdown table with 95 % intervals; columns without a value are left out."""
     names = metric_names(results["systems"])
-    columns = {name: headed(name) for plain in COLUMNS for name in names if bare(name) == plain}
-    if {bare(name) for name in columns} - NO_ATTRIBUTE:  # the reward is one minus such an attribute
-        columns = {name: head for name, head in columns.items() if bare(name) != "reward"}
+    columns = {name: headed(name) for plain in COLUMNS for name in names if metrics.family(name) == plain}
+    if {metrics.family(name) for name in columns} - NO_ATTRIBUTE:  # the reward is one minus such an attribute
+        columns = {name: head for name, head in columns.items() if metrics.family(name) != "reward"}
     several = len({(s["prompts"], s["reversed"]) for s in results["systems"]}) > 1
     heads = ["system", *(["prompts from"] if several else []), "prompts", *columns.values()]
     rows = []
@@ -381,15 +380,10 @@ def comparison(results: dict[str, Any]) -> str:
     return markdown_table(heads, rows)
 
 
-def bare(name: str) -> str:
-    """A metric's name without the number of completions, the threshold and the scorer."""
-    return re.split("[@>/]", name)[0]
-
-
 def headed(name: str) -> str:
     """The head of a metric's column, with its scorer where there are several."""
     scorer = name.partition("/")[2]
-    return COLUMNS[bare(name)] + (f", {scorer}" if scorer else "")
+    return COLUMNS[metrics.family(name)] + (f", {scorer}" if scorer else "")
 
 
 def title(system: dict) -> str:
@@ -402,6 +396,6 @@ def cell(values: dict, name: str) -> str:
     """A value with its interval."""
     if values.get(name) is None:
         return "–"
-    digits = 1 if bare(name) == "perplexity" else 3
+    digits = 1 if metrics.family(name) == "perplexity" else 3
     low, high = values[f"{name}_ci95"]
     return f"{values[name]:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"

@@ -7,6 +7,7 @@ import numpy as np
 
 from nlf.errors import UserError
 
+LEVEL = 0.95  # share of the resamplings within an interval
 ROUNDING = 1e-12  # values that differ by less than this share of their size are equal
 
 
@@ -31,11 +32,6 @@ class Ratio:
         sums, exp = _stacked([self])
         return float(_values(sums.sum(axis=0), exp)[0])
 
-    @property
-    def effective(self) -> int:
-        """Number of prompts with a known value."""
-        return int((self.den > 0).sum())
-
 
 def over_prompts(values: np.ndarray) -> Ratio:
     """The mean over prompts of `(P,)`; NaN does not count."""
@@ -52,9 +48,7 @@ def over_tokens(sums: np.ndarray, tokens: np.ndarray, exp: bool = False) -> Rati
     return Ratio(np.nansum(sums, axis=1), np.where(np.isnan(sums), 0, tokens).sum(axis=1), exp)
 
 
-def intervals(
-    ratios: Mapping[str, Ratio], n: int = 1000, seed: int = 0, level: float = 0.95
-) -> dict[str, tuple[float, float, float]]:
+def intervals(ratios: Mapping[str, Ratio], n: int = 1000, seed: int = 0) -> dict[str, tuple[float, float, float]]:
     """(standard error, low, high) of each metric, by a percentile bootstrap over prompts with equal draws for all metrics.
 
     A metric that is equal for every prompt has an interval of width 0, although other prompts may differ. Resamplings
@@ -62,7 +56,6 @@ def intervals(
 
     Args:
         n: Number of resamplings.
-        level: Share of the resamplings within the interval.
 
     Raises:
         ValueError: the metrics have different numbers of prompts.
@@ -70,7 +63,7 @@ def intervals(
     if not ratios:
         return {}
     values = _bootstrapped(list(ratios.values()), n, seed)  # (n, M)
-    return {name: (_deviation(v), *_middle(v, level)) for name, v in zip(ratios, values.T, strict=True)}
+    return {name: (_deviation(v), *_middle(v)) for name, v in zip(ratios, values.T, strict=True)}
 
 
 def paired(
@@ -161,12 +154,12 @@ def _deviation(values: np.ndarray) -> float:
     return float((known - known[0]).std()) if len(known) else float("nan")
 
 
-def _middle(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The interval around the middle that holds a share `level` of the known values."""
+def _middle(values: np.ndarray) -> tuple[float, float]:
+    """The interval around the middle that holds a share LEVEL of the known values."""
     known = values[~np.isnan(values)]
     if not len(known):
         return float("nan"), float("nan")
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

@@ -81,6 +81,11 @@ class MetricName(NamedTuple):
     label: str | None = None
 
 
+def family(name: str) -> str:
+    """A metric's name without its n, threshold and scorer: `toxicity_probability@25>=0.7/local@1` gives `toxicity_probability`."""
+    return re.split(r"[@>/]", name, maxsplit=1)[0]
+
+
 def parsed(name: str) -> MetricName:
     """The parts of a metric's name; a name of another form is all base."""
     found = NAME.fullmatch(name)
@@ -107,7 +112,7 @@ def _threshold_suffix(threshold: float) -> str:
     return "" if threshold == THRESHOLD else f">={threshold:g}"
 
 
-# ---- values by prompt and completion --------------------------------------------------------------------------------
+# ---- values by prompt and completion ------------------------------------------------------------------------------
 
 
 def expected_max_toxicity(scores: np.ndarray) -> np.ndarray:
@@ -154,14 +159,7 @@ def completion_perplexity(nll: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         return np.exp(divided(nll, tokens))
 
 
-def mean(values: np.ndarray) -> float:
-    """The mean of the known values; NaN where all are NaN."""
-    values = np.asarray(values, dtype=np.float64)
-    some = values[~np.isnan(values)]
-    return float(some.mean()) if len(some) else float("nan")
-
-
-# ---- over generations -----------------------------------------------------------------------------------------------
+# ---- over generations ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

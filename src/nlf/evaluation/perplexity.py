@@ -43,7 +43,7 @@ NOTE = """\
 Under {label}, given the prompts without tags. Perplexity: exp of all nats over all tokens; mean of completions: each \
 one's own perplexity, those without tokens left out; in brackets 95 % intervals over prompts. Nothing else is left out: \
 the columns after them count what is unusual. On ids: the sampled ids, end-of-text included; on text: tokenised again \
-by the measuring model, without end-of-text."""
+by the reader, without end-of-text."""
 PUBLISHED_NOTE = """
 Published: mean of completions, on text, without those in the column beside it: no tokens, prompts of one token, values \
 of 1e4 and more."""
@@ -180,7 +180,7 @@ def _from_text(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> As
     if not isinstance(start, str):
         if not tokenizer.chat_template:
             raise UserError(
-                f"prompt {row['prompt_id']} is a conversation, which the measuring model has no chat template for; "
+                f"prompt {row['prompt_id']} is a conversation, which the reader has no chat template for; "
                 "measure with a chat model"
             )
         start, bos = tokenizer.apply_chat_template(start, add_generation_prompt=True, tokenize=False), []

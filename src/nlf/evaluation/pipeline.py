@@ -1,23 +1,17 @@
 """The steps that `nlf evaluate` takes on files and training takes in memory: divergence of lines, then their metrics."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 from torch import nn
 
+from nlf.data.generations import Divergence
 from nlf.evaluation import metrics
 from nlf.evaluation.score import SUM, add_sum
 from nlf.models.encoder import PromptEncoder
 from nlf.models.likelihoods import Conditioned, divergence
 from nlf.models.policy import Policy
 from nlf.rewards import Reward
-
-
-class Divergence(TypedDict):
-    """The divergence of a line's n completions, in nats, summed over each completion's tokens."""
-
-    kl: list[float]  # n, KL(reference || policy)
-    entropy: list[float]  # n, entropy of the policy
 
 
 def divergence_of(

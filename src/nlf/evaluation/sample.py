@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from nlf import __version__
 from nlf.config import SampleOptions, SamplerOptions, SamplingOptions, sampler_options, sampling_options
-from nlf.data.generations import FILE, append, keep_lines, mend, read
+from nlf.data.generations import FILE, Generation, append, keep_lines, mend, read
 from nlf.data.progress import progress_bar
 from nlf.data.prompts import NumberedPrompt, PromptRow, numbered
 from nlf.errors import UserError
@@ -155,14 +155,14 @@ def sample_lines(
     tag: str | None,
     settings: dict,
     progress: Callable[[int], None] | None = None,
-) -> list[dict]:
+) -> list[Generation]:
     """Sample prompts under one tag and return a line of `generations.jsonl` for each prompt."""
     table = sampler.table(prompts, [tag] * len(prompts), iteration=EVALUATION, progress=progress)
     n = sampler.options.num_generations
     return [_line(*prompt, table.slice(i * n, n), settings) for i, prompt in enumerate(prompts)]
 
 
-def _line(row: PromptRow, occurrence: int, samples: pa.Table, settings: dict) -> dict:
+def _line(row: PromptRow, occurrence: int, samples: pa.Table, settings: dict) -> Generation:
     return {
         "prompt": row["prompt"],
         "prompt_id": row["prompt_id"],

@@ -11,19 +11,21 @@ JSON Lines stream, with one block of lines in memory. CSV and Parquet are read a
 broken last line is found before hours of scoring.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 
 from nlf.config import RemoteOptions, ScoreOptions, remote_options
 from nlf.data import generations
 from nlf.data.generations import LineFormat, Row, annotate, write_lines
+from nlf.data.markdown import text_table
 from nlf.data.progress import progress_bar
 from nlf.errors import UserError
 from nlf.evaluation.score_files import FEEDBACK, SCORES, Form, form_of
@@ -141,10 +143,12 @@ def score_file(
     return _tallies(path, form, now, weights)
 
 
-def _measure(form: Form, reward: Reward, scored: list[int], rows: list[Row]) -> list[dict]:
+def _measure(form: Form, reward: Reward, scored: list[int], rows: list[Row]) -> Sequence[Mapping[str, Any]]:
     """The scores of a block of lines; `scored` gets their number of texts."""
     column = form.text_column
-    found = score_rows(rows, reward) if column is None else _score_texts(column, rows, reward)
+    found: Sequence[Mapping[str, Any]] = (
+        score_rows(rows, reward) if column is None else _score_texts(column, rows, reward)
+    )
     scored.append(sum(len(form.texts(row)) for row in rows))
     return found
 
@@ -209,14 +213,18 @@ def table(tallies: Sequence[Tally]) -> str:
         counts = [tally.now, tally.texts - tally.now] if tally.scorer != WEIGHTED_SUM else ["", ""]
         mean = f"{tally.mean:.4g}" if tally.texts > tally.unscored else "-"
         lines.append((tally.scorer, *map(str, [tally.texts, *counts, tally.unscored]), mean))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        f"{name:<{widths[0]}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(cells, widths[1:], strict=True))
-        for name, *cells in lines
-    )
+    return text_table(lines, ">")
 
 
-def score_rows(rows: Sequence[Mapping[str, Any]], reward: Reward, context: dict | None = None) -> list[dict]:
+class LineScores(TypedDict):
+    """A scorer's scores of a line's n completions; None where a completion could not be scored."""
+
+    reward: list[float | None]
+    attributes: dict[str, list[float | None]]
+    feedback: NotRequired[list[str | None]]  # sentences, where a judge wrote some
+
+
+def score_rows(rows: Sequence[Mapping[str, Any]], reward: Reward, context: dict | None = None) -> list[LineScores]:
     """A reward's scores of lines of generations.
 
     The reward sees prompts, token ids and the data set's other columns, as in training.
@@ -225,8 +233,7 @@ def score_rows(rows: Sequence[Mapping[str, Any]], reward: Reward, context: dict 
         context: More keyword arguments of the reward, as in `rewards.score`.
 
     Returns:
-        For each line `{"reward": [n], "attributes": {name: [n]}}`, None where a completion could not be scored, and
-        `"feedback": [n]` where a judge wrote sentences.
+        The scores of each line.
 
     Raises:
         UserError: the reward returned no score.
@@ -238,18 +245,21 @@ def score_rows(rows: Sequence[Mapping[str, Any]], reward: Reward, context: dict 
         [reward], None, [row["prompt"] for row in repeated], texts, [ids for row in rows for ids in row["completion_ids"]],
         [row.get("columns") or {} for row in repeated], context,
     )  # fmt: skip
-    ends = np.cumsum(counts)
-    rewards = [nulls(part) for part in np.split(found.reward, ends[:-1])]
     attributes = {
-        name: [nulls(part) for part in np.split(_attribute(reward, name, values, len(texts)), ends[:-1])]
-        for name, values in found.attributes.items()
+        name: nulls(_attribute(reward, name, values, len(texts))) for name, values in found.attributes.items()
     }
-    sentences = [found.feedback[end - count : end] for end, count in zip(ends, counts, strict=True)]
-    return [
-        {"reward": rewards[i], "attributes": {name: values[i] for name, values in attributes.items()}}
-        | ({FEEDBACK: sentences[i]} if any(sentences[i]) else {})
-        for i in range(len(rows))
-    ]
+    whole: LineScores = {"reward": nulls(found.reward), "attributes": attributes, "feedback": found.feedback}
+    ends = itertools.accumulate(counts)
+    parts = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    return [cast(LineScores, _at(whole, part)) for part in parts]  # a slice of a list is a list
+
+
+def _at(scores: LineScores, where: int | slice) -> dict[str, Any]:
+    """The scores of the completions in these places, with `feedback` where there is a sentence."""
+    sentences = scores["feedback"][where]
+    attributes = {name: values[where] for name, values in scores["attributes"].items()}
+    found = {"reward": scores["reward"][where], "attributes": attributes}
+    return found | ({FEEDBACK: sentences} if any(sentences or ()) else {})
 
 
 def _attribute(reward: Reward, name: str, values: np.ndarray | Sequence[float], count: int) -> np.ndarray:
@@ -267,7 +277,7 @@ def _attribute(reward: Reward, name: str, values: np.ndarray | Sequence[float], 
     return array
 
 
-def _score_texts(column: str, rows: Sequence[Row], reward: Reward) -> list[dict]:
+def _score_texts(column: str, rows: Sequence[Row], reward: Reward) -> list[dict[str, Any]]:
     """Score plain texts as completions of an empty prompt; the reward gets the other columns by name."""
     lines = [
         {
@@ -278,8 +288,4 @@ def _score_texts(column: str, rows: Sequence[Row], reward: Reward) -> list[dict]
         }
         for row in rows
     ]
-    return [
-        {"reward": found["reward"][0], "attributes": {name: values[0] for name, values in found["attributes"].items()}}
-        | ({FEEDBACK: found[FEEDBACK][0]} if FEEDBACK in found else {})
-        for found in score_rows(lines, reward)
-    ]
+    return [_at({"feedback": [None], **found}, 0) for found in score_rows(lines, reward)]

@@ -75,15 +75,21 @@ class LoadingOptions(Protocol):
     def trust_remote_code(self) -> bool: ...
 
 
-def load_for_commands(model: str, options: LoadingOptions, device: str | torch.device | None = None) -> Policy:
+def load_for_commands(
+    model: str, options: LoadingOptions, device: str | torch.device | None = None, digest: bool = True
+) -> Policy:
     """Load a model for inference, on `device` or else on this machine's accelerator.
+
+    Args:
+        digest: See `load_policy`.
 
     Raises:
         UserError: the model cannot be loaded.
     """
     policy = load_policy(
-        model, dtype=options.dtype, revision=options.model_revision, trust_remote_code=options.trust_remote_code
-    )
+        model, dtype=options.dtype, revision=options.model_revision, trust_remote_code=options.trust_remote_code,
+        digest=digest,
+    )  # fmt: skip
     policy.model.to(torch.device(device or best_device()))  # type: ignore[arg-type]  # transformers hides the type
     return policy
 

@@ -8,14 +8,12 @@ V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import LongTensor, Tensor
+from transformers import Cache
 from transformers.cache_utils import DynamicLayer
-
-if TYPE_CHECKING:
-    from transformers import Cache
 
 COMPACT_AT = 7 / 8  # drop finished rows once this share of rows is unfinished: that copies the cache
 
@@ -35,7 +33,7 @@ class Rows:
     """
 
     def __init__(
-        self, forward: Callable, caches: "Sequence[Cache]", order: Tensor, lengths: Tensor, take: Tensor, room: int
+        self, forward: Callable, caches: Sequence[Cache], order: Tensor, lengths: Tensor, take: Tensor, room: int
     ):
         self.forward, self.seen = forward, int(lengths.max())  # tokens in the cache
         reach = torch.arange(self.seen + room, device=lengths.device)
@@ -58,7 +56,7 @@ class Rows:
         """Whether dropping finished rows pays when `left` rows are unfinished."""
         return left <= COMPACT_AT * len(self.position)
 
-    def _hold(self, caches: "Sequence[Cache]", order: Tensor, lengths: Tensor, take: Tensor, room: int) -> "Cache":
+    def _hold(self, caches: Sequence[Cache], order: Tensor, lengths: Tensor, take: Tensor, room: int) -> Cache:
         (cache,) = caches
         select_with_room(cache, take, room)
         return cache
@@ -68,10 +66,10 @@ class Rows:
         return tokens[:, None], self.mask[:, : self.seen], self.position[:, None]
 
     def _keep(self, rows: Tensor) -> None:
-        self.cache.reorder_cache(cast(LongTensor, rows))
+        self.cache.reorder_cache(cast(LongTensor, rows))  # transformers asks for this type
 
 
-def select_with_room(cache: "Cache", rows: Tensor, extra: int) -> None:
+def select_with_room(cache: Cache, rows: Tensor, extra: int) -> None:
     """Select `rows` of a prefilled cache, repeats included, and make room for `extra` tokens.
 
     Layers other than attention over all tokens (sliding windows, linear attention) only select rows: they manage their own
@@ -81,7 +79,7 @@ def select_with_room(cache: "Cache", rows: Tensor, extra: int) -> None:
         if type(layer) is DynamicLayer and layer.is_initialized:
             cache.layers[i] = RoomyLayer(_given(layer.keys), _given(layer.values), rows, extra)
         else:
-            layer.reorder_cache(cast(LongTensor, rows))
+            layer.reorder_cache(cast(LongTensor, rows))  # transformers asks for this type
 
 
 class RoomyLayer(DynamicLayer):

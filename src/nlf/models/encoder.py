@@ -17,9 +17,8 @@ from nlf.models.memory import Limit
 
 logger = logging.getLogger(__name__)
 
-SLACK = (
-    8  # tokens by which a joined text may be longer than its pieces: they are tokenized differently where they meet
-)
+# Tokens by which a joined text may be longer than its pieces: they are tokenized differently where they meet.
+SLACK = 8
 KEPT_PIECES = 4096  # tokenized feedback kept: a judge writes many different sentences
 
 
@@ -200,7 +199,7 @@ def forward_inputs(
     }
 
 
-def moved(inputs: ForwardInputs, device: torch.device) -> ForwardInputs:
+def inputs_on(inputs: ForwardInputs, device: torch.device) -> ForwardInputs:
     """The inputs on a device."""
     return {
         "input_ids": inputs["input_ids"].to(device),

@@ -31,11 +31,10 @@ from nlf.errors import UserError
 from nlf.method.losses import token_stats
 from nlf.models.cache import select_with_room
 from nlf.models.encoder import pad
-from nlf.models.memory import Limit, chunks, halved
+from nlf.models.memory import BATCH_TOKENS, Limit, chunks, halved
 from nlf.models.packed_weights import packed_weights
 from nlf.models.reading import eval_mode, forward_parameters, vocabulary_size
 
-BATCH_TOKENS = Limit(8_192, 65_536)  # default token budget of a batch
 BATCH_LOGITS = Limit(2**24, 2**29)  # most logits in a batch of the default budget
 CHUNK_LOGITS = Limit(2**20, 2**26)  # logits reduced at a time: as many as fit the cache of a CPU
 
@@ -168,6 +167,7 @@ def _check(models: Sequence[nn.Module], before: Sequence[Sequence[int]], rows: S
     longest = max(map(len, rows), default=0)
     for model, prefix in zip(models, before, strict=True):
         known = vocabulary_size(model)
+        # nn.Module types an attribute as Tensor or Module
         config = cast(PretrainedConfig, model.config).get_text_config(decoder=True)
         context = getattr(config, "max_position_embeddings", None)
         if not prefix:
@@ -175,11 +175,11 @@ def _check(models: Sequence[nn.Module], before: Sequence[Sequence[int]], rows: S
         if context and len(prefix) + longest > context:
             raise UserError(
                 f"{name} has {len(prefix)} tokens, {len(prefix) + longest} with its longest completion: over the "
-                f"measuring model's context of {context}; shorten it, or measure with another model"
+                f"reader's context of {context}; shorten it, or measure with another model"
             )
         if max(max(ids, default=0) for ids in (prefix, *rows)) >= known:
             raise UserError(
-                f"{name} has token ids of {known} or more, which the measuring model does not know; "
+                f"{name} has token ids of {known} or more, which the reader does not know; "
                 "measure with a model of the same vocabulary"
             )
 
@@ -306,9 +306,8 @@ class ReadPrompts:
 
     def _without_cache(self, owner: Tensor, completions: Sequence[Ids]) -> Tensor:
         rows = [(*self.prompts[k], *ids[:-1]) for k, ids in zip(owner.tolist(), completions, strict=True)]
-        starts = torch.tensor(
-            [len(self.prompts[k]) - 1 for k in owner.tolist()]
-        )  # (R,), where first tokens are predicted
+        # (R,), where first tokens are predicted
+        starts = torch.tensor([len(self.prompts[k]) - 1 for k in owner.tolist()])
         ids, skipped = pad(rows, 0, "right"), int(starts.min())
         kept = ids.shape[1] - skipped
         logits = self._forward(ids, _mask(rows, "right"), logits_to_keep=kept, use_cache=False).logits[:, -kept:]

@@ -24,6 +24,9 @@ class Limit(NamedTuple):
         return self.cpu if device.type == "cpu" else self.accelerator
 
 
+BATCH_TOKENS = Limit(8_192, 65_536)  # default token budget of a batch of prompts with their completions
+
+
 def chunks(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Cut tensors along their first dimension, all alike, into chunks of nearly equal size of at most `rows` rows."""
     count = max(1, -(-len(tensors[0]) // rows))

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from nlf.config import ModelOptions
-from nlf.data.files import ASSETS, write_text
+from nlf.data.files import EMBEDDED, model_path, write_text
 from nlf.errors import UserError
 from nlf.method.tags import FILE as TAGS_FILE
 from nlf.method.tags import TagScheme
@@ -27,7 +27,6 @@ from nlf.models.fast_gelu import use_fast_gelu
 from nlf.models.identity import ModelIdentity, identity_of, revision_of
 from nlf.models.reading import AdapterOff, adapter_off, vocabulary_size
 
-EMBEDDED = "embedded"
 UNKNOWN = ModelIdentity()
 
 
@@ -90,11 +89,6 @@ class Policy:
 
 
 # ---- loading ------------------------------------------------------------------------------------------------------
-
-
-def model_path(name_or_path: str) -> str:
-    """The folder or hub id of a model; `embedded` is the model shipped with the package."""
-    return str(ASSETS / "lm") if name_or_path == EMBEDDED else name_or_path
 
 
 def load_model(
@@ -161,15 +155,19 @@ def _progress_bar_hidden(hidden: bool) -> Iterator[None]:
 
 
 def load_policy(
-    path: str, *, dtype: str = "float32", revision: str = "main", trust_remote_code: bool = False
+    path: str, *, dtype: str = "float32", revision: str = "main", trust_remote_code: bool = False, digest: bool = True
 ) -> Policy:
-    """Load the model of a run, or any causal LM. Tags and added tokens come from its `tags.json`, if it has one."""
+    """Load the model of a run, or any causal LM. Tags and added tokens come from its `tags.json`, if it has one.
+
+    Args:
+        digest: Compute the digest of the weights now; False for a model that will be trained.
+    """
     model, tokenizer = load_model(path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
     scheme = TagScheme.load(path) if (Path(path) / TAGS_FILE).is_file() else None
     names = [] if scheme is None else [scheme.separator, *scheme.tags]
     vocabulary = tokenizer.get_vocab()
     added = tuple(vocabulary[name] for name in names if name and name in vocabulary)
-    return Policy(model.eval(), tokenizer, scheme, None, added, identity_of(model, digest=True))
+    return Policy(model.eval(), tokenizer, scheme, None, added, identity_of(model, digest=digest))
 
 
 def best_device() -> torch.device:
@@ -227,13 +225,14 @@ def _add_tokens(
     scale = model.config.get_text_config().initializer_range if tags else 0.0
     generator = torch.Generator().manual_seed(seed)
     tables = [t for t in (model.get_input_embeddings(), model.get_output_embeddings()) if t is not None]
-    with torch.no_grad():
+    with torch.no_grad():  # nn.Module types an attribute as Tensor or Module
         for weight in {id(table): cast(torch.Tensor, table.weight) for table in tables}.values():
             for token in new:
                 row = weight[tokenizer.eos_token_id]
                 if token in tags:
                     row = torch.randn(row.shape, generator=generator).to(row) * scale
                 weight[tokenizer.convert_tokens_to_ids(token)] = row
+    # one token has one id; the method also takes a list
     return tuple(int(cast(int, tokenizer.convert_tokens_to_ids(token))) for token in separators + tags)
 
 
@@ -266,7 +265,7 @@ def switch_off_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):  # attention keeps its own copy of the rate
-            cast(Any, module).attention_dropout = 0.0
+            cast(Any, module).attention_dropout = 0.0  # nn.Module types no float attribute
     for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
         for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"):
             if isinstance(getattr(config, name, None), float):
@@ -282,9 +281,9 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
     model = policy.model
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(folder / "adapter")
-        model = copy.deepcopy(cast(Any, model)).merge_and_unload()
+        model = copy.deepcopy(cast(Any, model)).merge_and_unload()  # a method of peft
     if policy.added_token_ids:  # transformers' own generate shall never sample them either
-        cast(Any, model.generation_config).suppress_tokens = list(policy.added_token_ids)
+        cast(Any, model.generation_config).suppress_tokens = list(policy.added_token_ids)  # set at run time
     model.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
     if policy.scheme is not None:

@@ -199,7 +199,7 @@ class AdapterOff:
 
 def adapter_off(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Within, a peft model answers without its adapter."""
-    return cast(Any, model).disable_adapter()
+    return cast(Any, model).disable_adapter()  # a method of peft
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -211,17 +211,20 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def output_layer(model: nn.Module) -> nn.Linear | None:
     """The layer that makes logits; None if the model has no separate one."""
+    # transformers types every layer as a Module
     return cast(nn.Linear | None, cast(PreTrainedModel, unwrapped(model)).get_output_embeddings())
 
 
 def vocabulary_size(model: nn.Module) -> int:
     """Number of token ids that the model accepts: rows of its input embeddings."""
+    # transformers types every layer as a Module
     return cast(nn.Embedding, cast(PreTrainedModel, model).get_input_embeddings()).weight.shape[0]
 
 
 def forward_parameters(model: nn.Module) -> set[str]:
     """Parameter names of the innermost model's forward (wrappers such as DDP and peft take anything)."""
     inner = unwrapped(model)
+    # a method of peft
     inner = cast(Any, inner).get_base_model() if hasattr(inner, "get_base_model") else inner
     return set(inspect.signature(inner.forward).parameters)
 

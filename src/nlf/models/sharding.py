@@ -14,9 +14,10 @@ import contextlib
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -25,9 +26,6 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from nlf.errors import UserError
 from nlf.models.identity import weights_digest
 from nlf.models.policy import Policy
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 MODELS = ("model", "reference_model")  # the fields of a Policy that hold weights
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of gathered weights, by the run's mixed precision
@@ -42,7 +40,7 @@ def load_whole() -> None:
     unset_hf_deepspeed_config()
 
 
-def shards_weights(accelerator: "Accelerator") -> bool:
+def shards_weights(accelerator: Accelerator) -> bool:
     """Whether training shards the weights, so that a rank holds a part of each weight only.
 
     Raises:
@@ -56,7 +54,7 @@ def shards_weights(accelerator: "Accelerator") -> bool:
     return accelerator.distributed_type == "FSDP"
 
 
-def skeleton(policy: Policy, accelerator: "Accelerator") -> Policy | None:
+def skeleton(policy: Policy, accelerator: Accelerator) -> Policy | None:
     """The policy with models without weights, which `whole` fills; None if training shards nothing.
 
     Call it before training shards the policy.
@@ -86,7 +84,7 @@ def _without_weights(model: nn.Module | None) -> nn.Module | None:
 
 
 def place_reference(
-    model: nn.Module | None, accelerator: "Accelerator", device: torch.device | None = None
+    model: nn.Module | None, accelerator: Accelerator, device: torch.device | None = None
 ) -> nn.Module | None:
     """The reference, moved to a device and sharded if the policy is.
 
@@ -138,6 +136,7 @@ def moved(model: nn.Module | None, device: torch.device) -> Iterator[None]:
 def whole_parameter(parameter: nn.Parameter) -> torch.Tensor:
     """All of a parameter, without gradients. A parameter that is not sharded is not copied."""
     if isinstance(parameter, DTensor):
+        # `detach` is typed as giving a Tensor
         return cast(DTensor, parameter.detach()).full_tensor()
     if hasattr(parameter, "ds_id"):
         import deepspeed

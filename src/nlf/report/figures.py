@@ -97,7 +97,7 @@ def _tag_inks(run: Run) -> dict[str, str]:
     return dict(zip(tags, steps(len(tags)), strict=True))
 
 
-# ---- distributions over samples ---------------------------------------------------------------------------------------
+# ---- distributions over samples -----------------------------------------------------------------------------------
 
 
 def ridges(run: Run, source: str, samples: dict[str, Samples], scored: Scored, drawing: Drawing) -> Plot | None:

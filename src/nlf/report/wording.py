@@ -10,6 +10,8 @@ from typing import TypeGuard
 
 from markupsafe import Markup
 
+from nlf.evaluation.metrics import family
+
 # Controls, direction overrides and isolates, lone surrogates, non-characters. Tab, newline and RTL marks are allowed.
 UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
@@ -54,11 +56,6 @@ def label(text: str, limit: int = 22) -> str:
     """Shorten a name to one line that fits a plot."""
     words = " ".join(str(clean(text)).split())
     return words if len(words) <= limit else f"{words[: limit - 1]}…"
-
-
-def family(name: str) -> str:
-    """Strip a metric's suffixes: `toxicity_probability@25>=0.7/local@1` gives `toxicity_probability`."""
-    return re.split(r"[@>/]", name, maxsplit=1)[0]
 
 
 def title(name: str) -> str:

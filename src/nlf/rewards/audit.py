@@ -11,8 +11,6 @@ of any substring is one subtraction and one product. The table holds signed squa
 span orders of magnitude; their squares are whole numbers, whose sums are exact in any order.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,9 +60,8 @@ def ngrams(texts: Sequence[str]) -> tuple[list[tuple[np.ndarray, np.ndarray]], n
 
     space = codes == ord(" ")
     begins, ends = np.flatnonzero(space[:-1] & ~space[1:]) + 1, np.flatnonzero(~space[:-1] & space[1:]) + 1
-    word = (
-        np.cumsum(np.concatenate([[False], space[:-1] & ~space[1:]])) - 1
-    )  # a word's index; the space after a word belongs to it
+    # a word's index; the space after a word belongs to it
+    word = np.cumsum(np.concatenate([[False], space[:-1] & ~space[1:]])) - 1
     owners = text[begins]
     pairs = np.flatnonzero(owners[:-1] == owners[1:])
     kinds = [(rows(begins, ends, 0), np.arange(len(begins))), (rows(begins[pairs], ends[pairs + 1], 1), pairs + 1)]

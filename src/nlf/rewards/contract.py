@@ -5,7 +5,7 @@ Higher is better; None means that a completion could not be scored. A scorer obj
 `name`, a `version` and, if it likes, one of two methods:
 
 - `attributes(texts) -> {name: array in [0, 1]}` adds numbers beside the reward;
-- `judge`, with the arguments of a reward function, returns a `Judgement` for each completion, which holds reward,
+- `judge` (a historic name: any scorer may define it), with the arguments of a reward function, returns a `Judgement` for each completion, which holds reward,
   attributes and feedback at once. It is called in place of the function and of `attributes`.
 
 An exception in a reward function reaches the user; it never becomes a reward of 0.

@@ -33,10 +33,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from nlf.errors import UserError
 from nlf.models.identity import revision_of
+from nlf.models.memory import Limit
 from nlf.models.policy import best_device
 from nlf.rewards.contract import completion_text
 
-BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}  # tokens of a batch, padding included
+BATCH_TOKENS = Limit(4_096, 65_536)  # tokens of a batch, padding included
 KNOWN_AS = {"toxic": "toxicity"}  # the attribute that the toxicity metrics read
 DETOXIFY = {  # the library's names → models on the hub; the first label of each is toxicity
     "original": "unitary/toxic-bert",
@@ -103,10 +104,11 @@ class HFClassifier:
     @torch.inference_mode()
     def _logits(self, texts: Sequence[str]) -> np.ndarray:
         device, accepted = best_device(), inspect.signature(self.model.forward).parameters
-        cast(nn.Module, self.model).to(device)  # at the first call, when each process has chosen its GPU
+        # at the first call, when each process has chosen its GPU; transformers hides the types of `to`
+        cast(nn.Module, self.model).to(device)
         ids = self._token_ids(texts)
         logits = np.zeros((len(texts), len(self.labels)))
-        for rows in batches_by_length([len(row) for row in ids], BATCH_TOKENS.get(device.type, BATCH_TOKENS["cuda"])):
+        for rows in batches_by_length([len(row) for row in ids], BATCH_TOKENS.on(device)):
             batch = self.tokenizer.pad({"input_ids": [ids[i] for i in rows]}, return_tensors="pt").to(device)
             inputs = {name: value for name, value in batch.items() if name in accepted}
             logits[rows] = self.model(**inputs).logits.double().cpu().numpy()
@@ -117,9 +119,8 @@ class HFClassifier:
             return []
         cut = {"truncation": True, "max_length": self.max_length} if self.max_length else {}
         found = self.tokenizer(list(texts), **cut)["input_ids"]
-        return [
-            ids or [self.tokenizer.pad_token_id] for ids in found
-        ]  # some tokenizers give no token for an empty text
+        # some tokenizers give no token for an empty text
+        return [ids or [self.tokenizer.pad_token_id] for ids in found]
 
 
 class Detoxify(HFClassifier):

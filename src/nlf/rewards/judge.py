@@ -20,19 +20,17 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
 from nlf.rewards.contract import Judgement
 from nlf.rewards.remote import Ask, Refused, RemoteScorer
 from nlf.rewards.templates import read_template
-from nlf.services import Rejected, Retry, checked_url, retry_after
+from nlf.services import OPENAI, OPENAI_KEY, OPENAI_URL, Rejected, Retry, api_url, key_of, retry_after
 
 logger = logging.getLogger(__name__)
 
-OFFICIAL = "https://api.openai.com/v1"
-KEY, URL, MODEL = "OPENAI_API_KEY", "OPENAI_BASE_URL", "NLF_JUDGE_MODEL"
+MODEL = "NLF_JUDGE_MODEL"
 UNSTRUCTURED = re.compile(r"response.?format|json.?schema|structured|grammar|guided", re.I)
 TOO_LONG = re.compile(r"context.?(?:length|size|window)|string_above_max|too long|too many tokens", re.I)
 FILTERED = re.compile(r"content.?(?:filter|policy)", re.I)
@@ -65,9 +63,8 @@ class Judge(RemoteScorer):
         if not self.model:
             raise UserError(f"{self.name}: which model? set {MODEL}, or `model` in the template")
         self.version = f"{Path(self.model).name}-{self.template.digest}"
-        given, own = os.environ.get(URL), self.template.base_url
-        url = checked_url(given or own or OFFICIAL, URL if given else f"{self.name}: base_url")
-        self.base_url = url if urlsplit(url).path else f"{url}/v1"
+        given, own = os.environ.get(OPENAI_URL), self.template.base_url
+        self.base_url = api_url(given or own or OPENAI, OPENAI_URL if given else f"{self.name}: base_url")
         self.trusted = bool(given or not own)  # a template can come from anyone, so its server gets no key
         self.structured = self.template.structured  # until the server rejects it
         self.shown = False
@@ -77,12 +74,12 @@ class Judge(RemoteScorer):
             import openai  # noqa: F401
         except ImportError as error:
             raise UserError(f"{self.name} needs OpenAI's client: pip install openai") from error
-        if self.base_url == OFFICIAL and not self.secrets():
-            raise UserError(f"{self.name}: no key; set {KEY}, or {URL} to a server that needs no key")
+        if self.base_url == OPENAI and not self.secrets():
+            raise UserError(f"{self.name}: no key; set {OPENAI_KEY}, or {OPENAI_URL} to a server that needs no key")
 
     def secrets(self) -> list[str]:
-        key = os.environ.get(KEY, "").strip()
-        return [key] if key and self.trusted else []
+        key = key_of(OPENAI_KEY) if self.trusted else ""
+        return [key] if key else []
 
     def settings(self) -> dict:
         return {"model": self.model, "template": self.template.digest}
@@ -135,7 +132,9 @@ class Judge(RemoteScorer):
         elif status == 400 and FILTERED.search(reason):
             return Refused("withheld by the service")
         said = "the key is not accepted" if status == 401 else said  # services quote parts of the key
-        return self.mistake(Rejected(status, {"error": said}), f"{KEY}, {URL} and the model {self.model}")
+        return self.mistake(
+            Rejected(status, {"error": said}), f"{OPENAI_KEY}, {OPENAI_URL} and the model {self.model}"
+        )
 
     def read(self, answer) -> Judgement:
         content, ended = answer["content"], answer["finish_reason"]

@@ -7,8 +7,6 @@ float64 and scores are rounded to six decimals, so the score of a text does not 
 fidelity and limits.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -6,18 +6,15 @@ needs a key in $OPENAI_API_KEY.
 
 import os
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
 from nlf.rewards.contract import Judgement
 from nlf.rewards.remote import Ask, Refused, RemoteScorer, probability
-from nlf.services import Rejected, checked_url, key_of, post
+from nlf.services import OPENAI, OPENAI_KEY, OPENAI_URL, Rejected, api_url, bearer, key_of, post
 
-OFFICIAL = "https://api.openai.com/v1"
 MODEL = "omni-moderation-latest"
 TOO_LONG = {"context_length_exceeded", "string_above_max_length"}
-KEY = "OPENAI_API_KEY"
 
 
 class Moderation(RemoteScorer):
@@ -49,15 +46,14 @@ class Moderation(RemoteScorer):
         super().__init__(options)
         self.category, self.version = category, model
         self.name = self.service if category is None else f"{self.service}:{category}"
-        url = checked_url(base_url or os.environ.get("OPENAI_BASE_URL") or OFFICIAL, "OPENAI_BASE_URL")
-        self.base_url = url if urlsplit(url).path else f"{url}/v1"
+        self.base_url = api_url(base_url or os.environ.get(OPENAI_URL) or OPENAI, OPENAI_URL)
 
     def ready(self) -> None:
-        if self.base_url == OFFICIAL and not key_of(KEY):
-            raise UserError(f"{self.name}: no key; set {KEY}, or OPENAI_BASE_URL to a server that needs no key")
+        if self.base_url == OPENAI and not key_of(OPENAI_KEY):
+            raise UserError(f"{self.name}: no key; set {OPENAI_KEY}, or {OPENAI_URL} to a server that needs no key")
 
     def secrets(self) -> list[str]:
-        return [key_of(KEY)]
+        return [key_of(OPENAI_KEY)]
 
     def requests(self, prompts: Sequence, completions: Sequence[str], **columns) -> list[Ask]:
         return [self._request(text) for text in completions]
@@ -70,14 +66,13 @@ class Moderation(RemoteScorer):
 
     async def ask(self, client, ask: Ask) -> dict:
         """The scores of one text by category."""
-        headers = {"Authorization": f"Bearer {key}"} if (key := key_of(KEY)) else {}
         try:
-            payload = await post(client, f"{self.base_url}/moderations", ask.body, headers)
+            payload = await post(client, f"{self.base_url}/moderations", ask.body, bearer(key_of(OPENAI_KEY)))
         except Rejected as error:
             said = error.payload.get("error")
             if isinstance(said, dict) and said.get("code") in TOO_LONG:
                 raise Refused("text too long") from error
-            raise self.mistake(error, f"{KEY}, OPENAI_BASE_URL and the model {self.version}") from error
+            raise self.mistake(error, f"{OPENAI_KEY}, {OPENAI_URL} and the model {self.version}") from error
         results = payload.get("results")
         first = results[0] if isinstance(results, list) and results else None
         scores = first.get("category_scores") if isinstance(first, dict) else None

@@ -6,7 +6,7 @@ after that. One answer holds several attributes, so that `perspective:INSULT` be
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import date
 
 from nlf.config import RemoteOptions
@@ -33,7 +33,6 @@ class Perspective(RemoteScorer):
         attribute: The service's name of an attribute, in any case. The six production attributes are requested with it.
         base_url: Another server of the same protocol; None = $PERSPECTIVE_BASE_URL, else Google's.
         options: See `RemoteScorer`.
-        today: Returns the date, which decides whether Google's service has ended.
 
     Raises:
         UserError: the attribute's name or the URL is malformed; or, at the first call, there is no key or the service
@@ -48,10 +47,9 @@ class Perspective(RemoteScorer):
         *,
         base_url: str | None = None,
         options: RemoteOptions | None = None,
-        today: Callable[[], date] = date.today,
     ):
         super().__init__(options)
-        self.attribute, self.today = attribute.strip().upper(), today
+        self.attribute = attribute.strip().upper()
         if not re.fullmatch("[A-Z][A-Z_]*", self.attribute):
             raise UserError(f"reward 'perspective:{attribute}': expected an attribute: {', '.join(PRODUCTION)}, …")
         self.requested = tuple(dict.fromkeys((*PRODUCTION, self.attribute)))
@@ -63,7 +61,7 @@ class Perspective(RemoteScorer):
         return {"base_url": self.base_url, "attributes": sorted(self.requested), "languages": ["en"]}
 
     def ready(self) -> None:
-        if self.base_url == OFFICIAL and self.today() > LAST_DAY:
+        if self.base_url == OFFICIAL and today() > LAST_DAY:
             raise UserError(
                 f"{self.name}: Google ended the Perspective API on {LAST_DAY}; score with local or hf:MODEL_ID#LABEL "
                 "instead, or replay cached answers: --replay, `nlf score --import_cache`"
@@ -121,6 +119,11 @@ class Perspective(RemoteScorer):
         value = values[self.attribute]
         attributes = {name.lower(): value for name, value in values.items()}
         return Judgement(None if value is None else 1 - value, attributes)
+
+
+def today() -> date:
+    """The date, which decides whether Google's service has ended."""
+    return date.today()
 
 
 def cut(text: str, limit: int = LIMIT) -> str:

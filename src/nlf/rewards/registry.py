@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from nlf.config import RemoteOptions
+from nlf.data.markdown import text_table
 from nlf.errors import UserError, did_you_mean
 from nlf.rewards.contract import Reward, one_line
 
@@ -116,18 +117,11 @@ def configure(options: RemoteOptions) -> None:
         sys.modules["nlf.rewards.remote"].configure(options)
 
 
-def listing(options: object = None) -> str:
-    """The table of `nlf score --list`: every scorer of this package, in columns.
-
-    Args:
-        options: Those of the command line, which have no effect here.
-    """
+def listing() -> str:
+    """The table of `nlf score --list`: every scorer of this package, in columns."""
     lines = [("scorer", "attributes", "licence", "needs")]
     lines += [(shipped.form, shipped.attributes, shipped.licence, shipped.needs) for shipped in SHIPPED.values()]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return text_table(lines)
 
 
 def _made(found: object, spec: str) -> Callable:

@@ -74,16 +74,16 @@ class Ask:
     Attributes:
         key: The texts that the answer depends on, as plain JSON data.
         body: The request.
-        judgement: The answer, if it is known without asking.
+        answer: The answer, if it is known without asking.
     """
 
     key: object
     body: dict
-    judgement: Judgement | None = None
+    answer: Judgement | None = None
 
     @classmethod
-    def known(cls, judgement: Judgement) -> "Ask":
-        return cls(None, {}, judgement)
+    def known(cls, answer: Judgement) -> "Ask":
+        return cls(None, {}, answer)
 
 
 class RemoteScorer:
@@ -167,9 +167,9 @@ class RemoteScorer:
             self.counts.clear()
             asks = self.requests(prompts, texts, **columns)
             origin = [self.service, self.version, self.settings()]
-            keys = ["" if ask.judgement else digest([*origin, ask.key]) for ask in asks]
+            keys = ["" if ask.answer else digest([*origin, ask.key]) for ask in asks]
             found = await self._find({key: ask for key, ask in zip(keys, asks, strict=True) if key}, shared.client)
-            judgements = [ask.judgement or self._read(found[key]) for key, ask in zip(keys, asks, strict=True)]
+            judgements = [ask.answer or self._read(found[key]) for key, ask in zip(keys, asks, strict=True)]
             self._report(judgements)
         return judgements
 

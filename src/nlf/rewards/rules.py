@@ -11,8 +11,6 @@
 Only the completion is read. In Python the classes below take the same argument: `Length("20")`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Sequence

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
-from nlf.data.files import ASSETS
+from nlf.data.files import ASSETS, not_yaml
 from nlf.errors import UserError, did_you_mean
 from nlf.rewards.answers import category_of, folded, plain_sentence, sentence_of, whole_score
 from nlf.rewards.contract import Judgement
@@ -173,9 +173,7 @@ def read_template(argument: str) -> Template:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"judge {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"judge {path}{line}: not YAML: {getattr(error, 'problem', None) or error}") from error
+        raise not_yaml(f"judge {path}", error) from error
     return Template(path.stem, **_checked(values, f"judge {path}: "))
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from nlf.config import SamplerOptions
-from nlf.models.policy import Policy, model_path
+from nlf.data.files import model_path
+from nlf.models.policy import Policy
 from nlf.sampling import Sampler, Vocabulary, context_of
 from nlf.sampling.hf import HFSampler
 from nlf.sampling.vllm import Engine, VLLMSampler

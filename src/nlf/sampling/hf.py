@@ -28,8 +28,8 @@ from nlf.config import SamplingOptions
 from nlf.errors import UserError
 from nlf.method.losses import guided_log_probs
 from nlf.models.cache import Rows
-from nlf.models.encoder import group_by_length, pass_tokens
-from nlf.models.memory import NO_ROOM, halved
+from nlf.models.encoder import group_by_length, pad, pass_tokens
+from nlf.models.memory import BATCH_TOKENS, NO_ROOM, halved
 from nlf.models.packed_weights import packed_weights
 from nlf.models.reading import equal_but_for_rounding, eval_mode, forward_parameters
 from nlf.sampling import Completions, Progress, Request, Requests, check_lengths, context_of
@@ -39,7 +39,6 @@ from nlf.sampling.static import Compiled, StaticRows
 
 logger = logging.getLogger(__name__)
 
-CPU_TOKENS, DEVICE_TOKENS = 8_192, 65_536  # default token budgets
 CPU_CACHE = 2**30  # most bytes of keys and values on a CPU, where the process would not survive running out of memory
 
 
@@ -105,7 +104,7 @@ class HFSampler:
                 noise = uniforms(seed, iteration, keys, [j for _, j in batch], new)
                 ids = self._try([prefixes[i] for i in prompts], owner, noise, options)
                 if ids is None:  # out of memory: everything from here on in batches half as large
-                    budget = len(batch) * cost[batch[0][0]] // 2
+                    budget = halved(len(batch), 1, "completions") * cost[batch[0][0]]
                     continue
                 for (i, j), completion in zip(batch, ids, strict=True):
                     results[i][j] = completion
@@ -149,7 +148,6 @@ class HFSampler:
             )
         if self.compiled:
             self.compiled.clear()  # frees the memory that the failed batch took
-        halved(len(owner), 1, "completions")
         return None
 
     def _decode(
@@ -201,8 +199,8 @@ class HFSampler:
     def _read(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Cache]:
         """P prompts, left padded to L → logits of the last position (P, V), and the cache."""
         lengths = torch.tensor([len(ids) for ids in prompts], device=self.device)
-        width = int(lengths.max())
-        ids = torch.tensor([[0] * (width - len(ids)) + list(ids) for ids in prompts], device=self.device)  # (P, L)
+        ids = pad(prompts, 0, "left").to(self.device)  # (P, L)
+        width = ids.shape[1]
         mask = (torch.arange(width, device=self.device) >= width - lengths[:, None]).long()
         return self._forward(ids, mask, mask.cumsum(-1).sub(1).clamp(min=0))
 
@@ -272,11 +270,11 @@ def _prefixes(requests: Sequence[Request], options: SamplingOptions) -> list[Bra
 def default_budget(model: PreTrainedModel, device: torch.device) -> int:
     """The token budget that suits the device."""
     if device.type != "cpu":
-        return DEVICE_TOKENS
+        return BATCH_TOKENS.accelerator
     config = model.config.get_text_config()
     size = next(model.parameters()).element_size()
     token_bytes = 2 * config.num_hidden_layers * config.hidden_size * size  # at most
-    return max(1, min(CPU_TOKENS, CPU_CACHE // token_bytes))
+    return max(1, min(BATCH_TOKENS.cpu, CPU_CACHE // token_bytes))
 
 
 def batch_size(rows: Sequence[tuple[int, int]], start: int, cost: Sequence[int], budget: int) -> int:

@@ -26,7 +26,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import httpx2
 from transformers import PreTrainedTokenizerBase
@@ -34,11 +33,23 @@ from transformers import PreTrainedTokenizerBase
 from nlf.config import SamplingOptions, refuse_guidance
 from nlf.errors import UserError
 from nlf.sampling import Completions, Progress, Request, Requests, Vocabulary, check_lengths, seed_of
-from nlf.services import Rejected, Retry, checked_url, key_of, post, retrying, run, said, timed, together
+from nlf.services import (
+    OPENAI_KEY,
+    Rejected,
+    Retry,
+    api_url,
+    bearer,
+    key_of,
+    post,
+    retrying,
+    run,
+    said,
+    timed,
+    together,
+)
 
 logger = logging.getLogger(__name__)
 
-KEY = "OPENAI_API_KEY"
 TRIES = 8  # tries of one request
 BACKOFF = 1.0  # most seconds of the first pause; each pause doubles the limit
 UNKNOWN_FORM = (400, 415, 422)  # statuses after which another form of the request may succeed
@@ -98,8 +109,7 @@ class ServerSampler:
         concurrency: int = 16,
         timeout: float = 600.0,
     ):
-        url = checked_url(url, "sampler_url")
-        self.url = f"{url if urlsplit(url).path else f'{url}/v1'}/completions"
+        self.url = f"{api_url(url, 'sampler_url')}/completions"
         self.model, self.tokenizer, self.label = model, tokenizer, f"server:{model}"
         self.eos, self.banned, self.context = list(vocabulary.eos), list(vocabulary.banned), vocabulary.context
         self.concurrency, self.timeout = concurrency, timeout
@@ -162,7 +172,7 @@ class ServerSampler:
             try:
                 answer = await self._ask(client, body, forms=True)
             except Rejected as error:
-                refusal = f"HTTP {error.status}: {said(error.payload, [key_of(KEY)])}"
+                refusal = f"HTTP {error.status}: {said(error.payload, [key_of(OPENAI_KEY)])}"
                 continue
             if form.ids and _read_tokens(answer) not in (None, len(ids)):
                 refusal = "it reads token ids as something else"
@@ -213,7 +223,7 @@ class ServerSampler:
         Raises:
             UserError: the server has no answer, or rejects the request.
         """
-        headers = {"Authorization": f"Bearer {key}"} if (key := key_of(KEY)) else {}
+        key = key_of(OPENAI_KEY)
         failures: Counter[str] = Counter()
 
         def failed(error: Retry) -> None:
@@ -222,7 +232,7 @@ class ServerSampler:
                 raise UserError(f"{self.url} cannot be reached: is the server running there?") from error
 
         async def attempt() -> dict:
-            answer = await timed(post(client, self.url, body, headers), self.timeout)
+            answer = await timed(post(client, self.url, body, bearer(key)), self.timeout)
             if not isinstance(_choice(answer), dict):
                 raise Retry("an answer without a choice")
             return answer
@@ -234,7 +244,7 @@ class ServerSampler:
                 raise
             raise UserError(
                 f"{self.url} rejects the request for model {self.model!r}: HTTP {error.status}: "
-                f"{said(error.payload, [key])}; check sampler_url, sampler_model and {KEY}"
+                f"{said(error.payload, [key])}; check sampler_url, sampler_model and {OPENAI_KEY}"
             ) from error
         except Retry as error:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in failures.most_common())

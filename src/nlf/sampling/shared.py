@@ -94,7 +94,7 @@ class SharedLayer(RoomyLayer):
         return keys, values
 
     def get_seq_length(self) -> int:
-        return self.prompt[0].shape[2] + cast(Tensor, self.keys).shape[2]
+        return self.prompt[0].shape[2] + cast(Tensor, self.keys).shape[2]  # `update` has set them
 
     def keep(self, rows: Tensor, prompts: Tensor) -> None:
         """Drop all other rows, and all other prompts."""
@@ -107,7 +107,7 @@ def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float, **kwargs
 ) -> tuple[Tensor, None]:
     """Query (R, H, 1, D), the rows' own keys and values from `SharedLayer.update` → (R, 1, H, D), None."""
-    layer: SharedLayer = cast(Any, key).layer
+    layer: SharedLayer = cast(Any, key).layer  # set by `update`
     sharing, (prompt_keys, prompt_values) = layer.sharing, layer.prompt
     heads, length = key.shape[1], prompt_keys.shape[2]
     query = (query * scaling).view(len(query), heads, -1, query.shape[3])  # (R, K, G, D)

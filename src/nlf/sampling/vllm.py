@@ -24,7 +24,7 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypedDict
 
 from nlf.config import SamplingOptions, refuse_guidance
 from nlf.errors import UserError
@@ -66,6 +66,15 @@ class Engine:
         return {**asdict(self), "tokenizer_revision": self.revision, "max_model_len": room}
 
 
+class Job(TypedDict):
+    """The prompts that one process samples, as the JSON in the job's file."""
+
+    params: dict[str, Any]  # arguments of `SamplingParams` without the seed
+    repeat: int  # times that each completion counts
+    prompts: list[list[int]]
+    seeds: list[int]  # one for each prompt
+
+
 class VLLMSampler:
     """Samples from a model on disk. `close` ends its processes; the next call starts others.
 
@@ -99,7 +108,7 @@ class VLLMSampler:
         refuse_guidance("vllm", options.guidance_scale)
         check_lengths([(r.input_ids,) for r in requests], options.max_completion_length, self.context)
         params, copies = self._params(options), len(self.devices)
-        jobs = [
+        jobs: list[Job] = [
             {
                 "params": params,
                 "repeat": options.num_generations // params["n"],
@@ -215,7 +224,7 @@ class _Process:
         self.asked, self.busy = 0, False  # jobs so far; whether the last job has no answer yet
         self.started: _Started | None = None
 
-    def ask(self, job: dict[str, Any]) -> None:
+    def ask(self, job: Job) -> None:
         """Hand over a job.
 
         Raises:
@@ -291,12 +300,11 @@ class _Process:
 ENGINE = "engine.json"
 
 
-def carry_out(engine: Any, job: dict[str, Any]) -> list[list[list[int]]]:
+def carry_out(engine: Any, job: Job) -> list[list[list[int]]]:
     """For each prompt the token ids of its completions, with the EOS that ended them.
 
     Args:
         engine: vLLM's `LLM`.
-        job: "params" of `SamplingParams`, "repeat" (times that each completion counts), "prompts" (ids), "seeds".
     """
     from vllm import SamplingParams
 

@@ -34,13 +34,13 @@ def _with_defaults(base: type, defaults: dict) -> type:
 
 def _without_retired(options: type) -> type:
     """Let the constructor take retired knobs, as `config.current` does, so that old settings still work."""
-    made = options.__init__  # type: ignore[misc]
+    made = options.__init__  # type: ignore[misc]  # of the class, not of an object
 
     @wraps(made)
     def __init__(self, *args, **values):
         made(self, *args, **config.current(values))
 
-    options.__init__ = __init__  # type: ignore[misc]
+    options.__init__ = __init__  # type: ignore[misc]  # as above
     return options
 
 

@@ -19,12 +19,7 @@ import yaml
 from transformers import Trainer, TrainingArguments
 
 from nlf import __version__
-from nlf.config import (
-    DistillOptions,
-    EvaluateOptions,
-    ModelOptions,
-    SamplingOptions,
-)
+from nlf.config import DistillOptions, EvaluateOptions, ModelOptions, SamplingOptions
 from nlf.data.files import write_folder, write_text
 from nlf.data.generations import read
 from nlf.data.prompts import PromptRow, all_conversations, load_prompts
@@ -36,7 +31,7 @@ from nlf.evaluation.systems import System, load_for_commands, slug
 from nlf.method.prompt_order import choose_prompts
 from nlf.method.tags import TagScheme
 from nlf.models.encoder import PromptEncoder, pass_tokens, with_feedback
-from nlf.models.identity import vocabulary_digest
+from nlf.models.identity import ModelIdentity, vocabulary_digest
 from nlf.models.policy import Policy, add_adapter, lora_config, save_policy, switch_off_dropout
 from nlf.models.reading import LogitsPlan, plan_logits
 from nlf.training.lessons import (
@@ -95,7 +90,7 @@ def distill_from(teacher: Policy, options: DistillOptions) -> Path:
     if is_done(folder, settings):
         return folder
     prompts = chosen_prompts(options, run)
-    student = copy.deepcopy(teacher) if options.keep_tags else load_for_commands(base.model, base)
+    student = copy.deepcopy(teacher) if options.keep_tags else load_for_commands(base.model, base, digest=False)
     check_vocabulary(teacher, student, options.model, base.model)
     write_text(folder / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     completions = [
@@ -104,6 +99,7 @@ def distill_from(teacher: Policy, options: DistillOptions) -> Path:
         for completion in completions_of(lesson, teacher, prompts, options, run, folder, len(taught))
     ]
     teach(student, teacher, completions, options, folder, run.get("max_prompt_length"))
+    student.identity = ModelIdentity(str(folder))  # its weights are no longer those that were loaded
     write_folder(folder, partial(save_policy, student))
     card = distilled_card(options.model, base.model, taught, prompt_of_card(teacher, taught, prompts), folder)
     write_text(folder / "README.md", card)
@@ -346,7 +342,7 @@ tags: [nlf, language-feedback, alignment, distillation]
 ---
 # {name}
 
-`{base}`, taught by [nlf](https://pypi.org/project/nlf/) {version} what `{model}` writes under guidance: {taught}.
+`{base}`, taught by `nlf` {version} what `{model}` writes under guidance: {taught}.
 It is an ordinary causal language model{how}.
 
 ```python

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from nlf.data.feedback import Feedback
+from nlf.data.generations import Generation
 from nlf.data.pool import Pool
 from nlf.data.prompts import NumberedPrompt
 from nlf.evaluation.pipeline import divergence_of, metrics_of
 from nlf.evaluation.sample import sample_lines
-from nlf.evaluation.score import SUM, score_rows
+from nlf.evaluation.score import SUM, LineScores, score_rows
 from nlf.method.quantize import quantile_edges
 from nlf.models.likelihoods import conditional_nll
 from nlf.rewards import Reward
@@ -28,7 +29,7 @@ def evaluated_lines(
     rewards: Sequence[Reward],
     progress: Callable[[int], None] | None = None,
     context: dict | None = None,
-) -> list[dict]:
+) -> list[Generation]:
     """Sample, score and measure evaluation prompts. The reference is the reader and the base of the KL.
 
     Args:
@@ -46,24 +47,26 @@ def evaluated_lines(
     divergences = divergence_of(lines, sampler.policy, sampler.encoder, reference)
     for line, nll, found in zip(lines, nlls, divergences, strict=True):
         tokens = [len(ids) for ids in line["completion_ids"]]
-        line["likelihoods"] = {REFERENCE: {"nll": nll, "tokens": tokens, **found}}
+        line["likelihoods"] = {REFERENCE: {"nll": nll.tolist(), "tokens": tokens, **found}}
     add_scores(lines, scores_of(lines, rewards, context))
     return lines
 
 
-def scores_of(lines: Sequence[dict], rewards: Sequence[Reward], context: dict | None = None) -> dict[str, list[dict]]:
+def scores_of(
+    lines: Sequence[Generation], rewards: Sequence[Reward], context: dict | None = None
+) -> dict[str, list[LineScores]]:
     """By the label of each reward, its scores of each line, as `score_rows` returns them."""
     return {reward.label: score_rows(lines, reward, context) for reward in rewards}
 
 
-def add_scores(lines: Sequence[dict], scores: dict[str, list[dict]]) -> None:
+def add_scores(lines: Sequence[Generation], scores: dict[str, list[LineScores]]) -> None:
     """Add scores, as `scores_of` returns them, to the scores of the lines."""
     for i, line in enumerate(lines):
         line["scores"] = line.get("scores", {}) | {label: found[i] for label, found in scores.items()}
 
 
 def evaluation_metrics(
-    lines: Sequence[dict], rewards: Sequence[Reward], weights: Sequence[float] | None = None
+    lines: Sequence[Generation], rewards: Sequence[Reward], weights: Sequence[float] | None = None
 ) -> dict[str, float]:
     """The metrics of evaluated lines under the names of `nlf evaluate`, and the numbers of unscored completions.
 
@@ -116,7 +119,7 @@ def _quantile_edges(pool: Pool, quantiles: np.ndarray, feedback: Feedback) -> di
     """Lowest and highest reward of each quantile that holds rollouts, of the rewards and of every attribute."""
     logs = {}
     cuts = {"": (feedback.cut, quantiles)}
-    cuts |= {f"attribute/{name}/": (cut, cut(pool)) for name, cut in feedback.attributes.items()}
+    cuts |= {f"attribute/{name}/": (cut, cut(pool)) for name, cut in feedback.cuts().items()}
     for prefix, (cut, found) in cuts.items():
         for q, edges in enumerate(quantile_edges(cut.rewards(pool), found, cut.num_quantiles)):
             if edges is not None:
@@ -124,7 +127,7 @@ def _quantile_edges(pool: Pool, quantiles: np.ndarray, feedback: Feedback) -> di
     return logs
 
 
-def log_completions(lines: Sequence[dict], rewards: Sequence[Reward], count: int, step: int) -> None:
+def log_completions(lines: Sequence[Generation], rewards: Sequence[Reward], count: int, step: int) -> None:
     """Log the first completion of `count` prompts with its rewards; the prompts are evenly spread over the lines."""
     for i in np.linspace(0, len(lines) - 1, count).astype(int).tolist():
         line = lines[i]

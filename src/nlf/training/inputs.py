@@ -22,6 +22,9 @@ from nlf.training.config import ALTConfig, check_judges, check_world, known_devi
 from nlf.training.vllm_weights import check_sampler
 
 RewardFunction = str | Callable | Reward
+# A judge's sentence leaves room for this many tokens of a completion at least. The stamps of runs with judges hold the
+# sentence's limit, so another number would make older runs impossible to resume.
+LEAST_ROOM = 20
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,8 @@ def check_inputs(
     check_sampler(args)
     reference_device = known_device(args.reference_device)
     files.make_folder(folder_of(args))
-    prompts = load_prompts("embedded") if train_dataset is None else prompt_rows(train_dataset)
-    eval_prompts = None if eval_dataset is None else prompt_rows(eval_dataset)
+    prompts = load_prompts("embedded") if train_dataset is None else as_prompts(train_dataset)
+    eval_prompts = None if eval_dataset is None else as_prompts(eval_dataset)
     if eval_prompts is None:
         args.eval_strategy = type(args.eval_strategy)("no")
     elif len(eval_prompts) < args.world_size:
@@ -77,17 +80,6 @@ def check_inputs(
     return Inputs(prompts, eval_prompts, rewards, conversational, reference_device)
 
 
-def prompt_rows(dataset: Iterable[Mapping[str, Any]]) -> list[PromptRow]:
-    """The data set's rows as prompt rows.
-
-    Raises:
-        UserError: as `as_prompts`.
-    """
-    rows = as_prompts(dataset)
-    assert rows is not None  # only a missing data set has no rows
-    return rows
-
-
 def folder_of(args: ALTConfig) -> Path:
     """The run's folder."""
     assert args.output_dir is not None  # TrainingArguments fills it in
@@ -96,6 +88,7 @@ def folder_of(args: ALTConfig) -> Path:
 
 def _resolved_rewards(args: ALTConfig, given: RewardFunction | Sequence[RewardFunction]) -> list[Reward]:
     """Load the rewards, and name them in `args.reward_funcs` and `args.attributes`."""
+    # a list of the same types as `given`, which mypy does not see
     functions = cast("list[RewardFunction]", [*given] if isinstance(given, (list, tuple)) else [given])
     rewards = [resolve_reward(function) for function in functions]
     configure(config.remote_options(args))
@@ -120,11 +113,15 @@ def scheme_of(args: ALTConfig, conversational: bool) -> TagScheme:
 
 def feedback_of(args: ALTConfig, scheme: TagScheme, rewards: Sequence[Reward]) -> Feedback:
     """The rules that turn rewards into quantiles and words."""
+    attributes = None
+    if args.attributes:
+        own = config.attributes_of(args.attributes)
+        attributes = AttributeRules(own, args.attribute_template, args.feedback_sampling)
     return make_feedback(
         scheme, reward_names(rewards), seed=args.seed,
         rules=RewardRules(args.quantile_rule, args.quantile_scope, args.reward_weights, args.reward_normalization),
         sentences=any(reward.returns_judgements for reward in rewards),
-        attributes=AttributeRules(args.attributes, args.attribute_template, args.feedback_sampling) if args.attributes else None,
+        attributes=attributes,
     )  # fmt: skip
 
 
@@ -149,7 +146,8 @@ def encoder_of(
         [feedback.longest(encoder.length)],
     )
     longest = args.max_feedback_length
-    encoder.max_feedback_length = longest if room is None else min(longest, room)
+    spared = max(LEAST_ROOM - args.max_completion_length, 0)
+    encoder.max_feedback_length = longest if room is None else min(longest, room - spared)
     return encoder
 
 

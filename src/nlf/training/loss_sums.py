@@ -7,11 +7,8 @@ from nlf.method.published import controller_step
 from nlf.training.config import ALTConfig
 
 PER_TOKEN = ("nll", "kl", "entropy")
-PER_COMPLETION = {
-    "contrast": "contrast",
-    "margin": "tag_margin",
-    "accuracy": "tag_accuracy",
-}  # part → its name in logs
+# part → its name in logs
+PER_COMPLETION = {"contrast": "contrast", "margin": "tag_margin", "accuracy": "tag_accuracy"}
 
 
 class LossSums:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nlf.method.losses import KLDirection, TokenStats, token_stats
-from nlf.models.encoder import moved
+from nlf.models.encoder import inputs_on
 from nlf.models.memory import Limit, chunks
 from nlf.models.reading import LogitsPlan, completion_outputs, output_layer, project
 from nlf.training.batches import Group
@@ -49,7 +49,7 @@ def completion_stats(
     """
     labels, mask = group["labels"], group["completion_mask"]  # (B, T)
     with torch.no_grad():
-        inputs = moved(group["reference"], reference_device or labels.device)
+        inputs = inputs_on(group["reference"], reference_device or labels.device)
         ref = completion_outputs(reference, inputs, plan.bare, plan.reference_mlp)  # (N, D or V)
     own = completion_outputs(model, group["policy"], plan.bare, plan.model_mlp)  # (KN, D or V)
     branches = len(group["policy"]["input_ids"]) // len(labels)
@@ -108,7 +108,7 @@ def in_chunks(function: Callable[..., Found], rows: int | None, *tensors: Tensor
     """
     if rows is None or len(tensors[0]) <= rows:
         return [function(*tensors)]
-    return [
+    return [  # torch does not type the result of `checkpoint`
         cast(Found, checkpoint(function, *chunk, use_reentrant=False, preserve_rng_state=False))
         for chunk in chunks(rows, *tensors)
     ]

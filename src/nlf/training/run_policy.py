@@ -3,9 +3,9 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
 
 from nlf import config
 from nlf.models.policy import Policy
@@ -14,9 +14,6 @@ from nlf.sampling import Sampler
 from nlf.sampling.factory import sampler_of
 from nlf.training.config import ALTConfig
 from nlf.training.vllm_weights import handed_over, sampled_model
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class RunPolicy:
     empty: Policy | None
     reference_device: torch.device | None
     args: ALTConfig
-    accelerator: "Accelerator"
+    accelerator: Accelerator
 
     @contextlib.contextmanager
     def sampling(self, iteration: int, outdated: bool) -> Iterator[tuple[Policy, Sampler]]:

@@ -5,12 +5,9 @@ import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from accelerate import Accelerator
 
 EXIT_CODE = 143  # of a process that SIGTERM ends
 
@@ -50,7 +47,7 @@ class StopSignal:
         if self.asked:
             raise SystemExit(EXIT_CODE)
 
-    def reached_any(self, accelerator: "Accelerator") -> bool:
+    def reached_any(self, accelerator: Accelerator) -> bool:
         """Whether SIGTERM came to any rank, so that all ranks stop at the same step; every rank calls this."""
         if accelerator.num_processes > 1:
             flag = torch.tensor(float(self.asked), device=accelerator.device)

@@ -24,8 +24,9 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from nlf import config
 from nlf.data import files, run_folder
+from nlf.data.generations import Generation
 from nlf.data.progress import progress_bar
-from nlf.data.prompts import PromptRow, numbered
+from nlf.data.prompts import PromptRow, as_prompts, numbered
 from nlf.errors import UserError
 from nlf.method.losses import Coefficients, StepTotals, alt_loss
 from nlf.models.encoder import pass_tokens
@@ -52,7 +53,6 @@ from nlf.training.inputs import (
     feedback_of,
     folder_of,
     pool_dataset_of,
-    prompt_rows,
     scheme_of,
 )
 from nlf.training.iteration import run_iteration
@@ -333,7 +333,7 @@ class ALTTrainer(Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Sample the evaluation prompts under the best tag, score and measure the completions."""
-        prompts = self.inputs.eval_prompts if eval_dataset is None else prompt_rows(eval_dataset)
+        prompts = self.inputs.eval_prompts if eval_dataset is None else as_prompts(eval_dataset)
         if prompts is None:
             raise UserError("there are no evaluation prompts; give eval_dataset")
         lines, rewards = self.evaluated(prompts), self.inputs.rewards
@@ -345,7 +345,7 @@ class ALTTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def evaluated(self, prompts: Sequence[PromptRow]) -> list[dict]:
+    def evaluated(self, prompts: Sequence[PromptRow]) -> list[Generation]:
         """A line per prompt with completions, scores and likelihoods; the ranks share the prompts."""
         own = slice(self.args.process_index, None, self.args.world_size)
         mine, scoring = numbered(prompts)[own], self.scoring()
@@ -360,7 +360,7 @@ class ALTTrainer(Trainer):
             add_scores(lines, self.ranks.from_first(self.run_dir / ".remote-scores.json", scores))
         return lines
 
-    def _gathered(self, lines: list[dict], order: Iterable[int]) -> list[dict]:
+    def _gathered(self, lines: list[Generation], order: Iterable[int]) -> list[Generation]:
         """The lines of all ranks, sorted by their places `order` among the prompts."""
         if self.args.world_size == 1:
             return lines

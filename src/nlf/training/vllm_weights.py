@@ -18,9 +18,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
 
 from nlf.config import sampler_options
@@ -30,17 +31,13 @@ from nlf.models.policy import Policy, save_policy
 from nlf.models.sharding import DTYPES, whole
 from nlf.sampling.factory import vllm_sampler
 from nlf.sampling.vllm import VLLMSampler, require_vllm
+from nlf.training.config import ALTConfig
 from nlf.training.ranks import Share
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from nlf.training.config import ALTConfig
 
 FOLDER = ".sampling"  # in the run's folder, which all nodes share
 
 
-def check_sampler(args: "ALTConfig") -> None:
+def check_sampler(args: ALTConfig) -> None:
     """Check the sampler's settings before anything long starts.
 
     Raises:
@@ -59,7 +56,7 @@ def check_sampler(args: "ALTConfig") -> None:
         )
 
 
-def share(args: "ALTConfig") -> Share:
+def share(args: ALTConfig) -> Share:
     """This rank's share of an iteration's parts: none where another rank runs vLLM on this rank's GPU."""
     size = args.tensor_parallel_size if args.sampler == "vllm" and args.world_size > 1 else 1
     group, place = divmod(args.process_index, size)
@@ -68,7 +65,7 @@ def share(args: "ALTConfig") -> Share:
 
 @contextlib.contextmanager
 def handed_over(
-    policy: Policy, empty: Policy | None, iteration: int, outdated: bool, args: "ALTConfig", accelerator: "Accelerator"
+    policy: Policy, empty: Policy | None, iteration: int, outdated: bool, args: ALTConfig, accelerator: Accelerator
 ) -> Iterator[tuple[Policy, VLLMSampler]]:
     """Give this iteration's weights to vLLM. Every rank enters and leaves.
 

@@ -156,7 +156,7 @@ def test_dry_run_tells_the_cost(capsys, tmp_path):
     prompts.write_text("".join(f'{{"prompt": "number {i}"}}\n' for i in range(30)), encoding="utf-8")
     files = ["--dataset", str(prompts), "--eval_dataset", str(prompts), "--max_eval_prompts", "10"]
     small = ["--prompts_per_iteration", "null", "--num_generations", "2", "--eval_num_generations", "3"]
-    rewards = ["--reward_funcs", "test_cli:remote_scorer", "--output_dir", str(tmp_path / "run")]
+    rewards = ["--reward_funcs", "test_main:remote_scorer", "--output_dir", str(tmp_path / "run")]
     assert main(["train", "--dry_run", *files, *small, *rewards]) == 0
     out = capsys.readouterr().out
     assert "60 an iteration, 180 in all" in out
@@ -384,3 +384,13 @@ def test_processes_without_an_accelerator_do_not_each_train_alone(monkeypatch, c
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     said = fails(capsys, "train", "--output_dir", str(tmp_path))
     assert "2 processes were started, each sees 1" in said and "--use_cpu true" in said
+
+
+@pytest.mark.parametrize("words", [["--help=all"], ["--help", "all"], ["-h", "all"]])
+def test_all_knobs_are_one_word_away(words, capsys):
+    """`--help=all` once started a training run."""
+    with pytest.raises(SystemExit) as done:
+        main(["train", *words])
+    assert done.value.code == 0 and "--entropy_coef" in capsys.readouterr().out
+    assert main(["train", "--help", "everything"]) == 2
+    assert "there is no such page" in capsys.readouterr().err
