@@ -49,7 +49,7 @@ def test_a_value_that_means_what_holds_today_is_dropped(values):
     [
         (
             {"guidance_scale": 1.0},
-            "guidance_scale 1.0 is no setting of training any more: guided rollouts lose the contrast",
+            "guidance_scale 1.0 is no longer a setting of training: guided rollouts lose the contrast",
         ),
         ({"negative_tag": "x"}, "`nlf sample` takes --negative_tag"),
         ({"eval_negative_tag": "x"}, "`nlf evaluate` takes --negative_tag"),
@@ -77,7 +77,7 @@ def test_another_value_is_refused_with_what_to_use(values, words):
         config.current(values)
     assert words in str(caught.value) and "\n" not in str(caught.value)
     if "disable_dropout" not in values:
-        with pytest.raises(UserError, match="no setting of training any more"):
+        with pytest.raises(UserError, match="no longer a setting of training"):
             ALTConfig(**values)
 
 
@@ -95,7 +95,7 @@ def test_flags_and_recipes_hold_retired_knobs(tmp_path, capsys):
     assert "`nlf evaluate` takes --guidance_scales" in capsys.readouterr().err
     recipe.write_text("eval_top_k: 5\n", encoding="utf-8")
     assert main(["train", "--config", str(recipe), "--dry_run"]) == 2
-    assert "eval_top_k 5 is no setting of training any more" in capsys.readouterr().err
+    assert "eval_top_k 5 is no longer a setting of training" in capsys.readouterr().err
 
 
 def test_a_flag_of_today_beats_an_old_recipe(tmp_path):
@@ -126,7 +126,7 @@ def test_an_old_run_resumes_unless_a_retired_knob_changed_it(tmp_path):
 
     claim()
     assert yaml.safe_load((tmp_path / "config.yaml").read_text("utf-8")) == now
-    with pytest.raises(UserError, match="cannot be resumed: eval_top_k 5 is no setting"):
+    with pytest.raises(UserError, match="cannot be resumed: eval_top_k 5 is no longer a setting"):
         claim(eval_top_k=5)
     with pytest.raises(UserError, match="started with beta=1.0"):
         claim(beta=1.0)

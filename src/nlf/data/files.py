@@ -19,9 +19,9 @@ ASSETS = Path(__file__).resolve().parents[1] / "assets"  # the embedded model, s
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Within, a temporary file to write. At the end it replaces `path`, whole and on disk; after an error, not at all.
+    """Open a temporary file for writing, which replaces `path` at the end of the block.
 
-    Temporary files that killed writers left are removed.
+    After an error, `path` stays unchanged. Temporary files that killed writers left are removed.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -61,10 +61,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def make_folder(run_dir: Path) -> None:
-    """Make a folder, unless it is there, so that a long run does not fail at its first write.
+    """Make a folder, unless it exists, so that a long run does not fail at its first write.
 
     Raises:
-        UserError: it cannot be made, or is no folder.
+        UserError: the folder cannot be made, or the path is not a folder.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
