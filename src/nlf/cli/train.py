@@ -1,6 +1,6 @@
 """`nlf train`: read its settings, load the model and the prompts that they name, and train.
 
-Heavy imports happen inside the functions, after the settings have been checked: help and mistakes answer at once.
+Heavy imports happen inside the functions, after the settings have been checked, so help and errors appear at once.
 """
 
 import argparse
@@ -41,7 +41,7 @@ This page shows the settings that most people set; `nlf train --help all` shows 
 
 
 def train_settings_knobs() -> dict[str, Knob]:
-    """The knobs of train: `resume_from_checkpoint` takes true or a checkpoint's folder; retired knobs are read too."""
+    """The knobs of train: `resume_from_checkpoint` takes true or a checkpoint's folder; removed knobs are read too."""
     help = "Resume the run in output_dir: 'true' from its last complete checkpoint, or the folder of a checkpoint."
     resume = Knob("resume_from_checkpoint", "bool | str | None", None, help, "Run", short=True)
     return train_knobs() | {resume.name: resume} | retired_knobs()
@@ -84,23 +84,23 @@ def train(argv: Sequence[str]) -> int:
         launch(special["accelerate_config"], wanted, argv, bool(values.get("use_cpu")))
     if wanted:
         raise UserError(
-            f"--{next(iter(wanted))} belongs to --accelerate_config; give that too, or start with torchrun"
+            f"--{next(iter(wanted))} belongs to --accelerate_config; give --accelerate_config too, or start with torchrun"
         )
     return run(values)
 
 
 def settings_of(recipe: str | None, flags: Mapping[str, Any], knobs: Mapping[str, Knob]) -> dict[str, Any]:
-    """The settings of a recipe and of flags, which override it; retired knobs are judged and dropped.
+    """The settings of a recipe and of flags, which override it; removed knobs are checked and dropped.
 
     Raises:
-        UserError: the recipe cannot be read, or a retired knob has a value that training no longer knows.
+        UserError: the recipe cannot be read, or a removed knob has a value that training no longer supports.
     """
     read = config.current(read_recipe(recipe, knobs)) if recipe else {}
     return config.current(read | dict(flags))
 
 
 def train_options(values: Mapping[str, Any]) -> config.TrainOptions:
-    """Our own knobs of a run, checked, and the bounds of the inherited ones.
+    """nlf's knobs of a run, checked; the bounds of inherited knobs are checked too.
 
     Raises:
         UserError: a value is not allowed, or contradicts another.
@@ -115,7 +115,7 @@ def train_options(values: Mapping[str, Any]) -> config.TrainOptions:
 
 
 def run(values: dict[str, Any]) -> int:
-    """Train, distill where the settings ask for it, and write the report; returns the exit code."""
+    """Train, distill if the settings ask for it, and write the report; returns the exit code."""
     resume = values.pop("resume_from_checkpoint", None)
     log_to_stderr()
     args, model_options, data_options = build(values)
@@ -130,7 +130,7 @@ def run(values: dict[str, Any]) -> int:
 
 
 def build(values: dict[str, Any]) -> tuple["ALTConfig", config.ModelOptions, config.DataOptions]:
-    """Make the dataclasses of a run out of the values that were given.
+    """Make the dataclasses of a run from the given values.
 
     Raises:
         UserError: TrainingArguments refuses a combination of values.
@@ -183,7 +183,7 @@ def train_from_config(
 
 
 def prompt_rows(options: config.DataOptions) -> tuple[list["PromptRow"], list["PromptRow"] | None]:
-    """The prompts to train on and to evaluate on; None where there are no evaluation prompts."""
+    """The prompts to train on, and the prompts to evaluate on or None."""
     from nlf.data.prompts import load_prompts
 
     load = partial(load_prompts, column=options.dataset_prompt_column)
@@ -194,7 +194,7 @@ def prompt_rows(options: config.DataOptions) -> tuple[list["PromptRow"], list["P
 
 
 def distill_run(run_dir: str) -> None:
-    """Distill the trained model, in one process; with several, print the command."""
+    """Distill the trained model in one process; with several processes, print the command."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if is_first_process():
             print(f"distill: run `nlf distill --model {run_dir}` in one process")
