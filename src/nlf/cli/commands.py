@@ -83,7 +83,7 @@ class Command:
 
 
 def task_file(name: str) -> Path:
-    """The file of a task: a shipped task by its name, or a path.
+    """The file of a task: one shipped here, by its name, or the named file.
 
     Raises:
         UserError: there is no such task and no such file.
@@ -100,8 +100,7 @@ SAMPLE = Command(
     "nlf.evaluation.sample",
     "sample_command",
     "nlf sample --model MODEL --output_dir DIR [--NAME VALUE ...]\n\n"
-    "Sample completions of prompts under a tag, into DIR/generations.jsonl. A stopped command continues\n"
-    "when it is run again.",
+    "Sample completions of prompts under a tag, into DIR/generations.jsonl. Run again, a stopped command goes on.",
     required=("model", "output_dir"),
 )
 SCORE = Command(
@@ -133,8 +132,8 @@ EVALUATE = Command(
     "nlf.evaluation.evaluate",
     "evaluate_command",
     "nlf evaluate --model MODEL [--task NAME|FILE.yaml] [--NAME VALUE ...]\n\n"
-    "Sample a model and its base on the same prompts, score and measure both, with confidence intervals. A stopped\n"
-    "command continues when it is run again.",
+    "Sample a model and its base on the same prompts, score and measure both, with confidence intervals. Run again, a\n"
+    "stopped command goes on.",
     required=("model",),
 )
 DISTILL = Command(

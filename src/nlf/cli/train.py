@@ -41,7 +41,7 @@ This page shows the settings that most people set; `nlf train --help all` shows 
 
 
 def train_settings_knobs() -> dict[str, Knob]:
-    """The knobs of train: `resume_from_checkpoint` takes true or a checkpoint's folder; removed knobs are read too."""
+    """The knobs of train: `resume_from_checkpoint` takes true or a checkpoint's folder; retired knobs are read too."""
     help = "Resume the run in output_dir: 'true' from its last complete checkpoint, or the folder of a checkpoint."
     resume = Knob("resume_from_checkpoint", "bool | str | None", None, help, "Run", short=True)
     return train_knobs() | {resume.name: resume} | retired_knobs()
