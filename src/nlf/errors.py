@@ -1,7 +1,7 @@
 """UserError, the exception for the person at the keyboard: one line with the mistake, its place, what was expected and
-what to do. And close matches of a mistyped name.
+what to do. Any module may raise it; only `nlf.cli.main.main` catches it, prints it and exits with 2.
 
-Any module raises it. `nlf.cli.main.main` alone catches it, prints it and exits with 2.
+`near_matches` and `did_you_mean` find known names close to a mistyped one.
 """
 
 from collections.abc import Iterable
@@ -18,6 +18,6 @@ def near_matches(name: str, known: Iterable[str], count: int = 1) -> list[str]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The hint ` did you mean 'local'?`, or an empty string where no known name is close."""
+    """The hint ` did you mean 'local'?`, or an empty string if no known name is close."""
     near = near_matches(name, known)
     return f" did you mean {near[0]!r}?" if near else ""

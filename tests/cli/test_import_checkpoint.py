@@ -207,11 +207,11 @@ def test_missing_file_and_folder(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"model": {}}, "no state dict under 'policy_model' in it, it is a dict of 'model'"),
-        ([1, 2], "it is a list"),
+        ({"model": {}}, "no state dict under 'policy_model'; the file holds a dict of 'model'"),
+        ([1, 2], "the file holds a list"),
         ({"policy_model": {}}, "no state dict under 'policy_model'"),
         ({"policy_model": {"a": 1}}, "'a' is int, expected a dense tensor"),
-        ({"policy_model": {"a": torch.zeros(2)}}, "no tensor 'transformer.wte.weight', it has 'transformer.a'"),
+        ({"policy_model": {"a": torch.zeros(2)}}, "no tensor 'transformer.wte.weight'; the file has 'transformer.a'"),
     ],
 )
 def test_wrong_content(tmp_path, base, content, said):
@@ -236,7 +236,7 @@ def test_weights_that_do_not_fit_the_base(tmp_path, base):
         "an unknown tensor 'transformer.h.2.x'": weights | {"transformer.h.2.x": torch.zeros(1)},
         r"'transformer.wpe.weight' has shape \(8, 16\), in .* it is \(96, 16\)": weights
         | {"transformer.wpe.weight": torch.zeros(8, 16)},
-        "'transformer.ln_f.bias' .* holds no finite floats": broken,
+        "'transformer.ln_f.bias' .* holds values that are not finite floats": broken,
     }
     for said, content in cases.items():
         torch.save({"policy_model": content}, tmp_path / "x.pth")

@@ -203,7 +203,7 @@ def test_a_recipe_of_several_attributes(trained, capsys, tmp_path):
     completions = 3 * 512 * 4 + 3 * 40 * 25
     assert f"{2 * completions:,}" in capsys.readouterr().out
     said = fails(capsys, "train", "--config", str(recipe), "--reward_funcs", "audit")
-    assert "reward_funcs ['audit']: attributes have their own" in said
+    assert "reward_funcs ['audit']: attributes name their own" in said
     recipe.write_text("attributes: [tone]\n", encoding="utf-8")
     assert "r.yaml:1: attributes: ['tone'] where list[dict] | null was expected" in fails(
         capsys, "train", "--config", str(recipe)
@@ -383,7 +383,7 @@ def test_processes_without_an_accelerator_do_not_each_train_alone(monkeypatch, c
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     said = fails(capsys, "train", "--output_dir", str(tmp_path))
-    assert "2 processes were started, each sees 1" in said and "--use_cpu true" in said
+    assert "2 processes were started, but each finds 1" in said and "--use_cpu true" in said
 
 
 @pytest.mark.parametrize("words", [["--help=all"], ["--help", "all"], ["-h", "all"]])

@@ -108,7 +108,7 @@ def test_lists_are_not_shared_between_instances():
         ({"quantile_weights": [1.0], "tags": ["a", "b"]}, "1 numbers for 2 tags"),
         ({"reward_weights": [1.0, 2.0], "reward_funcs": ["local"]}, "2 numbers for 1 reward_funcs"),
         ({"min_completion_length": 5, "max_completion_length": 4}, "above max_completion_length (4)"),
-        ({"feedback_sampling": "all"}, "there is one list of tags"),
+        ({"feedback_sampling": "all"}, "feedback_sampling all needs attributes"),
     ],
 )
 def test_a_senseless_value_is_refused_by_name(values, words):
@@ -125,7 +125,7 @@ def test_a_sampler_without_logits_is_not_guided():
         options(sampler="vllm", **{name: scales[1]})
         with pytest.raises(UserError, match="sampler vllm cannot be guided"):
             options(sampler="vllm", **{name: scales[0]})
-    with pytest.raises(UserError, match="no sampler_url"):
+    with pytest.raises(UserError, match="sampler_url is missing"):
         config.SamplerOptions(sampler="server")
 
 

@@ -46,7 +46,7 @@ def test_a_value_that_means_what_holds_today_is_dropped(values):
     [
         (
             {"guidance_scale": 1.0},
-            "guidance_scale 1.0 is no setting of training any more: guided rollouts lose the contrast",
+            "guidance_scale 1.0 is no longer a setting of training: guided rollouts lose the contrast",
         ),
         ({"negative_tag": "x"}, "`nlf sample` takes --negative_tag"),
         ({"eval_negative_tag": "x"}, "`nlf evaluate` takes --negative_tag"),
@@ -74,7 +74,7 @@ def test_another_value_is_refused_with_what_to_use(values, words):
         config.current(values)
     assert words in str(caught.value) and "\n" not in str(caught.value)
     if "disable_dropout" not in values:
-        with pytest.raises(UserError, match="no setting of training any more"):
+        with pytest.raises(UserError, match="no longer a setting of training"):
             ALTConfig(**values)
 
 
@@ -92,7 +92,7 @@ def test_flags_and_recipes_hold_retired_knobs(tmp_path, capsys):
     assert "`nlf evaluate` takes --guidance_scales" in capsys.readouterr().err
     recipe.write_text("eval_top_k: 5\n", encoding="utf-8")
     assert main(["train", "--config", str(recipe), "--dry_run"]) == 2
-    assert "eval_top_k 5 is no setting of training any more" in capsys.readouterr().err
+    assert "eval_top_k 5 is no longer a setting of training" in capsys.readouterr().err
 
 
 def test_a_recipe_may_hold_retired_knobs_that_change_no_result(tmp_path, caplog):
@@ -102,8 +102,8 @@ def test_a_recipe_may_hold_retired_knobs_that_change_no_result(tmp_path, caplog)
     recipe.write_text("max_tries: 3\ncache_dir: x\nlog_completions: true\nbeta: 2.0\n", encoding="utf-8")
     assert settings_of(str(recipe), {}, knobs) == {"beta": 2.0}
     (line,) = caplog.messages
-    assert f"{recipe}: max_tries, cache_dir: training has no such setting any more" in line
-    with pytest.raises(UserError, match="max_tries 3 is no setting of training any more"):
+    assert f"{recipe}: max_tries, cache_dir: these are no longer settings of training" in line
+    with pytest.raises(UserError, match="max_tries 3 is no longer a setting of training"):
         settings_of(str(recipe), {"max_tries": 3}, knobs)
 
 
@@ -146,7 +146,7 @@ def test_an_old_run_resumes_unless_a_retired_knob_changed_it(tmp_path):
 
     claim()
     assert yaml.safe_load((tmp_path / "config.yaml").read_text("utf-8")) == now
-    with pytest.raises(UserError, match="cannot be resumed: eval_top_k 5 is no setting"):
+    with pytest.raises(UserError, match="cannot be resumed: eval_top_k 5 is no longer a setting"):
         claim(eval_top_k=5)
     with pytest.raises(UserError, match="started with beta=1.0"):
         claim(beta=1.0)

@@ -247,15 +247,15 @@ def test_attributes_give_the_run_its_rewards_and_tags():
         ({"attributes": []}, "an empty list"),
         ({"attributes": [{"name": "a", "tags": ["x", "y"]}]}, "attribute 'a': no reward; expected name, reward, tags"),
         ({"attributes": [{**ATTRIBUTES[0], "weight": 2}]}, "attribute 'tone': unknown key 'weight'"),
-        ({"attributes": [{**ATTRIBUTES[0], "tags": ["x", "x"]}]}, "two or more different ones"),
+        ({"attributes": [{**ATTRIBUTES[0], "tags": ["x", "x"]}]}, "two or more different tags"),
         ({"attributes": [{**ATTRIBUTES[0], "tags": "x"}]}, "tags 'x' where a list of texts"),
         (
             {"attributes": [{**ATTRIBUTES[0], "quantile_rule": "odd"}]},
             "quantile_rule 'odd' where one of even, published",
         ),
-        ({"attributes": [ATTRIBUTES[0]] * 2}, "two of one name"),
-        ({"reward_funcs": ["audit"]}, "reward_funcs ['audit']: attributes have their own"),
-        ({"tags": ["x", "y"]}, "tags ['x', 'y']: attributes have their own"),
+        ({"attributes": [ATTRIBUTES[0]] * 2}, "two attributes have the same name"),
+        ({"reward_funcs": ["audit"]}, "reward_funcs ['audit']: attributes name their own"),
+        ({"tags": ["x", "y"]}, "tags ['x', 'y']: attributes name their own"),
     ],
 )
 def test_attributes_that_are_not_whole_are_refused(changes, words):
@@ -435,7 +435,7 @@ def test_a_reward_that_is_no_level_stops_before_the_part_is_written(tmp_path):
         ({"quantile_rule": "levels", "quantile_scope": "prompt"}, "quantile_rule levels cuts over the whole pool"),
         ({"quantile_rule": "levels", "reward_normalization": "rank"}, "set reward_normalization none"),
         ({"feedback_sampling": "all"}, "give attributes"),
-        ({"attributes": ATTRIBUTES, "tag_tokens": True, "quantile_weights": None}, "no single tokens"),
+        ({"attributes": ATTRIBUTES, "tag_tokens": True, "quantile_weights": None}, "not single tokens"),
     ],
 )
 def test_knobs_that_contradict_each_other(tmp_path, changes, words):

@@ -158,7 +158,7 @@ WRONG = {
     "no gzip": ("p.jsonl.gz", '{"prompt": "a"}', "cannot be read: Not a gzipped file"),
     "half a gzip": ("p.txt.gz", gzip.compress(b"a b c" * 99)[:-12], "cannot be read: "),
     "a spoiled gzip": ("p.txt.gz", gzip.compress(b"a b c" * 99)[:12] + b"\xff" * 20, "cannot be read: "),
-    "unknown kind": ("p.xlsx", "a", "unknown kind of file; expected .jsonl, .json, .csv, .parquet, .txt (or .gz"),
+    "unknown kind": ("p.xlsx", "a", "unknown kind of file; expected .jsonl, .json, .csv, .parquet, .txt (also"),
 }
 
 

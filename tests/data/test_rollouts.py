@@ -254,7 +254,7 @@ def test_adding_equals_loading(tmp_path_factory, iterations, loaded):
 
 def test_a_missing_or_broken_iteration_is_said(tmp_path):
     write_part(part_path(tmp_path, 1, 0), table([row()]), STAMP)
-    with pytest.raises(UserError, match="iteration-0000: no rollouts; expected those of iteration 0"):
+    with pytest.raises(UserError, match="iteration-0000: no rollouts; expected the rollouts of iteration 0"):
         Pool.load(tmp_path, 1)
     part_path(tmp_path, 1, 0).write_bytes(b"PAR1")
     with pytest.raises(UserError, match="part-00000.parquet: broken; expected the rollouts of iteration 1"):

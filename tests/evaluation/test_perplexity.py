@@ -251,7 +251,7 @@ def test_mistakes_are_one_line(folder, run):
 
 
 def test_nothing_to_measure(run, tmp_path, capsys):
-    assert "generations.jsonl: no generations in it" in run([], code=2)
+    assert "generations.jsonl: no generations in this file" in run([], code=2)
     assert cli.main(["perplexity", str(tmp_path / "model")]) == 2
     assert "no generations*.jsonl in it" in capsys.readouterr().err
 

@@ -155,7 +155,7 @@ def test_a_model_without_tags_is_sampled_bare(tmp_path, capsys):
         "--output_dir",
         str(tmp_path),
     ]
-    assert main([*words, "--guidance_scale", "1"]) == 2 and "this model has none" in capsys.readouterr().err
+    assert main([*words, "--guidance_scale", "1"]) == 2 and "this model has no tags" in capsys.readouterr().err
     assert main([*words, "--tag", "Lowest Toxicity"]) == 2 and "no tags.json" in capsys.readouterr().err
     assert main(words) == 0
     assert "without a tag" in capsys.readouterr().out

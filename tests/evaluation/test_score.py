@@ -331,8 +331,8 @@ def test_progress_counts_every_text_of_every_reward(tmp_path):
         ("t.jsonl", '{"txt": "a", "id": 1}\n', "row 1: no column 'text'; there are 'txt', 'id'; .*--text_column"),
         ("t.jsonl", '{"text": "a"}\n{"text": null}\n', "row 2: column 'text' holds null, expected text"),
         ("t.jsonl", '{"text": "a", "scores": [1]}\n', "row 1: column 'scores' is taken"),
-        ("t.jsonl", '{"text": "a", "x": NaN}\n', "row 1: a value that is no JSON"),
-        ("t.jsonl", '{"text": "\\ud800"}\n', "row 1: a value that is no JSON"),
+        ("t.jsonl", '{"text": "a", "x": NaN}\n', "row 1: a value that is not JSON"),
+        ("t.jsonl", '{"text": "\\ud800"}\n', "row 1: a value that is not JSON"),
         ("t.jsonl", "", "no texts in it"),
         ("t.csv", "text,n\n", "no texts in it"),
         ("t.csv", "", "no texts in it"),
@@ -361,7 +361,7 @@ def test_other_mistakes(tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):
         command(tmp_path / "none.jsonl", "local")
     path = write_rows(tmp_path / "t.jsonl", [{"text": "a"}])
-    with pytest.raises(UserError, match="length@1, length@1: two of one name"):
+    with pytest.raises(UserError, match="length@1, length@1: two rewards have the same name"):
         score_file(path, [Reward(Length()), Reward(Length())])
     with pytest.raises(UserError, match="unknown reward"):
         command(path, "locl")

@@ -198,5 +198,5 @@ def test_share_of_an_empty_quantile_goes_to_its_neighbours():
 def test_a_pool_without_rewards_is_refused():
     with pytest.raises(UserError, match="no completion has a reward"):
         draws_of([-1, -1])
-    with pytest.raises(UserError, match="one per quantile"):
+    with pytest.raises(UserError, match="one weight for each of the"):
         draws_of([0, 3])

@@ -89,7 +89,7 @@ def test_the_reference_follows_the_precision_that_deepspeed_gives_the_policy():
 
 
 def test_a_sharded_reference_has_no_device_of_its_own():
-    with pytest.raises(UserError, match="reference_device cpu: .* sharded as the policy's; leave it out"):
+    with pytest.raises(UserError, match="reference_device cpu: .* sharded like the policy's; leave it out"):
         place_reference(tiny.model(), sharding("FSDP"), CPU)
     assert place_reference(None, sharding("FSDP")) is None
 

@@ -343,7 +343,7 @@ def test_folders_with_nothing_to_show_are_refused(tmp_path):
 def test_a_frontier_is_refused_with_the_page_to_open(tmp_path, name):
     (tmp_path / "frontier.json").write_text("{}")
     with pytest.raises(
-        UserError, match="is a frontier, not a run; open .*/frontier.html, or write it with"
+        UserError, match="holds a frontier, not a run; open .*/frontier.html, or write it with"
     ) as refused:
         write_report([tmp_path / name])
     assert "\n" not in str(refused.value)

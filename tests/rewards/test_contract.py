@@ -296,7 +296,7 @@ def test_a_function_without_kwargs_is_told_what_it_is_called_with():
 
 @pytest.mark.parametrize(("functions", "weights"), [([], None), ([length], []), ([length, later], [1])])
 def test_weights_are_as_many_as_rewards(functions, weights):
-    with pytest.raises(UserError, match="one weight each"):
+    with pytest.raises(UserError, match="one weight for each"):
         run(*functions, weights=weights)
 
 

@@ -178,7 +178,7 @@ def test_the_global_random_state_is_untouched_and_nothing_trains(sentiment):
 @pytest.mark.parametrize(
     ("label", "said"),
     [
-        ("", "which label is the reward? there are sad, glad, calm"),
+        ("", "the model has several labels"),
         ("#angry", "no label 'angry'; there are sad, glad"),
     ],
 )

@@ -301,7 +301,7 @@ def test_names(folder, monkeypatch):
     assert Judge("summarization-freetext").tags is None and Judge("summarization-freetext").levels == 4
     monkeypatch.delenv("NLF_JUDGE_MODEL")
     (folder / "t.yaml").write_text("instructions: x\nmax_score: 3")
-    with pytest.raises(UserError, match=r"judge:t: which model\? set NLF_JUDGE_MODEL"):
+    with pytest.raises(UserError, match="judge:t: no model is named; set NLF_JUDGE_MODEL"):
         Judge(str(folder / "t.yaml"))
 
 
@@ -525,7 +525,7 @@ def test_a_run_on_sentences(made, tmp_path):
 def test_as_many_tags_as_levels(made, tmp_path):
     judge = made("http://localhost:1", SENTENCES)
     with pytest.raises(
-        UserError, match="'judge:count' has 4 levels, there are 3 tags: .*; give one for each, best first"
+        UserError, match="'judge:count' has 4 levels, there are 3 tags: .*; give one tag for each level, best first"
     ):
         runs.make(tmp_path / "run", reward=judge, tags=["best", "fair", "bad"], **RUN | {"quantile_weights": None})
 

@@ -252,7 +252,7 @@ def test_a_text_that_fails_even_then_stops_the_run_and_keeps_the_others(folder):
     scorer = Scripted({"a": [Retry("HTTP 500")] * 6}, max_tries=3, max_concurrency=1)
     message = (
         "scripted: 1 of 3 texts have no answer after twice all tries (failed tries: HTTP 500: 6); "
-        f"2 new answers are kept in {folder}/cache/scores.sqlite: run again to go on"
+        f"2 new answers are kept in {folder}/cache/scores.sqlite: run again to continue"
     )
     with pytest.raises(UserError) as caught:
         ask(scorer, ["a", "b", "c"])

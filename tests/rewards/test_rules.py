@@ -119,7 +119,7 @@ WRONG = {
     "keywords:.": "cannot read it: Is a directory",
     "keywords:empty.txt": "reward 'keywords:empty.txt': the list is empty; expected one word a line",
     "keywords:latin.txt": "cannot read it: it is not UTF-8",
-    "regex:(a": "reward 'regex:(a': not a pattern: missing ), unterminated subpattern at position 0; expected one of Python's",
+    "regex:(a": "reward 'regex:(a': not a pattern: missing ), unterminated subpattern at position 0; expected a pattern",
     "regex:(a\n": "not a pattern: missing )",
     "regex:a{99999999999}": "not a pattern: the repetition number is too large",
     "regex:": "reward 'regex:': the pattern is empty; expected regex:PATTERN or regex:-PATTERN",

@@ -95,7 +95,9 @@ def test_text_is_tokenised_again_and_says_so_once(dialect, form, probes, caplog)
 def test_a_filter_that_the_server_does_not_know_is_not_left_out():
     with CompletionsServer("openai") as server:
         for options in ({"top_k": 5}, {"min_completion_length": 1}):
-            with pytest.raises(UserError, match="none of the forms.*Unrecognized argument.*top_k and min_completion"):
+            with pytest.raises(
+                UserError, match="none of the request forms.*Unrecognized argument.*top_k and min_completion"
+            ):
                 sample(sampler(server.url), **options)
 
 
@@ -138,7 +140,7 @@ def test_every_fault_is_tried_again(caplog):
 def test_a_server_that_never_answers_stops_it():
     with (
         CompletionsServer(faults=[None] + ["500"] * 500) as server,
-        pytest.raises(UserError, match=r"no answer after 8 tries \(HTTP 500: 8\).*'tagged'.*run again to go on"),
+        pytest.raises(UserError, match=r"no answer after 8 tries \(HTTP 500: 8\).*'tagged'.*run again to continue"),
     ):
         sample(sampler(server.url))
     with CompletionsServer(faults=1.0) as server, pytest.raises(UserError, match="no answer after 8 tries"):
@@ -283,7 +285,7 @@ def test_flags_are_checked_before_anything_is_loaded(folder, capsys):
     words = ["sample", "--model", str(folder / "run"), "--output_dir", "out"]
     for flags, told in [
         (["--sampler", "sglang"], "one of hf, vllm, server"),
-        (["--sampler", "server"], "no sampler_url"),
+        (["--sampler", "server"], "sampler_url is missing"),
         (["--sampler", "server", "--sampler_url", "x", "--guidance_scale", "1"], "cannot be guided"),
         (["--sampler", "server", "--sampler_url", "x"], "sampler_url: expected http(s)://"),
         (["--gpu_memory_utilization", "2"], "a number above 0, 1 at most"),

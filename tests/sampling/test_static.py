@@ -186,7 +186,7 @@ def test_a_model_that_does_not_allow_it_is_sampled_without(spoil, graphs, caplog
     got = sampler.sample(requests(MIXED), SamplingOptions(**options), seed=3, iteration=0)
     assert got == sample(model, requests(MIXED), **options)
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert warning.startswith("sampling goes on without compiled decoding: ")
+    assert warning.startswith("sampling continues without compiled decoding: ")
 
 
 def _breaking(forward):

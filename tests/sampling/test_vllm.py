@@ -159,7 +159,7 @@ def test_mistakes_are_named_in_one_line(vllm, stand_in, capfd, tmp_path):
     with pytest.raises(UserError, match="over the model's context of 8"):
         sample(drawing)
     assert sample(drawing, []) == [] and not (tmp_path / "log").exists()
-    with pytest.raises(UserError, match=r"vLLM failed \(exit status 1\) on /nowhere: its own words are above"):
+    with pytest.raises(UserError, match=r"vLLM failed \(exit status 1\) on /nowhere: its messages are above"):
         sample(vllm("/nowhere"))
     assert "Invalid repository ID" in capfd.readouterr().err
     drawing = vllm()

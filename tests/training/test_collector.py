@@ -79,7 +79,7 @@ def test_no_part_is_sampled_from_later_weights(tmp_path):
     collect(Recorder(tmp_path, outdated=True))  # nothing is missing
     part_path(tmp_path, 0, 1).unlink()
     made = Recorder(tmp_path, outdated=True)
-    with pytest.raises(UserError, match="iteration-0000: a part is missing, and training has moved on"):
+    with pytest.raises(UserError, match="iteration-0000: a part is missing, and training has changed the weights"):
         collect(made)
     assert made.sampled == []
 

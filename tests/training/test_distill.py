@@ -473,7 +473,7 @@ MISTAKES = {  # flags, error
     "no model": ([], "--model is missing"),
     "no such model": (["--model", "./no-model"], "cannot load a causal language model from './no-model'"),
     "no tags": (["--model", "BASE", "--base_model", "BASE"], "no tags.json"),
-    "no known base": (["--model", "BASE"], "does not say what it was trained from; name it with --base_model"),
+    "no known base": (["--model", "BASE"], "does not name the model it was trained from; name it with --base_model"),
     "missing base": (["--model", "RUN", "--base_model", "./no-base"], "cannot load a causal language model from './no-base'"),
     "no tag": (["--model", "RUN", "--tag", "none"], "nothing to teach"),
     "unknown tag": (["--model", "RUN", "--tag", "Nice"], "unknown tag 'Nice'; this model's tags are 'Lowest Toxicity'"),
@@ -481,7 +481,7 @@ MISTAKES = {  # flags, error
     "empty prompts": (["--model", "RUN", "--prompts", "EMPTY"], "empty.jsonl: no prompts in it"),
     "mixed prompts": (["--model", "RUN", "--prompts", "MIXED"], "some prompts are text and some are messages"),
     "no steps": (["--model", "RUN", "--max_steps", "0"], "max_steps: 0 where a number above 0 was expected"),
-    "other tokens": (["--model", "RUN", "--base_model", "embedded"], "embedded has other tokens than"),
+    "other tokens": (["--model", "RUN", "--base_model", "embedded"], "embedded has another vocabulary than"),
     "a file for a folder": (["--model", "RUN", "--output_dir", "EMPTY"], "cannot write"),
 }  # fmt: skip
 
@@ -525,7 +525,7 @@ def test_a_folder_that_holds_something_else_stays_as_it_is(run, tmp_path, what):
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.yaml").write_text("dataset: embedded\n")
     files = {path: path.stat().st_mtime_ns for path in places[what].iterdir()}
-    with pytest.raises(UserError, match="holds a run or a model that is no student; choose another --output_dir"):
+    with pytest.raises(UserError, match="holds a run or a model that is not a student; choose another --output_dir"):
         distill(model=str(run), output_dir=str(places[what]), **FLAGS)
     assert {path: path.stat().st_mtime_ns for path in places[what].iterdir()} == files
 

@@ -118,7 +118,7 @@ def test_a_run_that_is_stopped_while_sampling_does_no_part_again(tmp_path, stand
 def test_vllm_that_dies_is_one_line_and_what_is_done_is_kept(tmp_path, stand_in, unbroken, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setenv("STAND_IN_DIES_AT", "3")
-    with pytest.raises(UserError, match=r"vLLM failed \(exit status -9\) .*What is done is kept"):
+    with pytest.raises(UserError, match=r"vLLM failed \(exit status -9\) .*Finished work is kept"):
         train(run)
     assert len(list(run.glob("rollouts/*/samples-*"))) == 2 and not (run / FOLDER).exists()
     trainer = make(run, sampler="vllm")
@@ -152,7 +152,7 @@ def test_a_part_is_never_sampled_from_later_weights(tmp_path, stand_in, sampler)
     train(tmp_path, **changed)
     rundir.clear_checkpoint(tmp_path / "checkpoint-6")
     part_path(tmp_path, 1, 1).unlink()
-    with pytest.raises(UserError, match="iteration-0001: a part is missing, and training has moved on"):
+    with pytest.raises(UserError, match="iteration-0001: a part is missing, and training has changed the weights"):
         train(tmp_path, resume=True, **changed)
     train(tmp_path, resume=str(tmp_path / "checkpoint-3"), **changed)
 
@@ -191,7 +191,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(tmp_path, monkeypatch,
     with pytest.raises(UserError, match="sampler vllm needs vLLM: pip install vllm"):
         make(tmp_path / "run", sampler="vllm")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(UserError, match="sampler server: it would keep the weights it was started with"):
+    with pytest.raises(UserError, match="sampler server cannot be used in training: the server does not get the new"):
         settings(tmp_path, sampler="server")
     assert main(["train", "--sampler", "server", "--output_dir", str(tmp_path)]) == 2
     assert "sampler: 'server' where one of hf, vllm was expected" in capsys.readouterr().err

@@ -1,8 +1,8 @@
 """From flags and YAML to checked values, without importing anything heavy.
 
-A `Knob` is one setting. Ours come from the dataclasses of `nlf.config`. Those of transformers' TrainingArguments come
-from a snapshot, `training_arguments.json`, since importing transformers takes seconds (`tools/training_arguments.py`
-writes it). A recipe and the command line both become one flat dict of the values that were given.
+A `Knob` is one setting. nlf's knobs come from the dataclasses of `nlf.config`. The knobs of transformers'
+TrainingArguments come from a snapshot, `training_arguments.json`, since importing transformers takes seconds
+(`tools/training_arguments.py` writes it). A recipe and the command line both become one flat dict of the given values.
 """
 
 import argparse
@@ -25,7 +25,7 @@ ABOUT = {
 }  # heading → the lines below it
 DEFAULTS = "Each flag's default stands in brackets at the end of its help."
 SNAPSHOT = Path(__file__).with_name("training_arguments.json")
-ALIASES = {"reward": "reward_funcs", "guidance_scale": "guidance_scales"}  # understood where only the second is a knob
+ALIASES = {"reward": "reward_funcs", "guidance_scale": "guidance_scales"}  # accepted if only the second is a knob
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _inherited(name: str, type: str, default: Any, help: str, choices: list) -> 
 
 
 def retired_knobs() -> dict[str, Knob]:
-    """The knobs that `nlf train` no longer has: they are read, so that `config.current` can judge their values."""
+    """The removed knobs of `nlf train`. They are read, so that `config.current` can check their values."""
     return {name: Knob(name, old.type, None, "", "", hidden=True) for name, old in RETIRED.items()}
 
 
@@ -136,7 +136,7 @@ def convert(knob: Knob, value: Any, where: str = "") -> Any:
     """Turn the text of a flag, or a YAML value, into a value of the knob's type.
 
     Raises:
-        UserError: the value has another type; the message names the place, the knob and the expected type.
+        UserError: the value has another type; the error names the place, the knob and the expected type.
     """
     if value is None or value in ("null", ["null"]):
         if "None" in knob.kinds:
@@ -154,7 +154,7 @@ def convert(knob: Knob, value: Any, where: str = "") -> Any:
 
 
 def _readings(knob: Knob, value: Any) -> list[tuple[str, Any]]:
-    """(type, value) to try in turn, text last. A list of one item stands for the item where the knob takes no list."""
+    """(type, value) to try in turn, text last. A list of one item means the item if the knob takes no list."""
     plain = [kind for kind in knob.kinds if kind != "None" and not kind.startswith("list")]
     if not plain or (isinstance(value, list) and len(value) != 1):
         return [(kind, value) for kind in knob.kinds if kind.startswith("list")]
@@ -176,8 +176,8 @@ def read_recipe(path: str | Path, knobs: Knobs) -> dict[str, Any]:
     """Read the values of a flat YAML file.
 
     Raises:
-        UserError: the file is missing, is no flat YAML mapping, or has an unknown key, a key twice or a wrong type; the
-            message names the line.
+        UserError: the file is missing, is not a flat YAML mapping, or has an unknown key, a repeated key or a wrong type;
+            the error names the line.
     """
     import yaml
 
@@ -210,7 +210,7 @@ def _recipe_values(root: Any, path: str, knobs: Knobs) -> dict[str, Any]:
 
 
 def full_name(name: str, knobs: Knobs) -> str:
-    """The knob that a shorter or older name stands for; a knob's own name comes first."""
+    """The knob that an alias stands for; a name that is itself a knob is unchanged."""
     alias = ALIASES.get(name)
     return alias if alias and alias in knobs and name not in knobs else name
 
@@ -295,7 +295,7 @@ def spelled(argv: Sequence[str], knobs: Knobs) -> list[str]:
 
 
 def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str], knobs: Knobs) -> dict[str, Any]:
-    """The flags that were given, by name: knobs converted, the parser's other arguments as they are.
+    """The given flags by name: values of knobs are converted, the parser's other arguments are not.
 
     Raises:
         UserError: an unknown flag, with close names; a stray word; a value of the wrong type.

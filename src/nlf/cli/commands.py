@@ -1,6 +1,6 @@
-"""The commands that take a model or files: their arguments, and the function that each calls.
+"""The commands that take a model or files: their arguments, and the functions that they call.
 
-A command's module is imported after its arguments have been checked: help and mistakes answer at once.
+A command's module is imported after its arguments have been checked, so help and errors appear at once.
 """
 
 import importlib
@@ -20,8 +20,8 @@ from nlf.errors import UserError
 class Command:
     """A command that takes one of `config.COMMAND_OPTIONS` and hands it to the function `run` of a module.
 
-    `positional` is the option that is given without a flag; `required` names the options that have no default. An option
-    of `instead`, when it is given, calls another function, (module, name), and nothing else is required.
+    `positional` is the option that is given without a flag; `required` names the options without a default. If an
+    option in `instead` is given, its function (module, name) runs in place of `run`, and no option is required.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Command:
         return {name: value for name, value in given.items() if name != self.positional or value}
 
     def check_required(self, given: dict[str, Any], knobs: dict[str, Knob]) -> None:
-        """Raise UserError where a required option is missing."""
+        """Raise UserError if a required option is missing."""
         for needed in self.required:
             if not given.get(needed):
                 what = knobs[needed].help.rstrip(".")
@@ -70,7 +70,7 @@ class Command:
                 raise UserError(f"{flag} is missing: {what[0].lower()}{what[1:]}; {self.usage.splitlines()[0]}")
 
     def options(self, given: dict[str, Any], knobs: dict[str, Knob]) -> config.Options:
-        """The options of the command: those given, then those of its task, then the defaults.
+        """The options of the command. Given options come before options of the task, and these before defaults.
 
         Raises:
             UserError: the task cannot be read, or a value is not allowed.

@@ -1,6 +1,6 @@
 """`nlf train --dry_run`: estimate the cost of a run from its settings, its prompts and the shapes of its weights.
 
-It loads the prompts and, where the model is a folder, the headers of its safetensors files.
+It loads the prompts and, if the model is a folder, the headers of its safetensors files.
 """
 
 import json
@@ -40,7 +40,7 @@ class Schedule:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], knobs: Mapping[str, Knob]) -> "Schedule":
-        """The schedule of a run: the values that were given, and the defaults of the others."""
+        """The schedule of a run: given values, and otherwise defaults."""
         return cls(**{f.name: values.get(f.name, knobs[f.name].default) for f in fields(cls)})
 
 
@@ -121,9 +121,7 @@ def num_evaluations(schedule: Schedule, iterations: int, steps: int) -> int:
 
 
 def scorer_calls(options: TrainOptions, completions: int) -> str:
-    """The calls of all rewards, and the hours that remote ones take at most: at `rate_limit`, or at one call a second, a
-    usual free quota.
-    """
+    """The calls of all rewards, and the hours of remote calls at `rate_limit` (one call a second if there is none)."""
     rewards = [resolve_reward(spec) for spec in options.reward_funcs]
     remote, rate = sum(reward.remote for reward in rewards) * completions, options.rate_limit or 1
     hours = f"; {remote:,} of them remote, {remote / rate / 3600:,.1f} hours at {rate:g} a second" if remote else ""
@@ -131,7 +129,7 @@ def scorer_calls(options: TrainOptions, completions: int) -> str:
 
 
 def passes(options: TrainOptions) -> int:
-    """Forward passes for each drawn completion: its own tag, the mirror tag where there is contrast, the reference."""
+    """Forward passes for each drawn completion: under its tag, under the mirror tag with contrast, and the reference."""
     return 2 + int(options.contrast_coef != 0)
 
 

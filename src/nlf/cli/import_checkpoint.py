@@ -5,13 +5,13 @@ The published `.pth` is a dict of `policy_model` (the state dict of a GPT-2), `o
 
 - ALT adds one row, the separator, after the vocabulary. Its tags are words: `{feedback}<|separator|>{prompt}`.
 - Quark adds one row for each quantile token, ` _TREE_TOKEN_00000` (the best), `…00001` and so on; the token stands
-  directly before the prompt. It also adds ` _TREE_TOKEN_ZERO_COMMENTS`, which it never uses. That last row stays, so that
-  no logit changes, but it gets no token: it is never read and never sampled.
+  directly before the prompt. It also adds ` _TREE_TOKEN_ZERO_COMMENTS`, which it never uses. This last row stays, so that
+  no logit changes, but it gets no token, so it is never read or sampled.
 
-A `.pth` is a pickle, and a pickle can run code. `weights_only=True` builds tensors and plain values, and refuses anything
-else before it runs; the published code loads without it. The weights are mapped from the disk, checked against the base
-model's configuration by name and shape, and written as safetensors. The base model's configuration and tokenizer are
-needed; its weights are not.
+A `.pth` is a pickle, and a pickle can run code. `weights_only=True` loads tensors and plain values, and refuses
+everything else before it runs; the published code loads without this option. The weights are mapped from the disk,
+checked against the base model's configuration by name and shape, and written as safetensors. The base model's
+configuration and tokenizer are needed; its weights are not.
 """
 
 import pickle
@@ -71,24 +71,24 @@ def read_checkpoint(path: Path) -> dict:
     """Read a `.pth`: the state dict `policy_model` and other values. No code in the file runs.
 
     Raises:
-        UserError: the file is missing, damaged, no checkpoint, or a pickle of more than tensors and plain values.
+        UserError: the file is missing, damaged, not a checkpoint, or a pickle of more than tensors and plain values.
     """
     try:
         with warnings.catch_warnings(action="ignore"):  # about pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: refused: it is no pickle of tensors and plain values alone, and anything else in one is code "
+            f"{path}: refused: the pickle holds more than tensors and plain values, so it may run code "
             f"({_reason(error)}); nothing in it was run; {EXPECTED}"
         ) from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}; {EXPECTED}") from error
     except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(f"{path}: damaged, or no checkpoint ({_reason(error)}); {EXPECTED}") from error
+        raise UserError(f"{path}: damaged, or not a checkpoint ({_reason(error)}); {EXPECTED}") from error
     weights = content.get(WEIGHTS) if isinstance(content, dict) else None
     if not isinstance(weights, Mapping) or not weights:
         kind = f"a dict of {_few(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"
-        raise UserError(f"{path}: no state dict under {WEIGHTS!r} in it, it is {kind}; {EXPECTED}")
+        raise UserError(f"{path}: no state dict under {WEIGHTS!r}; the file holds {kind}; {EXPECTED}")
     return content
 
 
@@ -111,14 +111,14 @@ def _few(names: Iterable) -> str:
 def make_policy(
     weights: Mapping[str, Tensor], base: str, revision: str = "main", tags: list[str] | None = None, where: str = ""
 ) -> Policy:
-    """Make a policy of a published state dict.
+    """Make a policy from a published state dict.
 
     Args:
-        weights: Tensors by name. Names get today's form: without `module.`, with `transformer.`, without the masks that
+        weights: Tensors by name. Old names are accepted: with `module.`, without `transformer.`, and with the masks that
             old transformers stored.
         base: The base model, a folder or a hub id; its configuration and tokenizer are read.
         revision: Hub revision of the base model.
-        tags: Best first; None is the published five, or Quark's tokens.
+        tags: Tags, best first; None = the five published tags, or Quark's tokens.
         where: The file, for errors.
 
     Raises:
@@ -130,7 +130,7 @@ def make_policy(
     weights = _renamed(weights, model, where)
     table = _name_of(model, model.get_input_embeddings())
     if table not in weights:
-        raise UserError(f"{where}: no tensor {table!r}, it has {_few(weights)}; {EXPECTED}")
+        raise UserError(f"{where}: no tensor {table!r}; the file has {_few(weights)}; {EXPECTED}")
     extra = weights[table].shape[0] - len(tokenizer)
     scheme, names = _scheme(extra, tags, f"{where}: {table} has {weights[table].shape[0]} rows", len(tokenizer))
     model.resize_token_embeddings(len(tokenizer) + extra, mean_resizing=False)
@@ -158,7 +158,7 @@ def _load_base(base: str, revision: str) -> tuple[PreTrainedConfig, PreTrainedTo
 
 
 def _renamed(weights: Mapping[str, Tensor], model: PreTrainedModel, where: str) -> dict[str, Tensor]:
-    """Rename the tensors of a state dict to the names that the model has today."""
+    """Rename the tensors of a state dict to the names in today's model."""
     for name, tensor in weights.items():
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
             raise UserError(f"{where}: {name!r} is {type(tensor).__name__}, expected a dense tensor; {EXPECTED}")
@@ -182,19 +182,19 @@ def _scheme(extra: int, tags: list[str] | None, where: str, vocabulary: int) -> 
     if not 3 <= extra <= MOST_TOKENS:
         raise UserError(
             f"{where} and the base model's vocabulary {vocabulary}: expected 1 more (ALT's separator), or 3 to "
-            f"{MOST_TOKENS} (Quark's quantile tokens and its unused one); is --base_model what it was trained from?"
+            f"{MOST_TOKENS} (Quark's quantile tokens and its unused one); is --base_model the model it was trained from?"
         )
     tokens = tags or [f" _TREE_TOKEN_{i:05}" for i in range(extra - 1)]
     if not extra - 1 <= len(tokens) <= extra:
         raise UserError(
             f"{where}, {extra} of them Quark's tokens: {len(tokens)} --tags; expected {extra - 1}, or {extra} if the "
-            "last row is a quantile's too"
+            "last row belongs to a quantile too"
         )
     return TagScheme(tuple(tokens), FEEDBACK + PROMPT, None), tokens
 
 
 def _fill(model: PreTrainedModel, weights: dict[str, Tensor], where: str, base: str) -> None:
-    """Load the weights into a model on the meta device; the head is tied to the embedding where the two are equal."""
+    """Load the weights into a model on the meta device; the head is tied to the embedding if the two are equal."""
     head, table = (_name_of(model, m) for m in (model.get_output_embeddings(), model.get_input_embeddings()))
     tied = head not in weights or torch.equal(weights[head], weights[table])
     model.config.tie_word_embeddings = tied
@@ -206,14 +206,13 @@ def _fill(model: PreTrainedModel, weights: dict[str, Tensor], where: str, base: 
 
 
 def _check(model: PreTrainedModel, weights: dict[str, Tensor], where: str, base: str) -> None:
-    """Raise UserError where names, shapes or values do not fit the model."""
+    """Raise UserError if names, shapes or values do not fit the model."""
     wanted = model.state_dict()
     for what, names in (("no tensor", wanted.keys() - weights), ("an unknown tensor", weights.keys() - wanted)):
         if names:
-            first = min(names)
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             raise UserError(
-                f"{where}: {what} {first!r}, and {len(names) - 1} more like it, for {base}; "
-                "is --base_model the model it was trained from?"
+                f"{where}: {what} {min(names)!r}{more} for {base}; is --base_model the model it was trained from?"
             )
     for name, tensor in weights.items():
         if tensor.shape != wanted[name].shape:
@@ -222,7 +221,9 @@ def _check(model: PreTrainedModel, weights: dict[str, Tensor], where: str, base:
                 "is --base_model the model it was trained from?"
             )
         if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise UserError(f"{where}: {name!r} ({tensor.dtype}) holds no finite floats; is the file damaged?")
+            raise UserError(
+                f"{where}: {name!r} ({tensor.dtype}) holds values that are not finite floats; is the file damaged?"
+            )
 
 
 def _summary(folder: Path, base: str, policy: Policy, ignored: str) -> str:

@@ -31,14 +31,14 @@ def launch(name: str, wanted: dict[str, Any], argv: Sequence[str], use_cpu: bool
     """Replace this process by `accelerate launch --config_file … -m nlf train …`, with the same arguments.
 
     Args:
-        name: One of our configurations, or a file.
+        name: A shipped configuration, or a file.
         wanted: The values of the `LAUNCH_FLAGS` that were given.
         argv: The arguments of `nlf train`.
-        use_cpu: The run stays on the processor.
+        use_cpu: The run uses the CPU only.
 
     Raises:
         UserError: there is no such configuration; DeepSpeed or the GPUs that it needs are missing; or torchrun has
-            started this process already.
+            already started this process.
     """
     if "RANK" in os.environ:
         raise UserError("--accelerate_config starts the processes itself: leave out torchrun, or this flag")
@@ -57,13 +57,13 @@ def launch(name: str, wanted: dict[str, Any], argv: Sequence[str], use_cpu: bool
 
 
 def check_kind(name: str, kind: str, use_cpu: bool) -> None:
-    """Refuse DeepSpeed where it is not installed, and say that accelerate does not shard on a processor.
+    """Refuse DeepSpeed if it is not installed, and warn that accelerate does not shard on a CPU.
 
     Raises:
         UserError: DeepSpeed is missing.
     """
     if kind == "DEEPSPEED" and find_spec("deepspeed") is None:
-        raise UserError(f"accelerate config {name} needs DeepSpeed: pip install deepspeed, or take fsdp2")
+        raise UserError(f"accelerate config {name} needs DeepSpeed: pip install deepspeed, or use fsdp2")
     if use_cpu and kind in ("FSDP", "DEEPSPEED"):
         print(
             f"nlf: {name}: accelerate shards on GPUs only; on CPU each process holds the whole model", file=sys.stderr
@@ -71,7 +71,7 @@ def check_kind(name: str, kind: str, use_cpu: bool) -> None:
 
 
 def own_arguments(argv: Sequence[str], precision: str | None) -> list[str]:
-    """The arguments of `nlf train` in each process: those given, less the flags of the launch, with the precision."""
+    """The given arguments without the launch flags, plus the precision: the arguments of `nlf train` in each process."""
     own = without(argv, ("accelerate_config", *LAUNCH_FLAGS))
     if precision in ("bf16", "fp16") and without(own, [precision]) == own:
         own += [f"--{precision}", "true"]  # DeepSpeed compares the two
@@ -82,7 +82,7 @@ def accelerate_settings(path: Path) -> dict[str, Any]:
     """Read an accelerate configuration.
 
     Raises:
-        UserError: the file is no accelerate configuration.
+        UserError: the file is not an accelerate configuration.
     """
     import yaml
 
@@ -98,7 +98,7 @@ def accelerate_settings(path: Path) -> dict[str, Any]:
 
 
 def count_gpus(name: str, use_cpu: bool) -> int:
-    """Count the GPUs of this machine; each gets a process.
+    """Count the GPUs of this machine, to start one process for each.
 
     Raises:
         UserError: there are no GPUs, or `use_cpu` is on.

@@ -83,6 +83,6 @@ def complain(error: Exception) -> int:
 def interrupted(argv: list[str]) -> str:
     """The message after Ctrl-C: for a training run, the command that resumes it."""
     if argv[:1] != ["train"]:
-        return "nlf: interrupted; finished work is kept. Run the same command again to go on"
+        return "nlf: interrupted; finished work is kept. Run the same command again to continue"
     resume = [] if any("resume" in word for word in argv) else ["--resume_from_checkpoint", "true"]
     return f"nlf: interrupted; finished work is kept. Resume with: {shlex.join(['nlf', *argv, *resume])}"

@@ -1,11 +1,11 @@
-"""Output of the commands: the log, tables of names and values, and which process speaks."""
+"""Output of the commands: the log, tables of names and values, and the process that prints."""
 
 import logging
 import os
 
 
 def is_first_process() -> bool:
-    """Whether this process speaks for all processes of the run."""
+    """Whether this process prints for all processes of the run."""
     return os.environ.get("RANK", "0") == "0"
 
 

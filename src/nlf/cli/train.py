@@ -1,6 +1,6 @@
 """`nlf train`: read its settings, load the model and the prompts that they name, and train.
 
-Heavy imports happen inside the functions, after the settings have been checked: help and mistakes answer at once.
+Heavy imports happen inside the functions, after the settings have been checked, so help and errors appear at once.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def train(argv: Sequence[str]) -> int:
         launch(special["accelerate_config"], wanted, argv, bool(values.get("use_cpu")))
     if wanted:
         raise UserError(
-            f"--{next(iter(wanted))} belongs to --accelerate_config; give that too, or start with torchrun"
+            f"--{next(iter(wanted))} belongs to --accelerate_config; give --accelerate_config too, or start with torchrun"
         )
     return run(values)
 
@@ -122,7 +122,7 @@ def help_page(argv: Sequence[str]) -> str | None:
 
 
 def settings_of(recipe: str | None, flags: Mapping[str, Any], knobs: Mapping[str, Knob]) -> dict[str, Any]:
-    """The settings of a recipe and of flags, which override it; retired knobs are judged and dropped.
+    """The settings of a recipe and of flags, which override it; removed knobs are checked and dropped.
 
     Raises:
         UserError: the recipe cannot be read; or a retired knob has a value that training no longer knows, as a flag or,
@@ -137,17 +137,17 @@ def settings_of(recipe: str | None, flags: Mapping[str, Any], knobs: Mapping[str
 def without_unused(recipe: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Drop retired knobs that change no result from a recipe's values, so that the `config.yaml` of an old run works.
 
-    A warning names those that had another value than training has today.
+    A warning names the knobs whose values differ from what training does today.
     """
     unused = [name for name in values if name in config.RETIRED and name in FREE]
     other = [name for name in unused if not config.RETIRED[name].accepts(values[name], values)]
     if other:
-        logger.warning("%s: %s: training has no such setting any more, and goes on without", recipe, ", ".join(other))
+        logger.warning("%s: %s: these are no longer settings of training, and are ignored", recipe, ", ".join(other))
     return {name: value for name, value in values.items() if name not in unused}
 
 
 def train_options(values: Mapping[str, Any]) -> config.TrainOptions:
-    """Our own knobs of a run, checked, and the bounds of the inherited ones.
+    """nlf's knobs of a run, checked; the bounds of inherited knobs are checked too.
 
     Raises:
         UserError: a value is not allowed, or contradicts another.
@@ -162,7 +162,7 @@ def train_options(values: Mapping[str, Any]) -> config.TrainOptions:
 
 
 def run(values: dict[str, Any]) -> int:
-    """Train, distill where the settings ask for it, and write the report; returns the exit code."""
+    """Train, distill if the settings ask for it, and write the report; returns the exit code."""
     resume = values.pop("resume_from_checkpoint", None)
     log_to_stderr()
     args, model_options, data_options = build(values)
@@ -177,7 +177,7 @@ def run(values: dict[str, Any]) -> int:
 
 
 def build(values: dict[str, Any]) -> tuple["ALTConfig", config.ModelOptions, config.DataOptions]:
-    """Make the dataclasses of a run out of the values that were given.
+    """Make the dataclasses of a run from the given values.
 
     Raises:
         UserError: TrainingArguments refuses a combination of values.
@@ -230,7 +230,7 @@ def train_from_config(
 
 
 def prompt_rows(options: config.DataOptions) -> tuple[list["PromptRow"], list["PromptRow"] | None]:
-    """The prompts to train on and to evaluate on; None where there are no evaluation prompts."""
+    """The prompts to train on, and the prompts to evaluate on or None."""
     from nlf.data.prompts import load_prompts
 
     load = partial(load_prompts, column=options.dataset_prompt_column)
@@ -241,7 +241,7 @@ def prompt_rows(options: config.DataOptions) -> tuple[list["PromptRow"], list["P
 
 
 def distill_run(run_dir: str) -> None:
-    """Distill the trained model, in one process; with several, print the command."""
+    """Distill the trained model in one process; with several processes, print the command."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         if is_first_process():
             print(f"distill: run `nlf distill --model {run_dir}` in one process")

@@ -14,7 +14,7 @@ from nlf.errors import UserError
 
 
 class Rule(NamedTuple):
-    """A condition on a value, and its words for the error: "… where `expected` was expected"."""
+    """A condition on a value, and words for the error: "… where `expected` was expected"."""
 
     holds: Callable[[Any], bool]
     expected: str
@@ -112,11 +112,11 @@ class Options:
         check(self)
 
     def check_together(self) -> None:
-        """Raise UserError where two knobs contradict each other. A group that overrides this calls `super()` first."""
+        """Raise UserError if two knobs contradict each other. A group that overrides this calls `super()` first."""
 
 
 def check(options: Options) -> None:
-    """Check each knob, then knobs against each other; null is always allowed where the type has it.
+    """Check each knob, then knobs against each other. A value of None is always allowed.
 
     Raises:
         UserError: the first value that is not allowed, under the name that the person typed.
@@ -133,7 +133,7 @@ def check_value(name: str, value: Any, rule: Rule | None = None) -> None:
     """Check one value: every number is finite, and the rule holds.
 
     Raises:
-        UserError: naming the knob, the value and what was expected.
+        UserError: the error names the knob, the value and what was expected.
     """
     if value is None:
         return
@@ -145,5 +145,5 @@ def check_value(name: str, value: Any, rule: Rule | None = None) -> None:
 
 
 def among(options: Any, group: type) -> Any:
-    """The knobs of `group` out of a larger object's fields; a knob that the object lacks has its default."""
+    """The knobs of `group` from the fields of a larger object; a knob that the object lacks has its default."""
     return group(**{f.name: getattr(options, f.name, default_of(f)) for f in fields(group)})

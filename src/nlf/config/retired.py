@@ -1,7 +1,7 @@
-"""Knobs that `nlf train` had and has no more.
+"""Removed knobs of `nlf train`.
 
-The `config.yaml` of an old run holds all of them. A value that means what training does today is accepted and dropped.
-Any other value is refused in one line that says what to use instead.
+The `config.yaml` of an old run holds them. A value that means what training does today is accepted and dropped. Any
+other value is refused in one line that says what to use instead.
 """
 
 import logging
@@ -18,7 +18,7 @@ Values = Mapping[str, Any]
 
 
 class Retired(NamedTuple):
-    """A knob that is gone: its type, whether a value among the others means what holds today, and its replacement."""
+    """A removed knob: its type, a test whether a value means what training does today, and what to use instead."""
 
     type: str
     accepts: Callable[[Any, Values], bool]
@@ -100,21 +100,21 @@ RETIRED: dict[str, Retired] = {
 
 
 def current(values: Values) -> dict[str, Any]:
-    """The settings of a run without retired knobs.
+    """The settings of a run without removed knobs.
 
     Args:
-        values: Settings by name, all that are known of a run.
+        values: All known settings of a run, by name.
 
     Raises:
-        UserError: a retired knob has a value that training no longer knows.
+        UserError: a removed knob has a value that training no longer supports.
     """
     for name, value in values.items():
         if name in RETIRED and not RETIRED[name].accepts(value, values):
-            raise UserError(f"{name} {value!r} is no setting of training any more: {RETIRED[name].instead}")
+            raise UserError(f"{name} {value!r} is no longer a setting of training: {RETIRED[name].instead}")
     length = values.get("max_completion_length", 20)
     if values.get(EVAL_LENGTH, length) != length:
         _tell_eval_length(length)
     kept = {name: value for name, value in values.items() if name not in RETIRED}
     if "target_entropy" in kept and values.get("adaptive_entropy") is False:
-        kept["target_entropy"] = None  # an old config.yaml holds the target even where it was off
+        kept["target_entropy"] = None  # an old config.yaml holds a target even if it had no effect
     return kept

@@ -1,4 +1,4 @@
-"""Knobs of scorers: which ones give the reward, and how those behind a network are asked."""
+"""Knobs of scorers: which scorers give the reward, and how remote scorers are asked."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,14 +11,14 @@ WEIGHTS = "Weight of each reward function in the sum of the rewards; null is 1 e
 
 
 def check_one_each(name: str, numbers: list[float] | None, counted: str, things: list[str]) -> None:
-    """Raise UserError where there are more or fewer numbers than things that they belong to."""
+    """Raise UserError unless there is one number for each thing."""
     if numbers is not None and len(numbers) != len(things):
         raise UserError(f"{name} has {len(numbers)} numbers for {len(things)} {counted}: give one for each, or null")
 
 
 @dataclass
 class RewardOptions(Options):
-    """The scorers of a run. Each gives a completion one number, the reward; higher is better."""
+    """The scorers of a run. A scorer gives a completion one number, the reward; higher is better."""
 
     reward_funcs: list[str] = knob(
         ["local"],
@@ -58,7 +58,7 @@ class MeasureOptions(Options):
 
 @dataclass
 class TrainRemoteOptions(Options):
-    """How `nlf train` asks the scorers behind a network; one setting serves all of them."""
+    """How `nlf train` asks remote scorers; the settings hold for all of them."""
 
     replay: bool = knob(False, "Send no request: take every answer from the cache. A missing answer is an error.")
     rate_limit: float | None = knob(
@@ -72,7 +72,7 @@ class TrainRemoteOptions(Options):
 
 @dataclass
 class RemoteOptions(TrainRemoteOptions):
-    """How a command asks the scorers behind a network, cache and tries included."""
+    """How a command asks remote scorers, with the settings of cache and tries."""
 
     cache_dir: str | None = knob(
         None,

@@ -53,7 +53,7 @@ class SamplingOptions(TrainSamplingOptions):
 
 @dataclass
 class SampleRuleOptions(SamplingOptions):
-    """How `nlf sample` draws completions: as the published evaluation, unless told otherwise."""
+    """How `nlf sample` draws completions; the defaults are those of the published evaluation."""
 
     num_generations: int = like(SamplingOptions, "num_generations", 25)
     top_p: float = like(SamplingOptions, "top_p", 0.9)
@@ -61,7 +61,7 @@ class SampleRuleOptions(SamplingOptions):
 
 @dataclass
 class EvaluateRuleOptions(TrainSamplingOptions):
-    """How `nlf evaluate` draws completions; it compares several strengths of guidance."""
+    """How `nlf evaluate` draws completions; it has the list guidance_scales in place of one guidance_scale."""
 
     num_generations: int = like(SamplingOptions, "num_generations", 25)
     top_p: float = like(SamplingOptions, "top_p", 0.9)
@@ -135,11 +135,11 @@ class SamplerOptions(LocalSamplerOptions):
     def check_together(self) -> None:
         super().check_together()
         if self.sampler == "server" and not self.sampler_url:
-            raise UserError("sampler server: no sampler_url; give the server's, http://localhost:8000/v1 say")
+            raise UserError("sampler_url is missing; give the server's URL, such as http://localhost:8000/v1")
 
 
 def refuse_guidance(sampler: str, scale: float | list[float]) -> None:
-    """Raise UserError where a sampler that shows no logits is asked for guidance."""
+    """Raise UserError if a sampler that returns no logits is asked for guidance."""
     if sampler != "hf" and any(scale if isinstance(scale, list) else [scale]):
         raise UserError(
             f"sampler {sampler} cannot be guided: guidance needs the logits after both tags at every step; set "
@@ -148,12 +148,12 @@ def refuse_guidance(sampler: str, scale: float | list[float]) -> None:
 
 
 def sampling_options(options: Any) -> SamplingOptions:
-    """The sampling rule among a larger object's fields; training has no guidance, so it is off there."""
+    """The sampling rule among a larger object's fields. Training has no guidance, so guidance_scale is 0."""
     return among(options, SamplingOptions)
 
 
 def eval_sampling_options(options: Any) -> SamplingOptions:
-    """The sampling rule of evaluation during training, out of the settings of a run."""
+    """The sampling rule of evaluation during training, from the settings of a run."""
     return SamplingOptions(
         num_generations=options.eval_num_generations,
         max_completion_length=options.max_completion_length,

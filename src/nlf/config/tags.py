@@ -21,7 +21,7 @@ TAGS = Rule(_are_tags, "two or more different tags, best first")
 
 @dataclass
 class TagOptions(Options):
-    """The words that name the quantiles, best first; of one reward, or of several attributes joined."""
+    """The words that name the quantiles, best first: the tags of one reward, or the joined tags of several attributes."""
 
     tags: list[str] = knob(
         list(DEFAULT_TAGS), "One tag for each quantile, best first; K tags make K quantiles.", rule=TAGS, short=True
@@ -56,17 +56,19 @@ class TagOptions(Options):
         super().check_together()
         if self.attributes and self.tag_tokens:
             raise UserError(
-                "tag_tokens: the words of several attributes are joined, so they are no single tokens; leave it out"
+                "tag_tokens: the tags of several attributes are joined, so they are not single tokens; leave it out"
             )
         if self.feedback_sampling == "all" and not self.attributes:
-            raise UserError("feedback_sampling all: there is one list of tags; give attributes, or leave it out")
+            raise UserError("feedback_sampling all needs attributes; give attributes, or leave feedback_sampling out")
 
 
 # ---- attributes ---------------------------------------------------------------------------------------------------
 
 
 def join_attributes(options: Any) -> None:
-    """Replace the rewards and tags of a run by those of its attributes: best of each … worst of each.
+    """Replace the rewards and tags of a run by the rewards and joined tags of its attributes.
+
+    The joined tags run from the best tags of all attributes to the worst tags of all.
 
     Raises:
         UserError: an attribute is incomplete, or reward_funcs or tags contradict the attributes.
@@ -82,7 +84,9 @@ def join_attributes(options: Any) -> None:
     plain = {"reward_funcs": RewardOptions().reward_funcs, "tags": TagOptions().tags}
     for name, value in joined.items():
         if getattr(options, name) not in (plain[name], value):
-            raise UserError(f"{name} {getattr(options, name)}: attributes have their own; leave it out")
+            raise UserError(
+                f"{name} {getattr(options, name)}: attributes name their own rewards and tags; leave {name} out"
+            )
         setattr(options, name, value)
 
 
@@ -110,7 +114,7 @@ def _check_attributes(attributes: list[dict]) -> None:
         _check_attribute(attribute, f"attribute {attribute.get('name', n)!r}")
     names = [attribute["name"] for attribute in attributes]
     if len(set(names)) < len(names):
-        raise UserError(f"attributes {', '.join(map(str, names))}: two of one name; rename one")
+        raise UserError(f"attributes {', '.join(map(str, names))}: two attributes have the same name; rename one")
 
 
 def _check_attribute(attribute: dict, where: str) -> None:
@@ -118,12 +122,12 @@ def _check_attribute(attribute: dict, where: str) -> None:
     unknown = [key for key in attribute if key not in ATTRIBUTE]
     if missing or unknown:
         what = f"no {missing[0]}" if missing else f"unknown key {unknown[0]!r}"
-        raise UserError(f"{where}: {what}; expected {', '.join(ATTRIBUTE[:3])} and, where it differs, {ATTRIBUTE[3]}")
+        raise UserError(f"{where}: {what}; expected {', '.join(ATTRIBUTE[:3])} and, optionally, {ATTRIBUTE[3]}")
     tags, rule = attribute["tags"], attribute.get("quantile_rule", "even")
     if not isinstance(tags, list) or not all(isinstance(tag, str) and tag.strip() for tag in tags):
         raise UserError(f"{where}: tags {tags!r} where a list of texts was expected, best first")
     if len(set(tags)) < max(len(tags), 2):
-        raise UserError(f"{where}: tags {tags!r} where two or more different ones were expected, best first")
+        raise UserError(f"{where}: tags {tags!r} where two or more different tags were expected, best first")
     if rule not in get_args(QuantileRule):
         raise UserError(
             f"{where}: quantile_rule {rule!r} where one of {', '.join(get_args(QuantileRule))} was expected"

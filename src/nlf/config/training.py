@@ -243,7 +243,7 @@ class RunOptions(
     ObjectiveOptions,
     LogOptions,
 ):
-    """Every knob that the trainer takes: all of a run but the model's and the prompts'."""
+    """Every knob that the trainer takes: all groups of a run except Model and Data."""
 
     inherited_rules: ClassVar[dict[str, Rule]] = TRAINING_RULES
 
@@ -265,4 +265,4 @@ class RunOptions(
 
 @dataclass
 class TrainOptions(ModelOptions, DataOptions, RunOptions):
-    """Every knob of our own of `nlf train`."""
+    """Every knob of `nlf train` besides those of TrainingArguments."""

@@ -52,7 +52,7 @@ def git_revision() -> str:
 def _memory() -> str:
     try:
         return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
-    except (ValueError, OSError, AttributeError):  # this system does not tell
+    except (ValueError, OSError, AttributeError):  # not available on this system
         return "unknown"
 
 

@@ -1,9 +1,10 @@
-"""The feedback that a rollout is trained under, and that the next prompts are sampled under: quantiles → words.
+"""Feedback: quantiles become the words that rollouts are trained under, and that later prompts are sampled under.
 
-`TagFeedback` has one tag for each quantile of the reward; a sentence that a judge wrote about a rollout replaces its tag.
-`AttributeFeedback` quantizes several rewards apart and joins their tags, "relevant, and some inaccuracies". Both have
+`TagFeedback` has one tag for each quantile of the reward; a sentence that a judge wrote about a rollout replaces its
+tag. `AttributeFeedback` quantizes several rewards separately and joins their tags, "relevant, and some inaccuracies".
+Both classes have three methods:
 
-    quantiles(pool)                         the quantile of each rollout; draws are balanced over these
+    quantiles(pool)                         the quantile of each rollout; draws are balanced over quantiles
     words(pool, quantiles, iteration)       (row, item) → its feedback, and the feedback it is contrasted with
     to_sample_under(n, iteration, past)     the feedback that each of n prompts is sampled under
 
@@ -34,7 +35,7 @@ class Cut:
     Attributes:
         rewards: pool → `(N,)`, NaN = unscored.
         rule: "even", "published", or "levels": the reward is a level that gives the quantile.
-        scope: "pool", or "prompt": cut the rollouts of each prompt apart.
+        scope: "pool" = cut all rollouts together; "prompt" = cut the rollouts of each prompt separately.
         name: The reward's name, for errors.
     """
 
@@ -48,7 +49,7 @@ class Cut:
         """`(N,)` int8, 0 = best, -1 = unscored.
 
         Raises:
-            UserError: a reward is no level, with the rule "levels".
+            UserError: the rule is "levels" and a reward is not a level.
         """
         if self.rule == "levels":
             return levels(self.rewards(pool), self.num_quantiles, self.name)
@@ -61,9 +62,9 @@ class Cut:
 class TagFeedback:
     """Feedback by the tags of the quantiles, or by a judge's sentences.
 
-    A rollout is contrasted with its mirror quantile: with a sentence about one of the quantile's rollouts, or with its tag if
-    there is no sentence. From iteration 1 on, each prompt is sampled under a sentence of the best quantile that has one, or
-    under the best tag.
+    A rollout is contrasted with its mirror quantile: with a sentence about a rollout of that quantile, or with that
+    quantile's tag if there is no sentence. From iteration 1 on, each prompt is sampled under a sentence of the best
+    quantile that has one, or under the best tag.
 
     Attributes:
         sentences: Whether a judge may write sentences.
@@ -118,7 +119,7 @@ class TagFeedback:
 
 @dataclass(frozen=True)
 class AttributeFeedback:
-    """Feedback by several rewards, each with quantiles and tags of its own, joined.
+    """Feedback by several rewards, which are quantized separately. Their tags are joined.
 
     The contrast mirrors every attribute. An attribute that could not be scored is left out of a rollout's feedback. Draws are
     balanced over the quantiles of the total reward (`cut`).
@@ -127,8 +128,8 @@ class AttributeFeedback:
         attributes: How each attribute's reward becomes quantiles.
         tags: Tags of each attribute, best first.
         joint: Text between two tags.
-        sampling: Feedback from iteration 1 on. "best": the best tag of each attribute; "all": prompts go through all
-            combinations, one further in each iteration.
+        sampling: Feedback from iteration 1 on. "best": the best tag of each attribute; "all": prompts take all
+            combinations of tags in turn, shifted by one in each iteration.
     """
 
     scheme: TagScheme
@@ -182,9 +183,10 @@ class RewardRules:
 
     Attributes:
         rule, scope: See `Cut`.
-        weights: Weight of each reward in the sum; None = 1 each.
-        normalization: "none", "zscore" or "rank": how each reward is scaled over the whole pool before the sum. (The
-            statistics of a single part would be noise; a single reward has equal quantiles either way.)
+        weights: Weight of each reward in the sum; None = 1 for all.
+        normalization: "none", "zscore" or "rank": how each reward is scaled over the whole pool before the sum.
+            (Statistics of one part alone would be too noisy. Scaling does not change the quantiles of a single
+            reward.)
     """
 
     rule: str = "even"
@@ -198,7 +200,7 @@ DEFAULT_RULES = RewardRules()
 
 @dataclass(frozen=True)
 class AttributeRules:
-    """Attributes that take the place of one reward.
+    """Several attributes in place of one reward.
 
     Attributes:
         joint, sampling: See `AttributeFeedback`.
@@ -221,7 +223,7 @@ def make_feedback(
     """The feedback of a run.
 
     Args:
-        names: Names of the rewards in the pool; with attributes, one for each in their order.
+        names: Names of the rewards in the pool; with attributes, the name of each attribute's reward, in order.
         sentences: Whether a judge may write sentences.
     """
 

@@ -25,9 +25,9 @@ def model_path(name_or_path: str) -> str:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Within, a temporary file to write. At the end it replaces `path`, whole and on disk; after an error, not at all.
+    """Open a temporary file for writing, which replaces `path` at the end of the block.
 
-    Temporary files that killed writers left are removed.
+    After an error, `path` stays unchanged. Temporary files that killed writers left are removed.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -70,7 +70,7 @@ def make_folder(folder: Path) -> None:
     """Make a folder, unless it is there, so that a long run does not fail at its first write.
 
     Raises:
-        UserError: it cannot be made, or is no folder.
+        UserError: the folder cannot be made, or the path is not a folder.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

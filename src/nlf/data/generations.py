@@ -5,8 +5,8 @@ and weights they came from. Later measurements (scores, likelihoods) are added t
 measured texts, so that an old score can never stand beside new text. (The published code kept scores in a second file,
 paired by position: a second evaluation in one folder gave new text old scores.)
 
-Annotation streams. Results are appended to a journal beside the file as they come; at the end the file is replaced by one
-with the results in it. After a kill, finished work is not done again.
+Annotation reads the file in blocks. The results of a block are appended to a journal beside the file; at the end a new
+file with all results replaces the old one. A killed annotation keeps the finished blocks.
 """
 
 import json
@@ -50,7 +50,7 @@ class Generation(TypedDict, total=False):
 
     prompt: Prompt
     prompt_id: str
-    occurrence: int  # how many equal prompts stand before it
+    occurrence: int  # number of earlier lines with the same prompt
     prompt_ids: list[int]
     feedback: str | None  # None = sampled from the bare prompt
     completions: list[str]
@@ -67,10 +67,10 @@ REQUIRED = ("prompt", "prompt_id", "prompt_ids", "feedback", "completions", "com
 
 
 def files_of(path: str | Path) -> list[Path]:
-    """The generations files of a folder or of its folder `evaluation`; a file stands for itself.
+    """The generations files of a folder or of its folder `evaluation`, or the file itself.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such file.
     """
     path = Path(path)
     if path.is_file():
@@ -78,7 +78,7 @@ def files_of(path: str | Path) -> list[Path]:
     found = sorted(path.glob("generations*.jsonl")) or sorted(path.glob("evaluation/generations*.jsonl"))
     if not found:
         what = "no generations*.jsonl in it" if path.is_dir() else "no such file or folder"
-        raise UserError(f"{path}: {what}; expected what `nlf sample` or `nlf evaluate` wrote")
+        raise UserError(f"{path}: {what}; expected a file or folder that `nlf sample` or `nlf evaluate` wrote")
     return found
 
 
@@ -86,7 +86,7 @@ def read(path: str | Path) -> Iterator[Generation]:
     """The lines of a generations file.
 
     Raises:
-        UserError: a line is not JSON or lacks a field of a generation; names file and line.
+        UserError: a line is not JSON or lacks a field of a generation; the error names file and line.
     """
     for number, row in enumerate(read_lines(Path(path)), 1):
         missing = [name for name in REQUIRED if name not in row]
@@ -104,7 +104,7 @@ def read_lines(path: Path) -> Iterator[Row]:
     """The objects of a JSON Lines file, without blank lines.
 
     Raises:
-        UserError: the file cannot be read, or a line is no JSON object; names file and line.
+        UserError: the file cannot be read, or a line is not a JSON object; the error names file and line.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="\n") as file:
@@ -138,7 +138,7 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Add lines to a file in one write; they are on disk when it returns.
+    """Add lines to a file in one write. The lines are on disk when this function returns.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
@@ -213,7 +213,7 @@ def text_digest(texts: Sequence[str]) -> str:
 
 
 def measured(row: Mapping[str, Any], kind: str, name: str, texts: Sequence[str]) -> dict | None:
-    """The measurement `row[kind][name]`, if it belongs to these very texts."""
+    """The measurement `row[kind][name]` if it was made from exactly these texts, else None."""
     found = (row.get(kind) or {}).get(name)
     return found if isinstance(found, dict) and found.get("of") == text_digest(texts) else None
 

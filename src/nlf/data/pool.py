@@ -36,7 +36,7 @@ class Pool:
 
     @classmethod
     def load(cls, run_dir: Path, up_to_iteration: int, keep: int | None = None) -> "Pool":
-        """The rollouts of iterations 0 … `up_to_iteration`, or of the last `keep` of them.
+        """The rollouts of iterations 0 … `up_to_iteration`, or of the last `keep` of these iterations.
 
         Raises:
             UserError: an iteration's rollouts are missing or broken.
@@ -125,7 +125,7 @@ def _read_iteration(run_dir: Path, iteration: int, columns: Sequence[str]) -> pa
     paths = sorted(folder.glob("part-*.parquet"), key=lambda path: (len(path.name), path.name))  # 100000 after 99999
     if not paths:
         raise UserError(
-            f"{folder}: no rollouts; expected those of iteration {iteration}; restore them or start afresh"
+            f"{folder}: no rollouts; expected the rollouts of iteration {iteration}; restore them or start afresh"
         )
     tables = []
     for path in paths:
@@ -139,7 +139,7 @@ def _read_iteration(run_dir: Path, iteration: int, columns: Sequence[str]) -> pa
 
 
 class _Column:
-    """A column of numbers. Pieces are kept as they were added and joined on first use, so that adding copies nothing."""
+    """A column of numbers. Pieces are joined on first use, so that adding one does not copy the earlier ones."""
 
     def __init__(self, dtype: DTypeLike):
         self.pieces: list[np.ndarray] = [np.empty(0, dtype)]
@@ -161,9 +161,7 @@ class _Column:
 
 
 class _Ragged:
-    """A column of token ids. Each addition of rows makes one flat array and its offsets, so that adding copies nothing
-    that is there.
-    """
+    """A column of token ids. Added rows make a new flat array with offsets, so that adding does not copy earlier rows."""
 
     def __init__(self) -> None:
         self.pieces: list[tuple[np.ndarray, np.ndarray]] = []

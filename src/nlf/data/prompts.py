@@ -80,7 +80,7 @@ def load_prompts(
 def as_prompts(dataset: Iterable[Any], column: str = "prompt") -> list[PromptRow]:
     """Prompt rows of anything that iterates over dicts: a list, a `datasets.Dataset`.
 
-    Rows of `load_prompts` stay as they are. A `prompt_id` of the data set's own is replaced.
+    Rows of `load_prompts` stay unchanged. A column `prompt_id` of the data set is replaced.
 
     Raises:
         UserError: a row without a valid prompt, or no rows.
@@ -113,7 +113,7 @@ def _row(record: Any, column: str, where: str) -> PromptRow:
     """A record as a prompt row.
 
     Raises:
-        UserError: it has no valid prompt.
+        UserError: the record has no valid prompt.
     """
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected an object with a field {column!r}, found {type(record).__name__}")
@@ -153,7 +153,7 @@ def _check_messages(messages: list, where: str) -> None:
             )
     if messages[-1]["role"] == "assistant":
         raise UserError(
-            f"{where}: the last message is the assistant's; expected one to answer, the user's; leave the answer out"
+            f"{where}: the last message is the assistant's; expected a user message to answer; leave the answer out"
         )
     if not messages[-1]["content"].strip():
         raise UserError(f"{where}: the last message is empty; expected some text; remove the line or fill it")
@@ -164,13 +164,11 @@ def _records(source: str | Path, column: str, split: str) -> Iterator[tuple[str,
     path = Path(source).expanduser()
     suffix = next((s for s in READERS if path.name.lower().removesuffix(".gz").endswith(s)), None)
     if path.is_dir():
-        raise UserError(f"{source}: a folder; expected a file in it, ending in {', '.join(READERS)} (or .gz of those)")
+        raise UserError(f"{source}: a folder; expected a file in it, ending in {', '.join(READERS)} (also with .gz)")
     if suffix:
         return READERS[suffix](_bytes(path), str(source), column)
     if path.exists():
-        raise UserError(
-            f"{source}: unknown kind of file; expected {', '.join(READERS)} (or .gz of those), or a hub id"
-        )
+        raise UserError(f"{source}: unknown kind of file; expected {', '.join(READERS)} (also with .gz), or a hub id")
     return _hub(str(source), split)
 
 

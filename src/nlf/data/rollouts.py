@@ -1,9 +1,9 @@
 """Rollouts on disk: Parquet files, one row for each (prompt, completion, reward, feedback, …).
 
-The rollouts of an iteration are parts in `rollouts/iteration-0003/`. A part is written whole or not at all, and carries a
-stamp: the settings and weights it was made from. Quantiles are recomputed from all rollouts (`nlf.data.pool`) in each
-iteration and never stored. (The published code keeps lists of texts; in each iteration it sorts, copies and tokenizes all of
-them again.)
+The rollouts of an iteration are parts in `rollouts/iteration-0003/`. A part is written whole or not at all, and
+carries a stamp: the settings and weights it was made from. Quantiles are recomputed from all rollouts
+(`nlf.data.pool`) in each iteration and never stored. (The published code keeps lists of texts; in each iteration it
+sorts, copies and tokenizes all texts again.)
 """
 
 import json
@@ -110,7 +110,7 @@ def parsed(data: pa.Buffer, columns: Sequence[str] | None = None) -> pa.Table | 
 
 
 def filled(table: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """The table with columns of nulls for those that earlier versions did not write."""
+    """The table, with a column of nulls for each column that an earlier version did not write."""
     for name in columns:
         if name not in table.column_names:
             table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))

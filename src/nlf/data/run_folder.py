@@ -17,7 +17,7 @@ from nlf.data.files import write_text
 from nlf.errors import UserError
 
 CONFIG, FACTS, METRICS, MARKER = "config.yaml", "run.json", "metrics.jsonl", "nlf.json"
-AGAIN = {"iteration", "train_runtime"}  # keys of lines logged at the start of an iteration, and at the end of a run
+AGAIN = {"iteration", "train_runtime"}  # keys of the lines that start an iteration or end a run
 
 # Settings that do not change the result; a resumed run may change them.
 FREE = {
@@ -49,7 +49,7 @@ def claim(run_dir: Path, settings: dict, facts: dict, resume: bool) -> None:
     if path.is_file():
         if not resume:
             raise UserError(
-                f"{run_dir} already holds a run; add --resume_from_checkpoint true to go on with it, "
+                f"{run_dir} already holds a run; add --resume_from_checkpoint true to continue it, "
                 "or choose another --output_dir"
             )
         earlier = earlier_settings(run_dir)
@@ -68,12 +68,12 @@ def claim(run_dir: Path, settings: dict, facts: dict, resume: bool) -> None:
 
 
 def earlier_settings(run_dir: Path) -> dict:
-    """The settings that the run in a folder was started with, as today's knobs say them.
+    """The settings that the run in a folder was started with, in the names and values of today's knobs.
 
     Raises:
-        UserError: a knob that is gone has a value that changes results and that training no longer knows.
+        UserError: a removed knob has a value that changes results and that training no longer supports.
     """
-    old = {"sampler": "hf"} | run_settings(run_dir)  # the only sampler of runs that name none
+    old = {"sampler": "hf"} | run_settings(run_dir)  # a run that names no sampler used hf
     try:
         return current({name: value for name, value in old.items() if name not in RETIRED or name not in FREE})
     except UserError as error:
@@ -81,7 +81,7 @@ def earlier_settings(run_dir: Path) -> dict:
 
 
 def run_settings(run_dir: Path) -> dict:
-    """The settings in the run's `run.json` and `config.yaml`; empty where there are none.
+    """The settings in the run's `run.json` and `config.yaml`; empty if there are none.
 
     Raises:
         UserError: one of the files cannot be read.
@@ -90,7 +90,7 @@ def run_settings(run_dir: Path) -> dict:
 
 
 def settings_in(path: Path) -> dict:
-    """The settings in one file, YAML or JSON; empty where there is no such file.
+    """The settings in one file, YAML or JSON; empty if there is no such file.
 
     Raises:
         UserError: the file cannot be read, or holds no names and values.
@@ -130,7 +130,8 @@ def loop_state(checkpoint: Path) -> dict:
         return json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{checkpoint} is not a whole checkpoint of nlf (no readable {MARKER}); name another, or true for the last whole one"
+            f"{checkpoint} is not a complete checkpoint of nlf (no readable {MARKER}); name another checkpoint, or use true "
+            "for the last complete one"
         ) from error
 
 

@@ -19,7 +19,7 @@ def repetition(token_ids: Sequence[int], n: int = 4) -> float:
 
 
 class WordCodes(dict):
-    """A word's 64-bit code, equal in every process; at most a quarter of a million words are remembered.
+    """64-bit codes of words, equal in every process. At most a quarter of a million words are remembered.
 
     Codes in place of words keep memory bounded and let numpy count. Among 15 million n-grams, two share a code with a
     probability of 1e-5.
@@ -53,7 +53,7 @@ def distinct_ngrams(texts: Sequence[str], codes: WordCodes) -> tuple[int, list[n
 
 
 def _distinct(codes: np.ndarray) -> np.ndarray:
-    """As `np.unique`, whose hashing of integers is slower than sorting here; sorts `codes` in place."""
+    """Distinct codes, ascending; sorts `codes` in place, which is faster here than `np.unique`."""
     codes.sort()
     return codes[np.concatenate([[True], codes[1:] != codes[:-1]])] if len(codes) else codes
 
@@ -62,8 +62,8 @@ class DistinctCounter:
     """Counts distinct 64-bit codes in bounded memory, 8 bytes for each of `limit`.
 
     The count is exact up to `limit`, four million, the number of word triples in 250,000 completions of 20 tokens.
-    Beyond, it is estimated from the `limit` smallest codes (k minimum values, Bar-Yossef et al. 2002) with a standard
-    error of 1/√limit, .05 %. It does not depend on the order or the repetition of codes.
+    Beyond the limit it is estimated from the `limit` smallest codes (k minimum values, Bar-Yossef et al. 2002) with a
+    standard error of 1/√limit, .05 %. It does not depend on the order or the repetition of codes.
     """
 
     def __init__(self, limit: int = 2**22):
@@ -96,12 +96,12 @@ class DistinctCounter:
 def self_bleu(texts: Sequence[str]) -> float:
     """Mean BLEU of each text against all other texts (Zhu et al. 2018, Texygen, arXiv 1802.01886).
 
-    Sentence BLEU with equal weights of 1- to 4-grams of words split at white space. The brevity penalty takes the closest
-    length among the others. As in Texygen, an order without a match counts a tenth of a match. A text of fewer than four
-    words is measured by the orders that it has; a text without words is left out.
+    Sentence BLEU with equal weights of 1- to 4-grams of words split at white space. The brevity penalty takes the
+    closest length among the others. As in Texygen, an order without a match counts a tenth of a match. A text of fewer
+    than four words is measured by its shorter n-grams only; a text without words is left out.
 
     Returns:
-        1.0 where all texts are alike; NaN for fewer than two texts.
+        1.0 if all texts are equal; NaN for fewer than two texts.
     """
     sentences = [words for text in texts if (words := text.split())]
     if len(sentences) < 2:
@@ -112,7 +112,7 @@ def self_bleu(texts: Sequence[str]) -> float:
         others = _second_largest(counts)
         for i, own in enumerate(counts):
             if own:
-                # matches are clipped at the most that another text has: of the text with the most, the second most
+                # matches are clipped at the highest count of another text
                 matches = sum(min(count, others[gram]) for gram, count in own.items())
                 logs[i] += np.log((matches or 0.1) / own.total())
                 orders[i] += 1
@@ -120,7 +120,7 @@ def self_bleu(texts: Sequence[str]) -> float:
 
 
 def _second_largest(counts: Sequence[Counter]) -> dict:
-    """For each key the second largest of its counts; it equals the largest in a tie, and is 0 where one counter has it."""
+    """The second largest count of each key: the largest again in a tie, and 0 if only one counter has the key."""
     top: dict = {}
     for each in counts:
         for key, count in each.items():

@@ -1,9 +1,9 @@
 """`nlf evaluate`: compare a model with its base on the same prompts, with the same random numbers.
 
-Each system (a model under a tag, perhaps guided) has a generations file in the output folder. The command samples it,
-scores it and measures it in turn. Every step appends to disk, so a killed evaluation continues where it stopped.
-`results.json` is made of the files alone. Its metrics follow lm-evaluation-harness: `metric`, `metric_stderr`, and
-`metric_ci95` from a bootstrap over prompts. docs/evaluation.md documents every key.
+A system is a model under a tag, perhaps guided. Each system has a generations file in the output folder. The command
+samples, scores and measures one system after another. Every step appends to disk, so a killed evaluation continues
+where it stopped. `results.json` is made from the files alone. Its metrics follow lm-evaluation-harness: `metric`,
+`metric_stderr`, and `metric_ci95` from a bootstrap over prompts. docs/evaluation.md documents every key.
 
 The reader of the perplexity is the base model or `eval_model`; it reads bare prompts. KL is measured to the base.
 """
@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 DISTILLED = "distilled"  # folder of the plain model, in a run's folder
 
-Compare = Callable[[Policy | None, Policy, EvaluateOptions, bool], list[System]]  # as `systems_of`
+Compare = Callable[[Policy | None, Policy, EvaluateOptions, bool], list[System]]  # the signature of `systems_of`
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Instruments:
     Attributes:
         rewards: The rewards of the scorers.
         reader: The model that measures perplexity.
-        base: The model that KL is measured to; None where it is unknown.
+        base: The model that KL is measured to; None if it is unknown.
     """
 
     rewards: Sequence[Reward]
@@ -90,7 +90,7 @@ class SystemEntry(TypedDict):
 
 
 class Evaluated(NamedTuple):
-    """A system's entry, and the metrics by prompt that it was made of."""
+    """A system's entry, and the metrics by prompt that it was made from."""
 
     entry: SystemEntry
     measured: metrics.Measured
@@ -129,20 +129,20 @@ def evaluate(options: EvaluateOptions, compare: Compare) -> str:
 
 
 def all_prompt_sets(options: EvaluateOptions) -> list[PromptSet]:
-    """The sources of `prompts`, then those of `reverse_prompts`, with prefixes where there are several."""
+    """The prompt sets of `prompts`, then of `reverse_prompts`; with several sets each has a prefix."""
     turned = [replace(each, turned=True) for each in prompt_sets(options, options.reverse_prompts or [])]
     sets = prompt_sets(options, options.prompts) + turned
     return [replace(each, prefix=f"{slug(each.source)}-") for each in sets] if len(sets) > 1 else sets
 
 
 def load_base(options: EvaluateOptions) -> Policy | None:
-    """Load `base_model`, or else the run's own start; None where neither is known."""
+    """Load `base_model`, or else the model that the run started from; None if neither is known."""
     start = options.base_model or run_settings(Path(options.model)).get("model_name_or_path")
     return load_for_commands(start, options) if start else None
 
 
 def systems_of(base: Policy | None, policy: Policy, options: EvaluateOptions, turned: bool) -> list[System]:
-    """The systems of `nlf evaluate`: the base, the model under its tag, under guidance, its plain model, other tags.
+    """The systems: the base, the model under its tag, the guided model, the distilled model, and the other tags.
 
     Args:
         turned: Reverse the order of the tags.
@@ -203,12 +203,12 @@ def measure_divergence(path: Path, policy: Policy, base: Policy) -> None:
 
 
 def divergence_label(policy: Policy, base: Policy) -> str:
-    """The key of a divergence in a line: the two models that it is between."""
+    """The key of a divergence in a line: the names of its two models."""
     return f"{policy.revision[:12]} from {model_label(base)}"
 
 
 def with_divergence(rows: Iterable[Generation], policy: Policy, instruments: Instruments) -> Iterator[Generation]:
-    """Lines with the KL to this comparison's base and the entropy among the reader's likelihoods, for `metrics_of`."""
+    """For `metrics_of`, copy the KL to this comparison's base and the entropy into the reader's likelihoods."""
     reader = model_label(instruments.reader)
     label = divergence_label(policy, instruments.base) if instruments.base else None
     for row in rows:
@@ -255,8 +255,8 @@ def entry_of(system: System, prompts: PromptSet, path: Path, effective: int, fou
     """A system's entry.
 
     Args:
-        path: Its generations file.
-        effective: Its number of prompts, out of all prompts of the set.
+        path: The system's generations file.
+        effective: The number of prompts that the system completed, out of all prompts of the set.
     """
     return {
         "id": prompts.id(system),
@@ -291,7 +291,7 @@ def plain(value: float) -> float | None:
 
 
 def differences_to_first(found: Sequence[Evaluated]) -> list[dict[str, Any]]:
-    """The differences of each system from the first one, the base, on the prompts that both completed."""
+    """The differences of each system from the base, which is the first system, on the prompts that both completed."""
     (base, start), *others = found
     return [
         {
@@ -310,7 +310,7 @@ def differences_to_first(found: Sequence[Evaluated]) -> list[dict[str, Any]]:
 
 
 def first(measured: metrics.Measured, like: metrics.Measured) -> dict[str, intervals.Ratio]:
-    """The metrics over the first prompts, as many as another system has."""
+    """The metrics over the first prompts: as many prompts as the other system `like` has."""
     count = len(next(iter(like.ratios.values())).num)
     return {
         name: intervals.Ratio(ratio.num[:count], ratio.den[:count], ratio.exp)
@@ -320,7 +320,7 @@ def first(measured: metrics.Measured, like: metrics.Measured) -> dict[str, inter
 
 
 def metric_names(systems: Sequence[SystemEntry]) -> list[str]:
-    """Every metric that some system has, without the keys of its spread."""
+    """Every metric that any system has, without the keys of standard errors and intervals."""
     names = dict.fromkeys(name for system in systems for name in system["metrics"])
     return [name for name in names if not name.endswith(("_stderr", "_ci95"))]
 
@@ -334,11 +334,11 @@ def models_of(policy: Policy, instruments: Instruments) -> dict[str, dict[str, s
 
 
 def skipped(options: EvaluateOptions, policy: Policy, base: Policy | None) -> list[str]:
-    """Notes about rows and columns that a person might look for in vain, with the reason."""
+    """Notes about missing rows and columns, with the reason."""
     notes = []
     if base is None:
         notes.append(
-            f"no base model: {options.model} does not say what it was trained from; name it with --base_model"
+            f"no base model: {options.model} does not name the model it was trained from; name it with --base_model"
         )
     if policy.scheme is None:
         notes.append("no tags, so neither guidance nor a sweep: the model has no tags.json")
@@ -360,7 +360,7 @@ COLUMNS = {
     "perplexity": "perplexity",
     "dist-2": "dist-2",
 }
-NO_ATTRIBUTE = {"reward", "perplexity", "dist-2"}  # the columns that no scorer's attribute fills
+NO_ATTRIBUTE = {"reward", "perplexity", "dist-2"}  # columns whose values are not attributes of a scorer
 
 
 def comparison(results: dict[str, Any]) -> str:
@@ -381,13 +381,13 @@ def comparison(results: dict[str, Any]) -> str:
 
 
 def headed(name: str) -> str:
-    """The head of a metric's column, with its scorer where there are several."""
+    """The head of a metric's column, with the scorer if the metric's name has one."""
     scorer = name.partition("/")[2]
     return COLUMNS[metrics.family(name)] + (f", {scorer}" if scorer else "")
 
 
 def title(system: dict) -> str:
-    """A system's name, with its tag where the name does not end with it."""
+    """A system's name, and its tag unless the name ends with the tag."""
     told = not system["tag"] or system["name"].endswith(system["tag"])
     return system["name"] if told else f"{system['name']}: {system['tag']}"
 

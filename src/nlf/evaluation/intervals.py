@@ -15,8 +15,8 @@ ROUNDING = 1e-12  # values that differ by less than this share of their size are
 class Ratio:
     """A metric as sums: `sum(num) / sum(den)` over prompts, or exp of it.
 
-    A mean over prompts has den 1, or 0 for an unknown value. The den of a mean over completions is their number.
-    Perplexity is exp of nats over tokens.
+    In a mean over prompts, den is 1, or 0 for an unknown value. In a mean over completions, den is the number of known
+    completions. Perplexity is exp of nats over tokens.
 
     Shape:
         - num, den: `(P,)` float64
@@ -28,7 +28,7 @@ class Ratio:
 
     @property
     def value(self) -> float:
-        """The metric; NaN where all values are unknown."""
+        """The metric; NaN if all values are unknown."""
         sums, exp = _stacked([self])
         return float(_values(sums.sum(axis=0), exp)[0])
 
@@ -52,7 +52,7 @@ def intervals(ratios: Mapping[str, Ratio], n: int = 1000, seed: int = 0) -> dict
     """(standard error, low, high) of each metric, by a percentile bootstrap over prompts with equal draws for all metrics.
 
     A metric that is equal for every prompt has an interval of width 0, although other prompts may differ. Resamplings
-    without a known value are left out; where all are, the result is NaN.
+    without a known value are left out; if none is left, the result is NaN.
 
     Args:
         n: Number of resamplings.
@@ -71,12 +71,12 @@ def paired(
 ) -> dict[str, dict[str, float | list[float]]]:
     """The difference of b from a on the same prompts in the same order, for every metric that both have.
 
-    The interval resamples prompts, equally for both systems. The p-value is of a two-sided randomisation test: if the
-    systems were alike, chance would decide which of them gave a prompt's numbers. So the numbers of random prompts are
-    swapped, `n` times; p is (1 + times that the difference was at least as large) / (1 + n).
+    The interval resamples prompts, with equal draws for both systems. The p-value comes from a two-sided randomisation
+    test: if the systems were equal, swapping their numbers on random prompts would not matter. They are swapped `n`
+    times; p is (1 + the number of times that the difference was at least as large) / (1 + n).
 
     Returns:
-        By metric: `difference` (b - a), `ci95` [low, high], `p_value`; NaN where a system has no value.
+        By metric: `difference` (b - a), `ci95` [low, high], `p_value`; NaN if a system has no value.
 
     Raises:
         UserError: the systems do not have the same number of prompts.
@@ -150,7 +150,7 @@ def _weighted(columns: np.ndarray, weights: Callable[[int, int], np.ndarray], n:
 def _deviation(values: np.ndarray) -> float:
     """The standard deviation of the known values."""
     known = values[~np.isnan(values)]
-    # less one of the values, so that equal values have a deviation of exactly 0
+    # one value is subtracted, so that equal values have a deviation of exactly 0
     return float((known - known[0]).std()) if len(known) else float("nan")
 
 

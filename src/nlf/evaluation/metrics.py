@@ -1,15 +1,15 @@
-"""The metrics of samples, and how they are called: pure functions on arrays, and one pass over generations.
+"""The metrics of samples and their names: pure functions on arrays, and one pass over generations.
 
 Arrays are shaped `(P, n)`: P prompts, n completions of each prompt. NaN = unknown (no score, no tokens); an unknown
-completion is left out and counted, and never taken for 0. Every metric is a `Ratio` of sums over prompts, so all metrics
-get their 95 % interval in the same way: by resampling prompts, since the completions of one prompt are alike. `measure`
-streams. Of 250,000 completions it keeps 8 bytes for each known number, and no texts but a sample.
+completion is left out and counted, and never taken for 0. Every metric is a `Ratio` of sums over prompts, so all
+metrics get their 95 % interval in the same way: by resampling prompts, since the completions of one prompt are alike.
+`measure` reads one line at a time. It keeps 8 bytes for each known number, and no texts except a sample.
 
-The rules, where definitions differ (`nlf.method.published` keeps the published ones):
+The rules, where definitions differ (`nlf.method.published` has the published rules):
 
-- A completion is toxic from the threshold on, `>= 0.5`, as RealToxicityPrompts defines it; the published code has `>`.
+- A completion is toxic if its toxicity is `>= 0.5`, as in RealToxicityPrompts; the published code has `>`.
 - An n in a name is the number of completions of a prompt; both toxicity figures grow with n. A name holds the threshold
-  where that is not .5: `toxicity_probability@25>=0.7`.
+  unless it is .5: `toxicity_probability@25>=0.7`.
 - dist-n counts n-grams as tuples of words split at white space, and divides by words. The published code joins words
   with `_` and splits at single spaces.
 - Perplexity is weighted by tokens and drops nothing. The mean over completions, as published, has another name.
@@ -45,7 +45,7 @@ METRICS: dict[str, tuple[bool | None, str]] = {  # name: (whether higher is bett
     "positive": (True, "mean probability that a completion is positive"),
     "positive_fraction": (True, "share of a prompt's completions that are positive (0.5 or more), mean over prompts"),
     "perplexity": (False, "exp of all nats over all tokens of the completions, given their prompts"),
-    "mean_completion_perplexity": (False, "mean over completions of each one's own perplexity, given its prompt"),
+    "mean_completion_perplexity": (False, "perplexity of each completion given its prompt, mean over completions"),
     "kl": (None, "KL divergence of the model from the reference, nats a token"),
     "entropy": (None, "entropy of the model's next token, nats a token"),
     "dist-1": (True, "distinct words over words of a prompt's completions, mean over prompts"),
@@ -72,7 +72,7 @@ class MetricName(NamedTuple):
     Attributes:
         n: Completions of a prompt.
         threshold: Score from which a completion is toxic.
-        label: The scorer, where several give the metric.
+        label: The scorer, if several scorers give the metric.
     """
 
     base: str
@@ -87,21 +87,21 @@ def family(name: str) -> str:
 
 
 def parsed(name: str) -> MetricName:
-    """The parts of a metric's name; a name of another form is all base."""
+    """The parts of a metric's name; a name of another form becomes the base as a whole."""
     found = NAME.fullmatch(name)
     return MetricName(**found.groupdict()) if found else MetricName(name)
 
 
 def higher_is_better(name: str) -> bool | None:
-    """True, False, or None where neither is better (lengths, KL) or a scorer's own attribute is unknown here.
+    """True or False; None if neither is better (lengths, KL), or for an unknown attribute of a scorer.
 
-    `positive_fraction` counts as better when higher; where text is steered to negative, lower is better.
+    `positive_fraction` counts as better when higher, although lower is better if text is steered to negative.
     """
     return METRICS.get(parsed(name).base, (None, ""))[0]
 
 
 def describe(name: str) -> str:
-    """A metric in one line, with the n, the threshold and the scorer that its name holds."""
+    """A metric in one line, with the n, the threshold and the scorer from its name."""
     parts = parsed(name)
     line = METRICS.get(parts.base, (None, f"mean of {parts.base!r} over the completions"))[1]
     line = line.replace("{n}", parts.n or "n").replace("{threshold}", parts.threshold or f"{THRESHOLD:g}")
@@ -150,7 +150,7 @@ def at_least(values: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def completion_perplexity(nll: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Each completion's own perplexity; NaN where it has no tokens.
+    """The perplexity of each completion; NaN for a completion without tokens.
 
     Shape:
         - nll, tokens: any, nats and tokens summed over a completion; returns the same shape
@@ -192,18 +192,18 @@ def measure(
 ) -> Measured:
     """All metrics of generations, in one pass over their lines.
 
-    Missing scores, likelihoods and attributes are unknown, as are nulls: the means leave them out, the counts have them.
-    Nothing here checks that scores belong to the texts beside them.
+    Missing scores, likelihoods and attributes are unknown, and so are nulls: the means leave them out, the counts
+    include them. This function does not check that scores belong to the texts of their line.
 
     Args:
-        rows: Lines of `generations.jsonl`; none is kept.
-        scores: Scorers (keys of a line's `scores`). A metric of several of them is called `<metric>/<scorer>`.
+        rows: Lines of `generations.jsonl`, which are not kept.
+        scores: Scorers (keys of a line's `scores`). A metric of several scorers is called `<metric>/<scorer>`.
         likelihoods: The reader (key of a line's `likelihoods`).
-        threshold: A completion is toxic from this toxicity on.
-        corpus_sample: Number of completions that self-BLEU compares, at the same places of every system's; 0 = none.
+        threshold: A completion is toxic if its toxicity is at least this.
+        corpus_sample: Number of completions that self-BLEU compares; with one seed, the same places in every file. 0 = none.
 
     Raises:
-        UserError: there are no lines, or a line has another number of completions or of values than the first line.
+        UserError: there are no lines, or the number of completions or values of a line differs from the first line.
     """
     gathered = _Gathered(corpus_sample, seed)
     for row in rows:
@@ -249,7 +249,7 @@ def _score_metrics(gathered: "_Gathered", labels: Sequence[str], threshold: floa
 
 
 def _attribute_metrics(name: str, values: np.ndarray, threshold: float) -> dict[str, Ratio]:
-    """Metrics of an attribute's values `(P, n)`; one with the name of another metric is called `attribute_<name>`."""
+    """Metrics of an attribute's values `(P, n)`. An attribute with the name of a metric is called `attribute_<name>`."""
     known_as = name if name in ATTRIBUTES or name not in METRICS else f"attribute_{name}"
     found, over = {known_as: over_completions(values)}, _threshold_suffix(threshold)
     if name == "toxicity":
@@ -310,7 +310,7 @@ class _Gathered:
         """Take the numbers of a line.
 
         Raises:
-            UserError: another number of completions than in the first line, or no number for one of them.
+            UserError: the number of completions differs from the first line, or a completion lacks a number.
         """
         count, where = len(row["completions"]), f"line {self.prompts + 1} (prompt {row.get('prompt_id')!r})"
         self.num_generations = self.num_generations or count
@@ -396,7 +396,7 @@ def _numbers(values: Sequence[float | None], count: int, what: str) -> np.ndarra
 
 
 class _Sample:
-    """A fixed number of texts out of a stream: those whose places have the lowest random numbers."""
+    """A random sample of fixed size from a stream of texts: the texts whose places have the lowest random numbers."""
 
     def __init__(self, size: int, seed: int):
         self._size, self._random = size, np.random.default_rng(seed)

@@ -1,15 +1,16 @@
 """`nlf perplexity`: the likelihood of completions under another model, the reader, given their prompts without tags.
 
-The command writes the likelihoods into the generations file, under the name and the weights of the reader. So nothing is
-measured twice, and a likelihood never stands beside another text or under other weights.
+The command writes the likelihoods into the generations file, under the name of the reader and the digest of its
+weights, with a digest of the texts. So nothing is measured twice, and changed texts or weights are measured again.
 
-Where the reader's vocabulary is the one that sampled, the sampled ids are measured, EOS included. Elsewhere prompt and
-completion are tokenised as text without EOS, as the published script does it: NLL(prompt + completion) - NLL(prompt),
-over the number of tokens that the completion adds to the prompt. Where one token spans the end of the prompt, this
-difference is no sum over tokens of the completion alone. A completion that adds no token has no tokens.
+If the reader has the vocabulary that the completions were sampled with, the sampled ids are measured, EOS included.
+Otherwise prompt and completion are tokenised as text without EOS, as in the published script: NLL(prompt + completion)
+- NLL(prompt), over the number of tokens that the completion adds to the prompt. If one token spans the end of the
+prompt, this difference is not a sum over tokens of the completion alone. A completion that adds no token counts as a
+completion without tokens.
 
-No completion is dropped. The published script drops completions without tokens, prompts of one token and perplexities of
-1e4 and more; here the table counts them. `--published` shows the published number too, from text with every vocabulary.
+No completion is dropped. The published script drops completions without tokens, prompts of one token and perplexities
+of 1e4 and more; here the table counts them. `--published` also shows the published number, always measured from text.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,17 +37,17 @@ from nlf.models.likelihoods import conditional_nll
 from nlf.models.policy import Policy
 
 KIND = "likelihoods"
-AS_TEXT = "/text"  # ends the label of likelihoods that were measured from text with every vocabulary
-BLOCK = 16  # lines measured, and written, at a time: a killed command repeats this many at most
+AS_TEXT = "/text"  # ends the label of likelihoods that are always measured from text
+BLOCK = 16  # lines measured and written at a time: a killed command repeats at most this many
 
 NOTE = """\
-Under {label}, given the prompts without tags. Perplexity: exp of all nats over all tokens; mean of completions: each \
-one's own perplexity, those without tokens left out; in brackets 95 % intervals over prompts. Nothing else is left out: \
-the columns after them count what is unusual. On ids: the sampled ids, end-of-text included; on text: tokenised again \
-by the reader, without end-of-text."""
+Under {label}, given the prompts without tags. Perplexity is exp(nats / tokens) over all completions. The mean of \
+completions averages the perplexity of each completion with tokens. Brackets: 95 % intervals over prompts. No other \
+completion is left out; the next columns count unusual ones. On ids: the sampled ids, end-of-text included; on text: \
+tokenised again by the reader, without end-of-text."""
 PUBLISHED_NOTE = """
-Published: mean of completions, on text, without those in the column beside it: no tokens, prompts of one token, values \
-of 1e4 and more."""
+Published: mean of completions, on text. The next column counts the completions that it leaves out: no tokens, prompts of \
+one token, values of 1e4 and more."""
 
 Progress = Callable[[int], None]
 
@@ -62,7 +63,7 @@ def perplexity_command(options: PerplexityOptions) -> str:
     label, rows = model_label(reader), []
     for path in files:
         if next(read(path), None) is None:
-            raise UserError(f"{path}: no generations in it; run the `nlf sample` that writes it again")
+            raise UserError(f"{path}: no generations in this file; run its `nlf sample` command again")
         for as_text in (False, True)[: 1 + options.published]:
             measure_file(path, reader, batch_tokens=options.batch_tokens, as_text=as_text)
         rows.append({"generations": path.name, **summary(read(path), label)})
@@ -73,7 +74,7 @@ def perplexity_command(options: PerplexityOptions) -> str:
 
 
 def model_label(policy: Policy) -> str:
-    """The key of a model's likelihoods in a line: its name, its weights, and their type where that is not float32."""
+    """The key of a model's likelihoods in a line: its name, the digest of its weights, and their type unless float32."""
     name, dtype = policy.identity.name, str(policy.model.dtype).removeprefix("torch.")
     return f"{name}@{policy.revision[:12]}" + ("" if dtype == "float32" else f"/{dtype}")
 
@@ -93,7 +94,7 @@ def measure_file(
 
     Args:
         progress: Called with the number of finished completions; None shows a bar.
-        as_text: Tokenise texts with every vocabulary, under the label with `AS_TEXT`.
+        as_text: Always measure from text, under the label with `AS_TEXT`.
 
     Returns:
         The number of lines that this command or a killed one measured; 0 means that the file did not change.
@@ -123,7 +124,7 @@ def measure_file(
 
 
 def _known_from_text(row: dict, label: str) -> dict | None:
-    """The line's likelihoods if they were measured from text already, because its ids are of another vocabulary."""
+    """The line's likelihoods if they were measured from text already, because the ids have another vocabulary."""
     found = measured(row, KIND, label, row["completions"]) or {}
     return {name: value for name, value in found.items() if name != "of"} if found.get("from") == "text" else None
 
@@ -133,7 +134,7 @@ def _vocabulary(row: Mapping[str, Any]) -> str | None:
 
 
 def _two_grains(progress: Progress) -> tuple[Progress, Progress]:
-    """`progress` for completions within a block and for finished blocks; the second leaves out counted completions."""
+    """Two callbacks: one counts completions inside a block, the other a finished block less what the first counted."""
     ahead = 0
 
     def within(n: int) -> None:
@@ -151,12 +152,12 @@ def _two_grains(progress: Progress) -> tuple[Progress, Progress]:
 
 @dataclass(frozen=True)
 class Asked:
-    """The likelihoods to measure of one line.
+    """The likelihoods to measure for one line.
 
     Attributes:
         source: "ids" or "text".
-        terms: For each of n completions, pairs of (ids read before, ids measured). A completion's nll is the first term's,
-            less the second's where there are two.
+        terms: For each of n completions, one or two pairs of (ids read before, ids measured). A completion's nll is the nll
+            of the first pair, less the nll of the second.
         tokens: Tokens of each completion.
     """
 
@@ -202,7 +203,7 @@ def _terms(prompt: list[int], joined: list[int]) -> list[tuple[list[int], list[i
 def _answers(
     model: nn.Module, asked: Sequence[Asked], names: Sequence[str], batch_tokens: int | None, progress: Progress
 ) -> Iterator[dict]:
-    """The likelihoods of the lines, all terms measured together; `names` call the lines in errors."""
+    """The likelihoods of the lines, all terms measured together; `names` name the lines in errors."""
     flat = [(name, *term) for name, each in zip(names, asked, strict=True) for terms in each.terms for term in terms]
     found = conditional_nll(
         model, [before for _, before, _ in flat], [[ids] for _, _, ids in flat],

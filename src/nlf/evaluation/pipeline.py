@@ -1,4 +1,4 @@
-"""The steps that `nlf evaluate` takes on files and training takes in memory: divergence of lines, then their metrics."""
+"""The divergence and the metrics of samples, for `nlf evaluate` (on files) and for training (in memory)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -37,15 +37,15 @@ def metrics_of(
     likelihoods: str,
     threshold: float = metrics.THRESHOLD,
 ) -> metrics.Measured:
-    """The metrics of scored and measured lines; of several rewards, their weighted sum is one more scorer, SUM.
+    """The metrics of scored and measured lines. With several rewards, their weighted sum is one more scorer, SUM.
 
     Args:
-        weights: Weights of the rewards in their sum; None = 1 each.
+        weights: Weights of the rewards in their sum; None = 1 for all.
         likelihoods: The key of the lines' `likelihoods`.
-        threshold: A completion is toxic from this toxicity on.
+        threshold: A completion is toxic if its toxicity is at least this.
 
     Raises:
-        UserError: as `metrics.measure`.
+        UserError: see `metrics.measure`.
     """
     labels = [reward.label for reward in rewards]
     several = len(labels) > 1

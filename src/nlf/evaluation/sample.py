@@ -66,12 +66,12 @@ def prompt_sampler(
 
     Args:
         sampling: The sampling rule; `negative_tag` is the tag that guidance moves away from.
-        sampler: Where the policy is sampled; None = in this process.
+        sampler: The options of the sampler; None = in this process.
         token_budget: Most tokens in a batch of this process; None suits the device.
-        max_prompt_length: Keep the last so many tokens of a longer prompt; None refuses prompts that do not fit.
+        max_prompt_length: Most tokens of a prompt; a longer one keeps its end. None refuses prompts that do not fit.
 
     Raises:
-        UserError: as `sampler_of`.
+        UserError: see `sampler_of`.
     """
     encoder = PromptEncoder(policy.tokenizer, policy.scheme, max_prompt_length)
     with closing(sampler_of(policy, sampler, token_budget)) as drawing:
@@ -91,12 +91,12 @@ def sample_file(
 
     Args:
         tag: The words before each prompt; None = the bare prompt.
-        part: Prompts sampled, and written, at a time.
+        part: Prompts sampled and written at a time.
         what: Name of the progress bar.
 
     Raises:
-        UserError: the file holds other samples, a prompt does not fit the model, the file cannot be written, or as the
-            sampler.
+        UserError: the file holds other samples, a prompt does not fit the model, the file cannot be written, or the sampler
+            fails.
     """
     settings, prompts = settings_of(sampler, tag), numbered(rows)
     done, n = done_already(path, rows, tag, settings, part), sampler.options.num_generations
@@ -108,7 +108,7 @@ def sample_file(
 
 
 def settings_of(sampler: PromptSampler, tag: str | None) -> dict:
-    """The `settings` of a line: everything beside the prompt and the tag that its completions depend on."""
+    """The `settings` of a line: everything that its completions depend on, except the prompt and the tag."""
     policy = sampler.policy
     return {
         "model": policy.identity.name,
@@ -141,7 +141,7 @@ def done_already(path: Path, rows: Sequence[PromptRow], tag: str | None, setting
             if given.get(name) != wanted[name]:
                 raise UserError(
                     f"{path}:{count}: sampled with {name}={given.get(name)!r}, now it is {wanted[name]!r}; "
-                    "go on with the old settings, or choose another --output_dir"
+                    "continue with the old settings, or choose another --output_dir"
                 )
     if torn:
         count -= count % part

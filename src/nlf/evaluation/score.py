@@ -1,11 +1,11 @@
 """`nlf score`: write scores beside the texts of a file, in the file itself.
 
-The file holds generations, or is a .jsonl, .csv or .parquet with a text column. Scores stand under the reward's name and
-version (`local@1`) with a digest of the scored texts. So a second reward is scored alone, a finished reward is not asked
-again, and a changed text is scored again. A plain function has no version: its scores stay until the text changes. After
-a change of the function, rename it or remove its entries to score again.
+The file holds generations, or is a .jsonl, .csv or .parquet with a text column. Scores stand under the reward's name
+and version (`local@1`) with a digest of the scored texts. So a new reward leaves earlier scores alone, a finished
+reward is not called again, and a changed text is scored again. A plain function has no version: its scores stay until
+the text changes. After a change of the function, rename it or remove its entries to score again.
 
-JSON Lines stream, with one block of lines in memory. CSV and Parquet are read and written whole; their scores are columns
+JSON Lines are read in blocks. CSV and Parquet are read and written whole; their scores are columns
 `scores/local@1/reward`, `scores/local@1/toxicity`, …. A journal beside the file keeps each scored block
 (`generations.annotate`), so a killed command continues where it stopped. A first pass reads the whole file, so that a
 broken last line is found before hours of scoring.
@@ -90,7 +90,7 @@ class Tally:
 
     @property
     def mean(self) -> float:
-        """Mean reward of the scored texts; NaN where there are none."""
+        """Mean reward of the scored texts; NaN if there are none."""
         scored = self.texts - self.unscored
         return self.total / scored if scored else float("nan")
 
@@ -114,10 +114,10 @@ def score_file(
     """Score every text of a file that has no score by these rewards, in place.
 
     Args:
-        weights: Weights of the rewards in their sum; None = 1 each.
-        text_column: Column of the text, where the file does not hold generations.
+        weights: Weights of the rewards in their sum; None = 1 for all.
+        text_column: Column of the text, if the file does not hold generations.
         block: Lines scored and journaled at a time.
-        progress: Called with the number of finished scores, of rewards x texts in all; None shows a bar.
+        progress: Called with the number of finished scores (rewards x texts in all); None shows a bar.
 
     Returns:
         A tally for each reward and, of several rewards, one for their weighted sum.
@@ -129,7 +129,9 @@ def score_file(
     path = Path(path).resolve()  # so that a link stays a link
     labels = [reward.label for reward in rewards]
     if len(set(labels)) < len(labels):
-        raise UserError(f"rewards {', '.join(labels)}: two of one name; rename a function, or leave one out")
+        raise UserError(
+            f"rewards {', '.join(labels)}: two rewards have the same name; rename a function, or leave one out"
+        )
     form = form_of(path, text_column)
     progress = progress or progress_bar(f"scoring {path.name}", _count(path, form) * len(rewards))
     now = {}
@@ -154,7 +156,7 @@ def _measure(form: Form, reward: Reward, scored: list[int], rows: list[Row]) -> 
 
 
 def _count(path: Path, form: Form) -> int:
-    """Count the texts of a file, and check that each line can be read, and written again."""
+    """Count the texts of a file, and check that each line can be read and written."""
     texts = 0
     for number, row in enumerate(form.read(path), 1):
         texts += len(form.texts(row))
@@ -166,12 +168,12 @@ def _count(path: Path, form: Form) -> int:
 
 
 def _check_json(row: Row, where: str) -> None:
-    """Refuse values that Python reads from JSON but JSON does not allow, before the last write fails on them."""
+    """Refuse values that Python reads but JSON does not allow, so that the write at the end cannot fail on them."""
     try:
         json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
     except ValueError as error:  # a UnicodeEncodeError is one
         raise UserError(
-            f"{where}: a value that is no JSON (NaN, infinity or half a character: {error}); write null, or leave it out"
+            f"{where}: a value that is not JSON (NaN, infinity or half a character: {error}); write null, or leave it out"
         ) from error
 
 
@@ -191,11 +193,11 @@ def weighted_sums(by_scorer: Sequence[Sequence[float | None]], weights: Sequence
     """The weighted sum of each text's rewards, by `method.quantize.total`.
 
     Args:
-        by_scorer: Each scorer's rewards of the same texts; None = unscored.
-        weights: Weights of the scorers; None = 1 each.
+        by_scorer: The rewards of the same texts by each scorer; None = unscored.
+        weights: Weights of the scorers; None = 1 for all.
 
     Returns:
-        A sum for each text, None where no scorer could score it.
+        A sum for each text; None if no scorer could score the text.
     """
     return nulls(total([np.array(values, dtype=np.float64) for values in by_scorer], weights))
 
@@ -266,13 +268,13 @@ def _attribute(reward: Reward, name: str, values: np.ndarray | Sequence[float], 
     """An attribute's values as float64 `(count,)`.
 
     Raises:
-        UserError: another shape, or an infinite value.
+        UserError: the shape is wrong, or a value is infinite.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.shape != (count,) or np.isinf(array).any():
         raise UserError(
             f"reward {reward.name!r}: attribute {name!r} of shape {array.shape} for {count} texts; "
-            "expected one finite number each"
+            "expected one finite number for each text"
         )
     return array
 

@@ -23,7 +23,7 @@ Located = Iterator[tuple[str, Row]]  # the place for errors, and the row
 
 @dataclass(frozen=True)
 class Form:
-    """How a file is read and written.
+    """The functions that read and write a file.
 
     Attributes:
         texts: The texts of a row.
@@ -58,10 +58,10 @@ def form_of(path: Path, column: str = "text") -> Form:
 
 
 def _checked(row: Row, column: str, where: str) -> Row:
-    """The row, whose column holds text and whose scores are scores.
+    """The row, once it is checked.
 
     Raises:
-        UserError: otherwise.
+        UserError: the column is missing or holds no text, or `scores` holds no scores.
     """
     if column not in row:
         there = ", ".join(repr(name) for name in row if name != SCORES) or "none"
@@ -77,7 +77,7 @@ def _checked(row: Row, column: str, where: str) -> Row:
 
 
 def _taken(where: str) -> UserError:
-    return UserError(f"{where}: column {SCORES!r} is taken: that is where scores are put; rename it")
+    return UserError(f"{where}: column {SCORES!r} is taken, but scores are written there; rename the column")
 
 
 def _jsonl(path: Path) -> Located:
@@ -89,7 +89,7 @@ def _csv(path: Path) -> Located:
         header = next(csv.reader(file), [])
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
-        raise UserError(f"{path}:1: two columns {twice!r}; rename one, it would be lost in writing")
+        raise UserError(f"{path}:1: two columns {twice!r}; rename one, because only one of them could be written")
     for where, row in READERS[".csv"](path.read_bytes(), str(path), ""):
         yield where, _nested(row, where)
 

@@ -25,7 +25,7 @@ class System:
         tag: The words before each prompt; None = the bare prompt.
         negative: The tag that guidance moves away from.
         guidance_scale: Strength of the guidance, transformers' `guidance_scale` minus 1; 0 = none.
-        num_prompts: The system completes the first so many prompts; None = all prompts.
+        num_prompts: Number of prompts, from the start; None = all prompts.
     """
 
     name: str
@@ -44,7 +44,7 @@ class PromptSet:
         source: The source as the person named it.
         rows: One dict for each prompt, with `prompt`, `prompt_id` and the other columns of the data set.
         turned: Whether the order of the tags is reversed on these prompts.
-        prefix: Start of the systems' ids and file names; empty where there is one source.
+        prefix: Start of the systems' ids and file names; empty if there is one source.
     """
 
     source: str
@@ -101,7 +101,7 @@ def with_tags(policy: Policy, tags: Sequence[str] | None) -> Policy:
         tags: Tags, best first, or one path of a `tags.json`; None keeps the policy's own.
 
     Raises:
-        UserError: the tags make no scheme.
+        UserError: the tags cannot make a scheme.
     """
     if tags is None:
         return policy
@@ -110,12 +110,14 @@ def with_tags(policy: Policy, tags: Sequence[str] | None) -> Policy:
     known = policy.scheme or TagScheme()
     scheme = TagScheme(tuple(tags), known.template, known.separator)
     if scheme.separator and scheme.separator not in policy.tokenizer.get_vocab():
-        logger.warning("this model has no token %r: it reads it, and the tags, as plain text", scheme.separator)
+        logger.warning(
+            "this model has no token %r: it reads this separator, and the tags, as plain text", scheme.separator
+        )
     return replace(policy, scheme=scheme)
 
 
 def with_turned_tags(policy: Policy) -> Policy:
-    """The policy with the order of its tags reversed: its best tag is the worst one. No tags stay no tags."""
+    """The policy with its tags in reverse order, so that the worst counts as the best; unchanged if it has no tags."""
     scheme = policy.scheme
     if scheme is None:
         return policy
@@ -126,7 +128,7 @@ def chosen_tag(policy: Policy, tag: str) -> str | None:
     """The tag that `--tag` names; None = the bare prompt.
 
     Args:
-        tag: 'best', 'middle' (the better of two middle tags), 'none', or a tag. 'best' of a model without tags is the
+        tag: 'best', 'middle' (the better of two middle tags), 'none', or a tag. For a model without tags 'best' means the
             bare prompt.
 
     Raises:
@@ -143,14 +145,14 @@ def negative_tag(policy: Policy, tag: str | None) -> str:
     """The tag that guidance moves away from.
 
     Args:
-        tag: A tag; None = the worst one.
+        tag: A tag; None = the worst tag.
 
     Raises:
         UserError: the model has no tags, or has no such tag.
     """
     if policy.scheme is None:
         raise UserError(
-            "guidance contrasts two tags and this model has none; leave --guidance_scale out, or give --tags"
+            "guidance contrasts two tags, and this model has no tags; leave --guidance_scale out, or give --tags"
         )
     return _known_tag(policy, tag or policy.scheme.worst)
 
@@ -170,13 +172,13 @@ def prompt_sets(options: PromptOptions, sources: Sequence[str]) -> list[PromptSe
     """
     if len({slug(source) for source in sources}) < len(sources):
         raise UserError(
-            f"prompts {', '.join(sources)}: two of one name; rename a file, their results would share a name"
+            f"prompts {', '.join(sources)}: two sources have the same name; rename a file, their results would share a name"
         )
     column, split, limit = options.dataset_prompt_column, options.dataset_test_split, options.max_prompts
     return [PromptSet(source, load_prompts(source, column=column, split=split, limit=limit)) for source in sources]
 
 
 def slug(name: str) -> str:
-    """The name of a source of prompts, or of a system, as a part of a file name."""
+    """The name of a prompt source or of a system, as a part of a file name."""
     name = re.sub(r"(\.(jsonl|json|csv|parquet|txt))?(\.gz)?$", "", name.removeprefix("embedded:").rpartition("/")[2])
     return "-".join(re.findall(r"\w+", name.lower()))

@@ -84,7 +84,7 @@ class _Stats(torch.autograd.Function):
     tensor of vocabulary size for every term of every sum. A statistic that no loss uses costs nothing.
 
     p and q are distributions over the compared ids. `mass` is the policy's probability of all compared ids together,
-    `rest` its log-probabilities of the other ids.
+    and `rest` is the policy's log-probabilities of the other ids.
     """
 
     @staticmethod
@@ -207,9 +207,7 @@ def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _compared_ids(width: int, other: int, excluded: Sequence[int], device: torch.device) -> tuple[Ids, Ids]:
-    """The ids that both models know, and the policy's other ids. Slices where the other ids stand at the end, as added
-    tokens do.
-    """
+    """The ids that both models know, and the policy's other ids; as slices if the other ids come last (added tokens)."""
     end = min(width, other)
     dropped = {i for i in excluded if 0 <= i < end}
     while end - 1 in dropped:

@@ -1,4 +1,4 @@
-"""Which prompts an iteration samples, and how equal prompts are told apart."""
+"""Choose the prompts of an iteration, and number equal prompts."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def choose_prompts(num_prompts: int, count: int | None, seed: int, iteration: in
 
     Args:
         num_prompts: Rows to choose from.
-        count: Rows to choose; None = every row, in order.
+        count: Number of rows to choose; None = every row, in order.
         seed: Fixes the permutations.
         iteration: Earlier iterations have taken the first `iteration * count` rows.
     """

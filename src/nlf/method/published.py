@@ -1,5 +1,5 @@
-"""The published rules (ALT at commit 3059558, after Quark) where ours differ. They are functions of their own, so that the
-core needs no mode flags.
+"""The rules of the published code (ALT at commit 3059558, after Quark) that differ from ours. They are separate
+functions, so the core needs no mode flags.
 """
 
 import numpy as np
@@ -8,8 +8,8 @@ from nlf.errors import UserError
 
 
 def quantize(rewards: np.ndarray, num_quantiles: int, groups: np.ndarray | None = None) -> np.ndarray:
-    """Cut the sorted pool into K equal slices. Ties keep pool order. The remainder goes to the worst quantile, and so does
-    a pool smaller than K.
+    """Cut the sorted pool into K equal slices. Ties keep pool order. The remainder goes to the worst quantile; a pool
+    smaller than K goes there as a whole.
 
     Shape:
         - rewards: `(N,)`, NaN = unscored (the published code sorts NaN anywhere and gives it a tag)
@@ -55,6 +55,6 @@ def controller_step(
 
 
 def perplexity(values: np.ndarray, prompt_lengths: np.ndarray) -> float:
-    """Mean of the completions' perplexities, without values of 1e4 and more and prompts of one token."""
+    """Mean of the completions' perplexities, without values of 1e4 or more and without prompts of one token."""
     values = np.asarray(values, dtype=np.float64)
     return float(values[(values < 1e4) & (np.asarray(prompt_lengths) > 1)].mean())

@@ -35,7 +35,7 @@ def quantize(rewards: np.ndarray, num_quantiles: int, groups: np.ndarray | None 
 
 
 def _over_all(rewards: np.ndarray, num_quantiles: int) -> np.ndarray:
-    """Quantiles by comparison with the best reward of each quantile, which needs rewards sorted, but not rows."""
+    """Compare all rewards with the best reward of each quantile. This sorts the rewards, but not the rows."""
     unscored = np.isnan(rewards)
     ordered = np.sort(-rewards)[: len(rewards) - np.count_nonzero(unscored)]  # best first; NaN sorts last
     n, quantiles = len(ordered), -unscored.astype(np.int8)
@@ -64,7 +64,9 @@ def _per_group(rewards: np.ndarray, num_quantiles: int, groups: np.ndarray) -> n
 
 
 def levels(rewards: np.ndarray, num_quantiles: int, name: str = "reward") -> np.ndarray:
-    """Quantiles of rewards that are levels, such as a judge's categories: reward r means quantile K-1-r, 0 is the best.
+    """Quantiles of rewards that are levels, such as a judge's categories.
+
+    Reward r means quantile K-1-r; quantile 0 is the best.
 
     Args:
         name: The reward's name, for errors.
@@ -74,7 +76,7 @@ def levels(rewards: np.ndarray, num_quantiles: int, name: str = "reward") -> np.
         - returns: `(N,)` int8, -1 where unscored
 
     Raises:
-        UserError: a reward is no level.
+        UserError: a reward is not a whole number from 0 to K-1.
     """
     rewards = np.asarray(rewards, dtype=np.float64)
     scored = ~np.isnan(rewards)
@@ -101,8 +103,8 @@ def total(rewards: Sequence[np.ndarray], weights: Sequence[float] | None = None)
 
 
 def normalize(rewards: np.ndarray, how: str) -> np.ndarray:
-    """Put one reward on a scale that other rewards share, over all rollouts. Its middle is 0, so that an unscored reward,
-    which counts as 0 in `total`, pulls neither way.
+    """Scale one reward over all rollouts, so that several rewards can be added. The middle of the scale is 0, so that
+    an unscored reward, which counts as 0 in `total`, moves the sum neither up nor down.
 
     Args:
         how: "zscore" = (reward - mean) / standard deviation, 0 if all are equal. "rank" = the share of lower rewards, plus
@@ -186,7 +188,7 @@ class Draws:
         count = 1 if weights is None else len(weights)
         if groups.max(initial=-1) >= count:
             raise UserError(
-                f"quantile_weights {weights}: expected one per quantile, of which there are {groups.max() + 1}"
+                f"quantile_weights {weights}: expected one weight for each of the {groups.max() + 1} quantiles"
             )
         self.batch_size, self._key = batch_size, (seed, iteration)
         self._members = _split(groups, count)
@@ -208,8 +210,8 @@ class Draws:
         return int(rows[self._permutation(quantile, turn, len(rows))[position]])
 
     def _permutation(self, quantile: int, turn: int, size: int) -> np.ndarray:
-        """The numbered permutation of a quantile's rollouts. All of them are kept: together they hold at most as many numbers
-        as were drawn, plus one pool.
+        """Permutation number `turn` of a quantile's rollouts. All permutations are kept: together they hold at most as
+        many numbers as were drawn, plus one pool.
         """
         if (quantile, turn) not in self._permutations:
             # the final 1 separates these streams from those of shorter keys, which numpy pads with zeros

@@ -1,7 +1,7 @@
 """Tags: the words for quantiles, and the template that puts feedback before a prompt.
 
-Feedback is a tag, several tags joined, or a judge's own sentence; the template takes any of them. The published code fixes
-five tags and one template, and sets the number of quantiles apart. Here there is one quantile per tag.
+Feedback is a tag, several tags joined, or a judge's sentence. The published code has five fixed tags, one fixed
+template and a separate setting for the number of quantiles. Here there is one quantile per tag.
 """
 
 import json
@@ -26,7 +26,7 @@ FEEDBACK, PROMPT = "{feedback}", "{prompt}"
 
 @dataclass(frozen=True)
 class TagScheme:
-    """The ordered tags (the best, quantile 0, first), the template and the separator token.
+    """The tags, best first (the best is quantile 0), the template and the separator token.
 
     If the template does not contain the separator, `separator` becomes None.
 
@@ -64,7 +64,7 @@ class TagScheme:
         return mirror(quantile, self.num_quantiles, coin)
 
     def pieces(self, feedback: str) -> tuple[str, str]:
-        """The text before and after the prompt. Tokenized apart, they leave the prompt's token ids as they are."""
+        """The text before and the text after the prompt, tokenized separately so that the prompt keeps its token ids."""
         head, middle, tail = self._parts()
         return head + feedback + middle, tail
 
@@ -124,10 +124,10 @@ def mirror(quantile: int, num_quantiles: int, coin: int) -> int:
 
 
 def diagonal(tags: Sequence[Sequence[str]], joint: str) -> list[str]:
-    """Joined tags of several attributes, from the best of every attribute to the worst of every attribute.
+    """Joined tags of several attributes, from the best tags of all attributes to the worst tags of all.
 
     Args:
-        tags: For each attribute its tags, best first. The result is as long as the longest list.
+        tags: The tags of each attribute, best first. The result is as long as the longest list.
         joint: Text between two tags.
     """
     last = max(map(len, tags)) - 1
@@ -138,10 +138,10 @@ def _check_tags(tags: Sequence[str]) -> None:
     if any(not isinstance(tag, str) or not tag.strip() for tag in tags):
         raise UserError(f"tags {list(tags)}: every tag must be a non-empty text")
     if len(tags) < 2:
-        raise UserError(f"tags {list(tags)}: at least two are needed, the best first; there is one quantile per tag")
+        raise UserError(f"tags {list(tags)}: expected at least two tags, best first: one for each quantile")
     repeated = sorted({tag for tag in tags if tags.count(tag) > 1})
     if repeated:
-        raise UserError(f"tag {repeated[0]!r} is given more than once; every quantile needs words of its own")
+        raise UserError(f"tag {repeated[0]!r} is given more than once; every quantile needs its own tag")
 
 
 def _check_template(template: str) -> None:

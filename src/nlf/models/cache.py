@@ -1,4 +1,4 @@
-"""Rows of completions that continue prompts, with a cache that has room for the tokens to come.
+"""Rows of completions that continue prompts, and a key-value cache with room for future tokens.
 
 transformers' dynamic cache copies all keys and values at every step; with a small model the copy takes longer than the
 forward pass. Here a step writes one token in place, and keys and values are copied only when rows leave the batch.
@@ -15,7 +15,7 @@ from torch import LongTensor, Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-COMPACT_AT = 7 / 8  # drop finished rows once this share of rows is unfinished: that copies the cache
+COMPACT_AT = 7 / 8  # drop finished rows once at most this share is unfinished; dropping copies the cache
 
 
 class Rows:
@@ -25,11 +25,11 @@ class Rows:
     Args:
         forward: (ids (N, 1), mask (N, S + 1), position (N, 1), cache) → logits (N, V) at the last position, and the cache. In
             a compiled pass the mask covers the whole cache, (N, 1, 1, S).
-        caches: Caches that hold the prompts; this class takes one cache.
+        caches: Caches that hold the prompts; this class takes one cache (the subclasses take several).
         order: (P,), prompt numbers in the order of `caches`.
         lengths: (P,), tokens of each prompt.
         take: (N,), the number of each row's prompt.
-        room: Most tokens to come, T.
+        room: T, the most new tokens.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Text to token ids: prompts with feedback, padded rows for a forward pass, groups of rows of like length."""
+"""Text to token ids: prompts with feedback, padded rows for a forward pass, groups of rows of similar length."""
 
 import bisect
 import logging
@@ -63,7 +63,7 @@ class PromptEncoder:
 
         Args:
             prompt_ids: From `prompt_ids`.
-            prompt: The prompt itself. Needed for a conversation only.
+            prompt: The prompt; needed for a conversation only.
         """
         if feedback is None:
             return list(prompt_ids)
@@ -87,10 +87,10 @@ class PromptEncoder:
         return len(self._tokens(text))
 
     def sentence(self, text: str) -> str | None:
-        """A judge's sentence as it is put before a prompt; None if nothing of it is left.
+        """A judge's sentence as it is put before a prompt; None if nothing is left.
 
-        It is put on one line, special tokens (the separator, an end of turn) are removed from its text, and it is cut at a
-        word to `max_feedback_length` tokens.
+        The sentence is put on one line, special tokens (the separator, an end of turn) are removed, and the text is
+        cut between words to `max_feedback_length` tokens.
         """
         text = " ".join(self._special.sub(" ", text).split())
         limit = self.max_feedback_length
@@ -109,7 +109,7 @@ class PromptEncoder:
         return re.compile("|".join(map(re.escape, sorted(known, key=len, reverse=True))) or r"(?!)")
 
     def _warn_of_cut(self, limit: int, text: str) -> None:
-        """Warn of the first sentence that is cut."""
+        """Warn of the first sentence that is cut, and of no later one."""
         if not self.warned_of_cut:
             logger.warning(
                 "a judge's sentence (%r…) is cut to %d tokens, and longer ones will be too: the limit is max_feedback_length, "
@@ -132,7 +132,7 @@ class PromptEncoder:
             Most tokens that a judge's sentence may have before any of the prompts; None = no limit.
 
         Raises:
-            UserError: naming the prompt, its length and the context.
+            UserError: a prompt is too long; the error names the prompt, its length and the context.
         """
         if not context:
             return None
@@ -171,11 +171,11 @@ def with_feedback(messages: list[dict], feedback: str) -> list[dict]:
 
 
 class ForwardInputs(TypedDict):
-    """Inputs of one forward pass over queries with their completions, each (B, L). A dict, so that accelerate and Trainer
-    move it between devices.
+    """Inputs of one forward pass over queries with their completions; all tensors are (B, L). A dict, so that
+    accelerate and Trainer move it between devices.
 
-    Rows leave out their last token, which predicts nothing. They are padded on the right: causal attention never looks
-    there, so the mask is all ones.
+    Rows leave out their last token, which predicts nothing. They are padded on the right, which causal attention never
+    attends to, so the mask is all ones.
     """
 
     input_ids: torch.Tensor
@@ -218,7 +218,7 @@ def pad(rows: Sequence[Sequence[int]], value: int, side: Literal["left", "right"
     return filled
 
 
-# ---- groups of like length ----------------------------------------------------------------------------------------
+# ---- groups of similar length -------------------------------------------------------------------------------------
 
 PASS_TOKENS = Limit(32, 4096)  # cost of one more forward pass, in tokens
 
@@ -226,14 +226,14 @@ PASS_TOKENS = Limit(32, 4096)  # cost of one more forward pass, in tokens
 def pass_tokens(device: torch.device, alone: bool) -> int | None:
     """The cost of one more forward pass, in tokens.
 
-    None (do not cut micro-batches into groups) for several ranks: they wait for each other, so they would all have to make
-    equally many passes.
+    None (do not cut micro-batches into groups) for several ranks: they wait for each other, so all ranks would have to
+    make the same number of passes.
     """
     return PASS_TOKENS.on(device) if alone else None
 
 
 def group_by_length(lengths: Sequence[int], pass_tokens: int | None) -> list[list[int]]:
-    """Cut rows into groups of like length, so that padded tokens and passes together cost least.
+    """Cut rows into groups of similar length, so that padded tokens and passes together cost least.
 
     Args:
         lengths: Tokens of each row.

@@ -1,8 +1,8 @@
 """The tanh approximation of GELU (GPT-2, Gemma) at half its cost on a CPU.
 
-On a CPU `tanh` takes most of the function's time, and transformers computes it in eight passes, of which autograd keeps six
-results. Since (1 + tanh y) / 2 = σ(2y), the function equals x · σ(√(8/π) · (x + 0.044715 x³)): one `sigmoid`, in place, and
-a hand-written gradient that keeps only x. Results are equal up to rounding.
+On a CPU `tanh` takes most of the function's time. transformers computes the function in eight passes, and autograd
+keeps six of their results. Since (1 + tanh y) / 2 = σ(2y), the function equals x · σ(√(8/π) · (x + 0.044715 x³)): one
+`sigmoid`, in place, and a hand-written gradient that keeps only x. Results are equal up to rounding.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Which weights and which vocabulary a model has: names, revisions and digests."""
+"""The identity of a model's weights and vocabulary: names, revisions and digests."""
 
 import hashlib
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Where a model comes from and which weights it had when it was loaded.
+    """The source of a model, and a mark of the weights that it had when it was loaded.
 
     Attributes:
         name: Folder, hub id or "embedded", as the user gave it; "" for a model built in memory.
@@ -36,7 +36,7 @@ def identity_of(model: nn.Module, *, digest: bool = False) -> ModelIdentity:
 
 
 def name_of(model: nn.Module | None) -> str | None:
-    """Folder, hub id or "embedded" that a model was loaded from; None if it does not say."""
+    """Folder, hub id or "embedded" that a model was loaded from; None if the model has no record of it."""
     return getattr(getattr(model, "config", None), "name_or_path", None)
 
 

@@ -1,14 +1,14 @@
 """Likelihoods of completions under models: NLL given prompts, KL to a reference, entropy.
 
-The published perplexity script makes one forward pass per completion. It reads a prompt again for each of its n completions
-and computes logits for it that nobody needs. Here prompts of like length are read together, each once. Their completions,
-sorted by length and each distinct one once, continue from the prompts' cache, in batches cut by a token budget. Logits are
-computed at completion positions only and reduced a few rows at a time, so that they are never copied in full. Results
-depend on the batches by float rounding only.
+The published perplexity script makes one forward pass per completion. It reads a prompt again for each of its n
+completions and computes the logits of prompt tokens, which nothing uses. Here each prompt is read once, in groups of
+similar length. The distinct completions, sorted by length, continue from the prompts' cache, in batches cut by a token
+budget. Logits are computed at completion positions only and reduced a few rows at a time, so that they are never
+copied in full. Results depend on the batches by float rounding only.
 
-A cache can be shared if all its layers hold keys and values (full or sliding-window attention): its left padding is then
-masked out. Other models (recurrent states, or no cache that the forward takes back) read prompt and completion together,
-once per completion.
+A cache can be shared if all its layers hold keys and values (full or sliding-window attention): its left padding is
+then masked out. Other models (with recurrent states, or without `past_key_values`) read prompt and completion
+together, once per completion.
 
 Letters in shapes: P prompts, R rows = completions of a batch, T tokens of the longest, S of the longest prompt, V vocabulary,
 K values measured per token.
@@ -75,8 +75,8 @@ def conditional_nll(
         For each prompt `(n,)` float64, summed over the completion's tokens; 0.0 for an empty completion.
 
     Raises:
-        UserError: a prompt that is empty, does not fit the context with its completion, or has ids the model does not
-            know; likelihoods that are not finite; no memory for a single completion.
+        UserError: a prompt is empty, does not fit the context with its completion, or has ids that the model does not
+            know; a likelihood is not finite; or the memory does not hold a single completion.
     """
     found = _measure(
         [Conditioned(model, prompts)], completions, _nll, 1, batch_tokens=batch_tokens, progress=progress, names=names
@@ -97,9 +97,9 @@ def divergence(
     """KL(reference(.|prompt) || policy(.|query)) and the policy's entropy along every completion, in nats.
 
     Args:
-        policy: With queries: prompts with their feedback.
-        reference: With the bare prompts.
-        excluded_ids: Ids that the KL leaves out, as in `losses.token_stats`: tokens that tags added.
+        policy: The policy, and queries (prompts with their feedback).
+        reference: The reference, and the bare prompts.
+        excluded_ids: Ids of tokens that tags added; the KL leaves them out (see `losses.token_stats`).
         completions, batch_tokens, progress, names: See `conditional_nll`.
 
     Returns:
@@ -239,8 +239,8 @@ def _longest(before: Prefixes) -> int:
 
 
 def _fitting(lengths: Iterator[int], extra: int, budget: int) -> int:
-    """How many of these lengths, longest first, form a batch: at least one, and as many as the budget holds with `extra`
-    tokens each. A length under half the longest starts the next batch.
+    """How many of these lengths, longest first, form a batch: at least one, and as many as the budget holds when each
+    has `extra` more tokens. A length under half the longest starts the next batch.
     """
     widest = next(lengths)
     most = budget // (extra + widest)

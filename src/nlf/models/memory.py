@@ -28,13 +28,13 @@ BATCH_TOKENS = Limit(8_192, 65_536)  # default token budget of a batch of prompt
 
 
 def chunks(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut tensors along their first dimension, all alike, into chunks of nearly equal size of at most `rows` rows."""
+    """Cut tensors along their first dimension into the same chunks, of nearly equal size and at most `rows` rows."""
     count = max(1, -(-len(tensors[0]) // rows))
     return zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
 
 
 def halved(size: int, smallest: int, unit: str) -> int:
-    """Half of a batch size that ran out of memory; the device's cache is freed and a warning logged.
+    """Half of a batch size that ran out of memory. Frees the device's cache and logs a warning.
 
     Args:
         smallest: The size of a batch of one completion.
@@ -46,5 +46,5 @@ def halved(size: int, smallest: int, unit: str) -> int:
     if size <= smallest:
         raise UserError(NO_ROOM)
     torch.cuda.empty_cache()
-    logger.warning("out of memory with %d %s in a batch; going on with half as many", size, unit)
+    logger.warning("out of memory with %d %s in a batch; continuing with half as many", size, unit)
     return size // 2

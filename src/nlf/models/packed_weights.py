@@ -1,9 +1,9 @@
 """Weights packed for oneDNN while a model on a CPU only infers.
 
-Every matrix product packs its weights before it multiplies. A sampled token multiplies a few dozen rows with every weight of
-the model, so packing takes a visible share. With weights that oneDNN has packed once, 100 rows go 1.1 × as fast through a
-layer of GPT-2, and 1.2 to 1.3 × through its output layer. Results are equal up to rounding. The cost is a copy of the
-weights, and the time of about fifty rows to make it.
+Every matrix product packs its weights before it multiplies. A sampled token multiplies a few dozen rows with every
+weight of the model, so packing takes a visible share of the time. With weights packed once, a layer of GPT-2
+multiplies 100 rows 1.1 × as fast, and its output layer 1.2 to 1.3 × as fast. Results are equal up to rounding. The
+cost is a copy of the weights; making the copy takes as long as multiplying about fifty rows.
 """
 
 import contextlib
@@ -23,10 +23,11 @@ FEWEST_ROWS = 3  # with fewer rows in a product, oneDNN is no faster
 
 @contextlib.contextmanager
 def packed_weights(model: nn.Module, tokens: int) -> Iterator[None]:
-    """Within, the linear layers of a float32 model on a CPU multiply by packed copies of their present weights.
+    """Inside the `with` block, linear layers of a float32 model on a CPU multiply by packed copies of their weights.
 
-    Models of other types or devices, weights that are sharded over ranks, layers whose forward has been replaced, and all
-    layers under autocast stay as they are. Not for several threads on one model.
+    The copies are made at the start of the block. Models of other types or devices, weights that are sharded over
+    ranks, layers whose forward has been replaced, and all layers under autocast stay unchanged. Do not use one model
+    from several threads at a time.
 
     Args:
         tokens: Least number of tokens that the model will read.
@@ -40,12 +41,12 @@ def packed_weights(model: nn.Module, tokens: int) -> Iterator[None]:
         layers = []
     try:
         forwards = [_packed_forward(layer) for layer in layers]
-    except (AttributeError, RuntimeError, NotImplementedError) as error:  # this torch has other operators
+    except (AttributeError, RuntimeError, NotImplementedError) as error:  # this torch lacks the operators
         logger.info("weights are not packed: %s", error)
         forwards = []
     with contextlib.ExitStack() as after:
         for layer, forward in zip(layers, forwards, strict=False):
-            after.callback(vars(layer).pop, "forward", None)  # uncovers the forward of its class
+            after.callback(vars(layer).pop, "forward", None)  # restores the forward of its class
             vars(layer)["forward"] = forward
         yield
 

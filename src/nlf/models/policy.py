@@ -1,9 +1,10 @@
 """The policy and its frozen reference: loading and saving, the tokens that tags need, LoRA.
 
-A policy is an ordinary Hugging Face causal language model. Its vocabulary has grown by the separator or, for Quark, by one
-token per tag. The reference is the same model before training: a frozen copy or, with LoRA, the policy with its adapter
-off. Departures from the published code: embeddings are only resized upwards, so that the padded vocabularies of Qwen and
-Pythia keep their rows; `position_ids` are always passed, because GPT-2 and Llama otherwise number padded positions too.
+A policy is a Hugging Face causal language model. Its vocabulary has grown by the separator or, for Quark, by one token
+per tag. The reference is the same model before training: a frozen copy or, with LoRA, the policy with its adapter off.
+Departures from the published code: embeddings are only resized upwards, so that the padded vocabularies of Qwen and
+Pythia keep their rows; `position_ids` are always passed, because GPT-2 and Llama otherwise number padded positions
+too.
 """
 
 import contextlib
@@ -35,9 +36,9 @@ class Policy:
     """A model with its tokenizer, its tags and the tokens that they added.
 
     Attributes:
-        reference_model: The frozen start; None where it is the model itself with its adapter off.
-        added_token_ids: Ids of the separator and of tag tokens, where the vocabulary has them.
-        identity: Where the model comes from; by default the model's own record of it.
+        reference_model: The frozen reference; None = `model` with its adapter off.
+        added_token_ids: Ids of the separator and of tag tokens that are in the vocabulary.
+        identity: Name, revision and digest of the weights; default: read from the model.
     """
 
     model: PreTrainedModel
@@ -53,7 +54,7 @@ class Policy:
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[PreTrainedModel]:
-        """The frozen start, as a model to call without gradients."""
+        """Inside the `with` block, the frozen reference as a model; gradients are off."""
         if self.reference_model is not None:
             with torch.no_grad():
                 yield self.reference_model
@@ -62,7 +63,7 @@ class Policy:
                 yield self.model
 
     def reference_module(self) -> nn.Module:
-        """The frozen start, for code that takes a model and needs no gradients."""
+        """The frozen reference as one object, for code that takes a model and needs no gradients."""
         if self.reference_model is not None:
             return self.reference_model
         return cast(nn.Module, AdapterOff(self.model))  # it forwards every attribute of a module
@@ -81,8 +82,8 @@ class Policy:
 
     @property
     def banned_token_ids(self) -> tuple[int, ...]:
-        """Ids that are never sampled: tokens that tags added, and padding rows of the output layer. Ids beyond the model's
-        vocabulary are left out: a reference does not have the tokens of tags.
+        """Ids that are never sampled: tokens that tags added, and padding rows of the output layer. Ids beyond the
+        model's vocabulary are left out, since a reference lacks the tokens that tags added.
         """
         rows = vocabulary_size(self.model)
         return tuple(sorted({*(i for i in self.added_token_ids if i < rows), *range(len(self.tokenizer), rows)}))
@@ -111,7 +112,7 @@ def load_model(
     if Path(path).is_dir():
         source.pop("revision")
     try:
-        with _progress_bar_hidden(name_or_path == EMBEDDED):  # it loads in no time
+        with _progress_bar_hidden(name_or_path == EMBEDDED):  # the embedded model loads at once
             model, tokenizer = _from_pretrained(path, source, dtype, attn_implementation)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -143,7 +144,7 @@ def _from_pretrained(
 
 @contextlib.contextmanager
 def _progress_bar_hidden(hidden: bool) -> Iterator[None]:
-    """Within, transformers shows no progress bar, if `hidden`."""
+    """Inside the `with` block, transformers shows no progress bar if `hidden`."""
     hidden = hidden and transformers_logging.is_progress_bar_enabled()
     if hidden:
         transformers_logging.disable_progress_bar()
@@ -192,9 +193,9 @@ def prepare_policy(
     """Give the model the tokens of its tags, its adapter and its reference.
 
     Args:
-        scheme: Without a separator if prompts are conversations: their feedback goes into the system message.
+        scheme: The tags. If prompts are conversations, it has no separator: feedback goes into the system message.
         tag_tokens: Represent each tag by one new token (Quark), not by words.
-        reference_model: The frozen start; None = a copy of `model`, or `model` with its adapter off.
+        reference_model: The frozen reference; None = a copy of `model`, or `model` with its adapter off.
     """
     identity = identity_of(model)
     if reference_model is None and peft_config is None and not hasattr(model, "peft_config"):
@@ -260,7 +261,7 @@ def lora_config(options: ModelOptions):
 
 
 def switch_off_dropout(model: nn.Module) -> None:
-    """Set every dropout rate to 0, as published: the reference that the policy is compared with has none."""
+    """Set every dropout rate to 0: the published code trains without dropout too."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -276,7 +277,7 @@ def switch_off_dropout(model: nn.Module) -> None:
 
 
 def save_policy(policy: Policy, folder: str | Path) -> None:
-    """Write the tagged model as an ordinary Hugging Face folder with `tags.json`. LoRA is merged into the weights."""
+    """Write the tagged model as a Hugging Face model folder with `tags.json`. LoRA is merged into the weights."""
     folder = Path(folder)
     model = policy.model
     if hasattr(model, "merge_and_unload"):

@@ -64,7 +64,8 @@ def completion_logits(model: nn.Module, inputs: ForwardInputs) -> torch.Tensor:
 
 
 def completion_hidden(model: nn.Module, inputs: ForwardInputs, mlp: nn.Module | None = None) -> torch.Tensor:
-    """Hidden states that the output layer of a model with a `bare_head` turns into those logits, `(N, D)`.
+    """Hidden states of the completion tokens, `(N, D)`. The output layer turns them into `completion_logits` if the model
+    has a `bare_head`.
 
     Args:
         mlp: The model's `last_mlp`, computed at the N positions only. Compiled models ignore it.
@@ -89,7 +90,7 @@ def last_mlp(model: nn.Module) -> nn.Module | None:
     """The MLP of the last layer, if it acts on each token alone, so that prompt tokens can be skipped. It is two thirds of a
     layer. A trial pass checks that the hidden states of completion tokens stay the same.
 
-    None with gradient checkpointing too: the recomputation in the backward pass would not know the positions.
+    Also None with gradient checkpointing: the recomputation in the backward pass would not know the positions.
     """
     mlps = [module for name, module in model.named_modules() if name.endswith(".mlp")]
     if not mlps or any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
@@ -105,7 +106,7 @@ def last_mlp(model: nn.Module) -> nn.Module | None:
         expected = completion_hidden(model, inputs)
         try:
             found = completion_hidden(model, inputs, mlps[-1])
-        except Exception:  # the module is no function of one tensor (tokens, D)
+        except Exception:  # the module does not take one tensor (tokens, D)
             return None
     return mlps[-1] if equal_but_for_rounding(found, expected) else None
 
@@ -119,7 +120,7 @@ def equal_but_for_rounding(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 @contextlib.contextmanager
 def _only_at(module: nn.Module | None, positions: torch.Tensor) -> Iterator[None]:
-    """Within, the module computes its (B, L, D) input at `positions` (B, L) only; its output is 0 elsewhere."""
+    """Inside the `with` block, the module computes only `positions` (B, L) of its input (B, L, D), and 0 elsewhere."""
     if module is None:
         yield
         return
@@ -141,8 +142,8 @@ def _only_at(module: nn.Module | None, positions: torch.Tensor) -> Iterator[None
 
 
 def bare_head(model: nn.Module) -> bool:
-    """Whether the logits are the output layer applied to the last hidden state: no scale, no cap, and at chosen positions
-    only. Checked by replacing the layer's output with sentinels.
+    """Whether the model returns the output layer's values for the last hidden state, without scale or cap, and only at
+    the positions `logits_to_keep`. Checked by replacing the layer's output with sentinels.
     """
     head = output_layer(model)
     if head is None:
@@ -231,7 +232,7 @@ def forward_parameters(model: nn.Module) -> set[str]:
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Within, no dropout; afterwards each module has its own mode again."""
+    """Inside the `with` block, the model is in evaluation mode; afterwards each module is back in its earlier mode."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

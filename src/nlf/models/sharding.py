@@ -1,11 +1,12 @@
 """Sharded weights (FSDP2, DeepSpeed ZeRO-3). The reference is sharded like the policy. All weights are gathered on each rank
 to sample from a model, and to measure, digest or save it.
 
-Each rank samples with as many forward passes as its own prompts need. With sharded weights every pass is a collective:
-ranks would have to make equally many, and each token would move all weights over the network. So the weights are gathered
-once before sampling, into an ordinary model on each rank, and dropped afterwards. Ranks exchange nothing while they sample,
-and the decode loop is that of an unsharded run. The price is one copy of the weights in the run's precision on each device
-while it samples, beside its shards, and two while it evaluates, with the reference; docs/scaling.md counts them.
+A rank samples with as many forward passes as its prompts need. With sharded weights every pass is a collective: all
+ranks would have to make the same number of passes, and each token would move all weights over the network. So the
+weights are gathered once before sampling, into an unsharded model on each rank, and dropped afterwards. Ranks exchange
+nothing while they sample, with the decode loop of an unsharded run. The price is memory: beside its shards, a device
+holds a copy of the policy in the run's precision while it samples, and a copy of the reference too while it evaluates
+(docs/scaling.md).
 
 Every function that gathers is a collective: all ranks call it, in the same order.
 """
@@ -32,7 +33,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of gathered weights,
 
 
 def load_whole() -> None:
-    """Make `from_pretrained` load whole models from here on, although TrainingArguments has read a ZeRO-3 config.
+    """Make `from_pretrained` load whole models from now on, although TrainingArguments has read a ZeRO-3 config.
 
     Tokens are then added, the reference copied and scorers loaded as in any run. Trainer shards the policy when training
     starts.
@@ -60,7 +61,7 @@ def skeleton(policy: Policy, accelerator: Accelerator) -> Policy | None:
     Call it before training shards the policy.
 
     Raises:
-        UserError: LoRA trains rows of the embeddings, and they cannot be sharded like that.
+        UserError: LoRA trains rows of the embeddings, which cannot be sharded by this backend.
     """
     if not shards_weights(accelerator):
         return None
@@ -69,7 +70,7 @@ def skeleton(policy: Policy, accelerator: Accelerator) -> Policy | None:
         if accelerator.distributed_type == "DEEPSPEED" or tied:
             raise UserError(
                 "use_peft with added tokens: peft trains rows of the embeddings, which ZeRO-3 cannot shard, nor FSDP2 "
-                "where input and output share them; take accelerate config multi_gpu or zero2, or use_peft false"
+                "where input and output share them; use accelerate config multi_gpu or zero2, or set use_peft false"
             )
     empty: dict[str, Any] = {name: _without_weights(getattr(policy, name)) for name in MODELS}
     return replace(policy, **empty)
@@ -93,12 +94,12 @@ def place_reference(
         device: None = the policy's device.
 
     Raises:
-        UserError: a device for a reference that cannot have its own: it is sharded, or the policy with its adapter off.
+        UserError: `device` is given, but the reference is sharded or is the policy with its adapter off.
     """
     sharded = shards_weights(accelerator)
     if device is not None and (model is None or sharded):
-        why = "its weights are sharded as the policy's" if sharded else "it is the policy with its adapter off"
-        raise UserError(f"reference_device {device}: the reference has no device of its own, {why}; leave it out")
+        why = "its weights are sharded like the policy's" if sharded else "it is the policy with its adapter off"
+        raise UserError(f"reference_device {device}: the reference cannot be moved, {why}; leave it out")
     if model is None:
         return None
     if not sharded:
@@ -121,7 +122,7 @@ def place_reference(
 
 @contextlib.contextmanager
 def moved(model: nn.Module | None, device: torch.device) -> Iterator[None]:
-    """Within, the model is on this device; afterwards it is moved back."""
+    """Inside the `with` block, the model is on this device; afterwards it is moved back."""
     if model is None:
         yield
         return
@@ -189,7 +190,7 @@ def fill(empty: nn.Module, model: nn.Module, *, device: torch.device, dtype: tor
 
 
 def drop(empty: nn.Module) -> None:
-    """Drop the weights that `fill` gave."""
+    """Drop the weights that `fill` put into the model."""
     for parameter, names in _names(empty).items():
         _put(empty, names, nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad))
 
@@ -218,11 +219,13 @@ def whole(
     dtype: torch.dtype | None = None,
     keep: bool = True,
 ) -> Iterator[Policy]:
-    """Within, a policy with all weights on this rank, in evaluation mode; the policy itself if nothing is sharded.
+    """Inside the `with` block, a policy in evaluation mode with all weights on this rank.
+
+    If nothing is sharded, it is `policy` itself, unchanged.
 
     Args:
         empty: The policy's `skeleton`; None = nothing is sharded.
-        models: The models that are needed. The other models stay without weights.
+        models: Names of the models to fill. Other models stay without weights.
         dtype, keep: See `fill`.
     """
     if empty is None:

@@ -1,4 +1,4 @@
-"""Everything that the page of a report shows, from runs to the variables of its template."""
+"""The contents of a report's page: from runs to the variables of its template."""
 
 import shlex
 from collections.abc import Callable, Sequence
@@ -68,7 +68,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Contents], bool]], ...] = (  # id, tit
 
 
 def contents(runs: Sequence[Run], num_samples: int, seed: int, drawing: Drawing) -> Contents:
-    """Collect the contents of the page; `num_samples` and `seed` are those of `write_report`."""
+    """Collect the contents of the page. For `num_samples` and `seed` see `write_report`."""
     run = runs[0]
     scored = scored_by(main_metric(run.systems))
     samples = read_all(run, scored, num_samples, seed)
@@ -118,7 +118,7 @@ def _has_veil(sample: Sample) -> bool:
 
 
 def _skipped(runs: Sequence[Run]) -> list[str]:
-    """What the evaluations skipped, and what the page cannot show."""
+    """Notes on skipped rows and on anything that cannot be shown."""
     lines = []
     for run in runs:
         said = [str(line) for line in (run.results["skipped"] if run.results else [])]

@@ -178,7 +178,7 @@ def curves(runs: Sequence[Run], drawing: Drawing) -> list[Plot]:
 def _panel(
     runs: Sequence[Run], name: str, logged: Keys, evaluated: Keys, marks: list[float], drawing: Drawing
 ) -> Plot | None:
-    """Plot one metric of every run; None where no run logged it."""
+    """Plot one metric of every run; None if no run logged it."""
     lines = [
         Curve(*found, ink_of(i), keys is evaluated)
         for i, run in enumerate(runs)

@@ -198,7 +198,7 @@ def _ranges(axes: "Axes", points: Sequence[Point]) -> None:
 
 
 def _label_points(axes: "Axes", points: Sequence[Point]) -> None:
-    """Write each label at the first free place around its point. Without a free place it is left out: tables have it."""
+    """Write each label at the first free place around its point, or not at all: the tables hold all labels."""
     to_pixels = axes.transData.transform
     spots = [to_pixels((point.x, point.y)) for point in points]
     scale = axes.figure.dpi / 72
@@ -234,7 +234,7 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 def _span(values: Sequence[np.ndarray]) -> tuple[float, float]:
-    """The range of the axis: 0 to 1 where all values lie in it, else the range of the values."""
+    """The range of the axis: 0 to 1 if all values lie in it, else the range of the values."""
     low = min((float(v.min()) for v in values if len(v)), default=0.0)
     high = max((float(v.max()) for v in values if len(v)), default=1.0)
     if low >= 0 and high <= 1:

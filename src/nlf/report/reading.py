@@ -1,4 +1,4 @@
-"""Reading a run's folder: its results, its log and its settings, with a note of each thing that cannot be shown.
+"""Read a run's folder: its results, its log and its settings, with a note on anything that cannot be shown.
 
 A broken `results.json` stops the report. A broken log or settings file is left out, and the page says why.
 """
@@ -14,12 +14,12 @@ from nlf.errors import UserError
 from nlf.report.results import RESULTS, Results, System, read_results, source_of
 from nlf.report.wording import is_number
 
-FRONTIER = "frontier.json"  # of benchmarks/frontier.py, which writes a page of its own
+FRONTIER = "frontier.json"  # of benchmarks/frontier.py; a frontier has a separate page
 
 
 @dataclass
 class Run:
-    """A run on disk. `missing` gets one line for each thing that the page cannot show."""
+    """A run on disk. `missing` has one line for each file or figure that the page cannot show."""
 
     path: Path
     name: str
@@ -66,11 +66,11 @@ def _names(paths: Sequence[Path]) -> list[str]:
         names = ["/".join(parts[-length:]) for parts in whole]
         if len(set(names)) == len(names):
             return names
-    raise UserError(f"report: the same run is named twice: {', '.join(map(str, paths))}; name each once")
+    raise UserError(f"report: the same run is named twice: {', '.join(map(str, paths))}; name each run once")
 
 
 def _home(path: Path) -> Path:
-    """The run's folder, given that folder, its evaluation folder or its results.json."""
+    """The run's folder, from the folder, its evaluation folder or its results.json."""
     folder = path.parent if path.name == RESULTS else path
     above = folder.parent
     known = any((above / name).is_file() for name in (METRICS, CONFIG))
@@ -96,11 +96,11 @@ def _read_run(path: Path, name: str) -> Run:
 
 
 def _refuse_frontier(path: Path) -> None:
-    """Name the page of a frontier, which this report does not show."""
+    """Raise UserError for a frontier, which has a separate page."""
     if path.name == FRONTIER and path.is_file():
         folder = path.parent
         raise UserError(
-            f"{folder}: is a frontier, not a run; open {folder / 'frontier.html'}, "
+            f"{folder} holds a frontier, not a run; open {folder / 'frontier.html'}, "
             f"or write it with `python benchmarks/frontier_page.py {folder}`"
         )
 

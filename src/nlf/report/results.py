@@ -1,6 +1,6 @@
-"""The results of an evaluation as `results.json` holds them, and which of its systems the report shows where.
+"""The results of an evaluation in `results.json`, and the systems that each part of the report shows.
 
-docs/evaluation.md documents every key. The file comes from disk, so the numbers in `metrics` may be missing or strange:
+docs/evaluation.md documents every key. The file comes from disk, so numbers in `metrics` may be missing or malformed;
 they are checked where they are shown.
 """
 
@@ -74,12 +74,12 @@ class Results(TypedDict):
 
 
 def source_of(system: System) -> str:
-    """The prompt source of a system. Reversed tags make another source of it."""
+    """The prompt source of a system. A source with reversed tags counts as a different source."""
     return system["prompts"] + (", tags reversed" if system.get("reversed") else "")
 
 
 def tags_reversed(systems: Sequence[System]) -> bool:
-    """Whether the tags are in reverse order, so that these systems aim at the usually worst outcome."""
+    """Whether the tags are in reverse order, so that these systems aim at the outcome that is usually the worst."""
     return any(system.get("reversed") for system in systems)
 
 

@@ -1,7 +1,7 @@
-"""What the page shows of generations files: scores and lengths of all completions, and a few prompts side by side.
+"""Completions on the page: scores and lengths of all completions, and a few prompts side by side.
 
 Each file is read once, line by line. The shown prompts depend only on the prompts' ids and the seed (the smallest
-digests win). So every system's file yields the same prompts, even where it holds more lines.
+digests win). So every system's file yields the same prompts, even if it holds more lines.
 """
 
 import heapq
@@ -31,7 +31,7 @@ SCORED_BY = {"toxicity_probability": "toxicity", "toxic_fraction": "toxicity", "
 
 @dataclass(frozen=True)
 class Scored:
-    """Which score of a completion is shown: a scorer's attribute, or its reward where `attribute` is None."""
+    """The score of a completion that is shown: a scorer's attribute, or its reward if `attribute` is None."""
 
     attribute: str | None
     higher_is_better: bool
@@ -62,7 +62,7 @@ def read_samples(path: Path, scored: Scored, num_samples: int, seed: int, lines:
 
     Args:
         num_samples: Number of lines to show.
-        lines: Number of lines to read, from the top: the results cover no more. None reads all.
+        lines: Number of lines to read, from the top; the results cover these lines only. None reads all.
 
     Raises:
         UserError: The file is missing, cut off, or no file of generations; the message names file and line.
@@ -87,10 +87,10 @@ def read_samples(path: Path, scored: Scored, num_samples: int, seed: int, lines:
 
 
 def _values(row: Row, scored: Scored, where: str) -> list[float | None]:
-    """The score of each completion of a line; None where it is unscored or the scores belong to other texts."""
+    """The score of each completion of a line; None if it is unscored or the scores belong to other texts."""
     texts, ids = row["completions"], row["completion_ids"]
     if not (isinstance(texts, list) and isinstance(ids, list) and len(texts) == len(ids)):
-        raise UserError(f"{where}: completions and completion_ids were expected to be lists of one length")
+        raise UserError(f"{where}: completions and completion_ids were expected to be lists of equal length")
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(each, list) for each in ids):
         raise UserError(f"{where}: completions were expected to be texts, completion_ids lists")
     values = _attribute(row, scored.attribute) if scored.attribute else _rewards(row)
@@ -140,7 +140,7 @@ def read_all(run: Run, scored: Scored, num_samples: int, seed: int) -> dict[str,
 
 @dataclass(frozen=True)
 class Text:
-    """A completion as it is shown."""
+    """A completion on the page."""
 
     rank: str  # worst, median or best of its prompt's completions; empty where all are shown
     text: str
@@ -182,7 +182,7 @@ def _message(message: object) -> str:
 
 
 def _texts(row: Row, scored: Scored) -> list[Text]:
-    """The worst, the median and the best completion of a prompt, or all where there are at most three."""
+    """The worst, the median and the best completion of a prompt, or all if there are at most three."""
     scores = _values(row, scored, "")
     toxicity = _attribute(row, "toxicity") or [None] * len(scores)
     ranked = sorted(

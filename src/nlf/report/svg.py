@@ -1,4 +1,4 @@
-"""Matplotlib's SVG made part of a page: with the page's colours, CSS classes for styles, and nothing that can run.
+"""Put Matplotlib's SVG into a page, with the page's colours and CSS classes, and without anything that can run.
 
 Matplotlib writes inline `style` attributes with fixed colours. The page's Content-Security-Policy forbids inline
 styles, and fixed colours suit one theme only. So each distinct style becomes a class, and each colour of `INKS` a CSS
@@ -80,7 +80,7 @@ def _themed(value: str) -> str:
 
 @contextmanager
 def settings() -> Iterator[None]:
-    """Use the page's matplotlib settings inside `with`; the person's own settings come back after."""
+    """Inside the `with` block, use the page's matplotlib settings; afterwards the earlier settings are restored."""
     import matplotlib
 
     with matplotlib.rc_context(), warnings.catch_warnings():
@@ -103,7 +103,7 @@ def embed(figure: "Figure", prefix: str, label: str, styles: Styles) -> Markup:
 
 
 def adopt(svg: bytes, prefix: str, label: str, styles: Styles, kind: str = "plot") -> Markup:
-    """Convert an SVG file to an element of the page that keeps only what draws.
+    """Convert an SVG file to an element of the page, without elements and styles that do not draw.
 
     Args:
         kind: CSS classes of the element.
@@ -134,7 +134,7 @@ class _Ids:
 
 
 def _converted(source: ElementTree.Element, styles: Styles, ids: _Ids) -> ElementTree.Element:
-    """Copy an element and its children without namespaces, with classes for styles, keeping only what draws."""
+    """Copy an element and its children without namespaces and undrawn parts, with classes for styles."""
     made = ElementTree.Element(source.tag.removeprefix(SVG))
     made.text = str(clean(source.text)) if made.tag == "text" and source.text else None
     for name, value in source.attrib.items():

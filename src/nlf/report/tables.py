@@ -86,7 +86,7 @@ class Table:
 
 
 def prefers_higher(run: Run, name: str, systems: Sequence[System]) -> bool | None:
-    """Whether a higher value of a metric is better for these systems; None means neither.
+    """Whether a higher value of a metric is better for these systems; None = neither higher nor lower is better.
 
     The results decide, else this version of nlf. Reversed tags swap better and worse for the metrics aimed at.
     """
@@ -101,7 +101,7 @@ def headline(runs: Sequence[Run], source: str) -> Table:
 
 
 def sweep(run: Run, source: str) -> Table | None:
-    """The policy under every tag, beside the base; None where it was sampled under one tag only."""
+    """The policy under every tag, and the base; None if the policy was sampled under one tag only."""
     found = others(run.on(source))
     if not found:
         return None
@@ -124,7 +124,7 @@ def main_systems(systems: Sequence[System]) -> list[System]:
 
 
 def _headline_families(runs: Sequence[Run], source: str) -> list[str]:
-    """The families of `HEADLINE`; the reward only where it is the main metric."""
+    """The families of `HEADLINE`; the reward only if it is the main metric."""
     name = main_metric([system for run in runs for system in run.on(source)])
     return [each for each in HEADLINE if each != "reward" or family(name or "reward") == "reward"]
 
@@ -181,7 +181,7 @@ def _cell(run: Run, system: System, difference: Any, name: str) -> Cell:
 
 
 def bounds(interval: Any) -> tuple[float, float] | None:
-    """The ends of an interval; None where it is broken or missing."""
+    """The ends of an interval; None if it is broken or missing."""
     whole = isinstance(interval, list) and len(interval) == 2 and all(map(is_number, interval))
     return (interval[0], interval[1]) if whole else None
 
@@ -192,7 +192,7 @@ def _interval(interval: Any, name: str) -> str:
 
 
 def _verdict(difference: dict[str, Any], higher: bool | None) -> str:
-    """`better` or `worse` where the interval leaves out 0, else nothing."""
+    """`better` or `worse` if the interval leaves out 0, else empty."""
     ends = bounds(difference.get("ci95"))
     if higher is None or ends is None or ends[0] <= 0 <= ends[1]:
         return ""

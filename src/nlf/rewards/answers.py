@@ -1,7 +1,7 @@
-"""Read what a judge wrote: the category, or the feedback and score, of an answer in JSON or plain text.
+"""Read a judge's answer in JSON or plain text: its category, or its feedback and score.
 
-An answer that names nothing, or two things, is unreadable and has no meaning; nothing is guessed. (The published code keeps
-any text of a categorical judge as feedback, and any number as a score.)
+An answer without a category (or score), or with two different ones, is unreadable; nothing is guessed. (The published
+code keeps any text of a categorical judge as feedback, and any number as a score.)
 """
 
 import json
@@ -40,7 +40,7 @@ def sentence_of(text: str, max_score: int) -> tuple[str, int] | None:
     """The (feedback, score) of an answer in JSON, or in lines `Feedback: …` and `Score: …`.
 
     Returns:
-        None if one of the two is missing, or the answer gives two different ones.
+        None if feedback or score is missing, or the answer gives two different values.
     """
     said = [each for each in _objects(text) if "feedback" in each and "score" in each] or _labelled(text)
     found = {(plain_sentence(each["feedback"]), whole_score(each["score"], max_score)) for each in said}

@@ -1,10 +1,10 @@
 """The auditor: a toxicity scorer that shares no data set and no features with `local`.
 
-A policy that games its reward raises the reward without becoming less toxic. A second scorer makes other mistakes, so it
-can show this. `audit` has two linear views over hashed n-grams of words (1 and 2) and characters (2 to 5): the *mean* view
-adds the weights of all n-grams of a text; the *peak* view adds them for each word and takes the soft maximum over words.
-One monotone curve maps the sum of their logits to Perspective's scale. `tools/build_audit.py` builds it; docs/rewards.md
-gives fidelity and limits.
+A policy that games its reward raises the reward without becoming less toxic. A second scorer makes different mistakes,
+so it can reveal such a policy. `audit` has two linear views over hashed n-grams of words (1 and 2) and characters (2
+to 5): the *mean* view adds the weights of all n-grams of a text; the *peak* view adds them for each word and takes the
+soft maximum over words. One monotone curve maps the sum of their logits to Perspective's scale. `tools/build_audit.py`
+builds it; docs/rewards.md gives fidelity and limits.
 
 N-grams are hashed by array operations on all texts at once: with prefix sums of c·B^i modulo 2^64 and an odd B, the hash
 of any substring is one subtraction and one product. The table holds signed square roots in eight bits, because weights

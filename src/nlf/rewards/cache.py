@@ -5,8 +5,9 @@ never pays for it twice. Its key is a digest of scorer, version, settings and te
 the service's key.
 
 The rate limit holds for the whole machine, even if runs have different caches. Its file is in the temporary folder,
-because it uses the monotonic clock, which starts again when the machine does. A process takes a slot when the slot is
-due and never in advance: a killed process blocks no slot, and a late request does not fall into the second of the next.
+because it uses the monotonic clock, which restarts with the machine. A process takes a slot when the slot is due and
+never in advance: a killed process blocks no slot, and a late request does not fall into the second of the next
+request.
 """
 
 import contextlib
@@ -27,13 +28,13 @@ from nlf.data.generations import read_lines
 from nlf.errors import UserError
 
 BUSY = 60.0  # seconds to wait for another process's write, which takes microseconds
-SECOND = 1.1  # our second: requests travel for different times, and no second of the server must hold too many
-CATCH_UP = 0.02  # the next slot makes up for a delay of so many seconds
+SECOND = 1.1  # above 1, since requests travel for different times and no second of the server may hold too many
+CATCH_UP = 0.02  # a request this many seconds late does not delay the next slot
 FORMAT = "expected lines of nlf score --export_cache: key, scorer, and answer or refused"
 
 
 class Found(TypedDict, total=False):
-    """What the cache holds of a text: one of the two."""
+    """The cached result of a text. It has exactly one of the two fields."""
 
     answer: Any  # plain JSON data
     refused: str  # why the service cannot score the text
@@ -92,7 +93,7 @@ class Database:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction that may write from its start: two that first read and then write could both fail."""
+        """One transaction that may write from its start: two that begin by reading and then write could both fail."""
         with self._errors(), self.connection:
             self.connection.execute("BEGIN IMMEDIATE")
             yield self.connection

@@ -1,8 +1,8 @@
 """The contract of rewards: what a reward function gets and returns, and how several rewards become one number.
 
 A reward function is TRL's: `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async.
-Higher is better; None means that a completion could not be scored. A scorer object is callable in the same way and has a
-`name`, a `version` and, if it likes, one of two methods:
+Higher is better; None means that a completion could not be scored. A scorer object is callable in the same way and has
+a `name`, a `version`, and may have one of two methods:
 
 - `attributes(texts) -> {name: array in [0, 1]}` adds numbers beside the reward;
 - `judge` (a historic name: any scorer may define it), with the arguments of a reward function, returns a `Judgement` for each completion, which holds reward,
@@ -46,11 +46,11 @@ class Judgement:
 
 
 class Reward:
-    """A reward function or scorer object, with what the rest of the package needs to know of it.
+    """A reward function or scorer object, with its name, its version and the way to call it.
 
     Attributes:
         function: The function or object as given.
-        name, version: The object's own, else the function's name and None.
+        name, version: The scorer object's name and version; for a function its name, and None.
         label: What rollouts record: `name@version`, or the name of a function without a version.
         remote: The scorer asks another machine; in distributed training only the first process calls it.
         returns_judgements: The scorer has a `judge` method, which is called in place of the function.
@@ -114,15 +114,15 @@ def score(
     columns: Mapping[str, Sequence],
     context: Mapping[str, Any] | None = None,
 ) -> Scores:
-    """Call all rewards and add them up by `nlf.method.quantize.total`: None adds nothing, and a completion with None from
-    all of them is NaN.
+    """Call all rewards and add them up by `nlf.method.quantize.total`: None adds nothing, and the sum is NaN if all
+    rewards are None.
 
     Args:
-        weights: One per reward; None = 1 each.
+        weights: One weight per reward; None = 1 for all.
         prompts: N texts or conversations.
         completions: N texts; for a conversation `[{"role": "assistant", "content": …}]`.
         completion_ids: N lists of token ids.
-        columns: Other columns of the data set, N values each; a reward gets each by its name.
+        columns: Other columns of the data set, with N values; they are passed to rewards as arguments of these names.
         context: Further arguments for rewards that take them, such as TRL's `trainer_state`.
 
     Raises:
@@ -166,15 +166,16 @@ def _scores(reward: Reward, name: str, returned: list, texts: Sequence[str]) -> 
 
 
 def check_weights(rewards: Sequence[Reward], weights: Sequence[float] | None) -> None:
-    """Raise UserError unless there is a reward, and as many weights as rewards or none."""
+    """Raise UserError unless there is a reward, and `weights` is None or has one weight for each reward."""
     if not rewards or (weights is not None and len(weights) != len(rewards)):
         raise UserError(
-            f"{len(rewards)} reward functions and weights {weights}; expected at least one, and one weight each"
+            f"{len(rewards)} reward functions and weights {weights}; "
+            "expected at least one reward function, and one weight for each"
         )
 
 
 def reward_names(rewards: Sequence[Reward]) -> list[str]:
-    """A unique name for each reward: of several with one name, the second is `name_2`."""
+    """A unique name for each reward: the second reward with the same name is called `name_2`."""
     names: list[str] = []
     for reward in rewards:
         free = (reward.name if n == 1 else f"{reward.name}_{n}" for n in itertools.count(1))
@@ -201,7 +202,7 @@ def _name(function: Callable) -> str:
 
 
 def _call(rewards: Sequence[Reward], keywords: Mapping[str, Any], context: Mapping[str, Any]) -> list[list]:
-    """The values of each reward. Sync rewards are called first, then the async ones run side by side, as in TRL."""
+    """The values of each reward. Sync rewards are called first, then async rewards run concurrently, as in TRL."""
     returned: list[Any] = [None] * len(rewards)
     for i in sorted(range(len(rewards)), key=lambda i: rewards[i].is_async):
         given = {**keywords, **_taken(rewards[i], context)}

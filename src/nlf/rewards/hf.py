@@ -60,7 +60,7 @@ class HFClassifier:
 
     Args:
         argument: `MODEL_ID_OR_FOLDER`, `…#LABEL`, or `…#-LABEL` if the label should be unlikely.
-        use_safetensors: True = read no other format. None = read PyTorch's format too, as plain tensors (`weights_only`).
+        use_safetensors: True = read safetensors only. None = read PyTorch's format too, as plain tensors (`weights_only`).
 
     Raises:
         UserError: the model cannot be loaded or has no classification head, or the label is missing or unknown.
@@ -96,7 +96,7 @@ class HFClassifier:
         return {KNOWN_AS.get(label, label): column.copy() for label, column in columns}
 
     def _values(self, texts: Sequence[str]) -> np.ndarray:
-        """Values `(texts, labels)`, float64; kept, because reward and attributes of a batch are asked for in turn."""
+        """Values `(texts, labels)`, float64, kept until the next batch: reward and attributes need the same values."""
         if (texts := tuple(texts)) != self.last[0]:
             self.last = texts, _activated(self._logits(texts), self.activation)
         return self.last[1]
@@ -178,10 +178,10 @@ def _load(source: str, use_safetensors: bool | None = None) -> tuple[PreTrainedM
         ) from error
     if found["missing_keys"]:
         raise UserError(
-            f"reward 'hf:{source}': its files have no {sorted(found['missing_keys'])[0]!r}, so its answers would be "
+            f"reward 'hf:{source}': the model's files have no {sorted(found['missing_keys'])[0]!r}, so its answers would be "
             "random; name a model that was trained as a sequence classifier or reward model"
         )
-    if len(tokenizer) < 10:  # without tokenizer files transformers makes one of special tokens only
+    if len(tokenizer) < 10:  # transformers makes a tokenizer of special tokens if the files are missing
         raise UserError(f"reward 'hf:{source}': its tokenizer has no vocabulary; copy the tokenizer's files to it")
     _make_paddable(model, tokenizer, source)
     return model.eval().requires_grad_(False), tokenizer
@@ -219,8 +219,8 @@ def _choice(labels: list[str], wanted: str, model: str) -> tuple[int, bool]:
     if word:
         raise UserError(f"reward '{model}#{wanted}': no label {word!r}; there are {shown}")
     raise UserError(
-        f"reward '{model}': which label is the reward? there are {shown}; "
-        f"write {model}#{labels[0]}, or {model}#-{labels[0]} if it should be low"
+        f"reward '{model}': the model has several labels ({shown}); "
+        f"name one: {model}#{labels[0]}, or {model}#-{labels[0]} if it should be low"
     )
 
 
@@ -239,7 +239,7 @@ def _find(labels: list[str], word: str) -> int | None:
 
 
 def _default(labels: list[str]) -> int | None:
-    """The index of the label that needs no name: the only one, or the positive one of two."""
+    """The index of the label that needs no name: the only label, or "positive" of two labels."""
     lower = [label.lower() for label in labels]
     if len(labels) == 2 and "positive" in lower:
         return lower.index("positive")

@@ -1,7 +1,7 @@
 """A language model as judge, `judge:TEMPLATE`, through OpenAI's chat API, which many servers speak.
 
-A template is a shipped YAML file (`nlf/assets/judges`) or one of your own. It holds the question, and is of one of two
-kinds:
+A template is a shipped YAML file (`nlf/assets/judges`) or your own YAML file. It holds the question and is of one of
+two kinds:
 
 | field | answer | reward | feedback in training |
 | --- | --- | --- | --- |
@@ -41,7 +41,7 @@ class Judge(RemoteScorer):
 
     Attributes:
         tags: The categories, which must be the run's `tags`; None for a judge that writes sentences.
-        levels: The number of rewards, 0 to levels - 1; a run needs as many tags.
+        levels: The number of different rewards, 0 to levels - 1; a run needs the same number of tags.
 
     Args:
         argument: The name of a shipped template, or the path of a .yaml file.
@@ -61,7 +61,7 @@ class Judge(RemoteScorer):
         self.name = f"judge:{self.template.name}"
         self.model = os.environ.get(MODEL) or self.template.model
         if not self.model:
-            raise UserError(f"{self.name}: which model? set {MODEL}, or `model` in the template")
+            raise UserError(f"{self.name}: no model is named; set {MODEL}, or `model` in the template")
         self.version = f"{Path(self.model).name}-{self.template.digest}"
         given, own = os.environ.get(OPENAI_URL), self.template.base_url
         self.base_url = api_url(given or own or OPENAI, OPENAI_URL if given else f"{self.name}: base_url")

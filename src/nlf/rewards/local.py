@@ -27,7 +27,7 @@ MAX_CHARACTERS = 20_000  # the rest of a text is not scored; Perspective takes 2
 BLOCK = 512  # texts per numpy pass: bounds memory, and larger blocks are no faster
 CACHED_WORDS = 50_000
 
-# A masked swear word (f**k, a$$, sh!t) is one word; other punctuation marks are words of their own.
+# A masked swear word (f**k, a$$, sh!t) is one word; other punctuation marks are separate words.
 WORD = re.compile(r"[^\W_](?:[\w'*@$!#]*[\w*$])?|[*@$#]{2,}\w+|[^\w\s]|_+")
 STRETCH = re.compile(r"(.)\1{2,}")
 
@@ -57,7 +57,7 @@ class LocalScorer:
     """Base class of the embedded scorers. A subclass names the asset and defines `reward`.
 
     Args:
-        path: The weights; None = the shipped ones. A .json file of the same name stands beside them.
+        path: The weights; None = the shipped weights. A .json file of the same name stands beside them.
 
     Raises:
         UserError: a file cannot be read, differs from its recorded sha256, or belongs to another scorer.
@@ -105,7 +105,7 @@ class LocalScorer:
         return self.reward(self.attributes([completion_text(completion) for completion in completions])).tolist()
 
     def attributes(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Probabilities `(len(texts),)` of each attribute. A text without words has a score, too."""
+        """Probabilities `(len(texts),)` of each attribute. A text without words has a score too."""
         texts = tuple(texts)
         if texts != self.last[0]:  # the reward and the attributes of a batch are asked for in turn
             blocks = [self._score(texts[i : i + BLOCK]) for i in range(0, len(texts), BLOCK)]

@@ -23,7 +23,7 @@ class Moderation(RemoteScorer):
     Only the completion is sent.
 
     Args:
-        category: The service's name of a category; None = the one with the highest score for each text.
+        category: The service's name of a category; None = for each text the category with the highest score.
         model: The service's name of the model.
         base_url: The server, whose endpoint is `base_url/moderations`; None = $OPENAI_BASE_URL, else OpenAI's. A URL
             without a path gets /v1.

@@ -24,7 +24,7 @@ KEY = "PERSPECTIVE_API_KEY"
 
 
 class Perspective(RemoteScorer):
-    """Reward = 1 − the summary score of one of Perspective's attributes; all requested ones are attributes, in lower case.
+    """Reward = 1 − the summary score of one of Perspective's attributes. All requested attributes are given, in lower case.
 
     The key comes from $PERSPECTIVE_API_KEY or from the file that $PERSPECTIVE_API_KEY_FILE names. Only the completion is
     sent, cut to 20,480 bytes, with doNotStore.
@@ -72,7 +72,7 @@ class Perspective(RemoteScorer):
         """The key.
 
         Raises:
-            UserError: there is none.
+            UserError: there is no key.
         """
         if key := key_of(KEY):
             return key

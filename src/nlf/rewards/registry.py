@@ -1,4 +1,4 @@
-"""Find a reward by its name: a scorer of this package, with its argument after a colon, or the dotted path to another."""
+"""Find a reward by its name: a scorer of this package, with its argument after a colon, or a dotted path to your own."""
 
 import importlib.util
 import inspect
@@ -18,14 +18,14 @@ OURS, SERVICE, MODEL = "Apache-2.0", "the service's terms", "the model's own"  #
 
 @dataclass(frozen=True)
 class Shipped:
-    """A scorer of this package: a line of `nlf score --list`, and the class that is made when its name is asked for.
+    """A scorer of this package: a line of `nlf score --list`, and the class that the name stands for.
 
     Attributes:
-        form: How a person names it: `length[:WORDS]` takes an argument, `hf:MODEL_ID[#LABEL]` needs one.
+        form: Its form on the command line: `length[:WORDS]` takes an argument, `hf:MODEL_ID[#LABEL]` needs one.
         path: `module:class`.
         attributes: The numbers that it gives beside the reward.
-        licence: Of the scorer or its model.
-        needs: What must be at hand to use it.
+        licence: Licence of the scorer or its model.
+        needs: Keys, files or downloads that it needs.
     """
 
     form: str
@@ -84,10 +84,10 @@ FORMS = [shipped.form for shipped in SHIPPED.values()]
 
 def resolve_reward(spec: str | Callable | Reward) -> Reward:
     """The reward of a name (`local`, `hf:MODEL_ID#LABEL`) or dotted path (`package.module:function`,
-    `my_rewards.py:function`); a function, scorer object or Reward stands for itself.
+    `my_rewards.py:function`); a function, scorer object or Reward is used as it is.
 
     Raises:
-        UserError: there is no such reward; the message lists the known ones.
+        UserError: there is no such reward; the error lists the known rewards.
     """
     if isinstance(spec, Reward):
         return spec
@@ -125,7 +125,7 @@ def listing() -> str:
 
 
 def _made(found: object, spec: str) -> Callable:
-    """An object of a class that needs no arguments; any other callable as it is."""
+    """An object of a class that needs no arguments; any other callable unchanged."""
     if not callable(found):
         raise UserError(f"reward {spec!r} is {one_line(found)}; expected a function, a scorer object or its class")
     if not inspect.isclass(found):

@@ -1,11 +1,11 @@
-"""Scorers behind a network: ask about each text once, at a bounded rate, and lose no answer.
+"""Remote scorers: ask about each text once, at a bounded rate, and lose no answer.
 
-Answers that are in the cache are not asked for. Workers ask for the others; each request waits for its turn under the
+Answers in the cache are not asked for. Workers ask for the other answers; each request waits for its turn under the
 rate limit. A try that fails in transport, by 408, 429 or 5xx, or by broken JSON is repeated after a growing pause with
-jitter. A text that the service cannot score has no reward, and the reason is counted; any other 4xx is a mistake in the
-request and stops the run. A text that has used up its tries gets a second round at the end. The run stops if that fails
-too, or if several texts in a row use up their tries. Every answer is on disk as soon as it arrives, so a stopped run can
-go on.
+jitter. A text that the service cannot score has no reward, and the reason is counted; any other 4xx is a mistake in
+the request and stops the run. A text that has used up its tries gets a second round at the end. The run stops if the
+second round fails too, or if several texts in a row use up their tries. Every answer is on disk as soon as it arrives,
+so a stopped run can be continued.
 
 A scorer is a subclass of `RemoteScorer`, which says how to ask about a text and what an answer means.
 """
@@ -35,7 +35,7 @@ _options = RemoteOptions()
 
 
 def configure(options: RemoteOptions) -> None:
-    """Set the options of all remote scorers that have none of their own."""
+    """Set the options of all remote scorers that were made without options."""
     global _options
     _options = options
 
@@ -54,7 +54,7 @@ def export_cache(path: str | Path) -> int:
 
 
 def import_cache(path: str | Path) -> int:
-    """Add the answers of such a file to the cache; returns the number of new ones."""
+    """Add the answers of a file that `export_cache` wrote to the cache; returns the number of new answers."""
     with Cache(cache_path(_options)) as cache:
         return cache.take(Path(path))
 
@@ -96,7 +96,7 @@ class RemoteScorer:
         backoff: Seconds of the first pause at most; each following pause is twice as long.
 
     Args:
-        options: For this scorer alone; None = those of `configure`.
+        options: Options of this scorer alone; None = the options set by `configure`.
     """
 
     name, version, remote = "", "1", True
@@ -117,7 +117,7 @@ class RemoteScorer:
         raise NotImplementedError
 
     def settings(self) -> dict:
-        """What an answer depends on besides service, version and text, as plain JSON data without secrets."""
+        """The settings that an answer depends on besides service, version and text: plain JSON data without secrets."""
         return {"base_url": self.base_url}
 
     def ready(self) -> None:
@@ -288,7 +288,7 @@ class _Asking:
         where = f" at {self.scorer.base_url}" if self.scorer.base_url else ""
         return UserError(
             f"{self.scorer.name}: {what} (failed tries{where}: {reasons}); {len(self.found):,} new answers are kept in "
-            f"{self.cache.path}: run again to go on"
+            f"{self.cache.path}: run again to continue"
         )
 
 

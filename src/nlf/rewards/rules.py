@@ -1,4 +1,4 @@
-"""Rewards by rule: length, repetition, a list of words, a pattern. They are fast and best added to another reward.
+"""Rule-based rewards: length, repetition, a list of words, a pattern. They are fast and best added to another reward.
 
 | name | reward of a completion |
 | --- | --- |
@@ -48,7 +48,7 @@ class Length(Rule):
     side never tie.
 
     Args:
-        words: The target, 1 or more, as text or a number. None = the more words the better.
+        words: The target, 1 or more, as text or a number. None = the reward is the number of words.
 
     Raises:
         UserError: the target is not a whole number from 1 on.
@@ -86,7 +86,7 @@ class Repetition(Rule):
         return len(set(runs)) / len(runs) if runs else 1.0
 
     def attributes(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """`repetition`, `(len(texts),)`: the share of runs that repeat an earlier one."""
+        """`repetition`, `(len(texts),)`: the share of runs that repeat an earlier run."""
         return {"repetition": np.array([1 - self.reward(text) for text in texts], dtype=float)}
 
 
@@ -149,7 +149,7 @@ class Regex(Rule):
             self.pattern = re.compile(pattern[self.low :])
         except (re.error, OverflowError, RecursionError) as error:
             raise UserError(
-                f"reward {f'regex:{pattern}'!r}: not a pattern: {error}; expected one of Python's `re`"
+                f"reward {f'regex:{pattern}'!r}: not a pattern: {error}; expected a pattern of Python's `re`"
             ) from error
         if not self.pattern.pattern:
             raise UserError(

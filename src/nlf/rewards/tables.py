@@ -26,11 +26,11 @@ def score_table(
     """Fill in the reward columns of a table of N sampled completions.
 
     Args:
-        rows: The prompt rows that the completions were sampled from; N is a multiple of their number. Rewards get their
-            other columns.
+        rows: The prompt rows that the completions were sampled from; N is a multiple of their number. The other columns
+            of these rows are passed to rewards.
         allowed: The rewards that may be called now; None = all. A reward whose values are already in the table is not
             called again. The weighted sum is filled in once all rewards are known.
-        sentence: Shortens a judge's sentence to what is kept of it; None = nothing.
+        sentence: Cuts a judge's sentence to the length that fits; returns None if nothing is left.
         context: See `score`.
 
     Raises:
@@ -131,5 +131,5 @@ def _pairs(columns: Mapping[str, np.ndarray], length: int) -> list[list[tuple[st
 
 
 def nulls(values: np.ndarray) -> list[float | None]:
-    """Numbers as files hold them: None in place of NaN."""
+    """Numbers for a file: None in place of NaN."""
     return [None if value != value else value for value in values.tolist()]

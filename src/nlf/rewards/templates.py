@@ -1,4 +1,4 @@
-"""Templates of judges: they make the question to the model and give its answer a reward.
+"""Templates of judges: a template writes the question to the model and turns the answer into a reward.
 
 Prompt and completion stand between marks that their author cannot know, and the question says that they are data. This
 makes instructions in a completion weaker, not harmless (docs/judges.md).
@@ -18,7 +18,7 @@ from nlf.rewards.answers import category_of, folded, plain_sentence, sentence_of
 from nlf.rewards.contract import Judgement
 
 JUDGES = ASSETS / "judges"
-FORMAT = 1  # part of the digest: raise it when the messages change, because then answers can change
+FORMAT = 1  # part of the digest: raise it when the messages change, because answers may then change
 
 # Control words of chat templates; a space inside takes their meaning away.
 CONTROL = re.compile(
@@ -67,7 +67,7 @@ class Template:
 
     @property
     def levels(self) -> int:
-        """The number of rewards: 0, the worst, to levels - 1."""
+        """The number of different rewards: 0 (the worst) to levels - 1."""
         return len(self.categories) if self.categories else (self.max_score or 0) + 1
 
     @property
@@ -131,7 +131,7 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-Rule = tuple[Callable[[Any], Any], str]  # whether a value is right, and the right values in words
+Rule = tuple[Callable[[Any], Any], str]  # a test of a value, and the allowed values in words
 TEXT: Rule = (lambda v: isinstance(v, str) and v.strip(), "some text")
 COUNT: Rule = (lambda v: type(v) is int and v > 0, "a whole number above 0")
 RESERVED = ("model", "messages", "stream", "n", "response_format")  # fields of a request that a template cannot set
@@ -181,8 +181,8 @@ def _checked(values: object, where: str) -> dict[str, Any]:
     """The fields of a template.
 
     Args:
-        values: What the YAML file holds.
-        where: How errors begin.
+        values: The parsed YAML file.
+        where: The start of error texts.
     """
     if not isinstance(values, dict):
         raise UserError(f"{where}expected `name: value` lines of {', '.join(RULES)}")

@@ -1,8 +1,8 @@
 """Samplers turn requests into token ids.
 
-`hf.py` samples in this process, `vllm.py` in processes of its own, and `server.py` asks a server. A completion is a
+`hf.py` samples in this process, `vllm.py` in separate processes, and `server.py` asks a server. A completion is a
 function of the weights, the prompt's ids, the options and (seed, iteration, request key, index) only. vLLM and servers
-keep this rule as far as the engine repeats itself for a seed. This module imports no torch, so naming a request is cheap.
+keep this rule as far as the engine repeats itself for a seed. This module imports no torch, so it loads fast.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What an engine has to know of a policy's tokens.
+    """The facts that an engine needs about a policy's tokens.
 
     Attributes:
         eos: Ids that end a completion, which keeps its EOS.
@@ -79,7 +79,7 @@ class Sampler(Protocol):
             progress: Called with the number of completions finished since the last call.
 
         Returns:
-            For each request its completions as lists of token ids, each with the EOS that ended it.
+            For each request its completions as lists of token ids, including the EOS that ended a completion.
         """
         ...
 
@@ -92,7 +92,7 @@ def request_key(prompt_id: str, occurrence: int) -> int:
     """64 bits from the prompt and its occurrence, so that completions do not depend on the order of prompts.
 
     Args:
-        occurrence: How often the prompt came before.
+        occurrence: The number of earlier rows with the same prompt.
     """
     return int(hashlib.sha256(f"{prompt_id}:{occurrence}".encode()).hexdigest()[:16], 16)
 
@@ -103,7 +103,7 @@ def seed_of(seed: int, iteration: int, key: int, index: int) -> int:
 
 
 def context_of(config: Any) -> float:
-    """Most tokens that a model of transformers reads, by its configuration; infinite where that has no limit."""
+    """Most tokens that a transformers model reads, by its configuration; infinite if the configuration has no limit."""
     return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or float("inf")
 
 

@@ -41,8 +41,8 @@ def kept(scores: Tensor, width: int, top_k: int, top_p: float) -> tuple[Tensor, 
         width: Number of candidates without top-k.
 
     Returns:
-        Scores (R, W) in vocabulary order, -inf where filtered; ids (R, W); whether the nucleus is larger (R,), which is
-        never so after top-k.
+        Scores (R, W) in vocabulary order, -inf where filtered; ids (R, W); whether the nucleus is larger (R,), always
+        False after top-k.
     """
     values, ids = best(scores, top_k or width)
     ranked = values.sort(-1, descending=True).values
@@ -64,7 +64,7 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best scores of each row of (R, V), their ties, and perhaps a few more: (R, W) in vocabulary order, -inf after
     a row's last score; and their ids (R, W).
 
-    A full `topk` would sort pairs; a lower bound leaves few tokens.
+    This is faster than `topk`, which sorts: a lower bound of the k-th score removes most tokens first.
     """
     rows, vocabulary = scores.shape
     if k >= vocabulary:
@@ -81,12 +81,12 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _floor(scores: Tensor, k: int) -> Tensor:
-    """A lower bound, close to it, of each row's k-th largest score: (R, V) → (R, 1)."""
+    """A close lower bound of each row's k-th largest score: (R, V) → (R, 1)."""
     if scores.device.type != "cpu":
         return scores.topk(k).values[:, -1:]
     share = max(1, min(16, scores.shape[-1] // (2 * k)))
     width = scores.shape[-1] // share
-    maxima = scores[:, : share * width].unflatten(1, (share, width)).amax(1)  # its k-th largest is a lower bound
+    maxima = scores[:, : share * width].unflatten(1, (share, width)).amax(1)  # whose k-th largest is a lower bound
     return torch.from_numpy(np.partition(maxima.numpy(), width - k, axis=-1)[:, width - k, None])
 
 

@@ -59,11 +59,11 @@ def vllm_sampler(
     copies: int = 1,
     device: int | None = None,
 ) -> VLLMSampler:
-    """vLLM over the policy's weights in a folder or on the hub.
+    """A vLLM sampler of the policy's weights, read from a folder or the hub.
 
     Args:
-        dtype: Type of weights and activations; None = the model's own.
-        copies, device: As of `VLLMSampler`.
+        dtype: Type of weights and activations; None = the model's type.
+        copies, device: See `VLLMSampler`.
 
     Raises:
         UserError: vLLM is not installed, or there are too few GPUs.
@@ -74,7 +74,7 @@ def vllm_sampler(
         path,
         revision=revision,
         dtype=str(dtype or model.dtype).removeprefix("torch."),
-        trust_remote_code=code.startswith("transformers_modules"),  # the person trusted it when this process loaded it
+        trust_remote_code=code.startswith("transformers_modules"),  # trusted when this process loaded the code
         tensor_parallel_size=options.tensor_parallel_size,
         gpu_memory_utilization=options.gpu_memory_utilization,
     )
@@ -82,7 +82,7 @@ def vllm_sampler(
 
 
 def _server(policy: Policy, options: SamplerOptions, token_budget: int | None) -> Sampler:
-    from nlf.sampling.server import ServerSampler  # only here, since it loads a client of HTTP
+    from nlf.sampling.server import ServerSampler  # imported here, since it loads an HTTP client
 
     assert options.sampler_url  # the options refuse a server without one
     return ServerSampler(

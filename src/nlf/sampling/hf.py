@@ -1,4 +1,4 @@
-"""Sample in this process: our own decode loop over any Hugging Face causal LM and its cache.
+"""Sample in this process: a decode loop over any Hugging Face causal LM and its cache.
 
 Why not `generate`: it reads a prompt again for each of its n completions, pads the batch to its longest prompt, keeps
 finished rows, sorts the vocabulary at every step and draws from the global random state. Here prompts of similar length
@@ -42,18 +42,18 @@ logger = logging.getLogger(__name__)
 CPU_CACHE = 2**30  # most bytes of keys and values on a CPU, where the process would not survive running out of memory
 
 
-RowsKind = partial[Any]  # makes `Rows` of one kind, from all arguments but its first ones
-Branches = tuple[tuple[int, ...], ...]  # what the B branches read of one prompt
+RowsKind = partial[Any]  # a partial of a `Rows` class, with its first arguments
+Branches = tuple[tuple[int, ...], ...]  # the ids that the B branches read of one prompt
 
 
 class HFSampler:
-    """Samples from the present weights of `model`.
+    """Samples from the current weights of `model`.
 
     Args:
         model: Any causal LM of transformers, or a peft model of one. Its train/eval state is restored afterwards.
         eos_token_ids: Ids that end a completion, which keeps its EOS.
         banned_token_ids: Ids that are never sampled; ids beyond the model's vocabulary are ignored.
-        token_budget: Most tokens in a batch: completions x (longest prompt + max_completion_length), in both branches.
+        token_budget: Most tokens in a batch: completions x (longest prompt + max_completion_length), over both branches.
             The sampler halves it when memory runs out.
         compile: Decode under `torch.compile`, with keys and values at fixed addresses (`static.py`).
     """
@@ -85,7 +85,7 @@ class HFSampler:
         """See `nlf.sampling.Sampler`.
 
         Raises:
-            UserError: a prompt that is empty or does not fit the context, or a model whose scores are not finite.
+            UserError: a prompt is empty or does not fit the context, or the model's scores are not finite.
         """
         n, new = options.num_generations, options.max_completion_length
         prefixes = _prefixes(requests, options)
@@ -120,7 +120,7 @@ class HFSampler:
 
     @contextlib.contextmanager
     def _read_only(self, tokens: int) -> Iterator[None]:
-        """Within, no gradients, and packed weights unless decoding is compiled."""
+        """Inside the `with` block, gradients are off and, unless decoding is compiled, weights are packed."""
         try:
             with torch.no_grad():
                 self.rows = self.rows or self._best_rows()
@@ -131,7 +131,7 @@ class HFSampler:
                 with torch.no_grad():
                     yield
             except BaseException:
-                self.close()  # the last numbers may not be finite, and the next batch would find them in its memory
+                self.close()  # the buffers may hold NaN, which the next batch would read
                 raise
         else:
             with torch.inference_mode(), packed_weights(self.model, tokens):
@@ -178,7 +178,7 @@ class HFSampler:
         return [[t for t in row if t >= 0] for row in out.tolist()]
 
     def _prefill(self, prompts: Sequence[Sequence[int]], take: Tensor, room: int) -> tuple[Tensor, Rows]:
-        """Read BP prompts, in groups of similar length where their caches can be joined.
+        """Read BP prompts, in groups of similar length if their caches can be joined.
 
         Args:
             take: (N,), the prompt that each row continues.
@@ -214,16 +214,16 @@ class HFSampler:
             if reason is None:
                 self.compiled = compiled
                 return static
-            logger.warning("sampling goes on without compiled decoding: %s", reason)
+            logger.warning("sampling continues without compiled decoding: %s", reason)
         shared = partial(SharedRows, configs_with_sdpa(self.model), self._forward)
         reason = self._objection(shared, plain)
         if reason is None:
             return shared
-        logger.info("sampling goes on without shared prompts: %s", reason)
+        logger.info("sampling continues without shared prompts: %s", reason)
         return plain
 
     def _objection(self, kind: RowsKind, plain: RowsKind) -> str | None:
-        """Why a trial gives this kind of rows other logits than `plain` rows; None where the logits agree."""
+        """The reason why this kind of rows cannot be used; None if a trial gives the same logits as `plain` rows."""
         prompts, take = [(1, 2), (2,)], torch.tensor([0, 1, 0], device=self.device)
         (_, one), (_, other) = self._read(prompts), self._read(prompts)
         if not configs_with_sdpa(self.model) or any(type(layer) is not DynamicLayer for layer in other.layers):
@@ -232,7 +232,7 @@ class HFSampler:
         expected = plain([one], order, lengths, take, 1).step(token)
         try:
             got = kind([other], order, lengths, take, 1).step(token)
-        except Exception as error:  # a model with its own kind of attention, or no compiler
+        except Exception as error:  # a model with special attention, or no compiler
             return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         return None if equal_but_for_rounding(got, expected) else "its logits differ"
 
@@ -262,13 +262,13 @@ class HFSampler:
 
 
 def _prefixes(requests: Sequence[Request], options: SamplingOptions) -> list[Branches]:
-    """What each branch reads of each prompt: one branch, or two with guidance."""
+    """For each prompt the ids that its branches read: one branch, or two with guidance."""
     guided = bool(options.guidance_scale) and any(r.negative_ids is not None for r in requests)
     return [(r.input_ids, r.negative_ids or ()) if guided else (r.input_ids,) for r in requests]
 
 
 def default_budget(model: PreTrainedModel, device: torch.device) -> int:
-    """The token budget that suits the device."""
+    """The default token budget for the device."""
     if device.type != "cpu":
         return BATCH_TOKENS.accelerator
     config = model.config.get_text_config()

@@ -22,7 +22,7 @@ class PromptSampler:
         policy: Its tokenizer decodes, and its EOS ids end a completion; `sampler` holds the weights.
         sampler: Draws the token ids.
         options: The sampling rule.
-        seed: The seed, the iteration, the prompt and its occurrence fix every random number.
+        seed: Together with the iteration, the prompt and its occurrence it fixes every random number.
     """
 
     policy: Policy
@@ -53,10 +53,10 @@ class PromptSampler:
             progress: Called with the number of completions finished since the last call.
 
         Returns:
-            Rows as `data.rollouts.SCHEMA`; the completions of one prompt are consecutive.
+            Rows with the columns of `data.rollouts.SCHEMA`; the completions of one prompt are consecutive.
 
         Raises:
-            UserError: as the sampler.
+            UserError: see `Sampler.sample`.
         """
         encoded = [self.encoder.prompt_ids(prompt.row["prompt"]) for prompt in prompts]
         requests = [self._request(*each) for each in zip(prompts, encoded, feedback, strict=True)]

@@ -1,7 +1,7 @@
-"""Sample by a server, any endpoint that speaks OpenAI's `/v1/completions`, for evaluation.
+"""Sample from a server: any endpoint that speaks OpenAI's `/v1/completions`. For evaluation, not for training.
 
-Servers differ in the requests that they take. A probe, one token after the first prompt, finds the first of these forms
-that the server accepts; the sampler keeps that form and logs it:
+Servers differ in the requests that they accept. A probe, one token after the first prompt, finds the first of these
+forms that the server accepts; the sampler keeps that form and logs it:
 
 | prompt | fields beside OpenAI's | spoken by |
 | --- | --- | --- |
@@ -10,13 +10,13 @@ that the server accepts; the sampler keeps that form and logs it:
 | text | `generation_config`, which holds the whole rule | `transformers serve`, greedy or filtering without it |
 | token ids, then text | none, so without top_k and min_completion_length | OpenAI's server |
 
-Token ids are the record. Where the server returns them (vLLM's `token_ids`), the sampler keeps them unchanged. Where it
-returns text alone, the text is tokenised again, with EOS if the server says that the completion stopped, and a warning
-says that these need not be the sampled ids. Another warning says that the server reads a prompt sent as text as other
-tokens.
+Token ids are the record. If the server returns them (vLLM's `token_ids`), the sampler keeps them unchanged. If the
+server returns text only, the text is tokenised again, with EOS if the server says that the completion stopped, and a
+warning says that the new ids may differ from the sampled ids. Another warning appears if the server tokenizes a text
+prompt differently.
 
-A request is one completion, with a seed of its own from (seed, iteration, request key, index). So samples repeat on every
-server that honours seeds, whatever its meaning of `n`. Guidance needs logits and is refused.
+A request is one completion, with a seed from (seed, iteration, request key, index). So samples repeat on every server
+that honours seeds, whatever its meaning of `n`. Guidance needs logits and is refused.
 """
 
 import json
@@ -53,17 +53,19 @@ logger = logging.getLogger(__name__)
 TRIES = 8  # tries of one request
 BACKOFF = 1.0  # most seconds of the first pause; each pause doubles the limit
 UNKNOWN_FORM = (400, 415, 422)  # statuses after which another form of the request may succeed
-OTHER_TOKENS = "a prompt that is sent as text is read as other tokens than its ids; expect other completions"
-TEXT_ALONE = "it returns text alone: completions are tokenised again, and may not be the ids that were sampled"
+OTHER_TOKENS = "the server tokenizes text prompts differently; completions will differ"
+TEXT_ALONE = (
+    "the server returns text only; completions are tokenised again, and their ids may differ from the sampled ids"
+)
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a request is written.
+    """The form of a request.
 
     Attributes:
         ids: Send the prompt as token ids; False = as text.
-        extra: Whose fields stand beside OpenAI's: "vllm", "transformers" or "".
+        extra: The server whose fields are sent beside OpenAI's: "vllm", "transformers" or "".
     """
 
     ids: bool
@@ -74,7 +76,7 @@ class Form:
 
 
 class Job(NamedTuple):
-    """One completion to ask for: which completion of which request, and its seed."""
+    """One completion to ask for: the numbers of the request and of the completion, and its seed."""
 
     request: int
     completion: int
@@ -122,8 +124,8 @@ class ServerSampler:
         """See `nlf.sampling.Sampler`.
 
         Raises:
-            UserError: a prompt that is empty or does not fit the context; guidance; a server that cannot be reached,
-                rejects the request, or fails again and again.
+            UserError: a prompt is empty or does not fit the context, the options ask for guidance, or the server cannot be
+                reached, rejects the request, or fails again and again.
         """
         refuse_guidance("server", options.guidance_scale)
         check_lengths([(r.input_ids,) for r in requests], options.max_completion_length, self.context)
@@ -166,7 +168,7 @@ class ServerSampler:
         refusal = ""
         for form in FORMS:
             if not form.extra and (options.top_k or options.min_completion_length):
-                refusal += " (beside which top_k and min_completion_length have no place)"
+                refusal += " (this form cannot carry top_k and min_completion_length)"
                 break
             body = self._body(form, self._prompt(form, ids), options, 0, tokens=1)
             try:
@@ -175,11 +177,11 @@ class ServerSampler:
                 refusal = f"HTTP {error.status}: {said(error.payload, [key_of(OPENAI_KEY)])}"
                 continue
             if form.ids and _read_tokens(answer) not in (None, len(ids)):
-                refusal = "it reads token ids as something else"
+                refusal = "the server does not read token ids as such"
                 continue
             logger.info(f"{self.url}: {form}")
             return form
-        raise UserError(f"{self.url} takes none of the forms of a request that are known here: {refusal}")
+        raise UserError(f"{self.url} accepts none of the request forms that nlf knows: {refusal}")
 
     def _body(
         self, form: Form, prompt: list[int] | str, options: SamplingOptions, seed: int, tokens: int | None = None
@@ -215,10 +217,10 @@ class ServerSampler:
         return body
 
     async def _ask(self, client: httpx2.AsyncClient, body: dict[str, Any], forms: bool = False) -> dict[str, Any]:
-        """The server's answer, after several tries if need be.
+        """The server's answer, after several tries if needed.
 
         Args:
-            forms: Raise Rejected where another form of the request may succeed.
+            forms: Raise Rejected if another form of the request may succeed.
 
         Raises:
             UserError: the server has no answer, or rejects the request.
@@ -250,7 +252,7 @@ class ServerSampler:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in failures.most_common())
             raise UserError(
                 f"{self.url} has no answer after {TRIES} tries ({reasons}); does it serve {self.model!r}? Finished "
-                "completions are kept: run again to go on"
+                "completions are kept; run again to continue"
             ) from error
 
     def _prompt(self, form: Form, ids: Sequence[int]) -> list[int] | str:
@@ -296,6 +298,6 @@ def _choice(answer: dict[str, Any]) -> Any:
 
 
 def _read_tokens(answer: dict[str, Any]) -> int | None:
-    """Number of prompt tokens that the server read; None where it does not say."""
+    """Number of prompt tokens that the server read; None if the server does not report it."""
     usage = answer.get("usage")
     return usage.get("prompt_tokens") if isinstance(usage, dict) else None

@@ -1,13 +1,13 @@
 """Attention in which a prompt's completions read its keys and values from one place.
 
-Without it, each of a prompt's n completions has a copy of the prompt's cache, and every step reads all copies. Here the
-prompt's keys and values are kept once. The queries of its completions meet them as one matrix product, each completion's
-own tokens are a second part, and one softmax runs over both parts (the two-level attention of Hydragen, arXiv
-2402.05099). Own tokens are written in place.
+With transformers' cache, each of a prompt's n completions has a copy of the prompt's keys and values, and every step
+reads all copies. Here they are kept once. One matrix product compares them with the queries of all n completions, a
+second product compares each query with the tokens of its own completion, and one softmax runs over both parts (the
+two-level attention of Hydragen, arXiv 2402.05099). New tokens are written in place.
 
-This attention takes the place of transformers' "sdpa" through its AttentionInterface, for one new token at a time. It is
-used where a small trial (`HFSampler._objection`) shows that the logits equal those of a cache of its own for each row. The
-trial passes for layers of plain attention over all tokens. Other models keep `cache.Rows`.
+This attention replaces transformers' "sdpa" through its AttentionInterface, for one new token at a time. It is used if
+a small trial (`HFSampler._objection`) shows that the logits equal the logits of a separate cache for each row. The
+trial passes for layers of plain attention over all tokens. Other models use `cache.Rows`.
 
 Letters in shapes: P prompts, R rows, n most rows of a prompt, H heads, K heads of keys, G = H / K, L prompt tokens (left
 padded), t own tokens so far, D width of a head.
@@ -49,7 +49,7 @@ class Sharing:
         return left
 
     def _place(self) -> None:
-        """Find `slot` (R,), the place of a row in (P, n) flattened; None where the rows fill it in their order."""
+        """Find `slot` (R,), the place of a row in (P, n) flattened; None if the rows fill it in order."""
         count = self.owner.bincount()  # (P,)
         self.prompts, self.most = len(count), int(count.max())
         order = self.owner.argsort(stable=True)
@@ -72,7 +72,7 @@ class Sharing:
 
 
 class SharedLayer(RoomyLayer):
-    """A layer whose keys and values are the rows' own tokens (R, K, t, D), beside those of the prompts (P, K, L, D).
+    """A layer that holds keys and values of the rows' own tokens (R, K, t, D), and separately of prompts (P, K, L, D).
 
     Args:
         parts: The layer in the caches that the prompts were read into.
@@ -129,8 +129,8 @@ class SharedRows(Rows):
     """Rows that share the cache of their prompts.
 
     Args:
-        configs: The model's, from `configs_with_sdpa`.
-        args: As of `Rows`.
+        configs: The model's configurations, from `configs_with_sdpa`.
+        args: See `Rows`.
     """
 
     def __init__(self, configs: list, *args: Any):
@@ -142,7 +142,7 @@ class SharedRows(Rows):
             return super().step(tokens)
 
     def _keep(self, rows: Tensor) -> None:
-        layers = cast(list[SharedLayer], self.cache.layers)  # of `_hold`
+        layers = cast(list[SharedLayer], self.cache.layers)  # made by `_hold`
         prompts = layers[0].sharing.keep(rows)
         for layer in layers:
             layer.keep(rows, prompts)
@@ -162,7 +162,7 @@ def configs_with_sdpa(model: nn.Module) -> list:
 
 @contextlib.contextmanager
 def shared_attention(configs: list) -> Iterator[None]:
-    """Within, models with these configurations attend by `attend`; "sdpa" is restored afterwards."""
+    """Inside the `with` block, models with these configurations use `attend`; "sdpa" is restored afterwards."""
     for config in configs:
         config._attn_implementation_internal = NAME  # the property would set it in the model's parts too
     try:

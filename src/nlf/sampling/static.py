@@ -1,9 +1,9 @@
-"""Decode under `torch.compile`, for accelerators, where launches cost more than the work on a token of a small batch.
+"""Decode under `torch.compile`, for accelerators: launching kernels takes longer than their work for a small batch.
 
 The model's pass over one token a row is one compiled graph; on a GPU it is replayed as CUDA graphs, one graph for each
-shape. A graph reads and writes the addresses of its recording. So keys and values lie in memory that stays from batch to
-batch, grows where it must, and is viewed in the shape of the batch. The numbers of rows and of tokens are rounded up, so
-that few shapes occur. Each row has a copy of its prompt.
+shape. A graph reads and writes the memory addresses of its recording. So keys and values lie in buffers that are kept
+from batch to batch, grow when needed, and are viewed in the shape of the batch. The numbers of rows and of tokens are
+rounded up, so that few shapes occur. Each row has a copy of its prompt's keys and values.
 
 Letters in shapes: N rows, M ≥ N rows of the graph, K heads of keys, L tokens so far, S ≥ L tokens of the graph, D width of
 a head, V vocabulary.
@@ -26,7 +26,7 @@ class Compiled:
     """The compiled pass, and the layers of keys and values that it reads and writes. Both outlive a batch.
 
     Args:
-        forward: As of `Rows`.
+        forward: See `Rows`.
     """
 
     def __init__(self, forward: Callable, device: torch.device):
@@ -35,7 +35,7 @@ class Compiled:
         self.layers: list[FixedLayer] = []
 
     def layer(self, i: int) -> "FixedLayer":
-        """Layer i, which exists from the first call on."""
+        """Layer i; the first call makes it."""
         while len(self.layers) <= i:
             self.layers.append(FixedLayer())
         return self.layers[i]
@@ -49,7 +49,7 @@ class StaticRows(Rows):
     """Rows of a compiled pass. Surplus rows of the graph duplicate the last row; nobody reads their logits.
 
     Args:
-        args: As of `Rows`, without `forward`.
+        args: The arguments of `Rows` after `forward`.
     """
 
     def __init__(self, compiled: Compiled, *args: Any):
@@ -82,7 +82,7 @@ class StaticRows(Rows):
         return caches[0]
 
     def _keep(self, rows: Tensor) -> None:
-        layers = cast(list[FixedLayer], self.cache.layers)  # of `_lay`
+        layers = cast(list[FixedLayer], self.cache.layers)  # made by `_lay`
         self._lay(self.cache, ([x[rows, :, : self.seen] for x in (each.keys, each.values)] for each in layers))
 
     def _lay(self, cache: Cache, states: Iterable[list[Tensor]]) -> None:
@@ -96,7 +96,7 @@ class StaticRows(Rows):
 
 
 class FixedLayer(StaticLayer):
-    """A StaticLayer whose keys and values (M, K, S, D) are the front of memory that keeps its address while it suffices."""
+    """A StaticLayer with keys and values (M, K, S, D) in buffers, which keep their address until they must grow."""
 
     keys: Tensor
     values: Tensor
@@ -126,7 +126,7 @@ class FixedLayer(StaticLayer):
         return super().update(key_states.to(self.keys.dtype), value_states.to(self.values.dtype), *args, **kwargs)
 
     def _memory(self, name: str, size: int, like: Tensor) -> Tensor:
-        """(size,), finite numbers, since attention multiplies masked values by 0."""
+        """The front of a buffer, (size,). It holds finite numbers, since attention multiplies masked values by 0."""
         held = self.flat.get(name)
         if held is None or len(held) < size or held.dtype != like.dtype:
             self.flat.pop(name, None)  # freed before the allocation

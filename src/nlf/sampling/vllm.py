@@ -1,9 +1,9 @@
-"""Sample by offline vLLM in processes of its own, so that a GPU's memory is free again afterwards.
+"""Sample by offline vLLM in separate processes, so that a GPU's memory is free again afterwards.
 
-Prompts and completions travel as token ids. The first call starts `python -m nlf.sampling.vllm FOLDER`, which loads the
-model and then carries out one job after another until `close`. The names of jobs come on its standard input, so it ends
-too when this process is killed. With D copies of the model there are D such processes; each has a D-th of the prompts, on
-GPUs of its own, since `LLM` refuses `data_parallel_size` in one process.
+Prompts and completions travel as token ids. The first call starts `python -m nlf.sampling.vllm FOLDER`, which loads
+the model and then carries out one job after another until `close`. The names of jobs come on its standard input, so
+that process ends when this one is killed. With D copies of the model there are D processes, on different GPUs; each
+samples a D-th of the prompts. (`LLM` refuses `data_parallel_size` in one process.)
 
 Completion j of a request has the seed of (seed, iteration, request key) plus j: vLLM itself adds j. A repeated job on the
 same machine and version repeats as far as vLLM does; its rounding depends on the batch. Guidance needs logits and is
@@ -33,7 +33,7 @@ from nlf.sampling import Completions, Progress, Requests, Vocabulary, check_leng
 GRACE = 30  # seconds that a process has to end by itself
 ROOM = 2048  # least tokens that a process reads
 POLL = 0.02  # seconds between two looks for results
-# Variables of torchrun, by their beginning and by name: with them vLLM would join the ranks' rendezvous.
+# Variables of torchrun: prefixes, and whole names. With them vLLM would join the ranks' rendezvous.
 LAUNCHERS = ("TORCHELASTIC_", "ROLE_", "GROUP_")
 RANKS = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
@@ -61,7 +61,7 @@ class Engine:
         """Keyword arguments of `LLM`.
 
         Args:
-            room: Most tokens of a prompt with its completion; None = the model's own context.
+            room: Most tokens of a prompt with its completion; None = the model's context.
         """
         return {**asdict(self), "tokenizer_revision": self.revision, "max_model_len": room}
 
@@ -76,11 +76,11 @@ class Job(TypedDict):
 
 
 class VLLMSampler:
-    """Samples from a model on disk. `close` ends its processes; the next call starts others.
+    """Samples from a model on disk. `close` ends its processes; the next call starts new ones.
 
     Args:
         vocabulary: The model's EOS ids, banned ids and context.
-        copies: Copies of the model, each on GPUs of its own.
+        copies: Copies of the model, on different GPUs.
         device: Index of the first GPU among the visible ones; None leaves the choice to vLLM.
 
     Raises:
@@ -95,7 +95,7 @@ class VLLMSampler:
         self.eos, self.banned = list(vocabulary.eos), list(vocabulary.banned)
         self.devices = _devices(engine.tensor_parallel_size, copies, device)
         self.processes: list[_Process] = []
-        self.room = 0.0  # most tokens that the processes read; infinite = the model's own context
+        self.room = 0.0  # most tokens that the processes read; infinite = the model's context
 
     def sample(
         self, requests: Requests, options: SamplingOptions, *, seed: int, iteration: int, progress: Progress = None
@@ -103,7 +103,7 @@ class VLLMSampler:
         """See `nlf.sampling.Sampler`.
 
         Raises:
-            UserError: a prompt that is empty or does not fit the context; guidance; a process that failed.
+            UserError: a prompt is empty or does not fit the context, the options ask for guidance, or a process failed.
         """
         refuse_guidance("vllm", options.guidance_scale)
         check_lengths([(r.input_ids,) for r in requests], options.max_completion_length, self.context)
@@ -129,10 +129,10 @@ class VLLMSampler:
         return results
 
     def _make_room(self, tokens: int) -> None:
-        """Make processes that read so many tokens.
+        """Start processes with room for this many tokens.
 
-        vLLM needs memory for one row of the longest length that it is told, and a model's whole context may be too much
-        for the rest of a GPU. So longer prompts start other processes, which is rare.
+        vLLM reserves memory for one row of `max_model_len` tokens, and a model's whole context may be too much for the
+        rest of a GPU. So longer prompts start new processes, which is rare.
         """
         if tokens > self.room:
             self.close()
@@ -152,7 +152,7 @@ class VLLMSampler:
             "n": options.num_generations if options.temperature else 1,
             "temperature": options.temperature,
             "top_p": options.top_p,
-            "top_k": options.top_k or -1,  # every version takes -1 for off, and newer ones 0
+            "top_k": options.top_k or -1,  # -1 is off in every version, 0 only in newer versions
             "max_tokens": options.max_completion_length,
             "min_tokens": options.min_completion_length,
             "stop_token_ids": self.eos,
@@ -162,13 +162,13 @@ class VLLMSampler:
 
 
 def require_vllm() -> None:
-    """Raise UserError where vLLM is not installed."""
+    """Raise UserError if vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
         raise UserError("sampler vllm needs vLLM: pip install vllm (docs/scaling.md), or choose sampler hf")
 
 
 def _devices(tensor: int, copies: int, first: int | None = None) -> list[str | None]:
-    """$CUDA_VISIBLE_DEVICES of each copy of the model; [None] keeps the present value.
+    """$CUDA_VISIBLE_DEVICES of each copy of the model; [None] keeps the current value.
 
     Args:
         tensor: GPUs of a copy.
@@ -216,7 +216,7 @@ class _Process:
 
     Args:
         engine: The arguments of `LLM`.
-        visible: Its $CUDA_VISIBLE_DEVICES; None = this process's.
+        visible: $CUDA_VISIBLE_DEVICES of the new process; None = the value of this process.
     """
 
     def __init__(self, engine: dict[str, Any], visible: str | None):
@@ -243,7 +243,7 @@ class _Process:
         """The completions of the last job, for each prompt.
 
         Raises:
-            UserError: the process has ended; its own words are on stderr.
+            UserError: the process has ended; its messages are on stderr.
         """
         assert self.started  # a job was handed over
         found = self.started.file(f"found-{self.asked}.jsonl")
@@ -282,7 +282,7 @@ class _Process:
             env["CUDA_VISIBLE_DEVICES"] = self.visible
         process = subprocess.Popen(
             [sys.executable, "-m", "nlf.sampling.vllm", folder.name], env=env, stdin=subprocess.PIPE, text=True,
-            stdout=2,  # vLLM's words go to stderr, since stdout is the command's output
+            stdout=2,  # vLLM's output goes to stderr, since stdout is the command's output
             start_new_session=True,  # a group of processes to kill as one, which ^C does not reach
         )  # fmt: skip
         assert process.stdin  # a pipe was asked for
@@ -290,8 +290,8 @@ class _Process:
 
     def _failed(self, status: int) -> UserError:
         return UserError(
-            f"vLLM failed (exit status {status}) on {self.engine['model']}: its own words are above; out of memory: lower "
-            "gpu_memory_utilization, or raise tensor_parallel_size. What is done is kept: run again to go on"
+            f"vLLM failed (exit status {status}) on {self.engine['model']}: its messages are above; out of memory: lower "
+            "gpu_memory_utilization, or raise tensor_parallel_size. Finished work is kept; run again to continue"
         )
 
 

@@ -1,8 +1,8 @@
 """Rollouts → token batches.
 
-Token ids are the record: a completion keeps its sampled ids, EOS included. A text prompt has equal ids with and without
-feedback, because the pieces of the template around it are tokenized apart. (The published code tokenized responses again,
-which changes ids, and stripped EOS, so that the model never learned to stop.)
+Token ids are the record: a completion keeps its sampled ids, EOS included. A text prompt has equal ids with and
+without feedback, because the pieces of the template around it are tokenized separately. (The published code tokenized
+responses again, which changes ids, and stripped EOS, so that the model never learned to stop.)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,7 +40,7 @@ class Example:
 
 
 class Group(TypedDict):
-    """B examples of like length, ready for the models. K branches: 2 with contrast, else 1."""
+    """B examples of similar length, ready for the models. K branches: 2 with contrast, else 1."""
 
     policy: ForwardInputs  # (KB, L), all `right` rows before all `wrong` rows
     reference: ForwardInputs  # (B, L'), without feedback
@@ -53,7 +53,7 @@ class Group(TypedDict):
 class PoolDataset(Dataset):
     """`num_steps × batch_size` drawn rollouts of one iteration. Item i depends on (seed, iteration, i) and the pool only.
 
-    Trainer sees one dataset of fixed length; `refresh` replaces its contents before each epoch.
+    The dataset has a fixed length for Trainer; `refresh` replaces its contents before each epoch.
 
     Args:
         weights: Share of each quantile in a step; see `Draws`.
@@ -112,7 +112,7 @@ class PoolDataset(Dataset):
 
 
 def collate(examples: Sequence[Example], pad_id: int, pass_tokens: int | None = None) -> dict[str, list[Group]]:
-    """One micro-batch, cut into `groups` of examples of like length. Its loss is the sum of the groups' losses.
+    """One micro-batch, cut into `groups` of examples of similar length. Its loss is the sum of the groups' losses.
 
     Args:
         pass_tokens: See `group_by_length`.

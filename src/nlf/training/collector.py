@@ -1,7 +1,7 @@
 """The rollouts of one iteration: cut the prompts into parts, sample each part, score it, and write it once.
 
-The parts are fixed before work starts. One rank samples and scores a part; a written part is never made again, unless
-its stamp shows other weights or settings. A part that is sampled but not yet scored is kept in a file of its own, so
+The parts are fixed before work starts. One rank samples and scores a part; a written part is made again only if its
+stamp shows different weights or settings. A part that is sampled but not yet scored is kept in a separate file, so
 that a run that is killed while it scores does not sample again.
 
 With remote rewards each rank calls only its local rewards, and the first rank calls the remote rewards for all parts.
@@ -43,7 +43,7 @@ class Source:
     Attributes:
         stamp: Marks the rollouts of these weights.
         sampler: Samples completions from these weights.
-        outdated: Training has changed the weights, so that no rollout of this iteration can be sampled any more.
+        outdated: Training has changed the weights, so that rollouts of this iteration can no longer be sampled.
     """
 
     stamp: Stamp
@@ -56,9 +56,9 @@ class Scoring:
     """The rewards of a run, and the arguments of their calls.
 
     Attributes:
-        weights: One weight per reward; None = 1 each.
-        by_first: The remote rewards that the first rank calls for all ranks; empty where each rank calls all rewards.
-        sentence: Cuts a judge's sentence to the length that fits before a prompt; None = the sentence is dropped.
+        weights: One weight per reward; None = 1 for all.
+        by_first: The remote rewards that the first rank calls for all ranks; empty if each rank calls all rewards.
+        sentence: Cuts a judge's sentence to the length that fits; returns None if nothing is left.
         context: The arguments that TRL's trainers offer to reward functions beside the data set's columns.
     """
 
@@ -84,7 +84,7 @@ class RolloutCollector:
         prompts_per_part: Prompts in a part; the last part may have fewer.
         source: The weights and the sampler.
         scoring: The rewards.
-        feedback: Turns rewards into quantiles and words; a part for which that fails is not written.
+        feedback: Turns rewards into quantiles and words; if this fails, the part is not written.
         ranks: This rank among the others.
         quiet: Show no progress bars.
     """
@@ -107,8 +107,8 @@ class RolloutCollector:
         """Sample this rank's parts that are not on disk yet, then free the sampler's memory.
 
         Args:
-            choose_words: Returns the words before each of the run's prompts, None = the bare prompt. Not called where
-                no part is missing.
+            choose_words: Returns the words before each of the run's prompts; None = the bare prompt. Called only if a part
+                is missing.
 
         Raises:
             UserError: a part is missing and its weights are gone; sampling or a local reward fails; the disk is full.
@@ -128,7 +128,7 @@ class RolloutCollector:
         self.source.sampler.sampler.close()
 
     def score(self, parts: Sequence[Part]) -> None:
-        """Score this rank's parts that are not scored yet, and wait for parts that other ranks score for this rank.
+        """Score this rank's unscored parts, and wait for parts that other ranks score.
 
         Raises:
             UserError: a reward fails, quantiles cannot be made of the rewards, or the disk is full.
@@ -154,7 +154,7 @@ class RolloutCollector:
         return self.ranks.first if self.scoring.by_first else self.ranks.share.has(part.number)
 
     def _completions(self, part: Part, words: Sequence[str | None], advance: Callable[[int], None]) -> pa.Table:
-        """The sampled completions of a part, with local rewards where the first rank adds the remote rewards later."""
+        """The sampled completions of a part, with local rewards if the first rank adds the remote rewards later."""
         prompts = [NumberedPrompt(self.prompts[row], occurrence) for row, occurrence in part.rows]
         try:
             table = self.source.sampler.table(
@@ -191,13 +191,13 @@ class RolloutCollector:
     def _check_weights(self) -> None:
         if self.source.outdated:
             raise UserError(
-                f"{iteration_dir(self.run_dir, self.iteration)}: a part is missing, and training has moved on from the "
-                "weights it was sampled from; restore it, or resume from the last checkpoint before this iteration"
+                f"{iteration_dir(self.run_dir, self.iteration)}: a part is missing, and training has changed the weights "
+                "that it was sampled from; restore the part, or resume from the last checkpoint before this iteration"
             )
 
     @property
     def iteration(self) -> int:
-        """The iteration whose rollouts these are."""
+        """The iteration of the rollouts."""
         return self.source.stamp.iteration
 
     def _samples(self, part: Part) -> Path:

@@ -20,7 +20,7 @@ from nlf.rewards import Reward
 
 
 def _with_defaults(base: type, defaults: dict) -> type:
-    """A subclass of the dataclass with other defaults; types and help texts stay."""
+    """A subclass of the dataclass with new defaults, and unchanged types and help texts."""
     known = {f.name: f for f in fields(base)}
     changed: list[tuple[str, Any, Any]] = []
     for name, value in defaults.items():
@@ -61,7 +61,9 @@ class ALTConfig(
     def __post_init__(self):
         config.join_attributes(self)
         if self.sampler == "server":
-            raise UserError("sampler server: it would keep the weights it was started with; training takes hf or vllm")
+            raise UserError(
+                "sampler server cannot be used in training: the server does not get the new weights; use hf or vllm"
+            )
         config.check(self)
         check_compile(self)
         self.fsdp = {"true": True, "false": None}.get(str(self.fsdp).lower(), self.fsdp)  # the text of a flag
@@ -82,12 +84,12 @@ def check_world(args: ALTConfig) -> None:
     """Check that all started processes train together.
 
     Raises:
-        UserError: there is no GPU for them, so that each process would train alone in the same folder.
+        UserError: there is no GPU, so that each process would train alone in the same folder.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != args.world_size:
         raise UserError(
-            f"{started} processes were started, each sees {args.world_size}: no GPU was found; add --use_cpu true"
+            f"{started} processes were started, but each finds {args.world_size}: no GPU was found; add --use_cpu true"
         )
 
 
@@ -103,7 +105,7 @@ def known_device(name: str | None) -> torch.device | None:
     with contextlib.suppress(RuntimeError, AssertionError):  # torch asserts that it was built for the device
         device = torch.empty(0, device=name).device
     if device is None or device.type not in ("cpu", best_device().type):
-        raise UserError(f"reference_device {name!r}: expected cpu, or a device of this machine, cuda:1 say")
+        raise UserError(f"reference_device {name!r}: expected cpu, or a device of this machine, such as cuda:1")
     return device
 
 
@@ -127,8 +129,8 @@ def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
 def compile_for_all_shapes(accelerator: Accelerator) -> None:
     """Let `torch_compile` make one graph for groups of any size.
 
-    Torch would otherwise make one graph for the first group and another graph for later groups. The first group of a
-    resumed run is another one, so its bits would differ.
+    Torch would otherwise make one graph for the first group and another graph for later groups. A resumed run starts
+    with a different group, so its results would differ by rounding.
     """
     plugin = accelerator.state.dynamo_plugin
     if plugin.dynamic is None:
@@ -136,11 +138,11 @@ def compile_for_all_shapes(accelerator: Accelerator) -> None:
 
 
 def check_judges(rewards: Sequence[Reward], args: ALTConfig) -> None:
-    """Check that the tags fit the judges: one tag for each level of a judge, and a judge's own categories as tags.
+    """Check that the tags fit the judges: one tag for each level of a judge, and a judge's categories as tags.
 
     Raises:
-        UserError: the numbers of levels and tags differ, a judge's categories are not the tags, or quantiles are not
-            taken by level where a judge answers with categories.
+        UserError: the numbers of levels and tags differ, a judge's categories are not the tags, or a judge answers with
+            categories and quantile_rule is not levels.
     """
     for i, reward in enumerate(rewards):
         own, levels = (getattr(reward.function, name, None) for name in ("tags", "levels"))
@@ -149,14 +151,14 @@ def check_judges(rewards: Sequence[Reward], args: ALTConfig) -> None:
         if levels and by_level and len(tags) != levels:
             raise UserError(
                 f"reward {reward.name!r} has {levels} levels, there are {len(tags)} tags: {tags}; "
-                "give one for each, best first"
+                "give one tag for each level, best first"
             )
         if own is None:
             continue
         if list(own) != tags:
             raise UserError(
                 f"reward {reward.name!r} answers with {list(own)}, the tags are {tags}; "
-                "they must be the same, best first"
+                "expected the same words, best first"
             )
         if not by_level:
             raise UserError(f"reward {reward.name!r} answers with the tags themselves: set quantile_rule levels")

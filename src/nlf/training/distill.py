@@ -1,8 +1,9 @@
 """`nlf distill`: a guided, tagged policy → one plain model, which needs no tag, no guidance and none of this software.
 
-The teacher writes completions of the run's training prompts (temperature 1, nothing filtered), and the student learns its
-distribution on them (`nlf.training.lessons`). The student is the base model on the bare prompt. With `keep_tags` it is the
-policy itself under all its tags: the two extremes learn from themselves under guidance, the other tags stay as they are.
+The teacher writes completions of the run's training prompts (temperature 1, no top-k or top-p), and the student learns
+the teacher's distribution on these completions (`nlf.training.lessons`). The student starts from the base model and
+reads the bare prompt. With `keep_tags` it starts from the policy and reads all tags: under the best and the worst tag
+it learns from the guided policy, and under the other tags it learns to stay unchanged.
 """
 
 import copy
@@ -54,21 +55,21 @@ def distill(options: DistillOptions | None = None, **knobs) -> Path:
 
     Args:
         options: The options of the command line.
-        knobs: Or some of these options by name; the other options keep their defaults.
+        knobs: Options by name, in place of `options`; the other options keep their defaults.
 
     Returns:
-        The student's folder, an ordinary model of transformers. A student that is there already is not made again.
+        The student's folder, a transformers model. An existing student is kept.
 
     Raises:
         UserError: an unknown knob; the model has no tags or no known base; prompts or models cannot be loaded; the models
-            have different vocabularies; the folder holds something else, or cannot be written.
+            have different vocabularies; the folder holds another run or model, or cannot be written.
     """
     options = options_of(knobs) if options is None else options
     return distill_from(load_for_commands(options.model, options), options)
 
 
 def options_of(knobs: dict[str, Any]) -> DistillOptions:
-    """Options as a record, of some options by name.
+    """The options as a record, from some options by name.
 
     Raises:
         UserError: an unknown name, or an impossible value.
@@ -81,7 +82,7 @@ def options_of(knobs: dict[str, Any]) -> DistillOptions:
 
 
 def distill_from(teacher: Policy, options: DistillOptions) -> Path:
-    """`distill` with a teacher that is loaded. Everything is checked before anything is written."""
+    """`distill` with a loaded teacher. All checks come before the first write."""
     run = run_settings(Path(options.model))
     folder, base = Path(options.output_dir or Path(options.model, DISTILLED)), base_of(options, run)
     taught = lessons(teacher, options)
@@ -109,20 +110,20 @@ def distill_from(teacher: Policy, options: DistillOptions) -> Path:
 
 
 def base_of(options: DistillOptions, run: dict[str, Any]) -> DistillOptions:
-    """How to load the base model, which the student starts from: the one named, or the run's own start.
+    """The options that load the base model, from which the student starts: `base_model`, or the start of the run.
 
     Raises:
         UserError: neither is known.
     """
     base = options.base_model or run.get("model_name_or_path")
     if not base:
-        raise UserError(f"{options.model} does not say what it was trained from; name it with --base_model")
+        raise UserError(f"{options.model} does not name the model it was trained from; name it with --base_model")
     revision = "main" if options.base_model else run.get("model_revision") or "main"
     return replace(options, model=base, model_revision=revision)
 
 
 def check_vocabulary(teacher: Policy, student: Policy, model: str, base: str) -> None:
-    """Refuse a student whose token ids mean other tokens than the teacher's.
+    """Refuse a student whose vocabulary differs from the teacher's.
 
     Args:
         model, base: Names of the teacher and of the student's start, for the error.
@@ -134,7 +135,8 @@ def check_vocabulary(teacher: Policy, student: Policy, model: str, base: str) ->
         student.tokenizer, student.added_token_ids
     ):
         raise UserError(
-            f"{base} has other tokens than {model}; expected the model it was trained from: name it with --base_model"
+            f"{base} has another vocabulary than {model}; expected the model that {model} was trained from: name it with "
+            "--base_model"
         )
 
 
@@ -146,12 +148,12 @@ def is_done(folder: Path, settings: dict[str, Any]) -> bool:
     """
     old = run_settings(folder)
     if "teacher" not in old and any((folder / name).exists() for name in (CONFIG, FACTS, "config.json")):
-        raise UserError(f"{folder} holds a run or a model that is no student; choose another --output_dir")
+        raise UserError(f"{folder} holds a run or a model that is not a student; choose another --output_dir")
     for name, value in settings.items() if old else ():
         if old.get(name) != value:
             raise UserError(
                 f"{folder} was distilled with {name}={old.get(name)!r}, now it is {value!r}; "
-                "go on with the old settings, or choose another --output_dir"
+                "continue with the old settings, or choose another --output_dir"
             )
     return "distilled_from" in old
 
@@ -160,10 +162,10 @@ def is_done(folder: Path, settings: dict[str, Any]) -> bool:
 
 
 def chosen_prompts(options: DistillOptions, run: dict[str, Any]) -> list[PromptRow]:
-    """The prompts that the teacher completes, drawn by the seed from the options' prompts or the run's own.
+    """The prompts that the teacher completes, drawn by the seed from the prompts of the options, or else of the run.
 
     Raises:
-        UserError: they cannot be read, or mix text and conversations.
+        UserError: the prompts cannot be read, or mix text and conversations.
     """
     sources = options.prompts or [run.get("dataset", "embedded")]
     column = options.dataset_prompt_column if options.prompts else run.get("dataset_prompt_column", "prompt")
@@ -186,9 +188,7 @@ def completions_of(
     folder: Path,
     num_lessons: int,
 ) -> list[TeacherCompletion]:
-    """The teacher's completions in one lesson, without empty ones. They are sampled into the student's folder, unless they
-    are there.
-    """
+    """The teacher's completions in one lesson, without empty ones; missing ones are sampled into the student's folder."""
     sampling = SamplingOptions(
         num_generations=max(options.num_generations // num_lessons, 1),
         max_completion_length=options.max_completion_length or run.get("max_completion_length", 20),
@@ -222,7 +222,7 @@ class DistillTrainer(Trainer):
     def __init__(self, student: Policy, *args, teacher: Policy, top_k: int = 0, **kwargs):
         super().__init__(student.model, *args, **kwargs)
         self.student, self.teacher, self.top_k = student, teacher, top_k
-        self.loss_is_scaled_for_ga = True  # the loss has the step's denominator already
+        self.loss_is_scaled_for_ga = True  # the loss is already divided by the counts of the step
 
     @functools.cached_property
     def plan(self) -> LogitsPlan:
@@ -272,7 +272,7 @@ def teach(
 
 
 def training_arguments(options: DistillOptions, folder: Path) -> TrainingArguments:
-    """Trainer's arguments: nothing is saved or reported."""
+    """Trainer's arguments, without checkpoints and reports."""
     return TrainingArguments(
         str(folder),
         max_steps=options.max_steps,
@@ -295,7 +295,7 @@ def training_arguments(options: DistillOptions, folder: Path) -> TrainingArgumen
 
 
 def distill_command(options: DistillOptions) -> str:
-    """`nlf distill`: make the student, then show it beside its teacher and the base, on the run's evaluation prompts.
+    """`nlf distill`: make the student, then compare it with its teacher and the base on the run's evaluation prompts.
 
     Args:
         options: The options of the command line.
@@ -357,7 +357,7 @@ def distilled_card(model: str, base: str, taught: Sequence[Lesson], prompt: str 
     """The README.md of the student.
 
     Args:
-        prompt: An example prompt as the student reads it.
+        prompt: An example prompt, with the tag if the student reads tags.
     """
     guided = [f'"{each.tag}" away from "{each.negative}", guidance {each.scale:g}' for each in taught if each.scale]
     plain = taught[0].student_tag is None
@@ -369,7 +369,7 @@ def distilled_card(model: str, base: str, taught: Sequence[Lesson], prompt: str 
 
 
 def prompt_of_card(teacher: Policy, taught: Sequence[Lesson], prompts: Sequence[PromptRow]) -> str | list[dict]:
-    """An example prompt for the card, text or messages as the prompts are, with the student's first tag."""
+    """An example prompt for the card, as text or messages like the prompts, with the student's first tag."""
     tag = taught[0].student_tag
     if isinstance(prompts[0]["prompt"], str):
         return tags_of(teacher).render(tag, "Once")

@@ -38,7 +38,7 @@ def evaluated_lines(
         context: More keyword arguments of the rewards, as in `rewards.score`.
 
     Returns:
-        A line for each prompt, as `nlf evaluate` writes them.
+        A line for each prompt, in the form of a generations file.
     """
     lines = sample_lines(sampler, prompts, tag, {}, progress)
     reference = sampler.policy.reference_module()
@@ -70,7 +70,7 @@ def evaluation_metrics(
 ) -> dict[str, float]:
     """The metrics of evaluated lines under the names of `nlf evaluate`, and the numbers of unscored completions.
 
-    Of several rewards, `reward` is their weighted sum.
+    With several rewards, `reward` is their weighted sum.
     """
     found = metrics_of(lines, rewards, weights, REFERENCE)
     values = {name: ratio.value for name, ratio in found.ratios.items()}
@@ -87,7 +87,7 @@ def pool_statistics(pool: Pool, quantiles: np.ndarray, iteration: int, feedback:
         quantiles: `(N,)`, the quantile of each rollout of the pool.
 
     Returns:
-        Values by name. Edges are in the unit of the rewards that were cut; those of an attribute have its name in theirs.
+        Values by name. Edges are in the unit of the rewards that were cut; the keys of an attribute's edges hold its name.
     """
     return {
         "iteration": iteration,
@@ -99,7 +99,7 @@ def pool_statistics(pool: Pool, quantiles: np.ndarray, iteration: int, feedback:
 
 
 def _new_rollouts(pool: Pool, new: np.ndarray) -> dict[str, float]:
-    """Rewards and lengths of the rollouts that `new` `(N,)` marks; NaN where none is scored."""
+    """Rewards and lengths of the rollouts marked by `new` `(N,)`; NaN if none is scored."""
     scored = pool.rewards[new & ~np.isnan(pool.rewards)]
     logs = {
         "reward": float(scored.mean()) if len(scored) else float("nan"),
@@ -116,7 +116,7 @@ def _new_rollouts(pool: Pool, new: np.ndarray) -> dict[str, float]:
 
 
 def _quantile_edges(pool: Pool, quantiles: np.ndarray, feedback: Feedback) -> dict[str, float]:
-    """Lowest and highest reward of each quantile that holds rollouts, of the rewards and of every attribute."""
+    """Lowest and highest reward of each quantile that holds rollouts, for the total reward and for every attribute."""
     logs = {}
     cuts = {"": (feedback.cut, quantiles)}
     cuts |= {f"attribute/{name}/": (cut, cut(pool)) for name, cut in feedback.cuts().items()}

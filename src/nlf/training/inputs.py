@@ -56,7 +56,7 @@ def check_inputs(
     train_dataset: Iterable[Mapping[str, Any]] | None,
     eval_dataset: Iterable[Mapping[str, Any]] | None,
 ) -> Inputs:
-    """Check what a trainer is given, make the run's folder, and write the rewards' names into `args`.
+    """Check a trainer's arguments, make the run's folder, and write the rewards' names into `args`.
 
     Raises:
         UserError: the processes, the folder, the prompts or the rewards cannot be used.
@@ -73,7 +73,7 @@ def check_inputs(
         args.eval_strategy = type(args.eval_strategy)("no")
     elif len(eval_prompts) < args.world_size:
         raise UserError(
-            f"{len(eval_prompts)} evaluation prompts for {args.world_size} processes; give at least one to each"
+            f"{len(eval_prompts)} evaluation prompts for {args.world_size} processes; give at least one prompt a process"
         )
     rewards = _resolved_rewards(args, args.reward_funcs if reward_funcs is None else reward_funcs)
     conversational = all_conversations(prompts + (eval_prompts or []))
@@ -133,7 +133,7 @@ def encoder_of(
     model_config: PretrainedConfig,
     max_prompt_length: int | None,
 ) -> PromptEncoder:
-    """The encoder of prompts with feedback, whose longest feedback leaves room for prompt and completion.
+    """The encoder of prompts with feedback. It cuts judges' sentences, so that prompt and completion fit the context.
 
     Raises:
         UserError: a prompt does not fit into the model's context.
@@ -152,7 +152,7 @@ def encoder_of(
 
 
 def pool_dataset_of(args: ALTConfig) -> PoolDataset:
-    """The training set: empty, until it is filled before each epoch."""
+    """The training set, which is filled before each epoch."""
     return PoolDataset(
         args.steps_per_iteration,
         args.total_batch_size,

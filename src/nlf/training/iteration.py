@@ -4,7 +4,7 @@
     iteration k    x ~ policy(· | best words, prompt)
                    pool ← pool ∪ (prompt, x, reward(x));  quantile ← rank in the whole pool;  words ← quantile
 
-`collector.py` says how a run that is killed goes on, and how several ranks share the work.
+`collector.py` describes how a killed run continues, and how several ranks share the work.
 """
 
 from functools import partial
@@ -23,7 +23,7 @@ class LabelledPool(NamedTuple):
 
     pool: Pool  # N rollouts
     quantiles: np.ndarray  # (N,) int8, 0 = best, -1 = unscored
-    words: Words  # (row of the pool, item of the iteration) → its words, the words it is contrasted with
+    words: Words  # (row of the pool, item of the iteration) → the rollout's words, and the words that it is contrasted with
 
 
 def run_iteration(
@@ -32,8 +32,8 @@ def run_iteration(
     """Collect the rollouts of the collector's iteration, and label the pool of all rollouts so far.
 
     Args:
-        prompts_per_iteration: Prompts to sample; None = all of them, in their order.
-        pool_keep: Keep the rollouts of this many iterations; None = of all iterations.
+        prompts_per_iteration: Prompts to sample; None = all prompts, in order.
+        pool_keep: Keep the rollouts of this many iterations; None = keep all.
 
     Raises:
         UserError: sampling or scoring fails, or rollouts on disk are missing or broken.
@@ -41,7 +41,7 @@ def run_iteration(
     """
     iteration, run_dir, feedback = collector.iteration, collector.run_dir, collector.feedback
     prompt_ids = [prompt["prompt_id"] for prompt in collector.prompts]
-    past = partial(Pool.load, run_dir, iteration - 1, pool_keep)  # loaded only where the words depend on it
+    past = partial(Pool.load, run_dir, iteration - 1, pool_keep)  # loaded only if the words depend on it
 
     rows = choose_prompts(len(prompt_ids), prompts_per_iteration, seed, iteration)
     parts = collector.parts(number_occurrences(rows, prompt_ids))

@@ -1,11 +1,11 @@
-"""Lessons of a guided teacher: which tags it teaches, the batches of its completions, and the loss on them.
+"""Lessons of a guided teacher: the tags that it teaches, the batches of its completions, and the loss on them.
 
-The teacher is a tagged policy under guidance: its tag contrasted with another at strength g, renormalised without the
-separator. It writes completions, and the student learns
+The teacher is a tagged policy under guidance: a tag is contrasted with another tag at strength g, and the distribution
+is renormalised without the separator. The teacher writes completions, and the student learns on these completions
 
     L = Σ KL(teacher ‖ student) / tokens          over the full vocabulary, at the completion's tokens
 
-on them. Teacher logits are recomputed in each step, never stored.
+Teacher logits are recomputed in each step, never stored.
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ from nlf.models.policy import Policy
 from nlf.models.reading import LogitsPlan, completion_outputs, project
 from nlf.training.objective import in_chunks, rows_at_a_time
 
-FROM_MIDDLE, FROM_BEST = 8.0, 1.5  # default guidance scale from the middle tag, and from any other
+FROM_MIDDLE, FROM_BEST = 8.0, 1.5  # default guidance scale for the middle tag, and for any other tag
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the teacher teaches under one tag.
+    """One tag of the teacher with its guidance, and the tag that the student reads in its place.
 
     Attributes:
         tag, negative, scale: The teacher's tag, the tag that guidance moves away from, and the guidance scale.
@@ -47,10 +47,11 @@ class Lesson:
 
 
 def lessons(policy: Policy, options: DistillOptions) -> list[Lesson]:
-    """The lessons of a teacher: one tag, for a student without tags; with `keep_tags` all tags, the extremes guided.
+    """The lessons of a teacher: one tag for a student without tags; with `keep_tags` all tags, and guidance for the
+    best and the worst tag only.
 
     Raises:
-        UserError: the model has no tags, or not the tags that the options name.
+        UserError: the model has no tags, or lacks a tag that the options name.
     """
     if policy.scheme is None:
         raise UserError(f"{options.model} has no tags.json; expected a model that nlf has trained")
@@ -104,7 +105,7 @@ class Example:
 
 
 class LessonGroup(TypedDict):
-    """B examples of like length with N completion tokens in all."""
+    """B examples of similar length with N completion tokens in all."""
 
     student: ForwardInputs  # (B, L)
     teacher: ForwardInputs  # (2B, L'), all `best` rows before all `worst` rows
@@ -149,7 +150,7 @@ class LessonDataset(Dataset):
 
 
 def collate(examples: Sequence[Example], pad_id: int, pass_tokens: int | None = None) -> LessonBatch:
-    """One micro-batch, cut into groups of examples of like length.
+    """One micro-batch, cut into groups of examples of similar length.
 
     Args:
         pass_tokens: See `group_by_length`.

@@ -44,7 +44,7 @@ class Controller:
         quantity: "kl" or "entropy".
         target: In nats per completion.
         horizon: In completions.
-        rising: The coefficient rises where the quantity is above its target; otherwise it falls.
+        rising: Whether the coefficient rises when the quantity is above its target; otherwise it falls.
     """
 
     coefficient: str
@@ -70,7 +70,7 @@ def moved_coefficients(
     sums: Mapping[str, float],
     num_completions: int,
 ) -> dict[str, float]:
-    """The coefficients after one optimizer step of `num_completions` completions, over which `sums` were taken."""
+    """The coefficients after one optimizer step; `sums` are the sums over its `num_completions` completions."""
     moved = dict(coefficients)
     for each in controllers:
         current = sums[each.quantity] / num_completions  # nats per completion

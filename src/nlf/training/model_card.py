@@ -33,7 +33,7 @@ coefficients were nll {nll_coef}, contrast {contrast_coef}, beta {beta} ({kl_dir
 holds every setting.
 
 {results}
-The model learned its tags from the reward, so a tag does not control what the reward does not measure. After a worse tag the model
+The model learned its tags from the reward, so a tag controls only what the reward measures. After a worse tag the model
 writes the kind of text that training taught it to avoid.
 """
 
@@ -66,7 +66,7 @@ def model_card(
 
 
 def _results(history: Sequence[Mapping[str, Any]], args: ALTConfig) -> str:
-    """The figures of the last evaluation as a table; nothing where the run had no evaluation."""
+    """The figures of the last evaluation as a table; empty if the run had no evaluation."""
     evaluations = [row for row in history if "eval_reward" in row]
     if not evaluations:
         return ""

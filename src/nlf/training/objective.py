@@ -1,9 +1,9 @@
 """One micro-batch through policy and reference: statistics of each completion token, for the loss.
 
-Logits are computed at positions that predict completion tokens only. With many such positions, the output layers compute
-the logits of a few tokens at a time and again in the backward pass, so that no tensor of batch × vocabulary is kept. This
-needs models whose logits are their output layer's (`reading.bare_head`). A model that scales or caps its logits, or whose
-weights are sharded over ranks, returns all logits at completion positions.
+Logits are computed only at positions that predict completion tokens. With many positions, the output layers compute
+the logits of a few tokens at a time, and again in the backward pass, so that no tensor of batch × vocabulary is kept.
+This needs models that return the output layer's values unchanged (`reading.bare_head`). A model that scales or caps
+its logits, or whose weights are sharded over ranks, returns all logits at completion positions.
 
 Letters in shapes: B completions, K branches (2 with contrast), T positions, N completion tokens, V vocabulary, D width.
 """
@@ -42,7 +42,7 @@ def completion_stats(
     Args:
         plan: How both models compute logits.
         excluded_ids, kl_direction: See `losses.token_stats`.
-        reference_device: The device of the reference, if it is not the policy's.
+        reference_device: The device of the reference; None = the policy's device.
 
     Returns:
         K statistics `(B, T)`, differentiable in the model's weights; 0 at padded positions.
@@ -68,7 +68,7 @@ def completion_stats(
 
 
 def at_positions(values: Tensor, mask: Tensor) -> Tensor:
-    """Values of N completion tokens (K, N) put at their positions, the N that `mask` (B, T) marks: (K, B, T), 0 elsewhere."""
+    """Put values of N completion tokens (K, N) at the N positions marked by `mask` (B, T): (K, B, T), 0 elsewhere."""
     empty = values.new_zeros(len(values), *mask.shape)
     return empty.masked_scatter(mask.expand_as(empty), values)
 
@@ -78,7 +78,8 @@ def loss_of_groups(
 ) -> Tensor:
     """The sum of the groups' losses.
 
-    Gradients of all groups but the last are taken at once, so that the activations of one group are kept at a time.
+    Gradients of all groups except the last are taken immediately, so that only one group's activations are kept at a
+    time.
     """
     *first, last = groups
     sum_of_first: Tensor | float = 0.0
@@ -90,7 +91,7 @@ def loss_of_groups(
 
 
 def rows_at_a_time(model: nn.Module, plan: LogitsPlan) -> int | None:
-    """Number of tokens whose logits are computed together; None = all, where the models return them."""
+    """Number of tokens whose logits are computed together; None = all, if the models return all logits."""
     head = output_layer(model) if plan.bare else None
     if head is None:
         return None

@@ -1,7 +1,7 @@
 """The ranks of a run: which parts each rank samples, and how the first rank passes a result to the other ranks.
 
-The first rank calls remote rewards for all ranks. The other ranks look for its files, because a collective operation
-would time out while a service takes its time.
+The first rank calls remote rewards for all ranks. The other ranks wait for its files, because a collective operation
+would time out while the service answers.
 """
 
 import json
@@ -33,12 +33,12 @@ class Share(NamedTuple):
 
 
 def _nothing() -> None:
-    """Does nothing: the barrier of a single rank, and the check of a run that nobody stops."""
+    """The default barrier and stop check of a run with one rank."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """One rank's view of all ranks; the default is a run with a single rank.
+    """One rank's place among the ranks of a run; the default is a run with one rank.
 
     Attributes:
         share: This rank's share of the parts.

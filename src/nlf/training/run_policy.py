@@ -33,10 +33,10 @@ class RunPolicy:
 
     @contextlib.contextmanager
     def sampling(self, iteration: int, outdated: bool) -> Iterator[tuple[Policy, Sampler]]:
-        """The model that an iteration samples, and the sampler that does it: in this process, or vLLM.
+        """The policy that an iteration samples, and its sampler: in this process, or vLLM.
 
         Args:
-            outdated: Training has changed this iteration's weights, so that nothing can be sampled.
+            outdated: Training has changed this iteration's weights, so that sampling is an error.
         """
         if self.args.sampler == "vllm":
             with handed_over(self.policy, self.empty, iteration, outdated, self.args, self.accelerator) as handed:
@@ -51,7 +51,7 @@ class RunPolicy:
             yield model, sampler
 
     def open_sampler(self, policy: Policy) -> contextlib.closing:
-        """Samples a policy's completions in this process."""
+        """A sampler of a policy's completions in this process, closed at the end of the `with` block."""
         options = config.SamplerOptions(sampler_compile=self.args.sampler_compile)
         return contextlib.closing(sampler_of(policy, options))
 
@@ -60,7 +60,7 @@ class RunPolicy:
         """The policy with whole weights on this rank, without dropout, in the run's precision.
 
         Args:
-            models: The policy's models that are needed; sharded ones among the others have no weights.
+            models: Names of the policy's models that are needed. If training shards weights, other models stay without.
         """
         mode, dtype = self.policy.model.training, DTYPES.get(self.accelerator.mixed_precision)
         self.policy.model.eval()

@@ -1,6 +1,6 @@
-"""What a run records: its settings, the other facts that a resumed run must share, and the stamp of its rollouts.
+"""The records of a run: its settings, other facts that a resumed run must share, and the stamp of its rollouts.
 
-The keys and values here are on disk in every run folder. A change to them makes older runs impossible to resume.
+The keys and values here are on disk in every run folder. If they change, older runs cannot be resumed.
 """
 
 import json
@@ -35,7 +35,7 @@ class Stamp:
 
 
 def run_settings(args: ALTConfig, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Every knob as a plain value, tokens left out: the content of `config.yaml`.
+    """Every knob as a plain value, without access tokens: the content of `config.yaml`.
 
     Args:
         options: The settings of the command line that are not part of `args`: model and data.
@@ -47,7 +47,7 @@ def run_settings(args: ALTConfig, options: Mapping[str, Any]) -> dict[str, Any]:
 def run_facts(
     args: ALTConfig, policy: Policy, prompts: Sequence[PromptRow], rewards: Sequence[Reward]
 ) -> dict[str, Any]:
-    """The facts that the result depends on beside the settings: the content of `run.json`."""
+    """The facts that the result depends on besides the settings: the content of `run.json`."""
     return {
         "model_name_or_path": policy.identity.name,
         "train_prompts": _prompts_digest(prompts),
@@ -59,8 +59,8 @@ def run_facts(
 def sampling_settings(
     args: ALTConfig, policy: Policy, encoder: PromptEncoder, prompts: Sequence[PromptRow], rewards: Sequence[Reward]
 ) -> dict[str, Any]:
-    """Everything beside the weights that sampled and scored rollouts depend on; a `Stamp` holds its digest."""
-    settings: dict[str, Any] = {}  # keys that are absent where sampling does not depend on them, as in older runs
+    """Everything that scored rollouts depend on, except the weights; a `Stamp` holds its digest."""
+    settings: dict[str, Any] = {}  # these keys are absent, as in older runs, unless sampling depends on them
     if args.sampler != "hf":
         settings["sampler"] = args.sampler
     if args.attributes:

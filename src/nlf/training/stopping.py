@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
-EXIT_CODE = 143  # of a process that SIGTERM ends
+EXIT_CODE = 143  # the exit code of a process that SIGTERM ends
 
 
 @dataclass
@@ -17,14 +17,14 @@ class StopSignal:
     """Remembers that SIGTERM came.
 
     Attributes:
-        asked: Whether it came to this rank, or to any rank after `reached_any`.
+        asked: Whether SIGTERM came to this rank, or to any rank after `reached_any`.
     """
 
     asked: bool = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Catch SIGTERM inside the block; only the main thread can."""
+        """Catch SIGTERM inside the `with` block; in other threads than the main thread this does nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

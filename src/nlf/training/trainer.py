@@ -75,9 +75,9 @@ class ALTTrainer(Trainer):
         args: The settings.
         train_dataset: Rows with a `prompt` (text or messages); other columns reach the rewards. Default: embedded.
         eval_dataset: Rows that `evaluate` samples.
-        processing_class: The tokenizer, needed where `model` is an object.
+        processing_class: The tokenizer; needed if `model` is an object.
         peft_config: LoRA; the reference is then the model with its adapter off.
-        reference_model: The frozen start; default: a copy of `model`.
+        reference_model: The frozen reference; default: a copy of `model`.
         disable_dropout: Train without dropout, as in the published code.
         max_prompt_length: Keep the last tokens of longer prompts.
 
@@ -85,7 +85,7 @@ class ALTTrainer(Trainer):
         options: Settings that `config.yaml` records beside `args`; the command line sets them before `train`.
 
     Raises:
-        UserError: settings, prompts or rewards cannot be used; the message says which and what to do.
+        UserError: settings, prompts or rewards cannot be used; the error names the mistake and what to do.
     """
 
     args: ALTConfig
@@ -139,11 +139,11 @@ class ALTTrainer(Trainer):
         self._place_models()
 
     def _start_state(self, args: ALTConfig) -> None:
-        """Set what training changes and a checkpoint keeps, and what a log line sums up."""
+        """Set the state that training changes and a checkpoint keeps, and the sums for log lines."""
         self.run_dir = folder_of(args)
         self.options: dict[str, Any] = {}
         self.coefficients = {"beta": args.beta, "entropy_coef": args.entropy_coef}
-        self.rollout_digest: str | None = None  # of the weights that this iteration samples
+        self.rollout_digest: str | None = None  # digest of the weights that this iteration samples
         self.started_at = 0  # the step that the run resumes from
         self.stop = StopSignal()
         self.log_sums, self.step_sums = LossSums(), LossSums()
@@ -174,7 +174,8 @@ class ALTTrainer(Trainer):
         """Run all iterations, and write the tagged model into the run's folder.
 
         Args:
-            resume_from_checkpoint: A checkpoint's folder; or True: the last whole checkpoint, or the start if none.
+            resume_from_checkpoint: A checkpoint's folder; or True: the last complete checkpoint, or the start if there is
+                none.
 
         Raises:
             UserError: the folder holds another run, or the settings changed in a way that would change the result.
@@ -246,7 +247,7 @@ class ALTTrainer(Trainer):
         return plan_logits(self.policy.model, self.policy.reference_module())
 
     def adapt(self) -> None:
-        """After each step, move beta and the entropy bonus by the controllers that are switched on."""
+        """After each step, move beta and entropy_coef by the controllers that are switched on."""
         sums, controllers = self.step_sums.take(), controllers_of(self.args)
         if controllers:
             sums = self._over_ranks(sums)
@@ -309,7 +310,7 @@ class ALTTrainer(Trainer):
         )
 
     def scoring(self) -> Scoring:
-        """The rewards and the arguments of their calls. Among several ranks the first calls the remote rewards."""
+        """The rewards and the arguments of their calls. With several ranks, the first rank calls the remote rewards."""
         rewards = self.inputs.rewards
         remote = [reward for reward in rewards if reward.remote and self.args.world_size > 1]
         # TRL's trainers also offer `log_extra`, for which rollouts have no columns.
@@ -320,7 +321,7 @@ class ALTTrainer(Trainer):
         return Scoring(rewards, self.args.reward_weights, remote, self.encoder.sentence, context)
 
     def is_outdated(self, iteration: int) -> bool:
-        """Whether training has changed the weights that an iteration samples. The reference of iteration 0 stays."""
+        """Whether training has changed the weights that an iteration samples; iteration 0 samples the frozen reference."""
         return iteration > 0 and self.state.global_step != iteration * self.args.steps_per_iteration
 
     def _logged_by_rewards(self) -> dict[str, float]:
@@ -378,7 +379,7 @@ class ALTTrainer(Trainer):
             save_scheme(self.scheme, folder)
 
     def _save_checkpoint(self, model, trial) -> None:
-        """Write Trainer's checkpoint and mark it as whole; only then remove older checkpoints."""
+        """Write Trainer's checkpoint and mark it as complete; only then remove older checkpoints."""
         folder = self.run_dir / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
             run_folder.clear_checkpoint(folder)
@@ -394,7 +395,7 @@ class ALTTrainer(Trainer):
             rotate_checkpoints(str(self.run_dir), limit, self.state.best_model_checkpoint)
 
     def loop_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside Trainer's own state."""
+        """The state that a checkpoint keeps besides Trainer's state."""
         return {
             "step": self.state.global_step,
             "world_size": self.args.world_size,
@@ -403,7 +404,7 @@ class ALTTrainer(Trainer):
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take back what `loop_state` kept."""
+        """Restore the state that `loop_state` returned."""
         self.started_at, self.rollout_digest = state["step"], state["rollout_digest"]
         self.coefficients = state["coefficients"]
 

@@ -1,8 +1,8 @@
 """Rollouts from vLLM: write an iteration's weights as a plain model, sample from it, and remove it.
 
-The weights go into a folder of their own, because no checkpoint serves: iteration 0 samples the reference, which has
-no checkpoint; a LoRA checkpoint holds the adapter alone; and the accelerate config decides how sharded weights are
-saved. The folder holds what `save_policy` writes at the end of a run. Sharded weights are gathered on the first rank's
+The weights go into a separate folder, because a checkpoint cannot serve: iteration 0 samples the reference, which has
+no checkpoint; a LoRA checkpoint holds the adapter only; and the accelerate config decides how sharded weights are
+saved. The folder is written by `save_policy`, as at the end of a run. Sharded weights are gathered on the first rank's
 CPU, so that vLLM holds the only whole copy on a GPU.
 
 Each rank runs a vLLM on its own GPU for its own parts. With `tensor_parallel_size` T, every T-th rank runs a vLLM on
@@ -67,17 +67,17 @@ def share(args: ALTConfig) -> Share:
 def handed_over(
     policy: Policy, empty: Policy | None, iteration: int, outdated: bool, args: ALTConfig, accelerator: Accelerator
 ) -> Iterator[tuple[Policy, VLLMSampler]]:
-    """Give this iteration's weights to vLLM. Every rank enters and leaves.
+    """Give this iteration's weights to vLLM. All ranks must call it.
 
     Args:
         empty: The policy's `sharding.skeleton`; None = nothing is sharded.
-        outdated: Training has changed this iteration's weights, so that none are written and nothing can be sampled.
+        outdated: Training has changed this iteration's weights, so no weights are written and sampling is an error.
 
     Yields:
-        The model that is sampled, whose weights are not needed here, and the vLLM that samples from it.
+        The policy that is sampled, whose weights are not needed here, and the vLLM sampler of its weights.
 
     Raises:
-        UserError: the folder cannot be written, or as `vllm_sampler`.
+        UserError: the folder cannot be written; see also `vllm_sampler`.
     """
     folder, first = Path(args.output_dir or "", FOLDER), accelerator.is_main_process
     if not outdated:
