@@ -17,7 +17,24 @@ def check_one_each(name: str, numbers: list[float] | None, counted: str, things:
 
 
 @dataclass
-class RewardOptions(Options):
+class MeasureOptions(Options):
+    """The scorers of a command."""
+
+    reward_funcs: list[str] = knob(
+        ["local"],
+        "Scorers: 'local', 'audit', 'sentiment', 'hf:MODEL_ID#LABEL', or a dotted path to your own reward function. "
+        "`nlf score --list` shows all.",
+        rule=AT_LEAST_ONE,
+    )
+    reward_weights: list[float] | None = knob(None, WEIGHTS)
+
+    def check_together(self) -> None:
+        super().check_together()
+        check_one_each("reward_weights", self.reward_weights, "reward_funcs", self.reward_funcs)
+
+
+@dataclass
+class RewardOptions(MeasureOptions):
     """The scorers of a run. A scorer gives a completion one number, the reward; higher is better."""
 
     reward_funcs: list[str] = knob(
@@ -33,27 +50,6 @@ class RewardOptions(Options):
         "How rewards are scaled over the pool before they are summed. none: not at all. zscore: reward minus mean, divided "
         "by the standard deviation. rank: ranks, scaled to -1/2 … 1/2. Evaluation shows unscaled rewards.",
     )
-
-    def check_together(self) -> None:
-        super().check_together()
-        check_one_each("reward_weights", self.reward_weights, "reward_funcs", self.reward_funcs)
-
-
-@dataclass
-class MeasureOptions(Options):
-    """The scorers of a command."""
-
-    reward_funcs: list[str] = knob(
-        ["local"],
-        "Scorers: 'local', 'audit', 'sentiment', 'hf:MODEL_ID#LABEL', or a dotted path to your own reward function. "
-        "`nlf score --list` shows all.",
-        rule=AT_LEAST_ONE,
-    )
-    reward_weights: list[float] | None = knob(None, WEIGHTS)
-
-    def check_together(self) -> None:
-        super().check_together()
-        check_one_each("reward_weights", self.reward_weights, "reward_funcs", self.reward_funcs)
 
 
 @dataclass
