@@ -25,7 +25,7 @@ from nlf.cli.arguments import (
 )
 from nlf.cli.launch import LAUNCH_FLAGS, accelerate_configs, launch
 from nlf.cli.output import is_first_process, log_to_stderr, show
-from nlf.data.run_folder import FREE
+from nlf.data.run_folder import without_unused
 from nlf.errors import UserError
 
 if TYPE_CHECKING:
@@ -128,22 +128,23 @@ def settings_of(recipe: str | None, flags: Mapping[str, Any], knobs: Mapping[str
         UserError: the recipe cannot be read; or a retired knob has a value that training no longer knows, as a flag or,
             if it changes results, in the recipe.
     """
-    read = without_unused(recipe, read_recipe(recipe, knobs)) if recipe else {}
+    read = recipe_settings(recipe, knobs) if recipe else {}
     values = config.current(read | dict(flags))
     given = {name: value for name, value in flags.items() if name in values}
     return values | given  # a retired knob of the recipe does not change what a flag says
 
 
-def without_unused(recipe: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop retired knobs that change no result from a recipe's values, so that the `config.yaml` of an old run works.
+def recipe_settings(recipe: str, knobs: Mapping[str, Knob]) -> dict[str, Any]:
+    """The settings of a recipe. Retired knobs that change no result are dropped, so the `config.yaml` of an old run works.
 
-    A warning names the knobs whose values differ from what training does today.
+    A warning names the dropped knobs whose values differ from what training does today.
     """
-    unused = [name for name in values if name in config.RETIRED and name in FREE]
-    other = [name for name in unused if not config.RETIRED[name].accepts(values[name], values)]
+    values = read_recipe(recipe, knobs)
+    kept = without_unused(values)
+    other = [name for name in values if name not in kept and not config.RETIRED[name].accepts(values[name], values)]
     if other:
         logger.warning("%s: %s: these are no longer settings of training, and are ignored", recipe, ", ".join(other))
-    return {name: value for name, value in values.items() if name not in unused}
+    return kept
 
 
 def train_options(values: Mapping[str, Any]) -> config.TrainOptions:

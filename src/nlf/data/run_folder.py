@@ -7,8 +7,9 @@ complete only when it has a marker, `nlf.json`, which is written last. Folders w
 import json
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -16,6 +17,7 @@ from nlf.config import RETIRED, current
 from nlf.data.files import write_text
 from nlf.errors import UserError
 
+RESULTS, SCHEMA_VERSION = "results.json", 1  # of an evaluation
 CONFIG, FACTS, METRICS, MARKER = "config.yaml", "run.json", "metrics.jsonl", "nlf.json"
 AGAIN = {"iteration", "train_runtime"}  # keys of the lines that start an iteration or end a run
 
@@ -75,9 +77,14 @@ def earlier_settings(run_dir: Path) -> dict:
     """
     old = {"sampler": "hf"} | run_settings(run_dir)  # a run that names no sampler used hf
     try:
-        return current({name: value for name, value in old.items() if name not in RETIRED or name not in FREE})
+        return current(without_unused(old))
     except UserError as error:
         raise UserError(f"{run_dir} cannot be resumed: {error}") from error
+
+
+def without_unused(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without the retired knobs that change no result, whatever their values."""
+    return {name: value for name, value in settings.items() if name not in RETIRED or name not in FREE}
 
 
 def run_settings(run_dir: Path) -> dict:

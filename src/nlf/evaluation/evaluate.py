@@ -26,7 +26,7 @@ from nlf.data.generations import Divergence, Generation, Row, annotate, read
 from nlf.data.markdown import markdown_table
 from nlf.data.progress import progress_bar
 from nlf.data.prompts import PromptRow
-from nlf.data.run_folder import run_settings
+from nlf.data.run_folder import RESULTS, SCHEMA_VERSION, run_settings
 from nlf.evaluation import intervals, metrics
 from nlf.evaluation.perplexity import measure_file, model_label
 from nlf.evaluation.pipeline import divergence_of, metrics_of
@@ -50,7 +50,6 @@ from nlf.rewards.registry import configure, resolve_reward
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
 DISTILLED = "distilled"  # folder of the plain model, in a run's folder
 
 Compare = Callable[[Policy | None, Policy, EvaluateOptions, bool], list[System]]  # the signature of `systems_of`
@@ -124,7 +123,7 @@ def evaluate(options: EvaluateOptions, compare: Compare) -> str:
         for prompts in sets
     ]
     results = results_of(options, policy, instruments, by_set)
-    write_text(folder / "results.json", dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / RESULTS, dumps(results, indent=1, ensure_ascii=False) + "\n")
     return comparison(results)
 
 

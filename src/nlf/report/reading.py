@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nlf.data.run_folder import CONFIG, FACTS, METRICS, settings_in
+from nlf.data.run_folder import CONFIG, FACTS, METRICS, RESULTS, settings_in
 from nlf.errors import UserError
-from nlf.report.results import RESULTS, Results, System, read_results, source_of
+from nlf.report.results import Results, System, read_results, source_of
 from nlf.report.wording import is_number
 
 FRONTIER = "frontier.json"  # of benchmarks/frontier.py; a frontier has a separate page

@@ -10,10 +10,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, NotRequired, TypedDict, cast
 
+from nlf.data.run_folder import SCHEMA_VERSION
 from nlf.errors import UserError
 from nlf.report.wording import family, is_number
 
-RESULTS, SCHEMA_VERSION = "results.json", 1
 # The metrics that can decide a comparison, by rank. A thresholded metric ranks above the mean of the same scores.
 MAIN_METRICS = ("toxicity_probability", "positive_fraction", "toxic_fraction", "toxicity", "positive", "reward")
 
