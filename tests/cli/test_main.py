@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -43,10 +42,8 @@ def test_help_imports_nothing_heavy_and_documents_every_knob():
         "heavy = {'torch', 'transformers', 'numpy', 'pandas', 'sklearn', 'datasets', 'pyarrow'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert time.perf_counter() - start < 5  # below 1 s on an idle machine
     for name in arguments.train_knobs():
         assert f"--{name}" in done.stdout, name
     for group in (*config.OPTION_GROUPS, arguments.INHERITED):

@@ -4,6 +4,7 @@ import gzip
 import json
 import string
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -95,6 +96,25 @@ def test_messages_from_jsonl_and_parquet_but_csv_is_text(write):
     assert load_prompts(write("p.csv", f'prompt\n"{quoted}"\n'))[0]["prompt"] == text
 
 
+def test_a_field_longer_than_pythons_limit_is_read(write):
+    assert load_prompts(write("p.csv", f"prompt,context\na,{'y' * 140_000}\n"))[0]["context"] == "y" * 140_000
+
+
+def test_tabs_part_the_fields_of_a_tsv_file(write):
+    row = load_prompts(write("p.tsv", 'prompt\ttopic\nwell, then\t"a\tb"\n'))[0]
+    assert (row["prompt"], row["topic"]) == ("well, then", "a\tb")
+
+
+def test_nan_in_another_column_is_none(write):
+    """pandas writes NaN into JSON, and its Parquet holds NaN."""
+    rows = load_prompts(write("p.jsonl", '{"prompt": "a", "x": NaN, "y": {"z": [1, -Infinity]}, "w": 1e999}'))
+    assert {name: rows[0][name] for name in "xyw"} == {"x": None, "y": {"z": [1, None]}, "w": None}
+    assert load_prompts(write("p.parquet", parquet([{"prompt": "a", "x": float("nan")}])))[0]["x"] is None
+    assert as_prompts([{"prompt": "a", "x": np.float32("nan"), "y": np.float32(0.5)}])[0] | {"prompt_id": ""} == {
+        "prompt": "a", "x": None, "y": 0.5, "prompt_id": "",
+    }  # fmt: skip
+
+
 def test_limit_reads_no_further(write):
     path = write("p.jsonl", '{"prompt": "a"}\n{"prompt": "b"}\n{broken')
     assert [row["prompt"] for row in load_prompts(path, limit=2)] == ["a", "b"]
@@ -158,7 +178,8 @@ WRONG = {
     "no gzip": ("p.jsonl.gz", '{"prompt": "a"}', "cannot be read: Not a gzipped file"),
     "half a gzip": ("p.txt.gz", gzip.compress(b"a b c" * 99)[:-12], "cannot be read: "),
     "a spoiled gzip": ("p.txt.gz", gzip.compress(b"a b c" * 99)[:12] + b"\xff" * 20, "cannot be read: "),
-    "unknown kind": ("p.xlsx", "a", "unknown kind of file; expected .jsonl, .json, .csv, .parquet, .txt (also"),
+    "tab without quotes": ("p.tsv", "prompt\tn\na\t1\t2\n", "p.tsv:2: 3 fields where the header has 2; a tab"),
+    "unknown kind": ("p.xlsx", "a", "unknown kind of file; expected .jsonl, .json, .csv, .tsv, .parquet, .txt (also"),
 }
 
 

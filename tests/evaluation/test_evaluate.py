@@ -13,6 +13,7 @@ from nlf.data import generations
 from nlf.data.generations import read
 from nlf.evaluation import evaluate, metrics
 from nlf.evaluation.evaluate import cell, comparison, systems_of
+from nlf.evaluation.systems import tag_slug
 from nlf.method.tags import TagScheme
 from nlf.models.policy import prepare_policy, save_policy
 
@@ -79,6 +80,42 @@ def test_base_tag_guidance_and_other_tags(words, tmp_path, capsys):
     assert [line.split(" | ")[0] for line in table[2:]][:3] == [
         *("| base", "| best tag: Lowest Toxicity", "| best tag, guidance 0.5: Lowest Toxicity")
     ]
+
+
+def test_tags_without_letters_have_a_file_each(words, folder, tmp_path):
+    scheme = TagScheme(("⭐⭐⭐", "⭐⭐", "⭐"))
+    save_policy(prepare_policy(tiny.model("llama", seed=1), tiny.tokenizer(), scheme), tmp_path / "run")
+    words[2] = str(tmp_path / "run")
+    assert main([*words, "--sweep_tags", "--sweep_prompts", "2"]) == 0
+    ids = [system["id"] for system in results(tmp_path / "out")["systems"]]
+    assert ids[-2:] == ["tag-quantile-1", "tag-quantile-2"]
+    found = {name: {row["feedback"] for row in read(tmp_path / "out" / f"generations-{name}.jsonl")} for name in ids}
+    assert found["tag-quantile-1"] == {"⭐⭐"} and found["tag-quantile-2"] == {"⭐"}
+
+
+@pytest.mark.parametrize(
+    ("tags", "names"),
+    [
+        (("Lowest Toxicity", "High-Moderate Toxicity!"), ["lowest-toxicity", "high-moderate-toxicity"]),
+        (("so good", "so-good"), ["quantile-0", "quantile-1"]),
+        (("Good", "good", "bad"), ["quantile-0", "quantile-1", "quantile-2"]),
+        (("a/low", "b/low"), ["a-low", "b-low"]),
+        (("word " * 60, "bad"), ["quantile-0", "quantile-1"]),
+    ],
+)
+def test_no_two_tags_share_a_file_name(tags, names):
+    policy = SimpleNamespace(scheme=TagScheme(tags))
+    assert [tag_slug(tag, policy) for tag in tags] == names
+
+
+def test_prompts_with_nan_and_half_a_character_in_other_columns_are_evaluated(words, tmp_path):
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"prompt": "good day", "x": NaN, "y": "\\ud800"}\n')
+    words[words.index("--prompts") + 1] = str(prompts)
+    for _ in range(2):  # sampled and scored, then read again
+        assert main(words) == 0
+    rows = [*read(tmp_path / "out" / "generations-base.jsonl")]
+    assert rows[0]["columns"] == {"x": None, "y": "\ud800"} and rows[0]["scores"]
 
 
 def test_results_are_what_the_files_say(words, tmp_path):

@@ -208,6 +208,22 @@ def test_what_a_judge_wrote_stands_beside_its_score(tmp_path, kind):
     assert first["feedback"] == ["1!", None] and "feedback" not in second
 
 
+def test_a_tsv_file_stays_one(tmp_path):
+    path = tmp_path / "t.tsv"
+    path.write_text('text\tnote\nabc\t"a\tb"\n')
+    score_file(path, [Reward(Length())], progress=lambda n: None)
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert (rows[0]["text"], rows[0]["note"], rows[0]["scores/length@1/reward"]) == ("abc", "a\tb", "3.0")
+
+
+def test_nan_in_generations_becomes_null(tmp_path):
+    path = write_rows(tmp_path / "generations.jsonl", [{**generation(0, ["a"]), "columns": {"x": float("nan")}}])
+    assert "NaN" in path.read_text()
+    score_file(path, [Reward(Length())], progress=lambda n: None)
+    assert next(iter(read(path)))["columns"] == {"x": None}
+
+
 def test_columns_of_flat_files(tmp_path):
     path = write_rows(tmp_path / "t.csv", [{"text": "abc", "n": "007"}, {"text": "", "n": "1.50"}])
     score_file(path, [Reward(Length())], progress=lambda n: None)
@@ -342,7 +358,7 @@ def test_progress_counts_every_text_of_every_reward(tmp_path):
         ("t.csv", "text,scores\na,1\n", "column 'scores' is taken"),
         ("t.csv", "text,scores/x@1/of,scores/x@1/reward\na,00,high\n", "column 'scores/x@1/reward' holds 'high'"),
         ("t.parquet", "no", "not a readable Parquet file"),
-        ("t.txt", "a", r"unknown kind of file; expected \.jsonl, \.csv, \.parquet"),
+        ("t.txt", "a", r"unknown kind of file; expected \.jsonl, \.csv, \.tsv, \.parquet"),
         ("g.jsonl", '{"completions": ["a"], "prompt": "b"}\n', r"g\.jsonl:1: no field 'prompt_id'"),
     ],
 )

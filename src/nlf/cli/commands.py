@@ -115,7 +115,7 @@ SCORE = Command(
     "nlf.evaluation.score",
     "score_command",
     "nlf score FILE_OR_FOLDER [--NAME VALUE ...]\n\n"
-    "Add scores to generations, or to any .jsonl, .csv or .parquet file with a text column. The command changes the file\n"
+    "Add scores to generations, or to any .jsonl, .csv, .tsv or .parquet file with a text column. The command changes the file\n"
     "in place. A text keeps the score that it has, unless the text or the scorer's version has changed.",
     required=("path",),
     positional="path",

@@ -117,7 +117,7 @@ class ScoreFileOptions(Options):
 
     path: str = knob(
         "",
-        "A generations file of `nlf sample` or `nlf evaluate`, a folder of them, or any .jsonl, .csv or .parquet file with a "
+        "A generations file of `nlf sample` or `nlf evaluate`, a folder of them, or any .jsonl, .csv, .tsv or .parquet file with a "
         "text column.",
     )
     list: bool = knob(False, "Show every scorer with its attributes, its licence and what it needs, then stop.")

@@ -43,7 +43,7 @@ Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 DTYPE = "Type in which the weights are loaded; auto is the type in which they are stored."
 REVISION = "Hub revision of the model: a branch, a tag or a commit."
 TRUST = "Run Python code that comes with a hub model."
-PROMPT_FILES = "'embedded', a .jsonl, .json, .csv, .parquet or .txt file (also .gz), or a hub id"
+PROMPT_FILES = "'embedded', a .jsonl, .json, .csv, .tsv, .parquet or .txt file (also .gz), or a hub id"
 LORA_RANK = "LoRA rank."
 LORA_SCALE = "LoRA scale: updates are multiplied by lora_alpha / lora_r."
 

@@ -4,11 +4,12 @@ import contextlib
 import glob
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -113,6 +114,36 @@ def not_yaml(where: str, error: Exception) -> UserError:
     mark = getattr(error, "problem_mark", None)
     line = f":{mark.line + 1}" if mark else ""
     return UserError(f"{where}{line}: not YAML: {getattr(error, 'problem', None) or error}")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON. NaN and infinity become null, because JSON has neither; a scalar of numpy or torch becomes a number, and
+    any other object its text. The text can always be written as UTF-8: half a character (a lone surrogate) is escaped.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain, indent=indent)
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(finite(value), default=_plain, indent=indent)
+    except ValueError:  # NaN or infinity
+        return json_text(finite(value), indent)
+    return text
+
+
+def finite(value: Any) -> Any:
+    """A JSON value in which None stands for NaN and infinity."""
+    if hasattr(value, "item"):
+        value = _plain(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    return [finite(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def _plain(value: Any) -> Any:
+    """An object that `json` does not know, as a number or as text."""
+    return value.item() if getattr(value, "ndim", None) == 0 else str(value)
 
 
 def digest(value) -> str:

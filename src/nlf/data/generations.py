@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
 
-from nlf.data.files import digest, replacing, unwritable
+from nlf.data.files import digest, json_text, replacing, unwritable
 from nlf.data.prompts import Prompt
 from nlf.errors import UserError
 
@@ -154,7 +154,7 @@ def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, default=str) + "\n"
+    return json_text(row) + "\n"
 
 
 def mend(path: Path) -> bool:

@@ -1,8 +1,8 @@
-"""Prompts from JSONL (also RealToxicityPrompts' `prompt.text`), JSON, CSV, Parquet or plain text (one prompt per line), each
-also gzipped, or from a hub id.
+"""Prompts from JSONL (also RealToxicityPrompts' `prompt.text`), JSON, CSV, TSV, Parquet or plain text (one prompt per line),
+each also gzipped, or from a hub id.
 
 A prompt is text or a conversation (messages with role and content). Other columns are kept and reach the reward
-functions. Every mistake is reported in one line, with file, line and field. Only blank lines are skipped; a prompt without
+functions, with None for NaN. Every mistake is reported in one line, with file, line and field. Only blank lines are skipped; a prompt without
 text is an error.
 """
 
@@ -12,12 +12,13 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
 
-from nlf.data.files import ASSETS, EMBEDDED
+from nlf.data.files import ASSETS, EMBEDDED, finite
 from nlf.errors import UserError
 from nlf.method.prompt_order import number_occurrences
 
@@ -25,6 +26,8 @@ PROMPTS = ASSETS / "prompts"
 
 
 Prompt = str | list[dict]  # text, or messages with role and content
+Located = Iterator[tuple[str, dict]]  # the place for errors, and the record
+Reader = Callable[..., Located]  # of a file's bytes, its path and the column of the prompt
 
 
 class PromptRow(TypedDict):
@@ -134,7 +137,7 @@ def _row(record: Any, column: str, where: str) -> PromptRow:
         )
     elif not prompt.strip():
         raise UserError(f"{where} is empty; expected some text; remove the line or fill it")
-    others = {name: value for name, value in record.items() if name not in (column, "prompt_id")}
+    others = {name: finite(value) for name, value in record.items() if name not in (column, "prompt_id")}
     try:  # a TypedDict has no place for the other columns
         return cast(PromptRow, {**others, "prompt": prompt, "prompt_id": prompt_id(prompt)})
     except UnicodeEncodeError as error:
@@ -215,19 +218,21 @@ def _parsed(text: str, where: str, expected: str):
         raise UserError(f"{where}: JSON that cannot be read ({error}); expected {expected}") from error
 
 
-def _csv(data: bytes, path: str, column: str) -> Iterator[tuple[str, dict]]:
-    reader = csv.DictReader(io.StringIO(_text(data, path), newline=""), strict=True)
+def _csv(data: bytes, path: str, column: str, delimiter: str = ",") -> Iterator[tuple[str, dict]]:
+    kind, sign = ("CSV", "comma") if delimiter == "," else ("TSV", "tab")
+    csv.field_size_limit(max(csv.field_size_limit(), len(data)))  # the default refuses a field over 131,072 characters
+    reader = csv.DictReader(io.StringIO(_text(data, path), newline=""), strict=True, delimiter=delimiter)
     try:
         for row in reader:
             if None in row or None in row.values():
                 count = sum(value is not None for value in row.values()) + len(row.get(None, [None])) - 1
                 raise UserError(
                     f"{path}:{reader.line_num}: {count} fields where the header has {len(reader.fieldnames or ())}; "
-                    'a comma inside a field needs quotes, "like, this"'
+                    f'a {sign} inside a field needs quotes, "like{delimiter} this"'
                 )
             yield f"{path}:{reader.line_num}", row
     except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: broken CSV ({error})") from error
+        raise UserError(f"{path}:{reader.line_num}: broken {kind} ({error})") from error
 
 
 def _lines(data: bytes, path: str, column: str) -> Iterator[tuple[str, dict]]:
@@ -248,7 +253,10 @@ def _parquet(data: bytes, path: str, column: str) -> Iterator[tuple[str, dict]]:
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
 
 
-READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".txt": _lines}
+READERS: dict[str, Reader] = {
+    **{".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": partial(_csv, delimiter="\t")},
+    **{".parquet": _parquet, ".txt": _lines},
+}
 
 
 def _hub(name: str, split: str) -> Iterator[tuple[str, dict]]:

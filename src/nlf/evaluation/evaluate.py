@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain, islice
-from json import dumps
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple, TypedDict
 from nlf import __version__
 from nlf.config import EvaluateOptions, remote_options, sampler_options, sampling_options
 from nlf.data.environment import git_revision, versions
-from nlf.data.files import write_text
+from nlf.data.files import json_text, write_text
 from nlf.data.generations import Divergence, Generation, Row, annotate, read
 from nlf.data.markdown import markdown_table
 from nlf.data.progress import progress_bar
@@ -123,7 +122,7 @@ def evaluate(options: EvaluateOptions, compare: Compare) -> str:
         for prompts in sets
     ]
     results = results_of(options, policy, instruments, by_set)
-    write_text(folder / RESULTS, dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / RESULTS, json_text(results, indent=1) + "\n")
     return comparison(results)
 
 

@@ -1,6 +1,6 @@
 """`nlf score`: write scores beside the texts of a file, in the file itself.
 
-The file holds generations, or is a .jsonl, .csv or .parquet with a text column. Scores stand under the reward's name
+The file holds generations, or is a .jsonl, .csv, .tsv or .parquet with a text column. Scores stand under the reward's name
 and version (`local@1`) with a digest of the scored texts. So a new reward leaves earlier scores alone, a finished
 reward is not called again, and a changed text is scored again. A plain function has no version: its scores stay until
 the text changes. After a change of the function, rename it or remove its entries to score again.
@@ -160,7 +160,7 @@ def _count(path: Path, form: Form) -> int:
     texts = 0
     for number, row in enumerate(form.read(path), 1):
         texts += len(form.texts(row))
-        if form.write is write_lines:
+        if form.write is write_lines and form.text_column is not None:  # generations may hold NaN; null replaces it
             _check_json(row, f"{path}, row {number}")
     if not texts:
         raise UserError(f"{path}: no texts in it; expected at least one; is it the right file?")

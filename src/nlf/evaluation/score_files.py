@@ -17,6 +17,7 @@ from nlf.data.prompts import READERS
 from nlf.errors import UserError
 
 SCORES = "scores"
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 FEEDBACK = "feedback"  # a judge's sentences, beside "reward"
 Located = Iterator[tuple[str, Row]]  # the place for errors, and the row
 
@@ -86,11 +87,11 @@ def _jsonl(path: Path) -> Located:
 
 def _csv(path: Path) -> Located:
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        header = next(csv.reader(file), [])
+        header = next(csv.reader(file, delimiter=DELIMITERS[path.suffix.lower()]), [])
     if len(set(header)) < len(header):
         twice = next(name for name in header if header.count(name) > 1)
         raise UserError(f"{path}:1: two columns {twice!r}; rename one, because only one of them could be written")
-    for where, row in READERS[".csv"](path.read_bytes(), str(path), ""):
+    for where, row in READERS[path.suffix.lower()](path.read_bytes(), str(path), ""):
         yield where, _nested(row, where)
 
 
@@ -103,8 +104,8 @@ def _write_csv(path: Path, rows: Iterable[Row]) -> None:
     flat = [{name: value for name, value in row.items() if name != SCORES} | _flat(row) for row in rows]
     names = list(dict.fromkeys(name for row in flat for name in row))
     with replacing(path) as file:
-        lines = csv.DictWriter(_Encoded(file), names, restval="")  # lines end in \r\n, so that a lone \r is quoted
-        lines.writeheader()
+        lines = csv.DictWriter(_Encoded(file), names, restval="", delimiter=DELIMITERS[path.suffix.lower()])
+        lines.writeheader()  # lines end in \r\n, so that a lone \r is quoted
         lines.writerows(flat)
 
 
@@ -134,6 +135,7 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
 FORMATS: dict[str, tuple[Callable[[Path], Located], WriteLines]] = {
     ".jsonl": (_jsonl, write_lines),
     ".csv": (_csv, _write_csv),
+    ".tsv": (_csv, _write_csv),
     ".parquet": (_parquet, _write_parquet),
 }
 

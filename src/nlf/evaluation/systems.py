@@ -35,6 +35,13 @@ class System:
     guidance_scale: float = 0.0
     num_prompts: int | None = None
 
+    @property
+    def slug(self) -> str:
+        """The system's name as a part of a file name."""
+        if self.tag is not None and self.name == f"tag {self.tag}":
+            return f"tag-{tag_slug(self.tag, self.policy)}"
+        return slug(self.name)
+
 
 @dataclass(frozen=True)
 class PromptSet:
@@ -54,7 +61,7 @@ class PromptSet:
 
     def id(self, system: System) -> str:
         """The system's id in `results.json`."""
-        return f"{self.prefix}{'reversed-' if self.turned else ''}{slug(system.name)}"
+        return f"{self.prefix}{'reversed-' if self.turned else ''}{system.slug}"
 
     def file(self, system: System) -> str:
         """The name of the system's generations file. The base has no tags, so both orders of the tags share its file."""
@@ -178,7 +185,24 @@ def prompt_sets(options: PromptOptions, sources: Sequence[str]) -> list[PromptSe
     return [PromptSet(source, load_prompts(source, column=column, split=split, limit=limit)) for source in sources]
 
 
+def tag_slug(tag: str, policy: Policy) -> str:
+    """A tag as a part of a file name: its words, or its quantile if words cannot name every tag of the policy (two tags have
+    the same words, a tag has none, or so many that the name would be too long).
+    """
+    assert policy.scheme is not None  # the tag is one of its tags
+    words = [_words(each) for each in policy.scheme.tags]
+    usable = all(words) and len(set(words)) == len(words) and max(len(each.encode()) for each in words) <= 100
+    quantile = policy.scheme.quantile_of(tag)
+    return words[quantile] if usable else f"quantile-{quantile}"
+
+
 def slug(name: str) -> str:
     """The name of a prompt source or of a system, as a part of a file name."""
-    name = re.sub(r"(\.(jsonl|json|csv|parquet|txt))?(\.gz)?$", "", name.removeprefix("embedded:").rpartition("/")[2])
-    return "-".join(re.findall(r"\w+", name.lower()))
+    name = re.sub(
+        r"(\.(jsonl|json|csv|tsv|parquet|txt))?(\.gz)?$", "", name.removeprefix("embedded:").rpartition("/")[2]
+    )
+    return _words(name)
+
+
+def _words(text: str) -> str:
+    return "-".join(re.findall(r"\w+", text.lower()))

@@ -28,7 +28,7 @@ from nlf.data.run_folder import CONFIG, FACTS, run_settings
 from nlf.errors import UserError
 from nlf.evaluation.evaluate import DISTILLED, evaluate
 from nlf.evaluation.sample import prompt_sampler, sample_file
-from nlf.evaluation.systems import System, load_for_commands, slug
+from nlf.evaluation.systems import System, load_for_commands, tag_slug
 from nlf.method.prompt_order import choose_prompts
 from nlf.method.tags import TagScheme
 from nlf.models.encoder import PromptEncoder, pass_tokens, with_feedback
@@ -195,7 +195,7 @@ def completions_of(
         guidance_scale=lesson.scale,
         negative_tag=lesson.negative if lesson.scale else None,
     )
-    path = folder / SAMPLES / f"generations-{slug(lesson.tag)}.jsonl"
+    path = folder / SAMPLES / f"generations-{tag_slug(lesson.tag, teacher)}.jsonl"
     with prompt_sampler(
         teacher, sampling, seed=options.seed, token_budget=options.sampling_batch_tokens,
         max_prompt_length=run.get("max_prompt_length"),

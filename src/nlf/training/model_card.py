@@ -1,5 +1,6 @@
 """The model card beside an aligned model: its training, its use in plain transformers, its last figures."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,9 @@ def _results(history: Sequence[Mapping[str, Any]], args: ALTConfig) -> str:
     if not evaluations:
         return ""
     figures = [
-        (name.removeprefix("eval_"), value) for name, value in evaluations[-1].items() if name.startswith("eval_")
+        (name.removeprefix("eval_"), value)
+        for name, value in evaluations[-1].items()
+        if name.startswith("eval_") and not math.isnan(value)  # such as the repetition of single tokens
     ]
     table = markdown_table(["metric", "value"], [[name, f"{value:.4g}"] for name, value in figures])
     sampling = f"{args.eval_num_generations} completions a prompt, top-p {args.eval_top_p}, best tag"

@@ -10,7 +10,6 @@ docs/method.md lists the departures from the published code.
 """
 
 import functools
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -265,7 +264,7 @@ class ALTTrainer(Trainer):
             logs = {**logs, **averages(sums, contrast=bool(self.args.contrast_coef)), **self.coefficients}
         super().log(logs, start_time)
         if self.is_world_process_zero():
-            line = json.dumps({**logs, "step": self.state.global_step}, default=float)
+            line = files.json_text({**logs, "step": self.state.global_step})
             with open(self.run_dir / run_folder.METRICS, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
