@@ -149,6 +149,7 @@ WRONG = {
     ),
     "a number no JSON reader takes": ("p.jsonl", '{"prompt": ' + "9" * 5000 + "}", "p.jsonl:1: JSON that cannot be"),
     "brackets without end": ("p.jsonl", "[" * 200_000, "p.jsonl:1: JSON that cannot be read"),
+    "brackets within brackets": ("p.jsonl", f'{{"prompt": "a", "x": {"[" * 900}{"]" * 900}}}', "nested too deeply"),
     "no such field": ("p.jsonl", '{"text": "a", "id": 3}', ":1: no field 'prompt'; there are 'text', 'id'; name"),
     "no field at all": ("p.jsonl", "{}", ":1: no field 'prompt'; there are none"),
     "no object": ("p.jsonl", '"a"', ":1: expected an object with a field 'prompt', found str"),

@@ -125,6 +125,10 @@ def _row(record: Any, column: str, where: str) -> PromptRow:
             f"{where}: no field {column!r}; there are {', '.join(map(repr, record)) or 'none'}; "
             "name the right one with --dataset_prompt_column"
         )
+    try:
+        others = {name: finite(value) for name, value in record.items() if name not in (column, "prompt_id")}
+    except RecursionError as error:
+        raise UserError(f"{where}: a field is nested too deeply; leave it out") from error
     prompt = record[column]
     if isinstance(prompt, dict) and "text" in prompt:
         prompt = prompt["text"]
@@ -137,7 +141,6 @@ def _row(record: Any, column: str, where: str) -> PromptRow:
         )
     elif not prompt.strip():
         raise UserError(f"{where} is empty; expected some text; remove the line or fill it")
-    others = {name: finite(value) for name, value in record.items() if name not in (column, "prompt_id")}
     try:  # a TypedDict has no place for the other columns
         return cast(PromptRow, {**others, "prompt": prompt, "prompt_id": prompt_id(prompt)})
     except UnicodeEncodeError as error:
