@@ -34,13 +34,17 @@ from transformers import (
 )
 
 from nlf.config import ImportOptions
-from nlf.data.files import model_path, write_folder
+from nlf.data.files import model_path, refuse_others, write_folder
+from nlf.data.locks import locked_folder
+from nlf.data.run_folder import CONFIG, MODEL_FILES
 from nlf.errors import UserError
 from nlf.method.tags import DEFAULT_TAGS, FEEDBACK, PROMPT, SEPARATOR, TagScheme
 from nlf.models.policy import Policy, save_policy
 
 WEIGHTS = "policy_model"
 BUFFERS = re.compile(r"(^|\.)(attn|crossattention)\.(bias|masked_bias)$")  # causal masks that old transformers stored
+ZIP = b"PK\x03\x04"  # the start of a zip file
+REFUSED = re.compile(r"(?:GLOBAL|class|function) (\S+)")  # what torch names when it refuses a pickle
 MOST_TOKENS = 101  # of Quark, whose default is 5 quantiles and the unused row; more rows are another vocabulary
 EXPECTED = "expected a .pth that ALT or Quark saved, a dict with policy_model in it"
 
@@ -50,16 +54,14 @@ def import_command(options: ImportOptions) -> str:
 
     Raises:
         UserError: the checkpoint is unreadable, unsafe, of another form or of another base model; or the folder holds
-            a model already, or cannot be written.
+            files of a model or a run, is being written by another command, or cannot be written.
     """
-    folder = Path(options.output_dir)
-    taken = [name for name in ("config.json", "config.yaml", "tags.json") if (folder / name).exists()]
-    if taken:
-        raise UserError(f"{folder} holds a model or a run already ({taken[0]}); choose another --output_dir")
-    path = Path(options.checkpoint)
-    content = read_checkpoint(path)
-    policy = make_policy(content[WEIGHTS], options.base_model, options.model_revision, options.tags, str(path))
-    write_folder(folder, lambda temporary: save_policy(policy, temporary))
+    folder, path = Path(options.output_dir), Path(options.checkpoint)
+    with locked_folder(folder):
+        refuse_others(folder, (*MODEL_FILES, CONFIG))
+        content = read_checkpoint(path)
+        policy = make_policy(content[WEIGHTS], options.base_model, options.model_revision, options.tags, str(path))
+        write_folder(folder, lambda temporary: save_policy(policy, temporary))
     ignored = ", ".join(sorted(map(str, content.keys() - {WEIGHTS})))
     return _summary(folder, options.base_model, policy, ignored)
 
@@ -74,17 +76,21 @@ def read_checkpoint(path: Path) -> dict:
         UserError: the file is missing, damaged, not a checkpoint, or a pickle of more than tensors and plain values.
     """
     try:
+        zipped = _check_zip(path)
         with warnings.catch_warnings(action="ignore"):  # about pickle protocols
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: refused: the pickle holds more than tensors and plain values, so it may run code "
-            f"({_reason(error)}); nothing in it was run; {EXPECTED}"
-        ) from error
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}; {EXPECTED}") from error
+    except UserError:
+        raise
     except Exception as error:  # a damaged pickle can raise anything
-        raise UserError(f"{path}: damaged, or not a checkpoint ({_reason(error)}); {EXPECTED}") from error
+        refused = REFUSED.search(str(error))
+        if refused and isinstance(error, pickle.UnpicklingError):
+            raise UserError(
+                f"{path}: refused: it holds {refused[1]}, which is no tensor and no plain value and may run code; "
+                f"nothing in it was run; {EXPECTED}"
+            ) from error
+        raise UserError(f"{path}: damaged, or not a checkpoint; {EXPECTED}") from error
     weights = content.get(WEIGHTS) if isinstance(content, dict) else None
     if not isinstance(weights, Mapping) or not weights:
         kind = f"a dict of {_few(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"
@@ -92,11 +98,24 @@ def read_checkpoint(path: Path) -> dict:
     return content
 
 
-def _reason(error: Exception) -> str:
-    """The reason that torch gives, without its advice to load the file unsafely."""
-    advice = ("Weights only load failed", "Please file an issue", "Check the documentation")
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith(advice)]
-    return next(iter(lines), type(error).__name__)[:160]
+def _check_zip(path: Path) -> bool:
+    """Whether a checkpoint is a zip file, as torch has written them since 1.6. torch does not check the checksums.
+
+    Raises:
+        UserError: the zip file is cut off, or a checksum is wrong.
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        zipped = file.read(len(ZIP)) == ZIP
+    if zipped:
+        try:
+            with zipfile.ZipFile(path) as members:
+                damaged = members.testzip()
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+            raise UserError(f"{path}: damaged: the file is cut off, or no zip file; copy it again") from error
+        if damaged:
+            raise UserError(f"{path}: damaged: the checksum of {damaged} in it is wrong; copy the file again")
+    return zipped
 
 
 def _few(names: Iterable) -> str:

@@ -25,7 +25,7 @@ from nlf.cli.arguments import (
 )
 from nlf.cli.launch import LAUNCH_FLAGS, accelerate_configs, launch
 from nlf.cli.output import is_first_process, log_to_stderr, show
-from nlf.data.run_folder import without_unused
+from nlf.data.run_folder import check_free, without_unused
 from nlf.errors import UserError
 
 if TYPE_CHECKING:
@@ -164,16 +164,21 @@ def train_options(values: Mapping[str, Any]) -> config.TrainOptions:
 
 def run(values: dict[str, Any]) -> int:
     """Train, distill if the settings ask for it, and write the report; returns the exit code."""
+    from nlf.data.locks import locked_folder
+
     resume = values.pop("resume_from_checkpoint", None)
     log_to_stderr()
     args, model_options, data_options = build(values)
-    train_from_config(args, model_options, data_options, resume)
-    if args.distill:
-        distill_run(args.output_dir)
-    if is_first_process():
-        from nlf.report import write_report
+    with locked_folder(Path(args.output_dir)):
+        if is_first_process():
+            check_free(Path(args.output_dir), bool(resume))
+        train_from_config(args, model_options, data_options, resume)
+        if args.distill:
+            distill_run(args.output_dir)
+        if is_first_process():
+            from nlf.report import write_report
 
-        print(f"report: {write_report([Path(args.output_dir)])}")
+            print(f"report: {write_report([Path(args.output_dir)])}")
     return 0
 
 

@@ -16,11 +16,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
 
-from nlf.data.files import digest, json_text, replacing, unwritable
+from nlf.data.files import check_writable, digest, json_text, mode_of, replacing, writing
 from nlf.data.prompts import Prompt
 from nlf.errors import UserError
 
 FILE = "generations.jsonl"
+START = b'{"prompt": '  # of each line
 
 Row = dict[str, Any]  # a line of any JSON Lines file
 ReadLines = Callable[[Path], Iterator[Any]]  # the lines, rows or generations
@@ -137,35 +138,55 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.writelines(_line(row).encode() for row in rows)
 
 
-def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def append(path: Path, rows: Sequence[Mapping[str, Any]], mode: int = 0o666) -> None:
     """Add lines to a file in one write. The lines are on disk when this function returns.
+
+    Args:
+        mode: The permissions of a new file, which the umask restricts further.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
     """
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8", newline="\n") as file:
+        with open(
+            path, "a", encoding="utf-8", newline="\n", opener=lambda name, flags: os.open(name, flags, mode)
+        ) as file:
             file.write("".join(map(_line, rows)))
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
-        raise unwritable(path, error) from error
 
 
 def _line(row: Mapping[str, Any]) -> str:
     return json_text(row) + "\n"
 
 
+def refuse_other_lines(path: Path) -> None:
+    """Refuse a file to which generations would be added, but which holds something else.
+
+    Raises:
+        UserError: the first line is no line of generations, nor the start of one that a killed writer left.
+    """
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        first = file.readline()
+    if first.endswith(b"\n"):
+        next(read(path), None)
+    elif not START.startswith(first[: len(START)]):
+        raise UserError(f"{path}:1: no line of generations, as `nlf sample` writes them; move the file away")
+
+
 def mend(path: Path) -> bool:
-    """Cut off the partial last line that a killed writer left, so that the next line is appended to whole lines.
+    """Cut off the partial last line that a killed writer left, so that the next line is appended to whole lines. A whole line
+    that lacks its end gets it.
 
     Returns:
-        Whether there was a partial line.
+        Whether the last line had no end.
     """
     if not path.is_file():
         return False
-    with open(path, "rb+") as file:
+    with writing(path), open(path, "rb+") as file:
         size = end = file.seek(0, os.SEEK_END)
         while end:
             start = max(end - 65_536, 0)
@@ -176,8 +197,20 @@ def mend(path: Path) -> bool:
                 end = start + newline + 1
                 break
         if end < size:
-            file.truncate(end)
+            file.seek(end)
+            if _is_json(file.read()):
+                file.write(b"\n")
+            else:
+                file.truncate(end)
         return end < size
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def keep_lines(path: Path, count: int) -> None:
@@ -253,10 +286,13 @@ def annotate(
 
     rows = enumerate(lines.read(path))
     while picked := list(islice(rows, block)):
-        entries = _entries([(i, row) for i, row in picked if lacking(i, row)], measure, lines)
-        if entries:
+        todo = [(i, row) for i, row in picked if lacking(i, row)]
+        if todo:
+            check_writable(path)
+            append(journal, [], mode_of(path))  # what cannot be written is found before the measurement
+            entries = _entries(todo, measure, lines)
             append(journal, entries)
-        known |= {entry["line"]: entry["found"] for entry in entries}
+            known |= {entry["line"]: entry["found"] for entry in entries}
         progress(sum(len(lines.texts(row)) for _, row in picked))
     if known:
         lines.write(path, (_with(row, kind, name, known.get(i)) for i, row in enumerate(lines.read(path))))
@@ -268,7 +304,7 @@ def _entries(
     todo: Sequence[tuple[int, Row]], measure: Callable[[list[Row]], Sequence[Mapping[str, Any]]], lines: LineFormat
 ) -> list[dict]:
     """Measure numbered lines, as entries of the journal."""
-    found = measure([row for _, row in todo]) if todo else []
+    found = measure([row for _, row in todo])
     return [
         {"line": i, "found": {"of": text_digest(lines.texts(row)), **new}}
         for (i, row), new in zip(todo, found, strict=True)

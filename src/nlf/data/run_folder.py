@@ -14,11 +14,18 @@ from typing import Any
 import yaml
 
 from nlf.config import RETIRED, current
-from nlf.data.files import write_text
+from nlf.data.files import refuse_others, write_text
 from nlf.errors import UserError
 
 RESULTS, SCHEMA_VERSION = "results.json", 1  # of an evaluation
 CONFIG, FACTS, METRICS, MARKER = "config.yaml", "run.json", "metrics.jsonl", "nlf.json"
+DISTILLED = "distilled"  # folder of the plain model, in a run's folder
+MODEL_FILES = (  # patterns of the files of a model folder, its `README.md` aside
+    *("config.json", "generation_config.json", "model*.safetensors*", "adapter", "tags.json", "tokenizer*"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model", "*.bpe.model"),
+    *("chat_template*", "additional_chat_templates", "modeling_*.py", "configuration_*.py", "tokenization_*.py"),
+)
+RUN_FILES = (CONFIG, FACTS, METRICS, "rollouts", "checkpoint-*", DISTILLED, "report.html", "README.md", *MODEL_FILES)
 AGAIN = {"iteration", "train_runtime"}  # keys of the lines that start an iteration or end a run
 
 # Settings that do not change the result; a resumed run may change them.
@@ -37,6 +44,22 @@ FREE = {
 }
 
 
+def check_free(run_dir: Path, resume: bool) -> None:
+    """Refuse a folder that training would overwrite.
+
+    Raises:
+        UserError: the folder holds a run and `resume` is off, or no run but files where a run writes its own.
+    """
+    ours = "train_prompts" in settings_in(run_dir / FACTS)
+    if not ours or not (run_dir / CONFIG).is_file():  # `claim` writes run.json first
+        refuse_others(run_dir, [name for name in RUN_FILES if not ours or name != FACTS])
+    elif not resume:
+        raise UserError(
+            f"{run_dir} already holds a run; add --resume_from_checkpoint true to continue it, "
+            "or choose another --output_dir"
+        )
+
+
 def claim(run_dir: Path, settings: dict, facts: dict, resume: bool) -> None:
     """Write a run's settings into its folder, or refuse a folder that belongs to another run.
 
@@ -45,15 +68,12 @@ def claim(run_dir: Path, settings: dict, facts: dict, resume: bool) -> None:
         facts: Other values that the result depends on, such as the prompts' digest, for `run.json`.
 
     Raises:
-        UserError: the folder holds another run, holds a run and `resume` is off, or cannot be written.
+        UserError: the folder holds another run, holds a run and `resume` is off, holds files of other programs where the run
+            writes its own, or cannot be written.
     """
+    check_free(run_dir, resume)
     path = run_dir / CONFIG
     if path.is_file():
-        if not resume:
-            raise UserError(
-                f"{run_dir} already holds a run; add --resume_from_checkpoint true to continue it, "
-                "or choose another --output_dir"
-            )
         earlier = earlier_settings(run_dir)
         changed = changed_settings(earlier, settings | facts)
         if changed:
@@ -63,8 +83,6 @@ def claim(run_dir: Path, settings: dict, facts: dict, resume: bool) -> None:
                 f"{run_dir} was started with {changed[0][0]}={old!r}, now it is {new!r}{more}; "
                 "resume with the settings of its config.yaml, or choose another --output_dir"
             )
-    elif run_dir.is_dir() and any((run_dir / name).exists() for name in ("rollouts", "model.safetensors")):
-        raise UserError(f"{run_dir} holds a run or a model but no {CONFIG}; choose another --output_dir")
     write_text(run_dir / FACTS, json.dumps(facts, indent=1))
     write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain, islice
+from json import loads
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -20,12 +21,13 @@ from typing import Any, NamedTuple, TypedDict
 from nlf import __version__
 from nlf.config import EvaluateOptions, remote_options, sampler_options, sampling_options
 from nlf.data.environment import git_revision, versions
-from nlf.data.files import json_text, write_text
-from nlf.data.generations import Divergence, Generation, Row, annotate, read
+from nlf.data.files import json_text, refuse_other, write_text
+from nlf.data.generations import Divergence, Generation, Row, annotate, read, refuse_other_lines
+from nlf.data.locks import locked_files, locked_folder
 from nlf.data.markdown import markdown_table
 from nlf.data.progress import progress_bar
 from nlf.data.prompts import PromptRow
-from nlf.data.run_folder import RESULTS, SCHEMA_VERSION, run_settings
+from nlf.data.run_folder import DISTILLED, RESULTS, SCHEMA_VERSION, run_settings
 from nlf.evaluation import intervals, metrics
 from nlf.evaluation.perplexity import measure_file, model_label
 from nlf.evaluation.pipeline import divergence_of, metrics_of
@@ -48,8 +50,6 @@ from nlf.rewards import Reward
 from nlf.rewards.registry import configure, resolve_reward
 
 logger = logging.getLogger(__name__)
-
-DISTILLED = "distilled"  # folder of the plain model, in a run's folder
 
 Compare = Callable[[Policy | None, Policy, EvaluateOptions, bool], list[System]]  # the signature of `systems_of`
 
@@ -106,24 +106,46 @@ def evaluate(options: EvaluateOptions, compare: Compare) -> str:
         compare: Takes the base, the policy, the options, and whether the order of the tags is reversed; returns the
             systems, the base first.
     """
-    rewards = [resolve_reward(spec) for spec in options.reward_funcs]
-    configure(remote_options(options))
-    sets = all_prompt_sets(options)
-    policy = with_tags(load_for_commands(options.model, options), options.tags)
-    base = load_base(options)
-    reader = load_for_commands(options.eval_model, options) if options.eval_model else base or policy
-    instruments = Instruments(rewards, reader, base)
     folder = Path(options.output_dir or Path(options.model, "evaluation"))
-    by_set = [
-        [
-            measured_system(system, prompts, instruments, options, folder)
-            for system in compare(base, policy, options, prompts.turned)
+    with locked_folder(folder):
+        refuse_others_results(folder)
+        rewards = [resolve_reward(spec) for spec in options.reward_funcs]
+        configure(remote_options(options))
+        sets = all_prompt_sets(options)
+        policy = with_tags(load_for_commands(options.model, options), options.tags)
+        base = load_base(options)
+        reader = load_for_commands(options.eval_model, options) if options.eval_model else base or policy
+        instruments = Instruments(rewards, reader, base)
+        by_set = [
+            [
+                measured_system(system, prompts, instruments, options, folder)
+                for system in compare(base, policy, options, prompts.turned)
+            ]
+            for prompts in sets
         ]
-        for prompts in sets
-    ]
-    results = results_of(options, policy, instruments, by_set)
-    write_text(folder / RESULTS, json_text(results, indent=1) + "\n")
+        results = results_of(options, policy, instruments, by_set)
+        write_text(folder / RESULTS, json_text(results, indent=1) + "\n")
     return comparison(results)
+
+
+def refuse_others_results(folder: Path) -> None:
+    """Refuse a folder in which other programs have written files with the names of ours.
+
+    Raises:
+        UserError: one of them is there.
+    """
+    refuse_other(folder / RESULTS, is_results)
+    for path in sorted(folder.glob("generations*.jsonl")):
+        refuse_other_lines(path)
+
+
+def is_results(text: str) -> bool:
+    """Whether a text is the content of a `results.json` of ours."""
+    try:
+        found = loads(text)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and {"schema_version", "systems"} <= found.keys()
 
 
 def all_prompt_sets(options: EvaluateOptions) -> list[PromptSet]:
@@ -197,7 +219,8 @@ def measure_divergence(path: Path, policy: Policy, base: Policy) -> None:
         return divergence_of(rows, policy, encoder, base.model)
 
     total = sum(len(row["completions"]) for row in read(path))
-    annotate(path, "divergence", divergence_label(policy, base), measure, progress=progress_bar("KL", total))
+    with locked_files(path):
+        annotate(path, "divergence", divergence_label(policy, base), measure, progress=progress_bar("KL", total))
 
 
 def divergence_label(policy: Policy, base: Policy) -> str:

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nlf.config import PerplexityOptions
 from nlf.data.generations import LineFormat, annotate, files_of, measured, read
+from nlf.data.locks import locked_files
 from nlf.data.markdown import markdown_table
 from nlf.data.progress import progress_bar
 from nlf.errors import UserError
@@ -59,7 +60,12 @@ def perplexity_command(options: PerplexityOptions) -> str:
         UserError: there are no generations, the reader cannot be loaded or has no EOS, or a prompt does not fit it.
     """
     files = files_of(options.path)
-    reader = load_for_commands(options.eval_model, options)
+    with locked_files(*files):
+        return _measured(files, load_for_commands(options.eval_model, options), options)
+
+
+def _measured(files: Sequence[Path], reader: Policy, options: PerplexityOptions) -> str:
+    """Measure the files, and return the table with its notes."""
     label, rows = model_label(reader), []
     for path in files:
         if next(read(path), None) is None:
@@ -118,9 +124,10 @@ def measure_file(
         new = iter(_answers(reader.model, asked, names, batch_tokens, within))
         return [next(new) if found is None else found for found in known]
 
-    return annotate(
-        path, KIND, label + AS_TEXT * as_text, measure, lines=LineFormat(read), block=BLOCK, progress=after
-    )
+    with locked_files(path):
+        return annotate(
+            path, KIND, label + AS_TEXT * as_text, measure, lines=LineFormat(read), block=BLOCK, progress=after
+        )
 
 
 def _known_from_text(row: dict, label: str) -> dict | None:

@@ -15,11 +15,12 @@ import pyarrow as pa
 
 from nlf import __version__
 from nlf.config import SampleOptions, SamplerOptions, SamplingOptions, sampler_options, sampling_options
-from nlf.data.generations import FILE, Generation, append, keep_lines, mend, read
+from nlf.data.generations import FILE, Generation, append, keep_lines, mend, read, refuse_other_lines
+from nlf.data.locks import locked_files, locked_folder
 from nlf.data.progress import progress_bar
 from nlf.data.prompts import NumberedPrompt, PromptRow, numbered
 from nlf.errors import UserError
-from nlf.evaluation.systems import chosen_tag, load_for_commands, negative_tag, prompt_sets, slug, with_tags
+from nlf.evaluation.systems import PromptSet, chosen_tag, load_for_commands, negative_tag, prompt_sets, slug, with_tags
 from nlf.models.encoder import PromptEncoder
 from nlf.models.identity import vocabulary_digest
 from nlf.models.policy import Policy
@@ -34,22 +35,30 @@ EVALUATION = -1  # the iteration in the random numbers of samples that no traini
 
 def sample_command(options: SampleOptions) -> str:
     """`nlf sample`: sample every source of prompts into a file, and return one line about each file."""
+    folder = Path(options.output_dir)
+    with locked_folder(folder):
+        sets = prompt_sets(options, options.prompts)
+        names = [FILE if len(sets) == 1 else f"generations-{slug(prompts.source)}.jsonl" for prompts in sets]
+        for name in names:
+            refuse_other_lines(folder / name)
+        return _sample([(folder / name, prompts) for name, prompts in zip(names, sets, strict=True)], options)
+
+
+def _sample(sources: Sequence[tuple[Path, PromptSet]], options: SampleOptions) -> str:
+    """Sample the prompts of each source into its file, and return one line about each file."""
     policy = load_for_commands(options.model, options, "cpu" if options.sampler != "hf" else None)
     policy = with_tags(policy, options.tags)
     tag, sampling = chosen_tag(policy, options.tag), sampling_options(options)
     negative = negative_tag(policy, options.negative_tag) if sampling.guidance_scale else None
     sampling = replace(sampling, negative_tag=negative)
-    paths = []
-    for prompts in prompt_sets(options, options.prompts):
-        name = FILE if len(options.prompts) == 1 else f"generations-{slug(prompts.source)}.jsonl"
-        paths.append(Path(options.output_dir, name))
+    for path, prompts in sources:
         with prompt_sampler(
             policy, sampling, seed=options.seed, sampler=sampler_options(options),
             token_budget=options.sampling_batch_tokens,
         ) as sampler:  # fmt: skip
-            sample_file(paths[-1], sampler, prompts.rows, tag, part=options.prompts_per_part, what=prompts.source)
+            sample_file(path, sampler, prompts.rows, tag, part=options.prompts_per_part, what=prompts.source)
     words = f"after {tag!r}" if tag else "without a tag"
-    return "\n".join(f"{sampling.num_generations} completions of each prompt, {words}: {path}" for path in paths)
+    return "\n".join(f"{sampling.num_generations} completions of each prompt, {words}: {path}" for path, _ in sources)
 
 
 @contextmanager
@@ -95,16 +104,17 @@ def sample_file(
         what: Name of the progress bar.
 
     Raises:
-        UserError: the file holds other samples, a prompt does not fit the model, the file cannot be written, or the sampler
+        UserError: the file holds other samples or is being written by another command, a prompt does not fit the model, the file cannot be written, or the sampler
             fails.
     """
-    settings, prompts = settings_of(sampler, tag), numbered(rows)
-    done, n = done_already(path, rows, tag, settings, part), sampler.options.num_generations
-    advance = progress_bar(what, len(rows) * n, done * n)
-    while done < len(rows):
-        stop = min((done // part + 1) * part, len(rows))
-        append(path, sample_lines(sampler, prompts[done:stop], tag, settings, advance))
-        done = stop
+    settings, prompts, n = settings_of(sampler, tag), numbered(rows), sampler.options.num_generations
+    with locked_files(path):
+        done = done_already(path, rows, tag, settings, part)
+        advance = progress_bar(what, len(rows) * n, done * n)
+        while done < len(rows):
+            stop = min((done // part + 1) * part, len(rows))
+            append(path, sample_lines(sampler, prompts[done:stop], tag, settings, advance))
+            done = stop
 
 
 def settings_of(sampler: PromptSampler, tag: str | None) -> dict:
@@ -128,6 +138,7 @@ def done_already(path: Path, rows: Sequence[PromptRow], tag: str | None, setting
     Raises:
         UserError: the file holds samples of other prompts, settings or weights.
     """
+    refuse_other_lines(path)
     torn = mend(path)
     if not path.is_file():
         return 0

@@ -24,7 +24,9 @@ import numpy as np
 
 from nlf.config import RemoteOptions, ScoreOptions, remote_options
 from nlf.data import generations
+from nlf.data.files import refuse_other
 from nlf.data.generations import LineFormat, Row, annotate, write_lines
+from nlf.data.locks import locked_files
 from nlf.data.markdown import text_table
 from nlf.data.progress import progress_bar
 from nlf.errors import UserError
@@ -41,21 +43,36 @@ WEIGHTED_SUM = "weighted sum"  # its name in the table of tallies
 def score_command(options: ScoreOptions) -> str:
     """`nlf score`: score every text without a score, and return a table for each file."""
     paths = generations.files_of(options.path)
-    rewards = [resolve_reward(name) for name in options.reward_funcs]
-    configure(remote_options(options))
-    tables = []
-    for path in paths:
-        tallies = score_file(
-            path, rewards, weights=options.reward_weights, text_column=options.text_column, block=options.batch_size
-        )
-        tables.append(f"{path}\n{table(tallies)}")
+    with locked_files(*paths):
+        rewards = [resolve_reward(name) for name in options.reward_funcs]
+        configure(remote_options(options))
+        tables = []
+        for path in paths:
+            tallies = score_file(
+                path,
+                rewards,
+                weights=options.reward_weights,
+                text_column=options.text_column,
+                block=options.batch_size,
+            )
+            tables.append(f"{path}\n{table(tallies)}")
     return "\n\n".join(tables)
 
 
 def export_command(options: ScoreOptions) -> str:
     """`nlf score --export_cache FILE.jsonl`: write the cached answers of remote scorers to the file."""
+    assert options.export_cache is not None  # this command runs where it is given
+    refuse_other(Path(options.export_cache), _is_export)
     remote = _remote(remote_options(options))
     return f"{remote.export_cache(options.export_cache):,} answers written to {options.export_cache}"
+
+
+def _is_export(text: str) -> bool:
+    """Whether a text is the content of a file of cached answers."""
+    try:
+        return {"key", "scorer"} <= json.loads(text.partition("\n")[0]).keys()
+    except (ValueError, AttributeError):
+        return False
 
 
 def import_command(options: ScoreOptions) -> str:
@@ -123,8 +140,8 @@ def score_file(
         A tally for each reward and, of several rewards, one for their weighted sum.
 
     Raises:
-        UserError: the file is empty, broken, of an unknown kind, without the column, or cannot be written; two rewards
-            share a name; or a reward returned no score.
+        UserError: the file is empty, broken, of an unknown kind, without the column, cannot be written, or is being written
+            by another command; two rewards share a name; or a reward returned no score.
     """
     path = Path(path).resolve()  # so that a link stays a link
     labels = [reward.label for reward in rewards]
@@ -132,17 +149,18 @@ def score_file(
         raise UserError(
             f"rewards {', '.join(labels)}: two rewards have the same name; rename a function, or leave one out"
         )
-    form = form_of(path, text_column)
-    progress = progress or progress_bar(f"scoring {path.name}", _count(path, form) * len(rewards))
-    now = {}
-    for reward in rewards:
-        scored: list[int] = []
-        annotate(
-            path, SCORES, reward.label, partial(_measure, form, reward, scored),
-            lines=LineFormat(form.read, form.write, form.texts), block=block, progress=progress,
-        )  # fmt: skip
-        now[reward.label] = sum(scored)
-    return _tallies(path, form, now, weights)
+    with locked_files(path):
+        form = form_of(path, text_column)
+        progress = progress or progress_bar(f"scoring {path.name}", _count(path, form) * len(rewards))
+        now = {}
+        for reward in rewards:
+            scored: list[int] = []
+            annotate(
+                path, SCORES, reward.label, partial(_measure, form, reward, scored),
+                lines=LineFormat(form.read, form.write, form.texts), block=block, progress=progress,
+            )  # fmt: skip
+            now[reward.label] = sum(scored)
+        return _tallies(path, form, now, weights)
 
 
 def _measure(form: Form, reward: Reward, scored: list[int], rows: list[Row]) -> Sequence[Mapping[str, Any]]:

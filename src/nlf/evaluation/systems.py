@@ -4,11 +4,13 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from nlf.config import PromptOptions
+from nlf.data.locks import refuse_while_written
 from nlf.data.prompts import PromptRow, load_prompts
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
@@ -91,8 +93,9 @@ def load_for_commands(
         digest: See `load_policy`.
 
     Raises:
-        UserError: the model cannot be loaded.
+        UserError: the model cannot be loaded, or is being written by another command.
     """
+    refuse_while_written(Path(model))
     policy = load_policy(
         model, dtype=options.dtype, revision=options.model_revision, trust_remote_code=options.trust_remote_code,
         digest=digest,

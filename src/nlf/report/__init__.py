@@ -10,13 +10,15 @@ from importlib import resources
 from pathlib import Path
 
 from nlf.config import ReportOptions
-from nlf.data.files import write_text
+from nlf.data.files import refuse_other, write_text
+from nlf.data.locks import locked_files
 from nlf.report.contents import contents
 from nlf.report.page import fill
 from nlf.report.plots import Drawing
 from nlf.report.reading import read_runs
 
 FILE = "report.html"
+POLICY, HEAD = "default-src &#39;none&#39;; style-src &#39;sha256-", 1000  # in the first characters of each page
 
 
 def report_command(options: ReportOptions) -> str:
@@ -39,12 +41,16 @@ def write_report(runs: Sequence[Path], output: Path | None = None, num_samples: 
         The path of the page.
 
     Raises:
-        UserError: A run cannot be read (the message names the broken file), or the page cannot be written.
+        UserError: A run cannot be read (the message names the broken file), or the page cannot be written or is a file of
+            another program.
     """
     paths = [Path(run) for run in runs]
     drawing = Drawing()
-    found = contents(read_runs(paths), num_samples, seed, drawing)
-    template = resources.files("nlf.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    found = read_runs(paths)
     path = output or (paths[0] if paths[0].is_dir() else paths[0].parent) / FILE
-    write_text(path, fill(template, vars(found) | {"sections": found.sections}, drawing.styles))
+    refuse_other(path, lambda text: POLICY in text[:HEAD])
+    with locked_files(path):
+        shown = contents(found, num_samples, seed, drawing)
+        template = resources.files("nlf.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+        write_text(path, fill(template, vars(shown) | {"sections": shown.sections}, drawing.styles))
     return path

@@ -9,7 +9,8 @@ it learns from the guided policy, and under the other tags it learns to stay unc
 import copy
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -21,12 +22,13 @@ from transformers import Trainer, TrainingArguments
 
 from nlf import __version__
 from nlf.config import DistillOptions, EvaluateOptions, ModelOptions, SamplingOptions
-from nlf.data.files import write_folder, write_text
+from nlf.data.files import refuse_others, write_folder, write_text
 from nlf.data.generations import read
+from nlf.data.locks import locked_folder
 from nlf.data.prompts import PromptRow, all_conversations, load_prompts
-from nlf.data.run_folder import CONFIG, FACTS, run_settings
+from nlf.data.run_folder import CONFIG, DISTILLED, FACTS, MODEL_FILES, run_settings
 from nlf.errors import UserError
-from nlf.evaluation.evaluate import DISTILLED, evaluate
+from nlf.evaluation.evaluate import evaluate
 from nlf.evaluation.sample import prompt_sampler, sample_file
 from nlf.evaluation.systems import System, load_for_commands, tag_slug
 from nlf.method.prompt_order import choose_prompts
@@ -48,6 +50,7 @@ from nlf.training.objective import loss_of_groups
 
 FREE = {"output_dir", "max_eval_prompts", "sampling_batch_tokens"}  # options that change no result
 SAMPLES = "samples"  # folder of the teacher's completions, in the student's folder
+STUDENT_FILES = (CONFIG, FACTS, SAMPLES, "README.md", *MODEL_FILES)
 
 
 def distill(options: DistillOptions | None = None, **knobs) -> Path:
@@ -65,7 +68,22 @@ def distill(options: DistillOptions | None = None, **knobs) -> Path:
             have different vocabularies; the folder holds another run or model, or cannot be written.
     """
     options = options_of(knobs) if options is None else options
-    return distill_from(load_for_commands(options.model, options), options)
+    with student_folder(options):
+        return distill_from(load_for_commands(options.model, options), options)
+
+
+@contextmanager
+def student_folder(options: DistillOptions) -> Iterator[Path]:
+    """The student's folder, locked inside the `with` block.
+
+    Raises:
+        UserError: another command writes it, or it holds files where the student would write its own.
+    """
+    folder = Path(options.output_dir or Path(options.model, DISTILLED))
+    with locked_folder(folder):
+        if "teacher" not in run_settings(folder):
+            refuse_others(folder, STUDENT_FILES)
+        yield folder
 
 
 def options_of(knobs: dict[str, Any]) -> DistillOptions:
@@ -83,13 +101,19 @@ def options_of(knobs: dict[str, Any]) -> DistillOptions:
 
 def distill_from(teacher: Policy, options: DistillOptions) -> Path:
     """`distill` with a loaded teacher. All checks come before the first write."""
+    with student_folder(options) as folder:
+        _distill(teacher, options, folder)
+    return folder
+
+
+def _distill(teacher: Policy, options: DistillOptions, folder: Path) -> None:
+    """Write the student into its folder, unless it is there."""
     run = run_settings(Path(options.model))
-    folder, base = Path(options.output_dir or Path(options.model, DISTILLED)), base_of(options, run)
-    taught = lessons(teacher, options)
+    base, taught = base_of(options, run), lessons(teacher, options)
     settings = {name: value for name, value in asdict(options).items() if name not in FREE}
     settings |= {"teacher": teacher.revision, "base": base.model}
     if is_done(folder, settings):
-        return folder
+        return
     prompts = chosen_prompts(options, run)
     student = copy.deepcopy(teacher) if options.keep_tags else load_for_commands(base.model, base, digest=False)
     check_vocabulary(teacher, student, options.model, base.model)
@@ -106,7 +130,6 @@ def distill_from(teacher: Policy, options: DistillOptions) -> Path:
     write_text(folder / "README.md", card)
     facts = {"model_name_or_path": base.model, "distilled_from": options.model}
     write_text(folder / FACTS, json.dumps(facts, indent=1))
-    return folder
 
 
 def base_of(options: DistillOptions, run: dict[str, Any]) -> DistillOptions:
@@ -144,11 +167,9 @@ def is_done(folder: Path, settings: dict[str, Any]) -> bool:
     """Whether the folder holds the finished student; `run.json` is written last.
 
     Raises:
-        UserError: the student was made with other settings or by another teacher; or the folder holds no student.
+        UserError: the student was made with other settings or by another teacher.
     """
     old = run_settings(folder)
-    if "teacher" not in old and any((folder / name).exists() for name in (CONFIG, FACTS, "config.json")):
-        raise UserError(f"{folder} holds a run or a model that is not a student; choose another --output_dir")
     for name, value in settings.items() if old else ():
         if old.get(name) != value:
             raise UserError(
@@ -300,8 +321,9 @@ def distill_command(options: DistillOptions) -> str:
     Args:
         options: The options of the command line.
     """
-    teacher = load_for_commands(options.model, options)
-    folder = distill_from(teacher, options)
+    with student_folder(options):
+        teacher = load_for_commands(options.model, options)
+        folder = distill_from(teacher, options)
     lesson = lessons(teacher, options)[0]
     guided = System("teacher", teacher, lesson.tag, lesson.negative, lesson.scale)
 

@@ -9,7 +9,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from nlf import config
-from nlf.data import files
+from nlf.data import files, run_folder
 from nlf.data.feedback import AttributeRules, Feedback, RewardRules, make_feedback
 from nlf.data.prompts import PromptRow, all_conversations, as_prompts, load_prompts
 from nlf.errors import UserError
@@ -67,6 +67,7 @@ def check_inputs(
     check_sampler(args)
     reference_device = known_device(args.reference_device)
     files.make_folder(folder_of(args))
+    run_folder.check_free(folder_of(args), resume=True)  # `train` knows whether it resumes
     prompts = load_prompts("embedded") if train_dataset is None else as_prompts(train_dataset)
     eval_prompts = None if eval_dataset is None else as_prompts(eval_dataset)
     if eval_prompts is None:

@@ -24,6 +24,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from nlf import config
 from nlf.data import files, run_folder
 from nlf.data.generations import Generation
+from nlf.data.locks import locked_folder
 from nlf.data.progress import progress_bar
 from nlf.data.prompts import PromptRow, as_prompts, numbered
 from nlf.errors import UserError
@@ -177,9 +178,15 @@ class ALTTrainer(Trainer):
                 none.
 
         Raises:
-            UserError: the folder holds another run, or the settings changed in a way that would change the result.
+            UserError: the folder holds another run or is being written by another command, or the settings changed in a way
+                that would change the result.
             SystemExit: SIGTERM came; a checkpoint is saved.
         """
+        with locked_folder(self.run_dir):
+            return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, trial, ignore_keys: list[str] | None) -> TrainOutput:
+        """`train` under the lock of the run's folder."""
         if self.is_world_process_zero():
             facts = run_facts(self.args, self.policy, self.inputs.prompts, self.inputs.rewards)
             run_folder.claim(self.run_dir, run_settings(self.args, self.options), facts, bool(resume_from_checkpoint))
@@ -193,7 +200,7 @@ class ALTTrainer(Trainer):
         if self.is_world_process_zero():
             run_folder.truncate_metrics(self.run_dir, self.started_at)
         with self.stop.listening():
-            result = super().train(checkpoint, trial, ignore_keys_for_eval)
+            result = super().train(checkpoint, trial, ignore_keys)
         self.stop.exit_if_asked()
         self.finish()
         return result
@@ -263,9 +270,11 @@ class ALTTrainer(Trainer):
             sums = self._over_ranks(self.log_sums.take())
             logs = {**logs, **averages(sums, contrast=bool(self.args.contrast_coef)), **self.coefficients}
         super().log(logs, start_time)
-        if self.is_world_process_zero():
+        claimed = (self.run_dir / run_folder.CONFIG).is_file()  # an evaluation before `train` has no run to log to
+        if self.is_world_process_zero() and claimed:
+            path = self.run_dir / run_folder.METRICS
             line = files.json_text({**logs, "step": self.state.global_step})
-            with open(self.run_dir / run_folder.METRICS, "a", encoding="utf-8") as file:
+            with files.writing(path), open(path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
     # ---- the iteration --------------------------------------------------------------------------------------------
@@ -376,6 +385,7 @@ class ALTTrainer(Trainer):
             self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
             self.processing_class.save_pretrained(folder)
             save_scheme(self.scheme, folder)
+            files.follow_umask(folder.glob("*.safetensors"))
 
     def _save_checkpoint(self, model, trial) -> None:
         """Write Trainer's checkpoint and mark it as complete; only then remove older checkpoints."""
@@ -385,7 +395,8 @@ class ALTTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            super()._save_checkpoint(model, trial)
+            with files.writing(folder):
+                super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
