@@ -9,7 +9,7 @@ import tiny
 import torch
 from runs import fork, lines, make, on_call, same, settings, weights
 
-from nlf.data import run_folder as rundir
+from nlf.data.checkpoints import MARKER, clear_checkpoint, numbered
 from nlf.errors import UserError
 from nlf.models.reading import unwrapped
 from nlf.training.trainer import ALTTrainer
@@ -153,7 +153,7 @@ def test_resuming_from_the_middle_of_an_iteration(tmp_path, unbroken):
     make(tmp_path, eval_strategy="steps", eval_steps=3, **changed).train()
     assert same(weights(tmp_path), weights(unbroken))
     for name in ("checkpoint-5", "checkpoint-6"):
-        rundir.clear_checkpoint(tmp_path / name)
+        clear_checkpoint(tmp_path / name)
     (tmp_path / "model.safetensors").unlink()
     make(tmp_path, eval_strategy="steps", eval_steps=3, **changed).train(resume_from_checkpoint=True)
     assert same(weights(tmp_path), weights(unbroken))
@@ -200,7 +200,7 @@ def test_sigterm_saves_and_exits(tmp_path, unbroken):
     with pytest.raises(SystemExit) as stop:
         trainer.train()
     assert stop.value.code == 143
-    assert rundir.last_complete_checkpoint(tmp_path).name == "checkpoint-4"
+    assert numbered(tmp_path)[0][1].name == "checkpoint-4" and (tmp_path / "checkpoint-4" / MARKER).is_file()
     make(tmp_path).train(resume_from_checkpoint=True)
     assert same(weights(tmp_path), weights(unbroken))
 

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 import nlf.training.collector
 from nlf.cli.main import main
-from nlf.data import run_folder as rundir
+from nlf.data.checkpoints import clear_checkpoint
 from nlf.data.rollouts import part_path
 from nlf.errors import UserError
 from nlf.method.prompt_order import NumberedRow
@@ -140,7 +140,7 @@ def test_resuming_in_the_middle_of_an_iteration_starts_no_vllm(tmp_path, stand_i
     changed = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None}
     run = tmp_path / "run"
     train(run, **changed)
-    rundir.clear_checkpoint(run / "checkpoint-6")
+    clear_checkpoint(run / "checkpoint-6")
     asked = len(stand_in())
     train(run, resume=True, **changed)
     assert len(stand_in()) == asked and same(weights(run), weights(unbroken))
@@ -150,7 +150,7 @@ def test_resuming_in_the_middle_of_an_iteration_starts_no_vllm(tmp_path, stand_i
 def test_a_part_is_never_sampled_from_later_weights(tmp_path, stand_in, sampler):
     changed = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None, "sampler": sampler}
     train(tmp_path, **changed)
-    rundir.clear_checkpoint(tmp_path / "checkpoint-6")
+    clear_checkpoint(tmp_path / "checkpoint-6")
     part_path(tmp_path, 1, 1).unlink()
     with pytest.raises(UserError, match="iteration-0001: a part is missing, and training has changed the weights"):
         train(tmp_path, resume=True, **changed)

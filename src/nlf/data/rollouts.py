@@ -7,8 +7,9 @@ sorts, copies and tokenizes all texts again.)
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -63,7 +64,7 @@ def write_part(path: Path, table: pa.Table, stamp: dict) -> None:
     """
     table = table.replace_schema_metadata({STAMP: json.dumps(stamp, sort_keys=True)})
     with replacing(path) as file:
-        pq.write_table(table, file, compression="zstd")
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
 def read_part(path: Path, stamp: dict) -> pa.Table | None:
@@ -104,7 +105,7 @@ def part_bytes(path: Path) -> pa.Buffer:
 def parsed(data: pa.Buffer, columns: Sequence[str] | None = None) -> pa.Table | None:
     """The table of a part; None if the bytes are broken."""
     try:
-        return pq.ParquetFile(pa.BufferReader(data)).read(columns)
+        return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(columns)
     except (pa.ArrowException, OSError):
         return None
 
@@ -119,8 +120,51 @@ def filled(table: pa.Table, columns: Sequence[str]) -> pa.Table:
 
 def _is_of(metadata: dict[bytes, bytes] | None, stamp: dict) -> bool:
     """Whether a file's metadata holds this stamp."""
-    found = (metadata or {}).get(STAMP)
-    return found is not None and json.loads(found) == json.loads(json.dumps(stamp))
+    return _stamp_of(metadata) == json.loads(json.dumps(stamp))
+
+
+def _stamp_of(metadata: dict[bytes, bytes] | None) -> Any:
+    """The stamp in a file's metadata; None if there is none that can be read."""
+    try:
+        return json.loads((metadata or {})[STAMP])
+    except (KeyError, ValueError):
+        return None
+
+
+def fault_of(run_dir: Path, iteration: int, rows: Sequence[int], expected: Mapping[str, Any]) -> str | None:
+    """What is wrong with the rollouts of a past iteration; None if they are whole.
+
+    Args:
+        rows: The number of rollouts in each part.
+        expected: The stamp of every part. Keys that it lacks must agree among the parts.
+    """
+    expected = dict(expected)
+    for part, count in enumerate(rows):
+        path = part_path(run_dir, iteration, part)
+        if not path.is_file():
+            return f"{path} is missing"
+        table = parsed(part_bytes(path))
+        if table is None:
+            return f"{path} is torn"
+        stamp = _stamp_of(table.schema.metadata)
+        if not isinstance(stamp, dict) or any(stamp.get(key) != value for key, value in expected.items()):
+            return f"{path} holds rollouts of other weights or settings"
+        if len(table) != count:
+            return f"{path} holds {len(table)} rollouts, expected {count}"
+        expected = stamp
+    return None
+
+
+def check_no_others(run_dir: Path, iteration: int, parts: int) -> None:
+    """Check that an iteration's folder holds no other parts than the run's own, which would be trained on.
+
+    Raises:
+        UserError: the folder holds a part that the run did not write.
+    """
+    own = {part_path(run_dir, iteration, part) for part in range(parts)}
+    for path in sorted(iteration_dir(run_dir, iteration).glob("part-*.parquet")):
+        if path not in own:
+            raise UserError(f"{path}: not of this run, whose iterations have {parts} parts; move the file away")
 
 
 def by_name(column: pa.MapArray) -> dict[str, np.ndarray]:

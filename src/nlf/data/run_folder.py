@@ -1,12 +1,6 @@
-"""The run folder: the run it belongs to, its complete checkpoints, and the settings that a resumed run may not change.
-
-Trainer writes `checkpoint-N` in place and takes the highest number as the latest, complete or not. Here a checkpoint is
-complete only when it has a marker, `nlf.json`, which is written last. Folders without a marker are ignored and replaced.
-"""
+"""The run folder: the run it belongs to, and the settings that a resumed run may not change."""
 
 import json
-import re
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +8,11 @@ from typing import Any
 import yaml
 
 from nlf.config import RETIRED, current
-from nlf.data.files import refuse_others, write_text
+from nlf.data.files import refuse_others, replacing, write_text
 from nlf.errors import UserError
 
 RESULTS, SCHEMA_VERSION = "results.json", 1  # of an evaluation
-CONFIG, FACTS, METRICS, MARKER = "config.yaml", "run.json", "metrics.jsonl", "nlf.json"
+CONFIG, FACTS, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 DISTILLED = "distilled"  # folder of the plain model, in a run's folder
 MODEL_FILES = (  # patterns of the files of a model folder, its `README.md` aside
     *("config.json", "generation_config.json", "model*.safetensors*", "adapter", "tags.json", "tokenizer*"),
@@ -36,6 +30,7 @@ FREE = {
     *("save_total_limit", "save_steps", "save_on_each_node", "push_to_hub", "hub_token", "hub_model_id"),
     *("hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision", "dataloader_num_workers"),
     *("dataloader_pin_memory", "dataloader_prefetch_factor", "local_rank", "ddp_timeout", "skip_memory_metrics"),
+    *("dataloader_persistent_workers", "save_only_model", "restore_callback_states_from_checkpoint"),
     *("tensor_parallel_size", "data_parallel_size", "gpu_memory_utilization"),  # they change rounding only
     *("cache_dir", "replay", "rate_limit", "max_concurrency", "max_tries", "max_failures_in_a_row", "request_timeout"),
     "sampling_batch_tokens",
@@ -93,11 +88,19 @@ def earlier_settings(run_dir: Path) -> dict:
     Raises:
         UserError: a removed knob has a value that changes results and that training no longer supports.
     """
-    old = {"sampler": "hf"} | run_settings(run_dir)  # a run that names no sampler used hf
     try:
-        return current(without_unused(old))
+        return todays(run_settings(run_dir))
     except UserError as error:
         raise UserError(f"{run_dir} cannot be resumed: {error}") from error
+
+
+def todays(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded settings in the names and values of today's knobs.
+
+    Raises:
+        UserError: a removed knob has a value that changes results and that training no longer supports.
+    """
+    return current(without_unused({"sampler": "hf"} | dict(old)))  # a run that names no sampler used hf
 
 
 def without_unused(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,57 +143,22 @@ def changed_settings(old: dict, new: dict) -> list[tuple[str, object, object]]:
     return [(name, old.get(name), new[name]) for name in names if name in old and old[name] != new[name]]
 
 
-def mark_complete(checkpoint: Path, state: dict) -> None:
-    """Mark a checkpoint as complete. The marker holds the state of the loop, which Trainer does not save."""
-    write_text(checkpoint / MARKER, json.dumps(state, indent=1))
-
-
-def loop_state(checkpoint: Path) -> dict:
-    """The state of the loop that `mark_complete` saved.
-
-    Raises:
-        UserError: the folder is not a complete checkpoint of a run.
-    """
-    try:
-        return json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{checkpoint} is not a complete checkpoint of nlf (no readable {MARKER}); name another checkpoint, or use true "
-            "for the last complete one"
-        ) from error
-
-
-def last_complete_checkpoint(run_dir: Path) -> Path | None:
-    """The complete checkpoint with the highest step; None if there is none."""
-    steps = [
-        (int(match[1]), path)
-        for path in (run_dir.iterdir() if run_dir.is_dir() else ())
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / MARKER).is_file()
-    ]
-    return max(steps)[1] if steps else None
-
-
-def clear_checkpoint(checkpoint: Path) -> None:
-    """Remove a checkpoint folder, so that old and new files never mix. The marker goes first."""
-    (checkpoint / MARKER).unlink(missing_ok=True)
-    shutil.rmtree(checkpoint, ignore_errors=True)
-
-
 def truncate_metrics(run_dir: Path, step: int) -> None:
     """Drop the logged lines that a run resumed at `step` writes again: lines of later steps, lines of this step with a key in
     `AGAIN`, and all lines if the step is 0.
     """
     path = run_dir / METRICS
     if path.is_file():
-        write_text(path, "".join(_lines_up_to(path.read_text(encoding="utf-8").splitlines(), step)))
+        with replacing(path) as file:
+            file.writelines(_lines_up_to(path.read_bytes().splitlines(), step))
 
 
-def _lines_up_to(lines: Iterable[str], step: int) -> Iterable[str]:
+def _lines_up_to(lines: Iterable[bytes], step: int) -> Iterable[bytes]:
     for line in lines:
         try:
             row = json.loads(line)
             kept = row["step"] < step or (row["step"] == step > 0 and not AGAIN & row.keys())
-        except ValueError:  # a partial line, written when the run was killed
+        except (ValueError, TypeError, KeyError):  # a partial line, written when the run was killed
             kept = False
         if kept:
-            yield line + "\n"
+            yield line + b"\n"

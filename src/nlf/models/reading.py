@@ -38,11 +38,13 @@ class LogitsPlan:
 def plan_logits(model: nn.Module, reference: nn.Module) -> LogitsPlan:
     """Find out by trial passes how both models can compute logits. All weights must be on this rank.
 
-    Call it once training has set up the models: gradient checkpointing changes the plan.
+    Call it once training has set up the models: gradient checkpointing changes the plan. The trials run in evaluation mode,
+    so they draw no random numbers, and dropout does not change the plan.
     """
-    if not (bare_head(model) and bare_head(reference)):
-        return LogitsPlan()
-    return LogitsPlan(True, last_mlp(model), last_mlp(reference))
+    with eval_mode(model), eval_mode(reference):
+        if not (bare_head(model) and bare_head(reference)):
+            return LogitsPlan()
+        return LogitsPlan(True, last_mlp(model), last_mlp(reference))
 
 
 def completion_outputs(

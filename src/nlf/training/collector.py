@@ -7,6 +7,7 @@ that a run that is killed while it scores does not sample again.
 With remote rewards each rank calls only its local rewards, and the first rank calls the remote rewards for all parts.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -19,7 +20,15 @@ from nlf.data.feedback import Feedback
 from nlf.data.pool import Pool
 from nlf.data.progress import progress_bar
 from nlf.data.prompts import NumberedPrompt, PromptRow
-from nlf.data.rollouts import is_written, iteration_dir, part_path, read_part, samples_path, write_part
+from nlf.data.rollouts import (
+    check_no_others,
+    is_written,
+    iteration_dir,
+    part_path,
+    read_part,
+    samples_path,
+    write_part,
+)
 from nlf.errors import UserError
 from nlf.method.prompt_order import NumberedRow
 from nlf.rewards import Reward
@@ -27,6 +36,8 @@ from nlf.rewards.tables import score_table
 from nlf.sampling.rollout_table import PromptSampler
 from nlf.training.ranks import Ranks
 from nlf.training.settings import Stamp
+
+logger = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
@@ -114,9 +125,12 @@ class RolloutCollector:
             UserError: a part is missing and its weights are gone; sampling or a local reward fails; the disk is full.
             SystemExit: the run is asked to stop.
         """
+        check_no_others(self.run_dir, self.iteration, len(parts))
         own = [part for part in parts if self.ranks.share.has(part.number)]
+        found = [path for part in own for path in (self._scored(part), self._samples(part)) if path.is_file()]
         missing = [part for part in own if self._read(self._scored(part)) is None]
         missing = [part for part in missing if self._read(self._samples(part)) is None]
+        self._tell_removed([path for path in found if not path.is_file()])
         self.ranks.barrier()  # every rank has looked at its files before any rank writes or removes one
         advance = self._bar("sampling", own, missing)
         if missing:
@@ -187,6 +201,11 @@ class RolloutCollector:
             table, rows, scoring.rewards, scoring.weights,
             allowed=allowed, sentence=scoring.sentence, context=scoring.context,
         )  # fmt: skip
+
+    def _tell_removed(self, paths: Sequence[Path]) -> None:
+        if paths:
+            more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
+            logger.warning("%s%s: torn, or of other weights or settings; it is made again", paths[0], more)
 
     def _check_weights(self) -> None:
         if self.source.outdated:

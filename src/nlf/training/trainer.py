@@ -10,6 +10,7 @@ docs/method.md lists the departures from the published code.
 """
 
 import functools
+import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -19,10 +20,10 @@ from typing import Any, cast
 import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import TrainOutput
 
 from nlf import config
-from nlf.data import files, run_folder
+from nlf.data import checkpoints, files, run_folder
 from nlf.data.generations import Generation
 from nlf.data.locks import locked_folder
 from nlf.data.progress import progress_bar
@@ -60,10 +61,13 @@ from nlf.training.loss_sums import LossSums, averages, controllers_of, moved_coe
 from nlf.training.model_card import model_card
 from nlf.training.objective import completion_stats, loss_of_groups
 from nlf.training.ranks import Ranks
+from nlf.training.resuming import Record, choose_checkpoint, digests_of
 from nlf.training.run_policy import RunPolicy
 from nlf.training.settings import Stamp, run_facts, run_settings, sampling_settings
 from nlf.training.stopping import StopSignal
 from nlf.training.vllm_weights import share
+
+logger = logging.getLogger(__name__)
 
 
 class ALTTrainer(Trainer):
@@ -143,8 +147,10 @@ class ALTTrainer(Trainer):
         self.run_dir = folder_of(args)
         self.options: dict[str, Any] = {}
         self.coefficients = {"beta": args.beta, "entropy_coef": args.entropy_coef}
-        self.rollout_digest: str | None = None  # digest of the weights that this iteration samples
+        self.rollout_digests: list[str | None] = []  # digests of the weights that each iteration samples
+        self.recorded: dict[str, Any] = {}  # the settings and facts that a checkpoint keeps
         self.started_at = 0  # the step that the run resumes from
+        self.saved_at: int | None = None  # the step of the last checkpoint that this process wrote
         self.stop = StopSignal()
         self.log_sums, self.step_sums = LossSums(), LossSums()
         self.reward_metrics: dict[str, list[float]] = defaultdict(list)  # filled by `log_metric` of TRL's functions
@@ -174,12 +180,12 @@ class ALTTrainer(Trainer):
         """Run all iterations, and write the tagged model into the run's folder.
 
         Args:
-            resume_from_checkpoint: A checkpoint's folder; or True: the last complete checkpoint, or the start if there is
-                none.
+            resume_from_checkpoint: A checkpoint's folder; or True: the newest whole checkpoint, or the start if there is
+                none. `resuming.py` says when a checkpoint is whole.
 
         Raises:
-            UserError: the folder holds another run or is being written by another command, or the settings changed in a way
-                that would change the result.
+            UserError: the folder holds another run or is being written by another command, the settings changed in a way
+                that would change the result, or the checkpoint is not whole.
             SystemExit: SIGTERM came; a checkpoint is saved.
         """
         with locked_folder(self.run_dir):
@@ -187,20 +193,26 @@ class ALTTrainer(Trainer):
 
     def _train(self, resume_from_checkpoint: str | bool | None, trial, ignore_keys: list[str] | None) -> TrainOutput:
         """`train` under the lock of the run's folder."""
+        facts = run_facts(self.args, self.policy, self.inputs.prompts, self.inputs.rewards)
+        own = run_settings(self.args, self.options)
         if self.is_world_process_zero():
-            facts = run_facts(self.args, self.policy, self.inputs.prompts, self.inputs.rewards)
-            run_folder.claim(self.run_dir, run_settings(self.args, self.options), facts, bool(resume_from_checkpoint))
+            run_folder.claim(self.run_dir, own, facts, bool(resume_from_checkpoint))
+        self.recorded = {name: value for name, value in (own | facts).items() if name not in run_folder.FREE}
         self.accelerator.wait_for_everyone()
-        checkpoint = resume_from_checkpoint or None
-        if checkpoint is True:
-            found = run_folder.last_complete_checkpoint(self.run_dir)
-            checkpoint = None if found is None else str(found)
+        checkpoint = None
+        if resume_from_checkpoint:
+            looks = self.args.should_save  # the first rank, or the first rank of each machine
+            checkpoint = choose_checkpoint(resume_from_checkpoint, self.record(), looks=looks, tell=self._tell)
         if checkpoint is not None:
-            self.restore(run_folder.loop_state(Path(checkpoint)))
+            state = checkpoints.loop_state(checkpoint)
+            self.restore(state)
+            if state.get("ended") and resume_from_checkpoint is True:
+                self.args.max_steps = self.started_at
+                self._tell(f"a callback ended the run at {checkpoint}; give this folder to train on")
         if self.is_world_process_zero():
             run_folder.truncate_metrics(self.run_dir, self.started_at)
         with self.stop.listening():
-            result = super().train(checkpoint, trial, ignore_keys)
+            result = super().train(str(checkpoint) if checkpoint else None, trial, ignore_keys)
         self.stop.exit_if_asked()
         self.finish()
         return result
@@ -283,7 +295,7 @@ class ALTTrainer(Trainer):
         """Before each epoch, collect this iteration's rollouts and draw the epoch's examples from the pool."""
         iteration, offset = divmod(self.state.global_step, self.args.steps_per_iteration)
         if offset == 0:  # a run resumed within an iteration keeps the digest of the weights that sampled its rollouts
-            self.rollout_digest = trainable_digest(self.policy.model)
+            self.rollout_digests[iteration:] = [trainable_digest(self.policy.model)]
         with self.run_policy.sampling(iteration, self.is_outdated(iteration)) as (model, sampler):
             labelled = run_iteration(
                 self.collector(iteration, model, sampler),
@@ -301,14 +313,14 @@ class ALTTrainer(Trainer):
 
     def collector(self, iteration: int, model: Policy, sampler: Sampler) -> RolloutCollector:
         """Collects the rollouts of an iteration from `sampler`, which samples `model`."""
-        args, prompts, rewards = self.args, self.inputs.prompts, self.inputs.rewards
-        settings = sampling_settings(args, self.policy, self.encoder, prompts, rewards)
+        args = self.args
         step = iteration * args.steps_per_iteration
-        stamp = Stamp(iteration, step, self.rollout_digest, files.digest(settings))
+        digest = next(iter(self.rollout_digests[iteration:]), None)
+        stamp = Stamp(iteration, step, digest, self.sampling_digest())
         drawn = PromptSampler(model, self.encoder, sampler, config.sampling_options(args), args.seed)
         return RolloutCollector(
             self.run_dir,
-            prompts,
+            self.inputs.prompts,
             args.prompts_per_part,
             Source(stamp, drawn, self.is_outdated(iteration)),
             self.scoring(),
@@ -316,6 +328,11 @@ class ALTTrainer(Trainer):
             self.ranks,
             quiet=self._quiet(),
         )
+
+    def sampling_digest(self) -> str:
+        """The digest of everything but the weights that rollouts depend on."""
+        prompts, rewards = self.inputs.prompts, self.inputs.rewards
+        return files.digest(sampling_settings(self.args, self.policy, self.encoder, prompts, rewards))
 
     def scoring(self) -> Scoring:
         """The rewards and the arguments of their calls. With several ranks, the first rank calls the remote rewards."""
@@ -391,7 +408,7 @@ class ALTTrainer(Trainer):
         """Write Trainer's checkpoint and mark it as complete; only then remove older checkpoints."""
         folder = self.run_dir / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero():
-            run_folder.clear_checkpoint(folder)
+            checkpoints.clear_checkpoint(folder)
         self.accelerator.wait_for_everyone()
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -401,22 +418,55 @@ class ALTTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            run_folder.mark_complete(folder, self.loop_state())
-            rotate_checkpoints(str(self.run_dir), limit, self.state.best_model_checkpoint)
+            checkpoints.mark_complete(folder, self.loop_state())
+            best = self.state.best_model_checkpoint
+            checkpoints.remove_old(self.run_dir, self.state.global_step, limit, Path(best) if best else None)
+        self.saved_at = self.state.global_step
+
+    def record(self) -> Record:
+        """What checkpoints and rollouts must agree with, for this run to go on from them."""
+        args, steps = self.args, self.args.steps_per_iteration
+        prompts = args.prompts_per_iteration or len(self.inputs.prompts)
+        starts = range(0, prompts, args.prompts_per_part)
+        return Record(
+            self.run_dir,
+            self.recorded,
+            self.sampling_digest(),
+            [min(args.prompts_per_part, prompts - start) * args.num_generations for start in starts],
+            steps,
+            args.pool_keep,
+            last_step=args.max_steps if args.max_steps > 0 else int(args.num_train_epochs) * steps,
+            keeps_best=args.load_best_model_at_end,
+        )
 
     def loop_state(self) -> dict[str, Any]:
         """The state that a checkpoint keeps besides Trainer's state."""
+        early = self.state.global_step < self.state.max_steps
         return {
             "step": self.state.global_step,
             "world_size": self.args.world_size,
-            "rollout_digest": self.rollout_digest,
+            "rollout_digests": self.rollout_digests,
             "coefficients": self.coefficients,
+            "ended": early and self.control.should_training_stop and not self.stop.asked,  # by a callback
+            "settings": self.recorded,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore the state that `loop_state` returned."""
-        self.started_at, self.rollout_digest = state["step"], state["rollout_digest"]
+        self.started_at = state["step"]
+        self.rollout_digests = digests_of(state, self.args.steps_per_iteration)
         self.coefficients = state["coefficients"]
+        if state["world_size"] != self.args.world_size:
+            processes = f"{state['world_size']} processes wrote the checkpoint, {self.args.world_size} resume"
+            self._tell(f"{processes}: the result differs by rounding, and dropout draws anew")
+        self.args.eval_on_start = False  # it was done at the start
+        # Without it, `EarlyStoppingCallback` and the like would begin to count again.
+        self.args.restore_callback_states_from_checkpoint = True
+
+    def _tell(self, line: str) -> None:
+        """Log a line, on the first rank only."""
+        if self.is_world_process_zero():
+            logger.warning("%s", line)
 
     def _quiet(self) -> bool:
         """Whether this rank shows no progress bars."""
@@ -429,6 +479,10 @@ class IterationCallback(TrainerCallback):
     def __init__(self, trainer: ALTTrainer):
         self.trainer = trainer
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        best = self.trainer.run_dir / f"checkpoint-{state.best_global_step}"
+        state.best_model_checkpoint = str(best) if best.is_dir() else None  # the run's folder may have moved since
+
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.refresh()
 
@@ -440,8 +494,7 @@ class IterationCallback(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         # Save before the next iteration samples and at the very end, whatever the save strategy.
-        control.should_save = not (
-            self.trainer.run_dir / f"checkpoint-{state.global_step}" / run_folder.MARKER
-        ).is_file()
-        control.should_evaluate = control.should_evaluate and not self.trainer.stop.asked
+        control.should_save = self.trainer.saved_at != state.global_step
+        whole = state.global_step % args.steps_per_iteration == 0  # a stop within an iteration comes before evaluation
+        control.should_evaluate = control.should_evaluate and (whole or not self.trainer.stop.asked)
         return control

@@ -1,0 +1,154 @@
+"""The checkpoint that a resumed run goes on from: the newest one that is whole, of this run, and has all its rollouts.
+
+The end of training is a function of a checkpoint and of the rollouts of earlier iterations. So an older checkpoint, or a
+new start, gives the same result; the work in between is done again, except for rollouts that are whole.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+
+from nlf.data import checkpoints, run_folder
+from nlf.data.checkpoints import NotWhole
+from nlf.data.rollouts import check_no_others, fault_of, iteration_dir
+from nlf.errors import UserError
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run's checkpoints and rollouts must agree with.
+
+    Attributes:
+        settings: The settings and facts that change the result.
+        sampling: The digest in the stamps of the run's rollouts.
+        part_rows: The number of rollouts in each part of an iteration.
+        pool_keep: Iterations whose rollouts stay in the pool; None = all.
+        last_step: The step at which training ends; from there, no rollouts are needed.
+        keeps_best: The weights of the best checkpoint are the result.
+    """
+
+    run_dir: Path
+    settings: Mapping[str, Any]
+    sampling: str
+    part_rows: Sequence[int]
+    steps_per_iteration: int
+    pool_keep: int | None
+    last_step: int
+    keeps_best: bool = False
+
+    def check(self, checkpoint: Path) -> None:
+        """Check that training can go on from a checkpoint and end with the weights of a run that was never stopped.
+
+        Raises:
+            NotWhole: it cannot.
+            UserError: a folder of rollouts holds a file that is not of this run.
+        """
+        state = checkpoints.loop_state(checkpoint)
+        self._check_settings(state.get("settings", {}))
+        self._check_rollouts(state["step"], digests_of(state, self.steps_per_iteration))
+        checkpoints.check_files(checkpoint, state)
+        best = checkpoints.trainer_state(checkpoint).get("best_global_step") if self.keeps_best else None
+        if best and best != state["step"]:
+            folder = self.run_dir / f"checkpoint-{best}"
+            try:
+                checkpoints.check_files(folder, checkpoints.loop_state(folder))
+            except NotWhole as error:
+                raise NotWhole(f"{folder.name}, the best so far, is not whole: {error}") from error
+
+    def fault_of(self, checkpoint: Path) -> str | None:
+        """Why training cannot go on from a checkpoint; None if it can."""
+        try:
+            self.check(checkpoint)
+        except NotWhole as error:
+            return str(error)
+        return None
+
+    def _check_settings(self, recorded: Mapping[str, Any]) -> None:
+        changed = run_folder.changed_settings(run_folder.todays(recorded), dict(self.settings)) if recorded else []
+        if changed:
+            name, old, new = changed[0]
+            raise NotWhole(f"it is of a run with {name}={old!r}, here it is {new!r}")
+
+    def _check_rollouts(self, step: int, digests: Sequence[str | None]) -> None:
+        """Check the rollouts that can no longer be sampled, because training has changed the weights."""
+        if step >= self.last_step:
+            return
+        current, offset = divmod(step, self.steps_per_iteration)
+        first = 0 if self.pool_keep is None else max(0, current + 1 - self.pool_keep)
+        last = current if offset and current else current - 1  # iteration 0 samples the reference, which never changes
+        for iteration in range(first, last + 1):
+            check_no_others(self.run_dir, iteration, len(self.part_rows))
+            fault = self._fault_of(iteration, digests[iteration] if iteration < len(digests) else None)
+            if fault:
+                raise NotWhole(f"{fault}, and training has changed the weights that it was sampled from")
+
+    def _fault_of(self, iteration: int, policy: str | None) -> str | None:
+        """What is wrong with the rollouts of an iteration that weights with this digest sampled; None if nothing is."""
+        step = iteration * self.steps_per_iteration
+        stamp = {"iteration": iteration, "step": step, "settings": self.sampling}
+        if policy is not None:
+            stamp["policy"] = policy
+        return fault_of(self.run_dir, iteration, self.part_rows, stamp)
+
+
+def digests_of(state: Mapping[str, Any], steps_per_iteration: int) -> list[str | None]:
+    """The digest of the weights that each iteration sampled; None for iterations that a marker does not record.
+
+    Markers of earlier versions record the last iteration only.
+    """
+    if "rollout_digests" in state:
+        return [*state["rollout_digests"]]
+    unknown: list[str | None] = [None] * ((state["step"] - 1) // steps_per_iteration)
+    return [*unknown, state.get("rollout_digest")]
+
+
+def choose_checkpoint(asked: str | bool, record: Record, *, looks: bool, tell: Callable[[str], None]) -> Path | None:
+    """The checkpoint to resume from; None starts the run over, or for the first time. Every rank calls this.
+
+    Args:
+        asked: A checkpoint's folder, or True for the newest one that is whole.
+        looks: Whether this rank checks the files: the first rank, or the first rank of each machine.
+        tell: Is given a line for each checkpoint that is skipped.
+
+    Raises:
+        UserError: the checkpoint that was asked for is not whole; or none is, and there are no rollouts either.
+    """
+
+    def why_not(checkpoint: Path) -> str | None:
+        why = record.fault_of(checkpoint) if looks else None
+        return next(filter(None, gather_object([why])), None)
+
+    names = gather_object([[path.name for _, path in checkpoints.numbered(record.run_dir)]])[0]
+    candidates = [record.run_dir / name for name in names]
+    if not isinstance(asked, bool):
+        return _as_asked(Path(asked), candidates, why_not)
+    for path in candidates:
+        why = why_not(path)
+        if why is None:
+            if path != candidates[0]:
+                tell(f"the run goes on from {path}; later work is done again")
+            return path
+        tell(f"{path} is skipped: {why}")
+    start = iteration_dir(record.run_dir, 0)
+    if candidates and not any(start.glob("part-*.parquet")):
+        raise UserError(
+            f"{record.run_dir}: no checkpoint is whole, and {start} holds no rollouts to start over from; "
+            "restore them, or choose another --output_dir"
+        )
+    if candidates:
+        tell("no checkpoint is whole: the run starts over; it keeps rollouts that are whole, and ends the same")
+    return None
+
+
+def _as_asked(asked: Path, candidates: Sequence[Path], why_not: Callable[[Path], str | None]) -> Path:
+    why = why_not(asked)
+    if why is None:
+        return asked
+    whole = next((path for path in candidates if path != asked and why_not(path) is None), None)
+    newest = (
+        f"the newest whole checkpoint is {whole}" if whole else "no checkpoint is whole, so true starts the run over"
+    )
+    raise UserError(f"{asked} cannot be resumed: {why}; {newest}: give --resume_from_checkpoint {whole or 'true'}")
