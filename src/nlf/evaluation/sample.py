@@ -20,7 +20,6 @@ from nlf.data.progress import progress_bar
 from nlf.data.prompts import NumberedPrompt, PromptRow, numbered
 from nlf.errors import UserError
 from nlf.evaluation.systems import chosen_tag, load_for_commands, negative_tag, prompt_sets, slug, with_tags
-from nlf.models.encoder import PromptEncoder
 from nlf.models.identity import vocabulary_digest
 from nlf.models.policy import Policy
 from nlf.rewards.tables import other_columns
@@ -39,8 +38,10 @@ def sample_command(options: SampleOptions) -> str:
     tag, sampling = chosen_tag(policy, options.tag), sampling_options(options)
     negative = negative_tag(policy, options.negative_tag) if sampling.guidance_scale else None
     sampling = replace(sampling, negative_tag=negative)
-    paths = []
-    for prompts in prompt_sets(options, options.prompts):
+    paths, sets = [], prompt_sets(options, options.prompts)
+    for prompts in sets:
+        policy.encoder().check(prompts.rows)
+    for prompts in sets:
         name = FILE if len(options.prompts) == 1 else f"generations-{slug(prompts.source)}.jsonl"
         paths.append(Path(options.output_dir, name))
         with prompt_sampler(
@@ -73,9 +74,8 @@ def prompt_sampler(
     Raises:
         UserError: see `sampler_of`.
     """
-    encoder = PromptEncoder(policy.tokenizer, policy.scheme, max_prompt_length)
     with closing(sampler_of(policy, sampler, token_budget)) as drawing:
-        yield PromptSampler(policy, encoder, drawing, sampling, seed)
+        yield PromptSampler(policy, policy.encoder(max_prompt_length), drawing, sampling, seed)
 
 
 def sample_file(
