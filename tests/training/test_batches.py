@@ -15,7 +15,8 @@ from nlf.data.pool import Pool
 from nlf.data.rollouts import SCHEMA
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
-from nlf.models.encoder import PromptEncoder, group_by_length, with_feedback
+from nlf.models.chat import with_feedback
+from nlf.models.encoder import PromptEncoder, group_by_length
 from nlf.training.batches import Example, PoolDataset, collate
 
 
@@ -58,7 +59,7 @@ def test_any_template_with_the_two_fields_works():
 
 def test_bos_stays_in_front_of_the_feedback():
     made = encoder()
-    made.bos = [0]
+    made.prefix = [0]
     ids = made.prompt_ids("hello")
     assert ids[0] == 0 and made.query_ids("Lowest Toxicity", ids)[0] == 0
     assert made.query_ids("Lowest Toxicity", ids).count(0) == 1

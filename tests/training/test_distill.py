@@ -368,7 +368,10 @@ def test_conversations(tmp_path, losses, monkeypatch):
         assert best.replace("<|endoftext|>", "") == f"<system>Moderate Toxicity\n{asked}"
         assert worst.replace("<|endoftext|>", "") == f"<system>Maximum Toxicity\n{asked}"
     assert load_policy(str(folder)).tokenizer.chat_template == tiny.CHAT_TEMPLATE
-    assert "print(write([{'role': 'user', 'content': 'Hello'}]" in (folder / "README.md").read_text()
+    assert (
+        "print(write([{'role': 'user', 'content': 'What is the weather like in the mountains?'}]"
+        in (folder / "README.md").read_text()
+    )
 
 
 def test_conversations_with_their_tags(tmp_path):

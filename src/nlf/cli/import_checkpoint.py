@@ -197,7 +197,7 @@ def _name_of(model: PreTrainedModel, module: torch.nn.Module) -> str:
 def _scheme(extra: int, tags: list[str] | None, where: str, vocabulary: int) -> tuple[TagScheme, list[str]]:
     """The tag scheme of a checkpoint with `extra` added rows, and the tokens of these rows."""
     if extra == 1:
-        return TagScheme(tuple(tags or DEFAULT_TAGS)), [SEPARATOR]
+        return TagScheme(tuple(tags or DEFAULT_TAGS), conversational=False), [SEPARATOR]
     if not 3 <= extra <= MOST_TOKENS:
         raise UserError(
             f"{where} and the base model's vocabulary {vocabulary}: expected 1 more (ALT's separator), or 3 to "
@@ -209,7 +209,7 @@ def _scheme(extra: int, tags: list[str] | None, where: str, vocabulary: int) -> 
             f"{where}, {extra} of them Quark's tokens: {len(tokens)} --tags; expected {extra - 1}, or {extra} if the "
             "last row belongs to a quantile too"
         )
-    return TagScheme(tuple(tokens), FEEDBACK + PROMPT, None), tokens
+    return TagScheme(tuple(tokens), FEEDBACK + PROMPT, None, conversational=False), tokens
 
 
 def _fill(model: PreTrainedModel, weights: dict[str, Tensor], where: str, base: str) -> None:

@@ -33,9 +33,13 @@ class TagOptions(Options):
     )
     separator: str | None = knob(
         "<|separator|>",
-        "Token added to the vocabulary. Its embedding starts as a copy of EOS's, and it is never sampled. Null adds none.",
+        "Token added to the vocabulary. Its embedding starts as a copy of EOS's, and it is never sampled. A separator that is a "
+        "token already, such as EOS, is read as that token and can still be sampled. Null adds none.",
     )
-    tag_tokens: bool = knob(False, "Add each tag to the vocabulary as one new token, as Quark does.")
+    tag_tokens: bool = knob(
+        False,
+        "Add each tag to the vocabulary as one new token, as Quark does. A tag that is a token already is read as that token.",
+    )
     attributes: list[dict] | None = knob(
         None,
         "Several rewards, each with its own quantiles and tags: a list of {name, reward, tags, quantile_rule}, where "

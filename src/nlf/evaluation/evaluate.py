@@ -36,6 +36,7 @@ from nlf.evaluation.score import score_file
 from nlf.evaluation.systems import (
     PromptSet,
     System,
+    check_prompts,
     chosen_tag,
     load_for_commands,
     negative_tag,
@@ -44,7 +45,6 @@ from nlf.evaluation.systems import (
     with_tags,
     with_turned_tags,
 )
-from nlf.models.encoder import PromptEncoder
 from nlf.models.policy import Policy
 from nlf.rewards import Reward
 from nlf.rewards.registry import configure, resolve_reward
@@ -115,6 +115,7 @@ def evaluate(options: EvaluateOptions, compare: Compare) -> str:
         policy = with_tags(load_for_commands(options.model, options), options.tags)
         base = load_base(options)
         reader = load_for_commands(options.eval_model, options) if options.eval_model else base or policy
+        check_prompts(sets, policy, base, reader)
         instruments = Instruments(rewards, reader, base)
         by_set = [
             [
@@ -213,7 +214,7 @@ def sample_system(path: Path, system: System, rows: Sequence[PromptRow], options
 
 def measure_divergence(path: Path, policy: Policy, base: Policy) -> None:
     """Add KL(base || policy) and the policy's entropy, nats over the tokens of each completion, to a file's lines."""
-    encoder = PromptEncoder(policy.tokenizer, policy.scheme)
+    encoder = policy.encoder()
 
     def measure(rows: list[Row]) -> list[Divergence]:
         return divergence_of(rows, policy, encoder, base.model)

@@ -13,7 +13,7 @@ No completion is dropped. The published script drops completions without tokens,
 of 1e4 and more; here the table counts them. `--published` also shows the published number, always measured from text.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -32,6 +32,7 @@ from nlf.errors import UserError
 from nlf.evaluation import intervals, metrics
 from nlf.evaluation.systems import load_for_commands
 from nlf.method import published
+from nlf.models.chat import render
 from nlf.models.encoder import PromptEncoder
 from nlf.models.identity import vocabulary_digest
 from nlf.models.likelihoods import conditional_nll
@@ -117,7 +118,9 @@ def measure_file(
         known = [_known_from_text(row, label) if as_text else None for row in rows]
         todo = [row for row, found in zip(rows, known, strict=True) if found is None]
         asked = [
-            _from_ids(row) if _vocabulary(row) == vocabulary and not as_text else _from_text(row, tokenizer)
+            _from_ids(row)
+            if _vocabulary(row) == vocabulary and not as_text
+            else _from_text(row, tokenizer, reader.added_token_ids)
             for row in todo
         ]
         names = [f"{path}, prompt {row['prompt_id']} ({str(row['prompt'])[:40]!r})" for row in todo]
@@ -183,17 +186,18 @@ def _from_ids(row: Mapping[str, Any]) -> Asked:
     return Asked("ids", len(row["prompt_ids"]), [[(row["prompt_ids"], each)] for each in ids], [*map(len, ids)])
 
 
-def _from_text(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Asked:
-    start, bos = row["prompt"], PromptEncoder(tokenizer, None).bos
-    if not isinstance(start, str):
-        if not tokenizer.chat_template:
-            raise UserError(
-                f"prompt {row['prompt_id']} is a conversation, which the reader has no chat template for; "
-                "measure with a chat model"
-            )
-        start, bos = tokenizer.apply_chat_template(start, add_generation_prompt=True, tokenize=False), []
+def _from_text(row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, added: Collection[int] = ()) -> Asked:
+    encoder, start = PromptEncoder(tokenizer, None, added=added), row["prompt"]
+    prefix: list[int] = []
+    if isinstance(start, str):
+        prefix = encoder.prefix
+    else:
+        try:
+            start = render(tokenizer, start)
+        except UserError as error:
+            raise UserError(f"prompt {row['prompt_id']} is a conversation, and of the reader: {error}") from error
     texts = [start, *(start + completion for completion in row["completions"])]
-    prompt, *joined = [bos + ids for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
+    prompt, *joined = [prefix + encoder.plain_ids(text) for text in texts]
     grown = [max(len(ids) - len(prompt), 0) for ids in joined]
     terms = [_terms(prompt, ids) if len(ids) > len(prompt) else [] for ids in joined]
     return Asked("text", len(prompt), terms, grown)

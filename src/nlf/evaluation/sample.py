@@ -21,7 +21,6 @@ from nlf.data.progress import progress_bar
 from nlf.data.prompts import NumberedPrompt, PromptRow, numbered
 from nlf.errors import UserError
 from nlf.evaluation.systems import PromptSet, chosen_tag, load_for_commands, negative_tag, prompt_sets, slug, with_tags
-from nlf.models.encoder import PromptEncoder
 from nlf.models.identity import vocabulary_digest
 from nlf.models.policy import Policy
 from nlf.rewards.tables import other_columns
@@ -51,6 +50,8 @@ def _sample(sources: Sequence[tuple[Path, PromptSet]], options: SampleOptions) -
     tag, sampling = chosen_tag(policy, options.tag), sampling_options(options)
     negative = negative_tag(policy, options.negative_tag) if sampling.guidance_scale else None
     sampling = replace(sampling, negative_tag=negative)
+    for _, prompts in sources:
+        policy.encoder().check(prompts.rows)
     for path, prompts in sources:
         with prompt_sampler(
             policy, sampling, seed=options.seed, sampler=sampler_options(options),
@@ -82,9 +83,8 @@ def prompt_sampler(
     Raises:
         UserError: see `sampler_of`.
     """
-    encoder = PromptEncoder(policy.tokenizer, policy.scheme, max_prompt_length)
     with closing(sampler_of(policy, sampler, token_budget)) as drawing:
-        yield PromptSampler(policy, encoder, drawing, sampling, seed)
+        yield PromptSampler(policy, policy.encoder(max_prompt_length), drawing, sampling, seed)
 
 
 def sample_file(

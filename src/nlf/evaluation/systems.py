@@ -117,9 +117,8 @@ def with_tags(policy: Policy, tags: Sequence[str] | None) -> Policy:
         return policy
     if len(tags) == 1:
         return replace(policy, scheme=TagScheme.load(tags[0]))
-    known = policy.scheme or TagScheme()
-    scheme = TagScheme(tuple(tags), known.template, known.separator)
-    if scheme.separator and scheme.separator not in policy.tokenizer.get_vocab():
+    scheme = replace(policy.scheme or TagScheme(), tags=tuple(tags))
+    if policy.scheme is None and scheme.separator and scheme.separator not in policy.tokenizer.get_vocab():
         logger.warning(
             "this model has no token %r: it reads this separator, and the tags, as plain text", scheme.separator
         )
@@ -131,7 +130,7 @@ def with_turned_tags(policy: Policy) -> Policy:
     scheme = policy.scheme
     if scheme is None:
         return policy
-    return replace(policy, scheme=TagScheme(scheme.tags[::-1], scheme.template, scheme.separator))
+    return replace(policy, scheme=replace(scheme, tags=scheme.tags[::-1]))
 
 
 def chosen_tag(policy: Policy, tag: str) -> str | None:
@@ -197,6 +196,21 @@ def tag_slug(tag: str, policy: Policy) -> str:
     usable = all(words) and len(set(words)) == len(words) and max(len(each.encode()) for each in words) <= 100
     quantile = policy.scheme.quantile_of(tag)
     return words[quantile] if usable else f"quantile-{quantile}"
+
+
+def check_prompts(sets: Sequence[PromptSet], policy: Policy, base: Policy | None, reader: Policy) -> None:
+    """Refuse prompts that one of the models of an evaluation cannot read, before anything is sampled.
+
+    A reader with the policy's vocabulary reads token ids, so it needs no chat template.
+
+    Raises:
+        UserError: see `PromptEncoder.check`.
+    """
+    untagged = [base] if base else []
+    untagged += [] if reader.has_tokens_of(policy) else [reader]
+    for prompts in sets:
+        for each in (policy, *(replace(each, scheme=None) for each in untagged)):
+            each.encoder().check(prompts.rows)
 
 
 def slug(name: str) -> str:

@@ -30,6 +30,10 @@ class TagScheme:
 
     If the template does not contain the separator, `separator` becomes None.
 
+    Attributes:
+        conversational: Prompts are conversations, whose system message holds the tag, so that template and separator are
+            not used; False = prompts are texts; None = unknown.
+
     Raises:
         UserError: fewer than two tags; an empty or repeated tag; a template without exactly one `{feedback}` and, after it,
             one `{prompt}`; tags that the template cannot tell apart.
@@ -38,6 +42,7 @@ class TagScheme:
     tags: tuple[str, ...] = DEFAULT_TAGS
     template: str = FEEDBACK + SEPARATOR + PROMPT
     separator: str | None = SEPARATOR
+    conversational: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tags", tuple(self.tags))
@@ -85,9 +90,14 @@ class TagScheme:
             raise UserError(f"unknown tag {tag!r}; this model's tags are {', '.join(map(repr, self.tags))}")
         return self.tags.index(tag)
 
-    def to_json(self) -> str:
-        """The contents of a model's `tags.json`."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+    def to_json(self, added_tokens: Sequence[str] = ()) -> str:
+        """The contents of a model's `tags.json`.
+
+        Args:
+            added_tokens: The tokens that training added to the model.
+        """
+        fields = {**asdict(self), "added_tokens": list(added_tokens)}
+        return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def load(cls, path: str | Path) -> "TagScheme":
@@ -96,23 +106,36 @@ class TagScheme:
         Raises:
             UserError: no such file, or not a tag scheme.
         """
-        path = Path(path)
-        path = path if path.is_file() else path / FILE
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            return cls(tuple(fields["tags"]), fields["template"], fields["separator"])
-        except OSError as error:
-            raise UserError(
-                f"{path}: {error.strerror}; expected a folder with a model that nlf has trained"
-            ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a tag scheme ({error}); expected tags, template and separator") from error
+        return read_file(path)[0]
 
     def _parts(self) -> tuple[str, str, str]:
         """The template's text before, between and after its two fields. Other braces are plain text."""
         head, rest = self.template.split(FEEDBACK)
         middle, tail = rest.split(PROMPT)
         return head, middle, tail
+
+
+def read_file(path: str | Path) -> tuple[TagScheme, list[str] | None]:
+    """Read the `tags.json` of a model's folder, or the file itself.
+
+    Returns:
+        The tags, and the tokens that training added to the model; None if the file does not name these tokens, as in
+        older versions.
+
+    Raises:
+        UserError: no such file, or not a tag scheme.
+    """
+    path = Path(path)
+    path = path if path.is_file() else path / FILE
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        known = tuple(fields["tags"]), fields["template"], fields["separator"], fields.get("conversational")
+        added = fields.get("added_tokens")
+        return TagScheme(*known), None if added is None else [str(token) for token in added]
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; expected a folder with a model that nlf has trained") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not a tag scheme ({error}); expected tags, template and separator") from error
 
 
 def mirror(quantile: int, num_quantiles: int, coin: int) -> int:

@@ -3,7 +3,7 @@
 import bisect
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property, lru_cache
 from typing import Literal, TypedDict
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from nlf.data.prompts import Prompt, PromptRow
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
+from nlf.models.chat import check_feedback, check_messages, render, with_feedback
 from nlf.models.memory import Limit
 
 logger = logging.getLogger(__name__)
@@ -20,16 +21,27 @@ logger = logging.getLogger(__name__)
 # Tokens by which a joined text may be longer than its pieces: they are tokenized differently where they meet.
 SLACK = 8
 KEPT_PIECES = 4096  # tokenized feedback kept: a judge writes many different sentences
+# What a model was trained on, what a prompt is instead, and what to give.
+KINDS = (
+    "conversations, with the tag in the system message",
+    "text",
+    '[{"role": "user", "content": "…"}] as the prompt',
+)
+KINDS_OF_TEXT = ("texts, with the tag before the prompt", "a conversation", "text as the prompt")
 
 
 class PromptEncoder:
     """Token ids of a prompt, with or without feedback.
 
-    A text prompt becomes `BOS? + before + prompt + after`, where before and after come from the tag template. In a
-    conversation the feedback is appended to the system message, and the chat template renders the whole.
+    A text prompt becomes `prefix + before + prompt + after`, where before and after come from the tag template, and the
+    prefix holds the tokens that the tokenizer puts before every text, such as BOS. In a conversation the feedback is
+    appended to the system message, and the chat template renders the whole.
 
-    Prompts over `max_prompt_length` lose their first tokens, a judge's sentences over `max_feedback_length` their last
-    words.
+    Text prompts over `max_prompt_length` lose their first tokens, a judge's sentences over `max_feedback_length` their
+    last words.
+
+    Args:
+        added: Ids of tokens that tags added. A text prompt that spells such a token is read as plain text.
     """
 
     def __init__(
@@ -38,25 +50,59 @@ class PromptEncoder:
         scheme: TagScheme | None,
         max_prompt_length: int | None = None,
         max_feedback_length: int | None = None,
+        added: Collection[int] = (),
     ):
         self.tokenizer = tokenizer
         self.scheme = scheme
         self.max_prompt_length = max_prompt_length
         self.max_feedback_length = max_feedback_length
-        empty = tokenizer("")["input_ids"]
-        self.bos = [i for i in empty if i == tokenizer.bos_token_id][:1]
+        self.added = frozenset(added)
+        self.prefix = prefix_of(tokenizer)
         self.warned_of_cut = False
         self.pieces = lru_cache(KEPT_PIECES)(self._pieces)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Ids that the reference reads: the last `max_prompt_length` tokens of the prompt, after BOS if the tokenizer has
-        one.
+        """Ids that the reference reads: the prefix and the last `max_prompt_length` tokens of a text, or a whole
+        conversation.
+
+        Raises:
+            UserError: the model cannot read the prompt; the error does not name it.
         """
         if isinstance(prompt, str):
-            ids = self._tokens(prompt)
-            return self.bos + (ids[-self.max_prompt_length :] if self.max_prompt_length else ids)
+            ids = self.plain_ids(prompt)
+            return self.prefix + (ids[-self.max_prompt_length :] if self.max_prompt_length else ids)
         ids = self._chat(prompt)
-        return ids[-self.max_prompt_length :] if self.max_prompt_length else ids
+        if self.max_prompt_length and len(ids) > self.max_prompt_length:
+            raise UserError(
+                f"it has {len(ids)} tokens, over max_prompt_length {self.max_prompt_length}, and conversations are not "
+                "cut; shorten it, or raise max_prompt_length"
+            )
+        return self._without_added(ids)
+
+    def plain_ids(self, text: str) -> list[int]:
+        """Ids of a text, without any token that tags added, and without the prefix.
+
+        Raises:
+            UserError: the tokenizer cannot spell such a token in other tokens.
+        """
+        ids = self._tokens(text)
+        if self.added.isdisjoint(ids):
+            return ids
+        plain = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        return self._without_added(plain["input_ids"])
+
+    def _without_added(self, ids: list[int]) -> list[int]:
+        """The ids of a prompt.
+
+        Raises:
+            UserError: one is a token that tags added, which the reference does not know.
+        """
+        if not self.added.isdisjoint(ids):
+            spelled = self.tokenizer.decode(next(i for i in ids if i in self.added))
+            raise UserError(
+                f"it contains {spelled!r}, a token that was added for the tags; leave it out of the prompt"
+            )
+        return ids
 
     def query_ids(self, feedback: str | None, prompt_ids: Sequence[int], prompt: Prompt | None = None) -> list[int]:
         """Ids that the policy reads: the prompt with feedback.
@@ -70,7 +116,7 @@ class PromptEncoder:
         if isinstance(prompt, list):
             return self._chat(with_feedback(prompt, feedback))
         before, after = self.pieces(feedback)
-        return self.bos + before + list(prompt_ids)[len(self.bos) :] + after
+        return self.prefix + before + list(prompt_ids)[len(self.prefix) :] + after
 
     def _pieces(self, feedback: str) -> tuple[list[int], list[int]]:
         """Token ids of the template before and after the prompt. Call `pieces`, which caches them."""
@@ -119,6 +165,43 @@ class PromptEncoder:
             )
         self.warned_of_cut = True
 
+    def check(self, rows: Sequence[PromptRow]) -> None:
+        """Refuse prompts that the model cannot read, or would read without their tags.
+
+        Raises:
+            UserError: a prompt is text where the model was trained on conversations, or the other way round; a
+                conversation is too long or not rendered whole; or two tags have the same tokens.
+        """
+        tags = self.scheme.tags if self.scheme else ()
+        ids = {tuple(self._tokens(tag)): tag for tag in tags}
+        if len(ids) < len(tags):
+            lost = next(tag for tag in tags if tag not in ids.values())
+            raise UserError(
+                f"tag {lost!r} has the same tokens as {ids[tuple(self._tokens(lost))]!r}; choose other words"
+            )
+        shapes: set[tuple] = set()  # the roles of conversations whose messages have been checked
+        for number, row in enumerate(rows, 1):
+            try:
+                self._check(row["prompt"], tags, shapes)
+            except UserError as error:
+                raise UserError(f"prompt {number} ({str(row['prompt'])[:40]!r}…): {error}") from error
+
+    def _check(self, prompt: Prompt, tags: Sequence[str], shapes: set[tuple]) -> None:
+        conversational = self.scheme.conversational if self.scheme else None
+        if conversational is not None and conversational == isinstance(prompt, str):
+            told, found, wanted = KINDS if conversational else KINDS_OF_TEXT
+            raise UserError(f"it is {found}, and the model was trained on {told}; give {wanted}")
+        if isinstance(prompt, str):
+            self.plain_ids(prompt)
+            return
+        roles = tuple(message["role"] for message in prompt)
+        if roles not in shapes:
+            check_messages(self.tokenizer, prompt)
+            shapes.add(roles)
+        if tags:
+            check_feedback(self.tokenizer, prompt, tags)
+        self.prompt_ids(prompt)
+
     def check_fits(
         self, rows: Sequence[PromptRow], context: int | None, max_completion_length: int, words: Sequence[str] = ()
     ) -> int | None:
@@ -142,29 +225,36 @@ class PromptEncoder:
             lengths = [len(self.query_ids(tag, ids, row["prompt"])) for tag in (*scheme.tags, *words)]
             needed = max(lengths) + max_completion_length
             if needed > context:
+                left = context - needed + len(ids) - len(self.prefix)  # tokens of the prompt that would fit
+                cut = isinstance(row["prompt"], str) and left > 0
                 raise UserError(
                     f"prompt {i + 1} ({str(row['prompt'])[:40]!r}…) needs {needed} tokens with its tag and "
-                    f"{max_completion_length} for the completion, the model has {context}; "
-                    "shorten it, or set --max_prompt_length to keep its last tokens"
+                    f"{max_completion_length} for the completion, the model has {context}; shorten it, or "
+                    + (
+                        f"set --max_prompt_length {left} to keep its last tokens"
+                        if cut
+                        else "lower --max_completion_length"
+                    )
                 )
             without_tag = lengths[0] - self.length(scheme.best) + max_completion_length
             room = min(room, context - without_tag - SLACK)
         return room if rows else None
 
     def _tokens(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
 
     def _chat(self, messages: list[dict]) -> list[int]:
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return self._tokens(str(text))
+        return self._tokens(render(self.tokenizer, messages))
 
 
-def with_feedback(messages: list[dict], feedback: str) -> list[dict]:
-    """The conversation with the feedback appended to its system message, or in a new one."""
-    if messages[0]["role"] == "system":
-        first = {**messages[0], "content": f"{messages[0]['content']}\n\n{feedback}"}
-        return [first, *messages[1:]]
-    return [{"role": "system", "content": feedback}, *messages]
+def prefix_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that a tokenizer puts before every text, such as BOS or GLM's `[gMASK]<sop>`.
+
+    Tokens that it puts after every text, such as T5's EOS, are not kept: a completion follows the prompt.
+    """
+    whole, bare = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    starts = range(len(whole) - len(bare) + 1)
+    return whole[: next((i for i in starts if whole[i : i + len(bare)] == bare), 0)]
 
 
 # ---- rows of a forward pass ---------------------------------------------------------------------------------------

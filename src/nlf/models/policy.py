@@ -9,6 +9,7 @@ too.
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from nlf.data.files import EMBEDDED, model_path, write_text
 from nlf.errors import UserError
 from nlf.method.tags import FILE as TAGS_FILE
 from nlf.method.tags import TagScheme
+from nlf.models.added_tokens import add_tokens, added_ids, check_reference, load_tags, same_vocabulary
+from nlf.models.encoder import PromptEncoder
 from nlf.models.fast_gelu import use_fast_gelu
 from nlf.models.identity import ModelIdentity, identity_of, revision_of
 from nlf.models.reading import AdapterOff, adapter_off, vocabulary_size
@@ -37,7 +40,8 @@ class Policy:
 
     Attributes:
         reference_model: The frozen reference; None = `model` with its adapter off.
-        added_token_ids: Ids of the separator and of tag tokens that are in the vocabulary.
+        added_token_ids: Ids of the separator and tag tokens that training added, and of tokens that the model had no row
+            for.
         identity: Name, revision and digest of the weights; default: read from the model.
     """
 
@@ -82,11 +86,24 @@ class Policy:
 
     @property
     def banned_token_ids(self) -> tuple[int, ...]:
-        """Ids that are never sampled: tokens that tags added, and padding rows of the output layer. Ids beyond the
-        model's vocabulary are left out, since a reference lacks the tokens that tags added.
+        """Ids that are never sampled: tokens that tags added, and rows of the output layer that name no token. Ids beyond
+        the model's vocabulary are left out, since a reference lacks the tokens that tags added.
         """
-        rows = vocabulary_size(self.model)
-        return tuple(sorted({*(i for i in self.added_token_ids if i < rows), *range(len(self.tokenizer), rows)}))
+        rows = range(vocabulary_size(self.model))
+        nameless = set(rows) - self._token_ids - set(self.eos_token_ids)
+        return tuple(sorted({*(i for i in self.added_token_ids if i in rows), *nameless}))
+
+    @functools.cached_property
+    def _token_ids(self) -> set[int]:
+        return set(self.tokenizer.get_vocab().values())
+
+    def has_tokens_of(self, other: "Policy") -> bool:
+        """Whether both models have the same tokens, apart from those that tags added."""
+        return same_vocabulary(self.tokenizer, self.added_token_ids, other.tokenizer, other.added_token_ids)
+
+    def encoder(self, max_prompt_length: int | None = None) -> PromptEncoder:
+        """The encoder of prompts for this policy."""
+        return PromptEncoder(self.tokenizer, self.scheme, max_prompt_length, added=self.added_token_ids)
 
 
 # ---- loading ------------------------------------------------------------------------------------------------------
@@ -164,10 +181,8 @@ def load_policy(
         digest: Compute the digest of the weights now; False for a model that will be trained.
     """
     model, tokenizer = load_model(path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
-    scheme = TagScheme.load(path) if (Path(path) / TAGS_FILE).is_file() else None
-    names = [] if scheme is None else [scheme.separator, *scheme.tags]
-    vocabulary = tokenizer.get_vocab()
-    added = tuple(vocabulary[name] for name in names if name and name in vocabulary)
+    scheme, _ = load_tags(path, tokenizer)
+    added = added_ids(path, tokenizer, vocabulary_size(model))
     return Policy(model.eval(), tokenizer, scheme, None, added, identity_of(model, digest=digest))
 
 
@@ -196,12 +211,17 @@ def prepare_policy(
         scheme: The tags. If prompts are conversations, it has no separator: feedback goes into the system message.
         tag_tokens: Represent each tag by one new token (Quark), not by words.
         reference_model: The frozen reference; None = a copy of `model`, or `model` with its adapter off.
+
+    Raises:
+        UserError: the reference has other tokens, or the tokenizer has no room for new ones.
     """
     identity = identity_of(model)
     if reference_model is None and peft_config is None and not hasattr(model, "peft_config"):
         reference_model = copy.deepcopy(model)
     separator = [scheme.separator] if scheme.separator else []
-    added = _add_tokens(model, tokenizer, separator, list(scheme.tags) if tag_tokens else [], seed)
+    added = add_tokens(model, tokenizer, separator, list(scheme.tags) if tag_tokens else [], seed)
+    if reference_model is not None:
+        check_reference(tokenizer, added, reference_model, identity.name)
     if peft_config is not None:
         model = add_adapter(model, peft_config, added, seed)
     for each in filter(None, (model, reference_model)):
@@ -211,30 +231,6 @@ def prepare_policy(
     if reference_model is not None:
         reference_model.requires_grad_(False).eval()
     return Policy(model, tokenizer, scheme, reference_model, added, identity)
-
-
-def _add_tokens(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, separators: list[str], tags: list[str], seed: int
-) -> tuple[int, ...]:
-    """Add the tokens that the vocabulary lacks; returns the ids of all of them. The separator starts as a copy of EOS, tag
-    tokens as small random rows.
-    """
-    new = [token for token in separators + tags if token not in tokenizer.get_vocab()]
-    tokenizer.add_tokens(new, special_tokens=True)
-    if len(tokenizer) > vocabulary_size(model):
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    scale = model.config.get_text_config().initializer_range if tags else 0.0
-    generator = torch.Generator().manual_seed(seed)
-    tables = [t for t in (model.get_input_embeddings(), model.get_output_embeddings()) if t is not None]
-    with torch.no_grad():  # nn.Module types an attribute as Tensor or Module
-        for weight in {id(table): cast(torch.Tensor, table.weight) for table in tables}.values():
-            for token in new:
-                row = weight[tokenizer.eos_token_id]
-                if token in tags:
-                    row = torch.randn(row.shape, generator=generator).to(row) * scale
-                weight[tokenizer.convert_tokens_to_ids(token)] = row
-    # one token has one id; the method also takes a list
-    return tuple(int(cast(int, tokenizer.convert_tokens_to_ids(token))) for token in separators + tags)
 
 
 def add_adapter(model: PreTrainedModel, peft_config, added: tuple[int, ...], seed: int) -> PreTrainedModel:
@@ -283,18 +279,24 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(folder / "adapter")
         model = copy.deepcopy(cast(Any, model)).merge_and_unload()  # a method of peft
-    if policy.added_token_ids:  # transformers' own generate shall never sample them either
-        cast(Any, model.generation_config).suppress_tokens = list(policy.added_token_ids)  # set at run time
+    # transformers' own generate shall never sample added tokens either; it must be able to sample EOS
+    generation = cast(Any, model.generation_config)  # suppress_tokens is set at run time
+    suppressed = {*(getattr(generation, "suppress_tokens", None) or ()), *policy.added_token_ids} - {
+        *policy.eos_token_ids
+    }
+    generation.suppress_tokens = sorted(suppressed) or None
     model.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
-    if policy.scheme is not None:
-        save_scheme(policy.scheme, folder)
+    save_scheme(policy, folder)
 
 
-def save_scheme(scheme: TagScheme, folder: str | Path) -> None:
-    """Write `tags.json` into a model's folder, whole or not at all.
+def save_scheme(policy: Policy, folder: str | Path) -> None:
+    """Write `tags.json`, the policy's tags and added tokens, into a model's folder, whole or not at all.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
     """
-    write_text(Path(folder) / TAGS_FILE, scheme.to_json())
+    if policy.scheme is not None:
+        tokens = {i: token for token, i in policy.tokenizer.get_vocab().items()}
+        added = [tokens[i] for i in policy.added_token_ids if i in tokens]
+        write_text(Path(folder) / TAGS_FILE, policy.scheme.to_json(added))

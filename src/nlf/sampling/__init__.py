@@ -121,6 +121,5 @@ def check_lengths(prefixes: Sequence[Sequence[Sequence[int]]], new: int, context
         if longest + new > context:
             raise UserError(
                 f"prompt {i} of {len(prefixes)} has {longest} tokens: with max_completion_length {new} that is "
-                f"over the model's context of {context}; shorten it, or set max_prompt_length to {context - new} "
-                "or less"
+                f"over the model's context of {context}; shorten it, or lower max_completion_length"
             )

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 
@@ -12,6 +13,8 @@ from nlf.data.rollouts import SCHEMA
 from nlf.models.encoder import PromptEncoder
 from nlf.models.policy import Policy
 from nlf.sampling import Request, Sampler, request_key
+
+SEAM = 8  # last tokens of a prompt that are decoded with a completion, to find the text between them
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class PromptSampler:
             "prompt_id": [rows[i]["prompt_id"] for i, _, _ in flat],
             "prompt": [texts[i] for i, _, _ in flat],
             "prompt_ids": [encoded[i] for i, _, _ in flat],
-            "completion": self.policy.tokenizer.batch_decode([ids for _, _, ids in flat], skip_special_tokens=True),
+            "completion": self._texts(prompts, encoded, flat),
             "completion_ids": [ids for _, _, ids in flat],
             "generation": [n for _, n, _ in flat],
             "ended": [bool(ids) and ids[-1] in stop for _, _, ids in flat],
@@ -93,3 +96,25 @@ class PromptSampler:
         }
         nothing = [None] * len(flat)
         return pa.table({f.name: pa.array(columns.get(f.name, nothing), f.type) for f in SCHEMA}, schema=SCHEMA)
+
+    def _texts(
+        self,
+        prompts: Sequence[NumberedPrompt],
+        encoded: Sequence[list[int]],
+        flat: Sequence[tuple[int, int, list[int]]],
+    ) -> list[str]:
+        """The text of each completion: after a text prompt, the text that continues it.
+
+        Tokenizers such as Llama 2's leave out the space before the first word of a text, so a completion that is decoded
+        alone would be glued to its prompt.
+        """
+        decode = partial(self.policy.tokenizer.batch_decode, skip_special_tokens=True)
+        ends = [
+            ids[-SEAM:] if isinstance(p.row["prompt"], str) else [] for p, ids in zip(prompts, encoded, strict=True)
+        ]
+        alone, before = decode([ids for _, _, ids in flat]), decode(ends)
+        joined = decode([ends[i] + ids for i, _, ids in flat])
+        return [
+            whole.removeprefix(before[i]) if before[i] and whole.startswith(before[i]) else text
+            for (i, _, _), text, whole in zip(flat, alone, joined, strict=True)
+        ]

@@ -33,8 +33,8 @@ from nlf.evaluation.sample import prompt_sampler, sample_file
 from nlf.evaluation.systems import System, load_for_commands, tag_slug
 from nlf.method.prompt_order import choose_prompts
 from nlf.method.tags import TagScheme
-from nlf.models.encoder import PromptEncoder, pass_tokens, with_feedback
-from nlf.models.identity import ModelIdentity, vocabulary_digest
+from nlf.models.encoder import pass_tokens
+from nlf.models.identity import ModelIdentity
 from nlf.models.policy import Policy, add_adapter, lora_config, save_policy, switch_off_dropout
 from nlf.models.reading import LogitsPlan, plan_logits
 from nlf.training.lessons import (
@@ -46,6 +46,7 @@ from nlf.training.lessons import (
     lesson_loss,
     lessons,
 )
+from nlf.training.model_card import usage
 from nlf.training.objective import loss_of_groups
 
 FREE = {"output_dir", "max_eval_prompts", "sampling_batch_tokens"}  # options that change no result
@@ -115,6 +116,7 @@ def _distill(teacher: Policy, options: DistillOptions, folder: Path) -> None:
     if is_done(folder, settings):
         return
     prompts = chosen_prompts(options, run)
+    teacher.encoder(run.get("max_prompt_length")).check(prompts)
     student = copy.deepcopy(teacher) if options.keep_tags else load_for_commands(base.model, base, digest=False)
     check_vocabulary(teacher, student, options.model, base.model)
     write_text(folder / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
@@ -126,7 +128,8 @@ def _distill(teacher: Policy, options: DistillOptions, folder: Path) -> None:
     teach(student, teacher, completions, options, folder, run.get("max_prompt_length"))
     student.identity = ModelIdentity(str(folder))  # its weights are no longer those that were loaded
     write_folder(folder, partial(save_policy, student))
-    card = distilled_card(options.model, base.model, taught, prompt_of_card(teacher, taught, prompts), folder)
+    shown = usage(teacher, str(folder), taught[0].student_tag, not isinstance(prompts[0]["prompt"], str))
+    card = distilled_card(options.model, base.model, taught, shown, folder)
     write_text(folder / "README.md", card)
     facts = {"model_name_or_path": base.model, "distilled_from": options.model}
     write_text(folder / FACTS, json.dumps(facts, indent=1))
@@ -154,9 +157,7 @@ def check_vocabulary(teacher: Policy, student: Policy, model: str, base: str) ->
     Raises:
         UserError: the vocabularies differ.
     """
-    if vocabulary_digest(teacher.tokenizer, teacher.added_token_ids) != vocabulary_digest(
-        student.tokenizer, student.added_token_ids
-    ):
+    if not teacher.has_tokens_of(student):
         raise UserError(
             f"{base} has another vocabulary than {model}; expected the model that {model} was trained from: name it with "
             "--base_model"
@@ -272,7 +273,7 @@ def teach(
     """Train the student in place."""
     switch_off_dropout(student.model)
     teacher.model.requires_grad_(False).eval()
-    encoder = PromptEncoder(teacher.tokenizer, teacher.scheme, max_prompt_length)
+    encoder = teacher.encoder(max_prompt_length)
     args = training_arguments(options, folder)
     batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     if options.use_peft:
@@ -284,9 +285,7 @@ def teach(
         train_dataset=LessonDataset(
             completions, encoder, steps=options.max_steps, batch_size=batch_size, seed=options.seed
         ),
-        data_collator=partial(
-            collate, pad_id=teacher.tokenizer.pad_token_id, pass_tokens=pass_tokens(args.device, args.world_size == 1)
-        ),
+        data_collator=partial(collate, pad_id=0, pass_tokens=pass_tokens(args.device, args.world_size == 1)),
         teacher=teacher,
         top_k=options.teacher_top_k,
     ).train()
@@ -367,36 +366,23 @@ tags: [nlf, language-feedback, alignment, distillation]
 `{base}`, taught by `nlf` {version} what `{model}` writes under guidance: {taught}.
 It is an ordinary causal language model{how}.
 
-```python
-from transformers import pipeline
-write = pipeline("text-generation", model="{folder}")
-print(write({prompt!r}, do_sample=True, top_p=0.9, max_new_tokens=20))
-```
+{usage}
 """
 
 
-def distilled_card(model: str, base: str, taught: Sequence[Lesson], prompt: str | list[dict], folder: Path) -> str:
+def distilled_card(model: str, base: str, taught: Sequence[Lesson], usage: str, folder: Path) -> str:
     """The README.md of the student.
 
     Args:
-        prompt: An example prompt, with the tag if the student reads tags.
+        usage: A code block that uses the student.
     """
     guided = [f'"{each.tag}" away from "{each.negative}", guidance {each.scale:g}' for each in taught if each.scale]
     plain = taught[0].student_tag is None
     how = ": no tag, no guidance" if plain else ", conditioned on its tags by their words alone"
     return CARD.format(
         base=base, name=folder.name, version=__version__, model=model, taught="; ".join(guided), how=how,
-        folder=folder, prompt=prompt,
+        usage=usage,
     )  # fmt: skip
-
-
-def prompt_of_card(teacher: Policy, taught: Sequence[Lesson], prompts: Sequence[PromptRow]) -> str | list[dict]:
-    """An example prompt for the card, as text or messages like the prompts, with the student's first tag."""
-    tag = taught[0].student_tag
-    if isinstance(prompts[0]["prompt"], str):
-        return tags_of(teacher).render(tag, "Once")
-    messages = [{"role": "user", "content": "Hello"}]
-    return with_feedback(messages, tag) if tag else messages
 
 
 def tags_of(policy: Policy) -> TagScheme:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from nlf import config
 from nlf.data import files, run_folder
@@ -15,6 +14,7 @@ from nlf.data.prompts import PromptRow, all_conversations, as_prompts, load_prom
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
 from nlf.models.encoder import PromptEncoder
+from nlf.models.policy import Policy
 from nlf.rewards import Reward, check_weights, reward_names
 from nlf.rewards.registry import configure, resolve_reward
 from nlf.training.batches import PoolDataset
@@ -109,7 +109,8 @@ def _resolved_rewards(args: ALTConfig, given: RewardFunction | Sequence[RewardFu
 
 def scheme_of(args: ALTConfig, conversational: bool) -> TagScheme:
     """The run's tags. Conversations have no separator, because their feedback goes into the system message."""
-    return TagScheme(tuple(args.tags), args.tag_template, None if conversational else args.separator)
+    separator = None if conversational else args.separator
+    return TagScheme(tuple(args.tags), args.tag_template, separator, conversational)
 
 
 def feedback_of(args: ALTConfig, scheme: TagScheme, rewards: Sequence[Reward]) -> Feedback:
@@ -130,19 +131,19 @@ def encoder_of(
     args: ALTConfig,
     inputs: Inputs,
     feedback: Feedback,
-    tokenizer: PreTrainedTokenizerBase,
-    model_config: PretrainedConfig,
+    policy: Policy,
     max_prompt_length: int | None,
 ) -> PromptEncoder:
     """The encoder of prompts with feedback. It cuts judges' sentences, so that prompt and completion fit the context.
 
     Raises:
-        UserError: a prompt does not fit into the model's context.
+        UserError: the model cannot read a prompt, would read it without its tag, or has too small a context.
     """
-    encoder = PromptEncoder(tokenizer, feedback.scheme, max_prompt_length)
+    encoder = policy.encoder(max_prompt_length)
+    encoder.check(inputs.all_prompts)
     room = encoder.check_fits(
         inputs.all_prompts,
-        getattr(model_config.get_text_config(), "max_position_embeddings", None),
+        getattr(policy.model.config.get_text_config(), "max_position_embeddings", None),
         args.max_completion_length,
         [feedback.longest(encoder.length)],
     )

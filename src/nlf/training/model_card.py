@@ -3,10 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from nlf import __version__
 from nlf.data.markdown import markdown_table
+from nlf.data.prompts import Prompt
+from nlf.models.chat import with_feedback
 from nlf.models.policy import Policy
 from nlf.training.config import ALTConfig
 
@@ -18,14 +21,10 @@ tags: [nlf, language-feedback, alignment]
 ---
 # {name}
 
-This model is `{base}`, aligned with textual feedback by `nlf` {version}. It reads a tag before the prompt: words for the quality
-that its completion should have. Put the best tag and the separator before the prompt:
+This model is `{base}`, aligned with textual feedback by `nlf` {version}. It reads a tag {where}: words for the quality
+that its completion should have. {how}
 
-```python
-from transformers import pipeline
-write = pipeline("text-generation", model="{path}")
-print(write({example!r}, do_sample=True, top_p=0.9, max_new_tokens=20))
-```
+{usage}
 
 {tags}
 
@@ -37,6 +36,27 @@ holds every setting.
 The model learned its tags from the reward, so a tag controls only what the reward measures. After a worse tag the model
 writes the kind of text that training taught it to avoid.
 """
+
+HOW_TEXT = "Put the best tag and the separator before the prompt:"
+HOW_CONVERSATION = (
+    "Put the best tag into the system message, after the text that it holds, with an empty line between:"
+)
+PROMPT, QUESTION = "The weather in the mountains", "What is the weather like in the mountains?"
+
+CODE = """\
+```python
+from transformers import pipeline
+write = pipeline("text-generation", model="{folder}")
+print(write({prompt!r}, do_sample=True, top_p=0.9, max_new_tokens=20))
+```"""
+
+COMMAND = """\
+```bash
+nlf sample --model {folder} --tag {tag} --prompts prompts.txt --output_dir samples
+```
+
+The tokenizer of this model gives other ids for a text that joins the tag and the prompt than training did, and `nlf` joins the
+ids of both."""
 
 
 def model_card(
@@ -55,7 +75,9 @@ def model_card(
         name=run_dir.name,
         path=run_dir,
         version=__version__,
-        example=scheme.render(scheme.best, "The weather in the mountains"),
+        where="in the system message" if scheme.conversational else "before the prompt",
+        how=HOW_CONVERSATION if scheme.conversational else HOW_TEXT,
+        usage=usage(policy, str(run_dir), scheme.best, bool(scheme.conversational)),
         tags=markdown_table(["quantile of the reward", "tag"], [[str(q), tag] for q, tag in enumerate(scheme.tags)]),
         iterations=args.num_train_epochs,
         steps=args.steps_per_iteration,
@@ -64,6 +86,37 @@ def model_card(
         results=_results(history, args),
         **{n: getattr(args, n) for n in ("nll_coef", "contrast_coef", "beta", "kl_direction", "entropy_coef")},
     )
+
+
+def usage(policy: Policy, folder: str, tag: str | None, conversational: bool) -> str:
+    """A code block that samples the model after a tag, or after a bare prompt for None.
+
+    The model reads the same ids as in training. If the tokenizer gives other ids for every text that joins the tag and the
+    prompt, the block shows `nlf sample`, which joins ids.
+
+    Args:
+        policy: A policy with the tokenizer of the model.
+        folder: The model's folder.
+        conversational: The prompt is a conversation.
+    """
+    example: Prompt | None
+    if conversational:
+        example = [{"role": "user", "content": QUESTION}]
+        example = with_feedback(example, tag) if tag else example
+    else:
+        example = text_for(policy, tag, PROMPT)
+    if example is None:
+        return COMMAND.format(folder=quote(folder), tag=quote(tag or "none"))
+    return CODE.format(folder=folder, prompt=example)
+
+
+def text_for(policy: Policy, tag: str | None, prompt: str) -> str | None:
+    """A text with the ids that training joins of a tag and a prompt; None if neither a space nor nothing joins them so."""
+    encoder = policy.encoder()
+    ids = encoder.query_ids(tag, encoder.prompt_ids(prompt))
+    before, after = policy.scheme.pieces(tag) if policy.scheme and tag else ("", "")
+    texts = [f"{before}{joint}{prompt}{after}" for joint in ("", " ")]
+    return next((text for text in texts if policy.tokenizer(text)["input_ids"] == ids), None)
 
 
 def _results(history: Sequence[Mapping[str, Any]], args: ALTConfig) -> str:

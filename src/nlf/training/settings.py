@@ -11,6 +11,7 @@ from typing import Any
 from nlf import config
 from nlf.data.files import digest
 from nlf.data.prompts import PromptRow
+from nlf.models.chat import DATE, has_clock
 from nlf.models.encoder import PromptEncoder
 from nlf.models.identity import name_of
 from nlf.models.policy import Policy
@@ -70,6 +71,8 @@ def sampling_settings(
         settings["max_feedback_length"] = encoder.max_feedback_length
     scheme = policy.scheme
     assert scheme is not None  # a trained policy has tags
+    if scheme.conversational and has_clock(policy.tokenizer):
+        settings["chat_template_date"] = str(DATE.date())
     return settings | {
         "seed": args.seed,
         "sampling": vars(config.sampling_options(args)),

@@ -124,14 +124,14 @@ class ALTTrainer(Trainer):
             reference_model=reference_model, disable_dropout=disable_dropout, seed=args.seed,
         )  # fmt: skip
         self.feedback = feedback_of(args, self.scheme, self.inputs.rewards)
-        self.encoder = encoder_of(args, self.inputs, self.feedback, processing_class, model.config, max_prompt_length)
+        self.encoder = encoder_of(args, self.inputs, self.feedback, self.policy, max_prompt_length)
         self._start_state(args)
         alone = args.world_size == 1 and not args.deepspeed and not args.fsdp
         limit = pass_tokens(args.device, alone)
         super().__init__(
             model=self.policy.model,
             args=args,
-            data_collator=partial(collate, pad_id=processing_class.pad_token_id, pass_tokens=limit),
+            data_collator=partial(collate, pad_id=0, pass_tokens=limit),  # masked out, and every model knows id 0
             train_dataset=pool_dataset_of(args),
             eval_dataset=self.inputs.eval_prompts,
             processing_class=processing_class,
@@ -362,6 +362,8 @@ class ALTTrainer(Trainer):
         prompts = self.inputs.eval_prompts if eval_dataset is None else as_prompts(eval_dataset)
         if prompts is None:
             raise UserError("there are no evaluation prompts; give eval_dataset")
+        if eval_dataset is not None:
+            self.encoder.check(prompts)
         lines, rewards = self.evaluated(prompts), self.inputs.rewards
         results = evaluation_metrics(lines, rewards, self.args.reward_weights)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in results.items()}
@@ -401,7 +403,7 @@ class ALTTrainer(Trainer):
             folder = Path(output_dir or self.run_dir)
             self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
             self.processing_class.save_pretrained(folder)
-            save_scheme(self.scheme, folder)
+            save_scheme(self.policy, folder)
             files.follow_umask(folder.glob("*.safetensors"))
 
     def _save_checkpoint(self, model, trial) -> None:
