@@ -25,7 +25,7 @@ from nlf.cli.arguments import (
 )
 from nlf.cli.launch import LAUNCH_FLAGS, accelerate_configs, launch
 from nlf.cli.output import is_first_process, log_to_stderr, show
-from nlf.data.run_folder import without_unused
+from nlf.data.run_folder import loop_state, without_unused
 from nlf.errors import UserError
 
 if TYPE_CHECKING:
@@ -154,8 +154,8 @@ def train_options(values: Mapping[str, Any]) -> config.TrainOptions:
         UserError: a value is not allowed, or contradicts another.
     """
     ours = {f.name for f in fields(config.TrainOptions)}
-    for name in values.keys() - ours:
-        config.check_value(name, values[name], config.TRAINING_RULES.get(name))
+    inherited = {name: value for name, value in values.items() if name not in ours}
+    config.check_inherited({name: value for name, value in inherited.items() if name != "resume_from_checkpoint"})
     return config.TrainOptions(**{name: value for name, value in values.items() if name in ours})
 
 
@@ -166,6 +166,8 @@ def run(values: dict[str, Any]) -> int:
     """Train, distill if the settings ask for it, and write the report; returns the exit code."""
     resume = values.pop("resume_from_checkpoint", None)
     log_to_stderr()
+    if isinstance(resume, str):
+        loop_state(Path(resume))  # is it a checkpoint?
     args, model_options, data_options = build(values)
     train_from_config(args, model_options, data_options, resume)
     if args.distill:
@@ -181,18 +183,14 @@ def build(values: dict[str, Any]) -> tuple["ALTConfig", config.ModelOptions, con
     """Make the dataclasses of a run from the given values.
 
     Raises:
-        UserError: TrainingArguments refuses a combination of values.
+        UserError: a value, or a combination of values, cannot be used.
     """
-    from transformers import HfArgumentParser
-
     from nlf.training.config import ALTConfig
 
-    try:
-        kinds: Any = (ALTConfig, config.ModelOptions, config.DataOptions)
-        args, model_options, data_options = HfArgumentParser(kinds).parse_dict(values)
-    except (ValueError, ImportError) as error:
-        raise UserError(str(error)) from error
-    return args, model_options, data_options  # type: ignore[return-value] # parse_dict makes one of each kind
+    def made(kind: type) -> Any:
+        return kind(**{f.name: values[f.name] for f in fields(kind) if f.name in values})
+
+    return made(ALTConfig), made(config.ModelOptions), made(config.DataOptions)
 
 
 def train_from_config(
@@ -211,7 +209,7 @@ def train_from_config(
         attn_implementation=model_options.attn_implementation,
         trust_remote_code=model_options.trust_remote_code,
     )
-    train_rows, eval_rows = prompt_rows(data_options)
+    train_rows, eval_rows = prompt_rows(data_options, args.evaluates, args.distill)
     model, tokenizer = load(model_options.model_name_or_path, revision=model_options.model_revision)
     reference = model_options.ref_model_name_or_path and load(model_options.ref_model_name_or_path)[0]
     trainer = ALTTrainer(
@@ -230,15 +228,33 @@ def train_from_config(
     return trainer
 
 
-def prompt_rows(options: config.DataOptions) -> tuple[list["PromptRow"], list["PromptRow"] | None]:
-    """The prompts to train on, and the prompts to evaluate on or None."""
-    from nlf.data.prompts import load_prompts
+def prompt_rows(
+    options: config.DataOptions, evaluates: bool, distills: bool
+) -> tuple[list["PromptRow"], list["PromptRow"] | None]:
+    """The prompts to train on, and the prompts to evaluate on or None.
+
+    Args:
+        evaluates: Training evaluates; otherwise evaluation prompts are not given to it.
+        distills: Distillation follows. It compares the models on the evaluation prompts, so they must be usable.
+
+    Raises:
+        UserError: a source cannot be used, or one holds text and the other messages.
+    """
+    from nlf.data.prompts import all_conversations, load_prompts
 
     load = partial(load_prompts, column=options.dataset_prompt_column)
     train_rows = load(options.dataset, split=options.dataset_train_split, limit=options.max_prompts)
-    if not options.eval_dataset:
+    if not options.eval_dataset or not (evaluates or distills):
         return train_rows, None
-    return train_rows, load(options.eval_dataset, split=options.dataset_test_split, limit=options.max_eval_prompts)
+    eval_rows = load(options.eval_dataset, split=options.dataset_test_split, limit=options.max_eval_prompts)
+    chats, eval_chats = all_conversations(train_rows), all_conversations(eval_rows)
+    if chats != eval_chats:
+        kinds = {True: "messages", False: "text"}
+        raise UserError(
+            f"dataset {options.dataset} holds {kinds[chats]}, and eval_dataset {options.eval_dataset} holds "
+            f"{kinds[eval_chats]}: give an --eval_dataset of {kinds[chats]}, or --eval_strategy no"
+        )
+    return train_rows, eval_rows if evaluates else None
 
 
 def distill_run(run_dir: str) -> None:

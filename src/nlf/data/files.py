@@ -103,18 +103,6 @@ def write_folder(folder: Path, save: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def not_yaml(where: str, error: Exception) -> UserError:
-    """The error for text that is not YAML.
-
-    Args:
-        where: The file; the number of the wrong line is added.
-        error: The parser's error.
-    """
-    mark = getattr(error, "problem_mark", None)
-    line = f":{mark.line + 1}" if mark else ""
-    return UserError(f"{where}{line}: not YAML: {getattr(error, 'problem', None) or error}")
-
-
 def digest(value) -> str:
     """A short digest of plain values, equal in every process.
 

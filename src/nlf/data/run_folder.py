@@ -15,6 +15,7 @@ import yaml
 
 from nlf.config import RETIRED, current
 from nlf.data.files import write_text
+from nlf.data.yaml_files import read_mapping
 from nlf.errors import UserError
 
 RESULTS, SCHEMA_VERSION = "results.json", 1  # of an evaluation
@@ -105,12 +106,9 @@ def settings_in(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); mend or remove it") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: {type(found).__name__} where names and values were expected; mend or remove it")
-    return found
+        return read_mapping(path)  # JSON is YAML
+    except UserError as error:
+        raise UserError(f"{error}; mend or remove it") from error
 
 
 def changed_settings(old: dict, new: dict) -> list[tuple[str, object, object]]:

@@ -2,14 +2,13 @@
 
 import contextlib
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial, wraps
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DynamoBackend
 from transformers import TrainingArguments
 
 from nlf import config
@@ -17,6 +16,7 @@ from nlf.errors import UserError
 from nlf.models.policy import best_device
 from nlf.models.sharding import load_whole
 from nlf.rewards import Reward
+from nlf.training.arguments import check_arguments, check_names, choose_metric, one_line
 
 
 def _with_defaults(base: type, defaults: dict) -> type:
@@ -58,21 +58,32 @@ class ALTConfig(
         UserError: a value is out of its bounds, or two values contradict each other.
     """
 
+    rewards_follow: ClassVar[bool] = True  # ALTTrainer may get other rewards, and then checks their weights
+
     def __post_init__(self):
-        config.join_attributes(self)
+        if isinstance(self.fsdp, bool):
+            self.fsdp = str(self.fsdp).lower()  # as the text of a flag
         if self.sampler == "server":
             raise UserError(
                 "sampler server cannot be used in training: the server does not get the new weights; use hf or vllm"
             )
         config.check(self)
-        check_compile(self)
-        self.fsdp = {"true": True, "false": None}.get(str(self.fsdp).lower(), self.fsdp)  # the text of a flag
-        TrainingArguments.__post_init__(self)
+        check_names(self)
+        choose_metric(self)
+        self.fsdp = {"true": True, "false": None}.get(str(self.fsdp).lower(), self.fsdp)
+        with one_line():
+            TrainingArguments.__post_init__(self)
         load_whole()
         self.train_sampling_strategy = "sequential"  # the data set fixes the order
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"  # no warning on a CPU
-        if self.num_train_epochs != int(self.num_train_epochs):
-            raise UserError(f"num_train_epochs {self.num_train_epochs}: expected a whole number of iterations")
+        check_arguments(
+            self, self.max_steps if self.max_steps > 0 else self.num_train_epochs * self.steps_per_iteration
+        )
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether training evaluates."""
+        return self.eval_strategy != "no" or self.eval_on_start
 
     @property
     def total_batch_size(self) -> int:
@@ -107,23 +118,6 @@ def known_device(name: str | None) -> torch.device | None:
     if device is None or device.type not in ("cpu", best_device().type):
         raise UserError(f"reference_device {name!r}: expected cpu, or a device of this machine, such as cuda:1")
     return device
-
-
-def check_compile(args: ALTConfig) -> None:
-    """Check the settings of `torch.compile` before anything is loaded or sampled.
-
-    Raises:
-        UserError: accelerate does not know the backend, or torch does not know the mode.
-    """
-    if args.torch_compile_backend is not None:
-        _check_choice("torch_compile_backend", args.torch_compile_backend, [b.value.lower() for b in DynamoBackend])
-    if args.torch_compile_mode is not None:
-        _check_choice("torch_compile_mode", args.torch_compile_mode, torch._inductor.list_mode_options())
-
-
-def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    if value not in choices:
-        raise UserError(f"{name} {value!r}: expected one of {', '.join(choices)}")
 
 
 def compile_for_all_shapes(accelerator: Accelerator) -> None:
