@@ -156,7 +156,10 @@ def train_options(values: Mapping[str, Any]) -> config.TrainOptions:
     ours = {f.name for f in fields(config.TrainOptions)}
     inherited = {name: value for name, value in values.items() if name not in ours}
     config.check_inherited({name: value for name, value in inherited.items() if name != "resume_from_checkpoint"})
-    return config.TrainOptions(**{name: value for name, value in values.items() if name in ours})
+    options = config.TrainOptions(**{name: value for name, value in values.items() if name in ours})
+    if values.get("fp16") and options.dtype == "float16":
+        raise UserError("fp16 keeps the weights in float32: set dtype float32, or use bf16")
+    return options
 
 
 # ---- the run ------------------------------------------------------------------------------------------------------

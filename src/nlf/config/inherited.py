@@ -1,6 +1,7 @@
 """The arguments of transformers' TrainingArguments in this project: defaults, types, bounds, and those that are refused."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from nlf.config.knobs import Rule, bounds, check_value
@@ -46,6 +47,16 @@ TRAINING_RULES: dict[str, Rule] = {  # bounds that TrainingArguments does not ch
     **dict.fromkeys(("dataloader_num_workers",), bounds(least=0)),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), Rule(lambda n: 0 <= n < 1, "a number from 0 to below 1")),
     **dict.fromkeys(("warmup_steps", "logging_steps", "eval_steps", "save_steps"), STEPS),
+    **dict.fromkeys(
+        ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
+        Rule(lambda given: isinstance(given, dict), 'names and values, such as {"num_cycles": 2},'),
+    ),
+    "fsdp_config": Rule(
+        lambda given: not isinstance(given, str) or Path(given).is_file(), "names and values, or a JSON file,"
+    ),
+    "optim_args": Rule(
+        lambda text: all(part.count("=") == 1 for part in text.split(",")), "'name=value', with commas between"
+    ),
     "seed": SEED,
 }
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, NamedTuple
 
-from nlf.config.values import check_finite, choices_of, converted, shown, type_of
+from nlf.config.values import choices_of, converted, shown, type_of
 from nlf.errors import UserError
 
 PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
@@ -136,12 +136,11 @@ def _typed(f: Field, value: Any) -> Any:
 
 
 def check_value(name: str, value: Any, rule: Rule | None = None) -> None:
-    """Check one value: every number is finite, and the rule holds. A value of None is always allowed.
+    """Check that the rule of a value holds. None is always allowed.
 
     Raises:
         UserError: the error names the knob, the value and what was expected.
     """
-    check_finite(name, value)
     if rule and value is not None and not rule.holds(value):
         raise UserError(f"{name}: {shown(value)} where {rule.expected} was expected")
 

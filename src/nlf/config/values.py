@@ -53,7 +53,8 @@ def converted(name: str, kinds: str, choices: tuple, value: Any, where: str = ""
         where: The start of the error: a file and line, or the dashes of a flag.
 
     Raises:
-        UserError: the value has another type; the error names the place, the knob and the expected type.
+        UserError: the value has another type, or a number is not finite; the error names the place, the knob and what was
+            expected.
     """
     value, wanted = _plain(value), [kind.strip() for kind in kinds.split(" | ")]
     if value is None or value in ("null", ["null"]):
@@ -66,6 +67,7 @@ def converted(name: str, kinds: str, choices: tuple, value: Any, where: str = ""
             except (ValueError, TypeError, KeyError, RecursionError):
                 continue
             if not choices or result in choices:
+                check_finite(f"{where}{name}", result)
                 return result
     expected = "one of " + ", ".join(map(str, choices)) if choices else kinds.replace("None", "null")
     raise UserError(f"{where}{name}: {shown(value)} where {expected} was expected")
@@ -158,6 +160,7 @@ def _exponent(value: Any) -> Any:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(value)
+    value.encode()  # half a surrogate pair is a ValueError; no file could hold it
     return value
 
 

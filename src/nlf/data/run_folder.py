@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from nlf.config import RETIRED, current
+from nlf.config import FIXED, RETIRED, current
 from nlf.data.files import write_text
 from nlf.data.yaml_files import read_mapping
 from nlf.errors import UserError
@@ -32,7 +32,7 @@ FREE = {
     *("dataloader_pin_memory", "dataloader_prefetch_factor", "local_rank", "ddp_timeout", "skip_memory_metrics"),
     *("tensor_parallel_size", "data_parallel_size", "gpu_memory_utilization"),  # they change rounding only
     *("cache_dir", "replay", "rate_limit", "max_concurrency", "max_tries", "max_failures_in_a_row", "request_timeout"),
-    "sampling_batch_tokens",
+    *("sampling_batch_tokens", *FIXED),
     # The product of these two over all ranks is compared instead.
     *("per_device_train_batch_size", "gradient_accumulation_steps"),
 }

@@ -7,6 +7,7 @@ installed package, or the machine.
 
 import contextlib
 import copy
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from enum import Enum
@@ -16,16 +17,19 @@ from typing import Any, cast, get_args
 import torch
 from accelerate.utils import DynamoBackend
 from huggingface_hub import get_token
+from huggingface_hub.utils import validate_repo_id
+from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainingArguments, get_scheduler
-from transformers.integrations import get_reporting_integration_callbacks
+from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 from transformers.trainer_utils import SaveStrategy, SchedulerType
-from transformers.training_args import OptimizerNames, ParallelMode, trainer_log_levels
+from transformers.training_args import OptimizerNames
 
 from nlf.errors import UserError, did_you_mean
 from nlf.evaluation.metrics import METRICS, family, higher_is_better
 from nlf.rewards import Reward
 
 BY_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)  # schedules that follow an evaluation's metric
+UNLISTED = ("flyte", "azure_ml")  # trackers whose packages transformers does not look for, or not alone
 BEST = "eval_reward"  # the metric of the best model, unless metric_for_best_model names another
 
 
@@ -52,21 +56,18 @@ def check_names(args: TrainingArguments) -> None:
         UserError: the name is unknown; the error lists the known ones.
     """
     for f in fields(args):
+        check_choice(f.name, getattr(args, f.name), f.metadata.get("choices") or [])
         for kind in get_args(f.type):
             if isinstance(kind, type) and issubclass(kind, Enum):
                 check_choice(f.name, getattr(args, f.name), [member.value for member in kind])
-    for name in ("log_level", "log_level_replica"):
-        check_choice(name, getattr(args, name), trainer_log_levels)
-    if args.torch_compile_backend is not None:
-        check_choice("torch_compile_backend", args.torch_compile_backend, [b.value.lower() for b in DynamoBackend])
-    if args.torch_compile_mode is not None:
-        check_choice("torch_compile_mode", args.torch_compile_mode, torch._inductor.list_mode_options())
+    check_choice("torch_compile_backend", args.torch_compile_backend, [b.value.lower() for b in DynamoBackend])
+    check_choice("torch_compile_mode", args.torch_compile_mode, [*torch._inductor.list_mode_options()])
 
 
-def check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    """Raise UserError if the value is not one of the choices."""
-    if value not in choices:
-        raise UserError(f"{name} {value!r}: expected one of {', '.join(choices)}{did_you_mean(str(value), choices)}")
+def check_choice(name: str, value: str | None, choices: Collection[str]) -> None:
+    """Raise UserError if the value is not one of the choices. None, and no choices at all, allow everything."""
+    if value is not None and choices and value not in choices:
+        raise UserError(f"{name} {value!r}:{did_you_mean(str(value), choices)} expected one of {', '.join(choices)}")
 
 
 def choose_metric(args: TrainingArguments) -> None:
@@ -129,6 +130,23 @@ def _gives_attributes(reward: Reward) -> bool:
     return reward.returns_judgements or hasattr(reward.function, "attributes")
 
 
+def check_start(args: TrainingArguments) -> None:
+    """Check what TrainingArguments needs to start: the packages and the processes of sharded training.
+
+    Raises:
+        UserError: DeepSpeed is not installed, or there is one process where several are needed.
+    """
+    if args.deepspeed and find_spec("deepspeed") is None:
+        raise UserError("deepspeed is not installed: `pip install deepspeed`, or use --accelerate_config fsdp2")
+    if args.fsdp and args.deepspeed:
+        raise UserError("fsdp and deepspeed exclude each other; leave one of them out")
+    several = ["fsdp"] if args.fsdp else ["ddp_backend"] if args.ddp_backend else []
+    if several and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            f"{several[0]} needs several processes; start with torchrun or --accelerate_config, or leave it out"
+        )
+
+
 # ---- after TrainingArguments is made ------------------------------------------------------------------------------
 
 
@@ -143,18 +161,20 @@ def check_arguments(args: TrainingArguments, steps: int) -> None:
     """
     _check_trackers(args)
     _check_device(args)
-    _check_sharding(args)
-    _check_loader(args)
+    _check_activations(args)
+    _check_steps(args)
     _check_hub(args)
     _check_optimizer(args, steps)
 
 
 def _check_trackers(args: TrainingArguments) -> None:
-    try:
-        for tracker in get_reporting_integration_callbacks(args.report_to):
-            tracker()
-    except (ValueError, RuntimeError, ImportError) as error:  # an unknown name, a missing package
-        raise UserError(f"report_to {' '.join(args.report_to or [])}: {' '.join(str(error).split())}") from error
+    names = args.report_to if isinstance(args.report_to, list) else []
+    with one_line("report_to"):
+        get_reporting_integration_callbacks(names)
+    installed = [*get_available_reporting_integrations(), *UNLISTED]
+    for name in names:
+        if name not in installed:
+            raise UserError(f"report_to {name}: its package is not installed; install it, or leave {name} out")
 
 
 def _check_device(args: TrainingArguments) -> None:
@@ -164,20 +184,18 @@ def _check_device(args: TrainingArguments) -> None:
         raise UserError("use_liger_kernel needs a GPU and `pip install liger-kernel`; leave it out")
     if args.liger_kernel_config and not args.use_liger_kernel:
         raise UserError("liger_kernel_config has no effect without use_liger_kernel; add that, or leave it out")
-    if args.activation_checkpointing_kwargs and not args.activation_checkpointing:
-        raise UserError(
-            "activation_checkpointing_kwargs have no effect without activation_checkpointing; add that, or leave them out"
-        )
 
 
-def _check_sharding(args: TrainingArguments) -> None:
-    if args.fsdp and args.deepspeed:
-        raise UserError("fsdp and deepspeed exclude each other; leave one of them out")
-    if args.fsdp and args.parallel_mode != ParallelMode.DISTRIBUTED:
-        raise UserError("fsdp needs several processes; start with --accelerate_config fsdp2, or leave fsdp out")
+def _check_activations(args: TrainingArguments) -> None:
+    name, given = "activation_checkpointing_kwargs", args.activation_checkpointing_kwargs
+    if given and not args.activation_checkpointing:
+        raise UserError(f"{name} have no effect without activation_checkpointing; add that, or leave them out")
+    if given:
+        with one_line(f"{name} {given}"):
+            checkpoint(torch.square, torch.ones(1), **cast("dict[str, Any]", given))
 
 
-def _check_loader(args: TrainingArguments) -> None:
+def _check_steps(args: TrainingArguments) -> None:
     if args.dataloader_multiprocessing_context is not None and args.dataloader_num_workers == 0:
         raise UserError("dataloader_multiprocessing_context needs dataloader_num_workers of 1 or more")
     if args.save_strategy == SaveStrategy.STEPS and args.save_steps == 0:
@@ -187,6 +205,9 @@ def _check_loader(args: TrainingArguments) -> None:
 def _check_hub(args: TrainingArguments) -> None:
     if args.push_to_hub and not (args.hub_token or get_token()):
         raise UserError("push_to_hub needs a token: run `hf auth login`, or set HF_TOKEN")
+    if args.push_to_hub and args.hub_model_id is not None:
+        with one_line("hub_model_id"):
+            validate_repo_id(args.hub_model_id)
 
 
 def _check_optimizer(args: TrainingArguments, steps: int) -> None:

@@ -16,7 +16,7 @@ from nlf.errors import UserError
 from nlf.models.policy import best_device
 from nlf.models.sharding import load_whole
 from nlf.rewards import Reward
-from nlf.training.arguments import check_arguments, check_names, choose_metric, one_line
+from nlf.training.arguments import check_arguments, check_names, check_start, choose_metric, one_line
 
 
 def _with_defaults(base: type, defaults: dict) -> type:
@@ -71,6 +71,7 @@ class ALTConfig(
         check_names(self)
         choose_metric(self)
         self.fsdp = {"true": True, "false": None}.get(str(self.fsdp).lower(), self.fsdp)
+        check_start(self)
         with one_line():
             TrainingArguments.__post_init__(self)
         load_whole()
