@@ -16,7 +16,7 @@ import yaml
 from nlf.errors import UserError
 
 LARGEST_FILE = 10_000_000  # bytes
-MOST_VALUES = 100_000  # aliases count as often as they are used
+MOST_VALUES = 20_000  # aliases count as often as they are used
 DEEPEST = 30  # levels
 TAG = "tag:yaml.org,2002:"
 PLAIN = {f"{TAG}{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map")}
