@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,10 @@ from nlf.cli import arguments, launch
 from nlf.cli import main as cli
 from nlf.cli import train as train_command
 from nlf.cli.main import main
+from nlf.data.run_folder import mark_complete
 from nlf.errors import UserError
+
+RECIPE = Path(__file__).parents[2] / "recipes/toxicity-embedded.yaml"
 
 
 @pytest.fixture
@@ -89,7 +93,7 @@ def test_flags_are_never_abbreviated(capsys):
     [
         ("beta: strong", "r.yaml:1: beta: 'strong' where float was expected"),
         ("beta: 1\nbeta: 2", "r.yaml:2: beta is given twice"),
-        ("- beta", "expected one `name: value` a line"),
+        ("- beta", "r.yaml:1: one `name: value` a line was expected"),
         ("beta: [", "r.yaml:1: not YAML"),
         ("top_p: 3", "top_p: 3"),
         ("resume: true", "unknown key resume"),
@@ -130,9 +134,13 @@ def test_distillation_is_the_last_stage_where_it_is_asked_for(trained, monkeypat
     assert taught == [{"model": str(tmp_path / "b")}]
 
 
-def test_resume_from_a_checkpoint_folder(trained, tmp_path):
-    main(["train", "--output_dir", str(tmp_path), "--use_cpu", "--resume_from_checkpoint", "runs/x/checkpoint-20"])
-    assert trained[0][3] == "runs/x/checkpoint-20"
+def test_resume_from_a_checkpoint_folder(trained, tmp_path, capsys):
+    folder = tmp_path / "checkpoint-20"
+    flags = ["train", "--output_dir", str(tmp_path), "--use_cpu", "--resume_from_checkpoint", str(folder)]
+    assert main(flags) == 2 and "checkpoint-20 is not a complete checkpoint" in capsys.readouterr().err
+    mark_complete(folder, {})
+    main(flags)
+    assert trained[0][3] == str(folder)
 
 
 def test_a_combination_that_transformers_refuses_is_one_line(capsys, tmp_path):
@@ -360,7 +368,7 @@ def test_a_process_for_each_gpu_of_each_machine(monkeypatch):
         (["--accelerate_config", "ddp"], "unknown accelerate config (or file) ddp"),
         (["--accelerate_config", "multi_gpu", "--use_cpu"], "add --num_processes N"),
         (["--accelerate_config", "multi_gpu", "--num_processes", "two"], "invalid int value: 'two'"),
-        (["--accelerate_config", __file__, "--num_processes", "2"], "expected an accelerate config"),
+        (["--accelerate_config", str(RECIPE)], "expected an accelerate config"),
         (["--num_processes", "2"], "--num_processes belongs to --accelerate_config"),
     ],
 )

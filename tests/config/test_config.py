@@ -88,7 +88,7 @@ def test_lists_are_not_shared_between_instances():
     ("values", "words"),
     [
         ({"top_p": 0.0}, "top_p: 0.0 where a number above 0, 1 at most"),
-        ({"rate_limit": 0.0}, "rate_limit: 0.0 where a number above 0"),
+        ({"rate_limit": 0.0}, "rate_limit: 0.0 where 0.001 or more"),
         ({"quantile_rule": "odd"}, "even, published, levels"),
         ({"reward_normalization": "max"}, "none, zscore, rank"),
         ({"quantile_rule": "published", "quantile_scope": "prompt"}, "set quantile_scope pool"),

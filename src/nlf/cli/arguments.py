@@ -7,15 +7,16 @@ TrainingArguments come from a snapshot, `training_arguments.json`, since importi
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
-from nlf.config import OPTION_GROUPS, RETIRED, TRAINING_DEFAULTS, TRAINING_SHORT, Options
-from nlf.config.knobs import choices_of, default_of, help_of
-from nlf.data.files import not_yaml
+from nlf.config import OPTION_GROUPS, RETIRED, TRAINING_DEFAULTS, TRAINING_SHORT, TRAINING_TYPES, Options
+from nlf.config.knobs import default_of, help_of
+from nlf.config.values import choices_of, converted, type_of
+from nlf.data.yaml_files import read_entries
 from nlf.errors import UserError, near_matches
 
 INHERITED = "Trainer (inherited)"
@@ -63,10 +64,7 @@ def knobs_of(group: str, options: type[Options]) -> dict[str, Knob]:
     """The knobs of one of our dataclasses, under the heading `group`."""
     found = {}
     for f in fields(options):
-        choices = choices_of(f)
-        plain = f.type.__name__ if isinstance(f.type, type) and not get_args(f.type) else str(f.type)
-        kind = "str" if choices else plain
-        found[f.name] = Knob(f.name, kind, default_of(f), help_of(f), group, choices, help_of(f).short)
+        found[f.name] = Knob(f.name, type_of(f), default_of(f), help_of(f), group, choices_of(f), help_of(f).short)
     return found
 
 
@@ -86,7 +84,7 @@ def inherited_knobs() -> dict[str, Knob]:
 
 
 def _inherited(name: str, type: str, default: Any, help: str, choices: list) -> Knob:
-    default = TRAINING_DEFAULTS.get(name, default)
+    default, type = TRAINING_DEFAULTS.get(name, default), TRAINING_TYPES.get(name, type)
     return Knob(name, type, default, help, INHERITED, tuple(choices), short=name in TRAINING_SHORT)
 
 
@@ -98,75 +96,13 @@ def retired_knobs() -> dict[str, Knob]:
 # ---- values -------------------------------------------------------------------------------------------------------
 
 
-def _boolean(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[str(value).lower()]
-
-
-def _integer(value: Any) -> int:
-    if isinstance(value, (bool, float)):
-        raise ValueError(value)
-    return int(value)
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool):
-        raise ValueError(value)
-    return value if isinstance(value, int) else float(value)  # YAML reads 1e-5 as text
-
-
-def _mapping(value: Any) -> dict:
-    value = json.loads(value) if isinstance(value, str) else value
-    if not isinstance(value, dict):
-        raise ValueError(value)
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(value)
-    return value
-
-
-READERS: dict[str, Callable[[Any], Any]] = {"bool": _boolean, "int": _integer, "float": _number, "dict": _mapping}
-
-
 def convert(knob: Knob, value: Any, where: str = "") -> Any:
-    """Turn the text of a flag, or a YAML value, into a value of the knob's type.
+    """Turn the text of a flag, or a YAML value, into a value of the knob's type, as `config.values` does.
 
     Raises:
         UserError: the value has another type; the error names the place, the knob and the expected type.
     """
-    if value is None or value in ("null", ["null"]):
-        if "None" in knob.kinds:
-            return None
-    else:
-        for kind, each in _readings(knob, value):
-            try:
-                result = _read(kind, each)
-            except (ValueError, TypeError, KeyError):
-                continue
-            if not knob.choices or result in knob.choices:
-                return result
-    expected = "one of " + ", ".join(map(str, knob.choices)) if knob.choices else knob.type.replace("None", "null")
-    raise UserError(f"{where}{knob.name}: {value!r} where {expected} was expected")
-
-
-def _readings(knob: Knob, value: Any) -> list[tuple[str, Any]]:
-    """(type, value) to try in turn, text last. A list of one item means the item if the knob takes no list."""
-    plain = [kind for kind in knob.kinds if kind != "None" and not kind.startswith("list")]
-    if not plain or (isinstance(value, list) and len(value) != 1):
-        return [(kind, value) for kind in knob.kinds if kind.startswith("list")]
-    alone = value[0] if isinstance(value, list) else value
-    return [(kind, alone) for kind in sorted(plain, key=lambda kind: kind.split("[")[0] not in READERS)]
-
-
-def _read(kind: str, value: Any) -> Any:
-    if kind.startswith("list"):
-        items = value if isinstance(value, list) else [value]
-        return [_read(kind[5:-1], item) for item in items]
-    return READERS.get(kind.split("[")[0], _text)(value)
+    return converted(knob.name, knob.type, knob.choices, value, where)
 
 
 # ---- YAML ---------------------------------------------------------------------------------------------------------
@@ -179,33 +115,14 @@ def read_recipe(path: str | Path, knobs: Knobs) -> dict[str, Any]:
         UserError: the file is missing, is not a flat YAML mapping, or has an unknown key, a repeated key or a wrong type;
             the error names the line.
     """
-    import yaml
-
-    try:
-        root = yaml.compose(Path(path).read_text(encoding="utf-8"), yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read --config {path}: {getattr(error, 'strerror', None) or error}") from error
-    except yaml.YAMLError as error:
-        raise not_yaml(str(path), error) from error
-    if root is None:
-        return {}
-    if not isinstance(root, yaml.MappingNode):
-        raise UserError(f"{path}: expected one `name: value` a line")
-    return _recipe_values(root, str(path), knobs)
-
-
-def _recipe_values(root: Any, path: str, knobs: Knobs) -> dict[str, Any]:
-    """The values of a YAML mapping node, converted."""
-    import yaml
-
-    loader, values = yaml.SafeLoader(""), {}
-    for key, node in root.value:
-        where, name = f"{path}:{key.start_mark.line + 1}: ", full_name(str(key.value), knobs)
+    values: dict[str, Any] = {}
+    for key, entry in read_entries(Path(path)).items():
+        where, name = f"{path}:{entry.line}: ", full_name(key, knobs)
         if name not in knobs:
             raise unknown(name, [known for known, knob in knobs.items() if not knob.hidden], where)
         if name in values:
             raise UserError(f"{where}{name} is given twice")
-        values[name] = convert(knobs[name], loader.construct_object(node, deep=True), where)
+        values[name] = convert(knobs[name], entry.value, where)
     return values
 
 

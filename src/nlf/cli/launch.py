@@ -9,6 +9,7 @@ from typing import Any
 
 from nlf.cli.arguments import unknown
 from nlf.data.files import ASSETS
+from nlf.data.yaml_files import read_mapping
 from nlf.errors import UserError
 
 LAUNCH_FLAGS = {  # flags that `accelerate launch` gets: type and help
@@ -84,13 +85,8 @@ def accelerate_settings(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is not an accelerate configuration.
     """
-    import yaml
-
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        settings = None
-    if not isinstance(settings, dict) or "distributed_type" not in settings:
+    settings = read_mapping(path)
+    if "distributed_type" not in settings:
         raise UserError(
             f"{path}: expected an accelerate config with a distributed_type; `accelerate config` writes one"
         )

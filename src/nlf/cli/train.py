@@ -154,9 +154,12 @@ def train_options(values: Mapping[str, Any]) -> config.TrainOptions:
         UserError: a value is not allowed, or contradicts another.
     """
     ours = {f.name for f in fields(config.TrainOptions)}
-    for name in values.keys() - ours:
-        config.check_value(name, values[name], config.TRAINING_RULES.get(name))
-    return config.TrainOptions(**{name: value for name, value in values.items() if name in ours})
+    inherited = {name: value for name, value in values.items() if name not in ours}
+    config.check_inherited({name: value for name, value in inherited.items() if name != "resume_from_checkpoint"})
+    options = config.TrainOptions(**{name: value for name, value in values.items() if name in ours})
+    if values.get("fp16") and options.dtype == "float16":
+        raise UserError("fp16 keeps the weights in float32: set dtype float32, or use bf16")
+    return options
 
 
 # ---- the run ------------------------------------------------------------------------------------------------------
@@ -164,10 +167,16 @@ def train_options(values: Mapping[str, Any]) -> config.TrainOptions:
 
 def run(values: dict[str, Any]) -> int:
     """Train, distill if the settings ask for it, and write the report; returns the exit code."""
+    from nlf.data.checkpoints import MARKER
     from nlf.data.locks import locked_folder
 
     resume = values.pop("resume_from_checkpoint", None)
     log_to_stderr()
+    if isinstance(resume, str) and not (Path(resume) / MARKER).is_file():
+        raise UserError(
+            f"{resume} is not a complete checkpoint: it has no {MARKER}, which is written last; name another one, or give "
+            "true for the newest whole one"
+        )
     args, model_options, data_options = build(values)
     with locked_folder(Path(args.output_dir)):
         if is_first_process():
@@ -186,18 +195,14 @@ def build(values: dict[str, Any]) -> tuple["ALTConfig", config.ModelOptions, con
     """Make the dataclasses of a run from the given values.
 
     Raises:
-        UserError: TrainingArguments refuses a combination of values.
+        UserError: a value, or a combination of values, cannot be used.
     """
-    from transformers import HfArgumentParser
-
     from nlf.training.config import ALTConfig
 
-    try:
-        kinds: Any = (ALTConfig, config.ModelOptions, config.DataOptions)
-        args, model_options, data_options = HfArgumentParser(kinds).parse_dict(values)
-    except (ValueError, ImportError) as error:
-        raise UserError(str(error)) from error
-    return args, model_options, data_options  # type: ignore[return-value] # parse_dict makes one of each kind
+    def made(kind: type) -> Any:
+        return kind(**{f.name: values[f.name] for f in fields(kind) if f.name in values})
+
+    return made(ALTConfig), made(config.ModelOptions), made(config.DataOptions)
 
 
 def train_from_config(
@@ -216,7 +221,7 @@ def train_from_config(
         attn_implementation=model_options.attn_implementation,
         trust_remote_code=model_options.trust_remote_code,
     )
-    train_rows, eval_rows = prompt_rows(data_options)
+    train_rows, eval_rows = prompt_rows(data_options, args.evaluates, args.distill)
     model, tokenizer = load(model_options.model_name_or_path, revision=model_options.model_revision)
     reference = model_options.ref_model_name_or_path and load(model_options.ref_model_name_or_path)[0]
     trainer = ALTTrainer(
@@ -235,15 +240,33 @@ def train_from_config(
     return trainer
 
 
-def prompt_rows(options: config.DataOptions) -> tuple[list["PromptRow"], list["PromptRow"] | None]:
-    """The prompts to train on, and the prompts to evaluate on or None."""
-    from nlf.data.prompts import load_prompts
+def prompt_rows(
+    options: config.DataOptions, evaluates: bool, distills: bool
+) -> tuple[list["PromptRow"], list["PromptRow"] | None]:
+    """The prompts to train on, and the prompts to evaluate on or None.
+
+    Args:
+        evaluates: Training evaluates; otherwise evaluation prompts are not given to it.
+        distills: Distillation follows. It compares the models on the evaluation prompts, so they must be usable.
+
+    Raises:
+        UserError: a source cannot be used, or one holds text and the other messages.
+    """
+    from nlf.data.prompts import all_conversations, load_prompts
 
     load = partial(load_prompts, column=options.dataset_prompt_column)
     train_rows = load(options.dataset, split=options.dataset_train_split, limit=options.max_prompts)
-    if not options.eval_dataset:
+    if not options.eval_dataset or not (evaluates or distills):
         return train_rows, None
-    return train_rows, load(options.eval_dataset, split=options.dataset_test_split, limit=options.max_eval_prompts)
+    eval_rows = load(options.eval_dataset, split=options.dataset_test_split, limit=options.max_eval_prompts)
+    chats, eval_chats = all_conversations(train_rows), all_conversations(eval_rows)
+    if chats != eval_chats:
+        kinds = {True: "messages", False: "text"}
+        raise UserError(
+            f"dataset {options.dataset} holds {kinds[chats]}, and eval_dataset {options.eval_dataset} holds "
+            f"{kinds[eval_chats]}: give an --eval_dataset of {kinds[chats]}, or --eval_strategy no"
+        )
+    return train_rows, eval_rows if evaluates else None
 
 
 def distill_run(run_dir: str) -> None:

@@ -28,6 +28,14 @@ from nlf.config.commands import (
     ScoreOptions,
     StudentOptions,
 )
+from nlf.config.inherited import (
+    FIXED,
+    TRAINING_DEFAULTS,
+    TRAINING_RULES,
+    TRAINING_SHORT,
+    TRAINING_TYPES,
+    check_inherited,
+)
 from nlf.config.knobs import Options, Rule, bounds, check, check_value, knob
 from nlf.config.retired import RETIRED, current
 from nlf.config.rewards import MeasureOptions, RemoteOptions, RewardOptions, TrainRemoteOptions, remote_options
@@ -47,9 +55,6 @@ from nlf.config.sampling import (
 from nlf.config.tags import Attribute, TagOptions, attributes_of, join_attributes
 from nlf.config.training import (
     OPTION_GROUPS,
-    TRAINING_DEFAULTS,
-    TRAINING_RULES,
-    TRAINING_SHORT,
     DataOptions,
     LogOptions,
     LoopOptions,
@@ -62,11 +67,13 @@ from nlf.config.training import (
 __all__ = [
     "COMMAND_GROUPS",
     "COMMAND_OPTIONS",
+    "FIXED",
     "OPTION_GROUPS",
     "RETIRED",
     "TRAINING_DEFAULTS",
     "TRAINING_RULES",
     "TRAINING_SHORT",
+    "TRAINING_TYPES",
     "Attribute",
     "ComparisonOptions",
     "ConditionOptions",
@@ -107,6 +114,7 @@ __all__ = [
     "attributes_of",
     "bounds",
     "check",
+    "check_inherited",
     "check_value",
     "current",
     "eval_sampling_options",

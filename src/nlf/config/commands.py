@@ -5,21 +5,25 @@ A command's function gets one instance of its class, in which the knobs of all g
 
 from dataclasses import dataclass
 
-from nlf.config.knobs import Options, knob
+from nlf.config.inherited import SEED
+from nlf.config.knobs import Options, Rule, knob
 from nlf.config.rewards import MeasureOptions, RemoteOptions
 from nlf.config.sampling import (
+    MOST_GUIDANCE,
     NEGATIVE_TAG,
     EvaluateRuleOptions,
     SamplerOptions,
     SampleRuleOptions,
     refuse_guidance,
 )
+from nlf.config.tags import TAGS
 from nlf.config.training import DTYPE, LORA_RANK, LORA_SCALE, PROMPT_FILES, REVISION, TRUST, Dtype
 
 BATCH_TOKENS = (
     "Most tokens (prompt and completion) in one batch; null: chosen for the device. Results do not depend on it."
 )
 PROMPT_COLUMN = "Column that holds the prompt."
+SOURCES = Rule(bool, "at least one source of prompts")
 
 
 @dataclass
@@ -45,7 +49,9 @@ class TeacherOptions(LoadOptions):
 class PromptOptions(Options):
     """The prompts of a command."""
 
-    prompts: list[str] = knob(["embedded"], f"Prompts: {PROMPT_FILES}. Each source gets its own results.")
+    prompts: list[str] = knob(
+        ["embedded"], f"Prompts: {PROMPT_FILES}. Each source gets its own results.", rule=SOURCES
+    )
     dataset_prompt_column: str = knob("prompt", PROMPT_COLUMN)
     dataset_test_split: str = knob("test", "Split of embedded or hub prompts.")
     max_prompts: int | None = knob(
@@ -61,6 +67,7 @@ class ConditionOptions(Options):
     tags: list[str] | None = knob(
         None,
         "Tags to use in place of the model's own, best first, or the path of a tags.json; null is the model's own.",
+        rule=TAGS,
     )
 
 
@@ -68,7 +75,7 @@ class ConditionOptions(Options):
 class DrawingOptions(Options):
     """The seed and the batches of a command that samples."""
 
-    seed: int = knob(0, "Seed of the sampling.")
+    seed: int = knob(0, "Seed of the sampling.", rule=SEED)
     sampling_batch_tokens: int | None = knob(None, BATCH_TOKENS, above=0)
     prompts_per_part: int = knob(
         64, "Prompts whose samples are written together. A killed command samples at most these again.", above=0
@@ -101,13 +108,14 @@ class ComparisonOptions(Options):
         "Sample without guidance and with each of these strengths. A strength is transformers' guidance_scale minus 1. "
         "Give only 0 to sample without guidance.",
         least=0,
+        most=MOST_GUIDANCE,
     )
     sweep_tags: bool = knob(False, "Also sample under every other tag.")
     sweep_prompts: int = knob(40, "Number of prompts for each other tag.", above=0)
     reverse_prompts: list[str] | None = knob(
         None, "Prompts that are sampled with the worst tag first: 'best' then means the worst."
     )
-    threshold: float = knob(0.5, "A completion counts as toxic if its toxicity is at least this.")
+    threshold: float = knob(0.5, "A completion counts as toxic if its toxicity is at least this.", least=0, most=1)
     output_dir: str | None = knob(None, "Folder of results.json and of the generations; null is MODEL/evaluation.")
 
 
@@ -158,6 +166,7 @@ class StudentOptions(Options):
         "Strength of the teacher's guidance: transformers' guidance_scale minus 1. Null is 8 from the middle tag; it is 1.5 "
         "from any other tag, and with --keep_tags.",
         least=0,
+        most=MOST_GUIDANCE,
     )
     keep_tags: bool = knob(
         False,
@@ -165,7 +174,9 @@ class StudentOptions(Options):
         "distribution; under the other tags it keeps the distribution that it has.",
     )
     prompts: list[str] | None = knob(
-        None, f"Prompts that the teacher completes: {PROMPT_FILES}. Null is the run's training prompts."
+        None,
+        f"Prompts that the teacher completes: {PROMPT_FILES}. Null is the run's training prompts.",
+        rule=SOURCES,
     )
     dataset_prompt_column: str = knob("prompt", PROMPT_COLUMN)
     dataset_train_split: str = knob("train", "Split of embedded or hub prompts.")
@@ -191,7 +202,7 @@ class StudentOptions(Options):
     use_peft: bool = knob(False, "Train LoRA adapters, and merge them into the weights at the end.")
     lora_r: int = knob(16, LORA_RANK, above=0)
     lora_alpha: int = knob(32, LORA_SCALE, above=0)
-    seed: int = knob(42, "Seed of the samples and of their order.")
+    seed: int = knob(42, "Seed of the samples and of their order.", rule=SEED)
     sampling_batch_tokens: int | None = knob(None, BATCH_TOKENS, above=0)
     max_eval_prompts: int = knob(
         40, "Number of evaluation prompts on which base, teacher and student are compared.", above=0
@@ -206,7 +217,7 @@ class ReportOptions(Options):
     runs: list[str] = knob([], "Run folders, or folders of evaluations. The page shows the first run in full.")
     output: str | None = knob(None, "File of the page; null is report.html in the folder of the first run.")
     num_samples: int = knob(30, "Prompts whose samples are shown side by side.", above=0)
-    seed: int = knob(0, "Seed that draws these prompts.")
+    seed: int = knob(0, "Seed that draws these prompts.", rule=SEED)
 
 
 @dataclass

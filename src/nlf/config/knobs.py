@@ -1,16 +1,19 @@
 """The parts that every knob is made of: a default, a line of help, a type, and the values that are allowed.
 
 A knob is a dataclass field whose metadata holds a `Help`: the text and the bounds. The choices of a knob stand in its
-type, `Literal["even", "published"]`. `check` reads both. A rule about several knobs stands in the method `check_together`
-of the dataclass that holds them.
+type, `Literal["even", "published"]`. `check` reads both (`values` reads the types). A rule about several knobs stands in
+the method `check_together` of the dataclass that holds them.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, ClassVar, Literal, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple
 
+from nlf.config.values import choices_of, converted, shown, type_of
 from nlf.errors import UserError
+
+PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
 
 
 class Rule(NamedTuple):
@@ -97,51 +100,49 @@ def default_of(f: Field) -> Any:
     return f.default if f.default_factory is MISSING else f.default_factory()
 
 
-def choices_of(f: Field) -> tuple:
-    """The values that a field of type `Literal[…]` allows; none for any other type."""
-    return get_args(f.type) if get_origin(f.type) is Literal else ()
-
-
 @dataclass
 class Options:
     """The base of every group of knobs: values are checked when an instance is made."""
 
-    inherited_rules: ClassVar[dict[str, Rule]] = {}  # rules of fields that transformers declares
-
     def __post_init__(self) -> None:
         check(self)
+
+    def complete(self) -> None:
+        """Fill in the values that follow from other knobs. A group that overrides this calls `super()` first."""
 
     def check_together(self) -> None:
         """Raise UserError if two knobs contradict each other. A group that overrides this calls `super()` first."""
 
 
 def check(options: Options) -> None:
-    """Check each knob, then knobs against each other. A value of None is always allowed.
+    """Read each knob as its type, fill in what follows, then check each knob and knobs against each other.
 
     Raises:
         UserError: the first value that is not allowed, under the name that the person typed.
     """
     for f in fields(options):
-        rule = help_of(f).rule or options.inherited_rules.get(f.name)
-        if choices := choices_of(f):
-            rule = Rule(choices.__contains__, "one of " + ", ".join(choices))
-        check_value(f.name, getattr(options, f.name), rule)
+        setattr(options, f.name, _typed(f, getattr(options, f.name)))
+    options.complete()
+    for f in fields(options):
+        check_value(f.name, getattr(options, f.name), help_of(f).rule)
     options.check_together()
 
 
+def _typed(f: Field, value: Any) -> Any:
+    """A value as the field's type. transformers' own fields also take objects, which it checks itself."""
+    if isinstance(f.metadata.get("help"), Help) or isinstance(value, PLAIN) or hasattr(value, "tolist"):
+        return converted(f.name, type_of(f), choices_of(f), value)
+    return value
+
+
 def check_value(name: str, value: Any, rule: Rule | None = None) -> None:
-    """Check one value: every number is finite, and the rule holds.
+    """Check that the rule of a value holds. None is always allowed.
 
     Raises:
         UserError: the error names the knob, the value and what was expected.
     """
-    if value is None:
-        return
-    numbers = value if isinstance(value, list) else [value]
-    if not all(math.isfinite(n) for n in numbers if isinstance(n, float)):
-        raise UserError(f"{name}: {value!r} where a finite number was expected")
-    if rule and not rule.holds(value):
-        raise UserError(f"{name}: {value!r} where {rule.expected} was expected")
+    if rule and value is not None and not rule.holds(value):
+        raise UserError(f"{name}: {shown(value)} where {rule.expected} was expected")
 
 
 def among(options: Any, group: type) -> Any:

@@ -1,24 +1,30 @@
 """Knobs of scorers: which scorers give the reward, and how remote scorers are asked."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from nlf.config.knobs import Options, Rule, among, knob
 from nlf.errors import UserError
 
 AT_LEAST_ONE = Rule(bool, "at least one reward function")
 WEIGHTS = "Weight of each reward function in the sum of the rewards; null is 1 each."
+SOME_WEIGHT = Rule(any, "numbers that are not all 0")
+DAY = 86_400  # seconds; operating systems refuse timeouts of years
 
 
 def check_one_each(name: str, numbers: list[float] | None, counted: str, things: list[str]) -> None:
     """Raise UserError unless there is one number for each thing."""
     if numbers is not None and len(numbers) != len(things):
-        raise UserError(f"{name} has {len(numbers)} numbers for {len(things)} {counted}: give one for each, or null")
+        raise UserError(
+            f"{name} has {len(numbers)} numbers for {len(things)} {counted}: give one for each, or leave it out"
+        )
 
 
 @dataclass
 class MeasureOptions(Options):
     """The scorers of a command."""
+
+    rewards_follow: ClassVar[bool] = False  # whether `reward_funcs` may be replaced later
 
     reward_funcs: list[str] = knob(
         ["local"],
@@ -26,11 +32,12 @@ class MeasureOptions(Options):
         "`nlf score --list` shows all.",
         rule=AT_LEAST_ONE,
     )
-    reward_weights: list[float] | None = knob(None, WEIGHTS)
+    reward_weights: list[float] | None = knob(None, WEIGHTS, rule=SOME_WEIGHT)
 
     def check_together(self) -> None:
         super().check_together()
-        check_one_each("reward_weights", self.reward_weights, "reward_funcs", self.reward_funcs)
+        if not self.rewards_follow:
+            check_one_each("reward_weights", self.reward_weights, "reward_funcs", self.reward_funcs)
 
 
 @dataclass
@@ -44,7 +51,7 @@ class RewardOptions(MeasureOptions):
         rule=AT_LEAST_ONE,
         short=True,
     )
-    reward_weights: list[float] | None = knob(None, WEIGHTS, short=True)
+    reward_weights: list[float] | None = knob(None, WEIGHTS, rule=SOME_WEIGHT, short=True)
     reward_normalization: Literal["none", "zscore", "rank"] = knob(
         "none",
         "How rewards are scaled over the pool before they are summed. none: not at all. zscore: reward minus mean, divided "
@@ -60,10 +67,10 @@ class TrainRemoteOptions(Options):
     rate_limit: float | None = knob(
         None,
         "Most requests per second, over all processes on this machine; null is the scorer's own default.",
-        above=0,
+        least=0.001,
     )
     max_concurrency: int = knob(16, "Most requests that wait for an answer at the same time.", above=0)
-    request_timeout: float = knob(60.0, "Most seconds for one request.", above=0)
+    request_timeout: float = knob(60.0, "Most seconds for one request.", above=0, most=DAY)
 
 
 @dataclass

@@ -3,8 +3,12 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nlf.config.knobs import Options, among, knob, like
+from nlf.config.knobs import Options, Rule, among, knob, like
+from nlf.config.rewards import DAY
 from nlf.errors import UserError
+
+MOST_GUIDANCE = 1000
+TEMPERATURE = Rule(lambda t: t == 0 or t >= 1e-4, "0, or a number from 0.0001,")  # float32 divides by no less
 
 
 @dataclass
@@ -15,7 +19,7 @@ class TrainSamplingOptions(Options):
     max_completion_length: int = knob(20, "Most new tokens of a completion.", above=0, short=True)
     min_completion_length: int = knob(0, "EOS cannot be sampled before this length.", least=0)
     temperature: float = knob(
-        1.0, "Divide the logits by this number; 0 takes the most likely token.", least=0, short=True
+        1.0, "Divide the logits by this number; 0 takes the most likely token.", rule=TEMPERATURE, short=True
     )
     top_p: float = knob(
         1.0,
@@ -47,6 +51,7 @@ class SamplingOptions(TrainSamplingOptions):
         "Strength g of guidance: transformers' guidance_scale minus 1. Tokens are sampled from (1+g) log p(.|tag) - g log "
         "p(.|negative tag), and EOS keeps its probability. Guidance takes two forward passes per token; 0 is off.",
         least=0,
+        most=MOST_GUIDANCE,
     )
     negative_tag: str | None = knob(None, NEGATIVE_TAG)
 
@@ -130,7 +135,7 @@ class SamplerOptions(LocalSamplerOptions):
         "own name.",
     )
     sampler_concurrency: int = knob(16, "server: most requests that wait for an answer at the same time.", above=0)
-    sampler_timeout: float = knob(600.0, "server: most seconds for one request.", above=0)
+    sampler_timeout: float = knob(600.0, "server: most seconds for one request.", above=0, most=DAY)
 
     def check_together(self) -> None:
         super().check_together()

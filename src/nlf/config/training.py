@@ -1,43 +1,14 @@
 """Knobs of a training run, by the headings of `nlf train --help`."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
-from nlf.config.knobs import Options, Rule, bounds, check, knob
+from nlf.config.inherited import check_inherited
+from nlf.config.knobs import Options, Rule, knob
 from nlf.config.rewards import RewardOptions, TrainRemoteOptions, check_one_each
 from nlf.config.sampling import EvalSamplingOptions, RolloutSamplerOptions, TrainSamplingOptions
 from nlf.config.tags import QuantileRule, TagOptions, attributes_of, join_attributes
 from nlf.errors import UserError
-
-TRAINING_DEFAULTS: dict[str, Any] = {  # where ours differ from transformers' TrainingArguments
-    "output_dir": "runs/toxicity-embedded",
-    "num_train_epochs": 3,  # one epoch is one iteration
-    "learning_rate": 5e-4,
-    "per_device_train_batch_size": 64,
-    "warmup_steps": 5,
-    "lr_scheduler_type": "cosine",
-    "max_grad_norm": 1.0,
-    "adam_epsilon": 1e-8,
-    "weight_decay": 0.0,
-    "logging_steps": 5,
-    "logging_nan_inf_filter": False,  # a NaN loss must be seen
-    "eval_strategy": "epoch",
-    "save_strategy": "epoch",
-    "report_to": "none",
-    "seed": 42,
-    "dataloader_num_workers": 0,
-    "remove_unused_columns": False,
-}
-TRAINING_RULES: dict[str, Rule] = {  # bounds that TrainingArguments does not check
-    "num_train_epochs": bounds(above=0),
-    "learning_rate": bounds(least=0),
-    "warmup_steps": bounds(least=0),
-    "max_grad_norm": bounds(least=0),
-}
-TRAINING_SHORT = (  # the arguments of TrainingArguments in the short help
-    *("output_dir", "num_train_epochs", "learning_rate", "per_device_train_batch_size"),
-    *("gradient_accumulation_steps", "bf16", "seed", "report_to"),
-)
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 DTYPE = "Type in which the weights are loaded; auto is the type in which they are stored."
@@ -75,7 +46,9 @@ class ModelOptions(Options):
     )
     lora_r: int = knob(16, LORA_RANK, above=0)
     lora_alpha: int = knob(32, LORA_SCALE, above=0)
-    lora_target_modules: list[str] | None = knob(None, "Modules that get adapters; null is every linear layer.")
+    lora_target_modules: list[str] | None = knob(
+        None, "Modules that get adapters; null is every linear layer.", rule=Rule(bool, "at least one name")
+    )
     disable_dropout: bool = knob(
         True, "Turn off the model's dropout; in the published code, dropout never acts either."
     )
@@ -117,8 +90,11 @@ class DataOptions(Options):
     )
 
 
-def _are_weights(numbers: list[float]) -> bool:
-    return all(n >= 0 for n in numbers) and sum(numbers) > 0
+AUTO = "auto"
+
+
+def _are_weights(given: list[float] | str) -> bool:
+    return all(n >= 0 for n in given) and any(given) if isinstance(given, list) else given == AUTO
 
 
 @dataclass
@@ -141,11 +117,11 @@ class LoopOptions(Options):
         "in the pool, and the worst quantile takes the remainder of N / K. levels: the reward is a whole number r from 0 "
         "(the worst) to K-1 and means quantile K-1-r; quantile 0 is the best.",
     )
-    quantile_weights: list[float] | None = knob(
-        [2.5, 1.0, 1.0, 1.0, 2.5],
-        "Each step draws rollouts of each quantile in proportion to these weights, best first. Null ignores quantiles and "
-        "draws all scored rollouts equally often.",
-        rule=Rule(_are_weights, "numbers of 0 or more, not all 0"),
+    quantile_weights: list[float] | str | None = knob(
+        AUTO,
+        "Each step draws rollouts of each quantile in proportion to these weights, best first. auto: 2.5 for the best and "
+        "the worst quantile, 1 for those between. Null ignores quantiles and draws all scored rollouts equally often.",
+        rule=Rule(_are_weights, "auto, null, or numbers of 0 or more, not all 0,"),
         short=True,
     )
     prompts_per_part: int = knob(
@@ -245,15 +221,17 @@ class RunOptions(
 ):
     """Every knob that the trainer takes: all groups of a run except Model and Data."""
 
-    inherited_rules: ClassVar[dict[str, Rule]] = TRAINING_RULES
-
-    def __post_init__(self) -> None:
+    def complete(self) -> None:
+        super().complete()
         join_attributes(self)
-        check(self)
+        if self.quantile_weights == AUTO:
+            self.quantile_weights = [2.5, *[1.0] * (len(self.tags) - 2), 2.5]
 
     def check_together(self) -> None:
         super().check_together()
-        check_one_each("quantile_weights", self.quantile_weights, "tags", self.tags)
+        check_inherited(vars(self))
+        if isinstance(self.quantile_weights, list):
+            check_one_each("quantile_weights", self.quantile_weights, "tags", self.tags)
         attributes = attributes_of(self.attributes or [])
         rules = {self.quantile_rule, *(attribute.quantile_rule for attribute in attributes)}
         for rule in ("published", "levels"):

@@ -235,18 +235,6 @@ def follow_umask(paths: Iterable[Path]) -> None:
             path.chmod(0o666 & ~umask)
 
 
-def not_yaml(where: str, error: Exception) -> UserError:
-    """The error for text that is not YAML.
-
-    Args:
-        where: The file; the number of the wrong line is added.
-        error: The parser's error.
-    """
-    mark = getattr(error, "problem_mark", None)
-    line = f":{mark.line + 1}" if mark else ""
-    return UserError(f"{where}{line}: not YAML: {getattr(error, 'problem', None) or error}")
-
-
 def json_text(value: Any, indent: int | None = None) -> str:
     """A value as JSON. NaN and infinity become null, because JSON has neither; a scalar of numpy or torch becomes a number, and
     any other object its text. The text can always be written as UTF-8: half a character (a lone surrogate) is escaped.

@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from nlf.config import RETIRED, current
+from nlf.config import FIXED, RETIRED, current
 from nlf.data.files import refuse_others, replacing, write_text
+from nlf.data.yaml_files import read_mapping
 from nlf.errors import UserError
 
 RESULTS, SCHEMA_VERSION = "results.json", 1  # of an evaluation
@@ -33,7 +34,7 @@ FREE = {
     *("dataloader_persistent_workers", "save_only_model", "restore_callback_states_from_checkpoint"),
     *("tensor_parallel_size", "data_parallel_size", "gpu_memory_utilization"),  # they change rounding only
     *("cache_dir", "replay", "rate_limit", "max_concurrency", "max_tries", "max_failures_in_a_row", "request_timeout"),
-    "sampling_batch_tokens",
+    *("sampling_batch_tokens", *FIXED),
     # The product of these two over all ranks is compared instead.
     *("per_device_train_batch_size", "gradient_accumulation_steps"),
 }
@@ -126,12 +127,9 @@ def settings_in(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); mend or remove it") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: {type(found).__name__} where names and values were expected; mend or remove it")
-    return found
+        return read_mapping(path)  # JSON is YAML
+    except UserError as error:
+        raise UserError(f"{error}; mend or remove it") from error
 
 
 def changed_settings(old: dict, new: dict) -> list[tuple[str, object, object]]:

@@ -28,6 +28,7 @@ from nlf.data.markdown import markdown_table
 from nlf.data.progress import progress_bar
 from nlf.data.prompts import PromptRow
 from nlf.data.run_folder import DISTILLED, RESULTS, SCHEMA_VERSION, run_settings
+from nlf.errors import UserError
 from nlf.evaluation import intervals, metrics
 from nlf.evaluation.perplexity import measure_file, model_label
 from nlf.evaluation.pipeline import divergence_of, metrics_of
@@ -113,6 +114,8 @@ def evaluate(options: EvaluateOptions, compare: Compare) -> str:
         configure(remote_options(options))
         sets = all_prompt_sets(options)
         policy = with_tags(load_for_commands(options.model, options), options.tags)
+        if options.reverse_prompts and policy.scheme is None:
+            raise UserError(f"reverse_prompts: {options.model} has no tags whose order could be reversed; give --tags")
         base = load_base(options)
         reader = load_for_commands(options.eval_model, options) if options.eval_model else base or policy
         check_prompts(sets, policy, base, reader)

@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
-from nlf.data.files import ASSETS, not_yaml
+from nlf.config.values import check_finite
+from nlf.data.files import ASSETS
+from nlf.data.yaml_files import read_mapping
 from nlf.errors import UserError, did_you_mean
 from nlf.rewards.answers import category_of, folded, plain_sentence, sentence_of, whole_score
 from nlf.rewards.contract import Judgement
@@ -159,8 +161,6 @@ def read_template(argument: str) -> Template:
     Raises:
         UserError: there is no such template, it is not YAML, or a field is unknown, missing or wrong.
     """
-    import yaml
-
     shipped = {path.stem: path for path in sorted(JUDGES.glob("*.yaml"))}
     path = shipped.get(argument) or Path(argument).expanduser()
     if path.suffix not in (".yaml", ".yml"):
@@ -168,26 +168,20 @@ def read_template(argument: str) -> Template:
         raise UserError(
             f"no judge {argument!r};{did_you_mean(argument, shipped)} there are {known}; or name a .yaml file"
         )
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"judge {path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except yaml.YAMLError as error:
-        raise not_yaml(f"judge {path}", error) from error
+    values = read_mapping(path, "judge ")
     return Template(path.stem, **_checked(values, f"judge {path}: "))
 
 
-def _checked(values: object, where: str) -> dict[str, Any]:
+def _checked(values: dict[str, Any], where: str) -> dict[str, Any]:
     """The fields of a template.
 
     Args:
         values: The parsed YAML file.
         where: The start of error texts.
     """
-    if not isinstance(values, dict):
-        raise UserError(f"{where}expected `name: value` lines of {', '.join(RULES)}")
     optional = {f.name for f in fields(Template) if "None" in str(f.type)}
     for name, value in values.items():
+        check_finite(f"{where}{name}", value)
         if name not in RULES:
             raise UserError(
                 f"{where}unknown field {name!r};{did_you_mean(str(name), RULES)} there are {', '.join(RULES)}"

@@ -3,14 +3,13 @@
 import contextlib
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial, wraps
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DynamoBackend
 from transformers import TrainingArguments
 
 from nlf import config
@@ -18,6 +17,7 @@ from nlf.errors import UserError
 from nlf.models.policy import best_device
 from nlf.models.sharding import load_whole
 from nlf.rewards import Reward
+from nlf.training.arguments import check_arguments, check_names, check_start, choose_metric, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -61,22 +61,34 @@ class ALTConfig(
         UserError: a value is out of its bounds, or two values contradict each other.
     """
 
+    rewards_follow: ClassVar[bool] = True  # ALTTrainer may get other rewards, and then checks their weights
+
     def __post_init__(self):
-        config.join_attributes(self)
+        if isinstance(self.fsdp, bool):
+            self.fsdp = str(self.fsdp).lower()  # as the text of a flag
         if self.sampler == "server":
             raise UserError(
                 "sampler server cannot be used in training: the server does not get the new weights; use hf or vllm"
             )
         config.check(self)
-        check_compile(self)
-        self.fsdp = {"true": True, "false": None}.get(str(self.fsdp).lower(), self.fsdp)  # the text of a flag
-        TrainingArguments.__post_init__(self)
+        check_names(self)
+        choose_metric(self)
+        self.fsdp = {"true": True, "false": None}.get(str(self.fsdp).lower(), self.fsdp)
+        check_start(self)
+        with one_line():
+            TrainingArguments.__post_init__(self)
         load_whole()
         check_batches(self)
         self.train_sampling_strategy = "sequential"  # the data set fixes the order
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"  # no warning on a CPU
-        if self.num_train_epochs != int(self.num_train_epochs):
-            raise UserError(f"num_train_epochs {self.num_train_epochs}: expected a whole number of iterations")
+        check_arguments(
+            self, self.max_steps if self.max_steps > 0 else self.num_train_epochs * self.steps_per_iteration
+        )
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether training evaluates."""
+        return self.eval_strategy != "no" or self.eval_on_start
 
     @property
     def total_batch_size(self) -> int:
@@ -153,23 +165,6 @@ def check_batches(args: ALTConfig) -> None:
         logger.warning("dataloader_persistent_workers: switched off, because every iteration trains on a new pool")
     if args.save_only_model:
         logger.warning("save_only_model: the run cannot be resumed from its checkpoints; once stopped, it starts over")
-
-
-def check_compile(args: ALTConfig) -> None:
-    """Check the settings of `torch.compile` before anything is loaded or sampled.
-
-    Raises:
-        UserError: accelerate does not know the backend, or torch does not know the mode.
-    """
-    if args.torch_compile_backend is not None:
-        _check_choice("torch_compile_backend", args.torch_compile_backend, [b.value.lower() for b in DynamoBackend])
-    if args.torch_compile_mode is not None:
-        _check_choice("torch_compile_mode", args.torch_compile_mode, torch._inductor.list_mode_options())
-
-
-def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    if value not in choices:
-        raise UserError(f"{name} {value!r}: expected one of {', '.join(choices)}")
 
 
 def compile_for_all_shapes(accelerator: Accelerator) -> None:

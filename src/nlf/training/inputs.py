@@ -17,6 +17,7 @@ from nlf.models.encoder import PromptEncoder
 from nlf.models.policy import Policy
 from nlf.rewards import Reward, check_weights, reward_names
 from nlf.rewards.registry import configure, resolve_reward
+from nlf.training.arguments import check_metric, choose_metric
 from nlf.training.batches import PoolDataset
 from nlf.training.config import ALTConfig, check_judges, check_world, known_device
 from nlf.training.vllm_weights import check_sampler
@@ -72,11 +73,15 @@ def check_inputs(
     eval_prompts = None if eval_dataset is None else as_prompts(eval_dataset)
     if eval_prompts is None:
         args.eval_strategy = type(args.eval_strategy)("no")
+        choose_metric(args)
+        if args.eval_on_start:
+            raise UserError("eval_on_start needs evaluation prompts; give eval_dataset, or leave eval_on_start out")
     elif len(eval_prompts) < args.world_size:
         raise UserError(
             f"{len(eval_prompts)} evaluation prompts for {args.world_size} processes; give at least one prompt a process"
         )
     rewards = _resolved_rewards(args, args.reward_funcs if reward_funcs is None else reward_funcs)
+    check_metric(args, rewards)
     conversational = all_conversations(prompts + (eval_prompts or []))
     return Inputs(prompts, eval_prompts, rewards, conversational, reference_device)
 
@@ -155,6 +160,7 @@ def encoder_of(
 
 def pool_dataset_of(args: ALTConfig) -> PoolDataset:
     """The training set, which is filled before each epoch."""
+    assert not isinstance(args.quantile_weights, str)  # ALTConfig has put numbers in the place of "auto"
     return PoolDataset(
         args.steps_per_iteration,
         args.total_batch_size,
