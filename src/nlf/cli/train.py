@@ -5,7 +5,6 @@ Heavy imports happen inside the functions, after the settings have been checked,
 
 import argparse
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
@@ -163,13 +162,11 @@ def train_options(values: Mapping[str, Any]) -> config.TrainOptions:
 
 
 def run(values: dict[str, Any]) -> int:
-    """Train, distill if the settings ask for it, and write the report; returns the exit code."""
+    """Train and write the report; returns the exit code."""
     resume = values.pop("resume_from_checkpoint", None)
     log_to_stderr()
     args, model_options, data_options = build(values)
     train_from_config(args, model_options, data_options, resume)
-    if args.distill:
-        distill_run(args.output_dir)
     if is_first_process():
         from nlf.report import write_report
 
@@ -239,14 +236,3 @@ def prompt_rows(options: config.DataOptions) -> tuple[list["PromptRow"], list["P
     if not options.eval_dataset:
         return train_rows, None
     return train_rows, load(options.eval_dataset, split=options.dataset_test_split, limit=options.max_eval_prompts)
-
-
-def distill_run(run_dir: str) -> None:
-    """Distill the trained model in one process; with several processes, print the command."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        if is_first_process():
-            print(f"distill: run `nlf distill --model {run_dir}` in one process")
-        return
-    from nlf.training.distill import distill
-
-    distill(model=run_dir)

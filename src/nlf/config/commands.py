@@ -6,7 +6,7 @@ A command's function gets one instance of its class, in which the knobs of all g
 from dataclasses import dataclass
 
 from nlf.config.knobs import Options, knob
-from nlf.config.rewards import MeasureOptions, RemoteOptions
+from nlf.config.rewards import AT_LEAST_ONE, MeasureOptions, RemoteOptions
 from nlf.config.sampling import (
     NEGATIVE_TAG,
     EvaluateRuleOptions,
@@ -45,7 +45,11 @@ class TeacherOptions(LoadOptions):
 class PromptOptions(Options):
     """The prompts of a command."""
 
-    prompts: list[str] = knob(["embedded"], f"Prompts: {PROMPT_FILES}. Each source gets its own results.")
+    prompts: list[str] | None = knob(
+        None,
+        f"Prompts: {PROMPT_FILES}. Each source gets its own results. Null is the run's evaluation prompts; 'embedded' for a "
+        "model that is no run.",
+    )
     dataset_prompt_column: str = knob("prompt", PROMPT_COLUMN)
     dataset_test_split: str = knob("test", "Split of embedded or hub prompts.")
     max_prompts: int | None = knob(
@@ -169,6 +173,9 @@ class StudentOptions(Options):
     )
     dataset_prompt_column: str = knob("prompt", PROMPT_COLUMN)
     dataset_train_split: str = knob("train", "Split of embedded or hub prompts.")
+    reward_funcs: list[str] | None = knob(
+        None, "Scorers of the table that compares base, teacher and student; null is the run's rewards and 'audit'."
+    )
     num_prompts: int = knob(512, "Number of prompts that the teacher completes, drawn by the seed.", above=0)
     num_generations: int = knob(
         4, "Completions of each prompt. With --keep_tags, this number is divided among the tags.", above=0
@@ -197,6 +204,18 @@ class StudentOptions(Options):
         40, "Number of evaluation prompts on which base, teacher and student are compared.", above=0
     )
     output_dir: str | None = knob(None, "Folder of the student; null is MODEL/distilled.")
+
+
+@dataclass
+class ComparisonScorerOptions(MeasureOptions):
+    """The scorers of `nlf evaluate`."""
+
+    reward_funcs: list[str] | None = knob(  # type: ignore[assignment]  # null is the run's own
+        None,
+        "Scorers: 'local', 'audit', 'sentiment', 'hf:MODEL_ID#LABEL', or a dotted path to your own reward function. Null is "
+        "the run's own rewards, and 'audit' beside them; 'local' for a model that is no run.",
+        rule=AT_LEAST_ONE,
+    )
 
 
 @dataclass
@@ -250,7 +269,7 @@ class EvaluateOptions(
     DrawingOptions,
     SamplerOptions,
     EvaluateRuleOptions,
-    MeasureOptions,
+    ComparisonScorerOptions,
     ConditionOptions,
     PromptOptions,
     LoadOptions,
@@ -286,7 +305,7 @@ COMMAND_GROUPS: dict[str, dict[str, type[Options]]] = {
     "perplexity": {"Perplexity": PerplexityOptions},
     "evaluate": {
         **{"Model": LoadOptions, "Comparison": ComparisonOptions, "Prompts": PromptOptions, "Tags": ConditionOptions},
-        **{"Scorers": MeasureOptions, "Remote scorers": RemoteOptions, "Sampling": EvaluateRuleOptions},
+        **{"Scorers": ComparisonScorerOptions, "Remote scorers": RemoteOptions, "Sampling": EvaluateRuleOptions},
         **{"Sampler": SamplerOptions, "Seed and batches": DrawingOptions},
     },
     "distill": {"Model": TeacherOptions, "Distillation": StudentOptions},

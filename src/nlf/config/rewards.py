@@ -30,7 +30,8 @@ class MeasureOptions(Options):
 
     def check_together(self) -> None:
         super().check_together()
-        check_one_each("reward_weights", self.reward_weights, "reward_funcs", self.reward_funcs)
+        if self.reward_funcs:
+            check_one_each("reward_weights", self.reward_weights, "reward_funcs", self.reward_funcs)
 
 
 @dataclass

@@ -253,7 +253,8 @@ class RunOptions(
 
     def check_together(self) -> None:
         super().check_together()
-        check_one_each("quantile_weights", self.quantile_weights, "tags", self.tags)
+        if self.tags:
+            check_one_each("quantile_weights", self.quantile_weights, "tags", self.tags)
         attributes = attributes_of(self.attributes or [])
         rules = {self.quantile_rule, *(attribute.quantile_rule for attribute in attributes)}
         for rule in ("published", "levels"):

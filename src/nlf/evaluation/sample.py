@@ -17,13 +17,13 @@ from nlf import __version__
 from nlf.config import SampleOptions, SamplerOptions, SamplingOptions, sampler_options, sampling_options
 from nlf.data.generations import FILE, Generation, append, keep_lines, mend, read
 from nlf.data.progress import progress_bar
-from nlf.data.prompts import NumberedPrompt, PromptRow, numbered
+from nlf.data.prompts import NumberedPrompt, PromptRow, numbered, other_columns
 from nlf.errors import UserError
+from nlf.evaluation.run_defaults import with_prompts
 from nlf.evaluation.systems import chosen_tag, load_for_commands, negative_tag, prompt_sets, slug, with_tags
 from nlf.models.encoder import PromptEncoder
 from nlf.models.identity import vocabulary_digest
 from nlf.models.policy import Policy
-from nlf.rewards.tables import other_columns
 from nlf.sampling.factory import sampler_of
 from nlf.sampling.rollout_table import PromptSampler
 
@@ -34,14 +34,16 @@ EVALUATION = -1  # the iteration in the random numbers of samples that no traini
 
 def sample_command(options: SampleOptions) -> str:
     """`nlf sample`: sample every source of prompts into a file, and return one line about each file."""
+    options = with_prompts(options, options.model)
     policy = load_for_commands(options.model, options, "cpu" if options.sampler != "hf" else None)
     policy = with_tags(policy, options.tags)
     tag, sampling = chosen_tag(policy, options.tag), sampling_options(options)
     negative = negative_tag(policy, options.negative_tag) if sampling.guidance_scale else None
     sampling = replace(sampling, negative_tag=negative)
     paths = []
-    for prompts in prompt_sets(options, options.prompts):
-        name = FILE if len(options.prompts) == 1 else f"generations-{slug(prompts.source)}.jsonl"
+    sets = prompt_sets(options, options.prompts or [])
+    for prompts in sets:
+        name = FILE if len(sets) == 1 else f"generations-{slug(prompts.source)}.jsonl"
         paths.append(Path(options.output_dir, name))
         with prompt_sampler(
             policy, sampling, seed=options.seed, sampler=sampler_options(options),
