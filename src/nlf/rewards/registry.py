@@ -166,7 +166,13 @@ def _made(found: object, spec: str) -> Callable:
         raise UserError(f"reward {spec!r} is {one_line(found)}; expected a function, a scorer object or its class")
     if not inspect.isclass(found):
         return found
-    needed = [p.name for p in inspect.signature(found).parameters.values() if p.default is p.empty and p.kind < 2]
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except ValueError:  # some builtin classes have no signature
+        parameters = None
+    needed = (
+        ["arguments"] if parameters is None else [p.name for p in parameters if p.default is p.empty and p.kind < 2]
+    )
     if needed:
         raise UserError(
             f"reward {spec!r} is a class that needs {', '.join(needed)}; make an object of it and name that instead"
