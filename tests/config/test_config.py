@@ -79,9 +79,9 @@ def test_the_sampling_rule_keeps_its_order():
 
 
 def test_lists_are_not_shared_between_instances():
-    first, second = config.TagOptions(), config.TagOptions()
-    first.tags.append("more")
-    assert len(second.tags) == 5
+    first, second = config.RewardOptions(), config.RewardOptions()
+    first.reward_funcs.append("more")
+    assert second.reward_funcs == ["local"]
 
 
 @pytest.mark.parametrize(

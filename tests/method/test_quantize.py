@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nlf.errors import UserError
-from nlf.method.quantize import Draws, levels, normalize, quantile_edges, quantize, step_counts, total
+from nlf.method.quantize import (
+    Draws,
+    levels,
+    normalize,
+    quantile_edges,
+    quantize,
+    scarce_quantiles,
+    step_counts,
+    total,
+)
 
 NAN = float("nan")
 REWARDS = st.lists(st.floats(-1e6, 1e6) | st.just(NAN) | st.sampled_from([0.0, 0.5, 1.0]), max_size=60)
@@ -200,3 +209,19 @@ def test_a_pool_without_rewards_is_refused():
         draws_of([-1, -1])
     with pytest.raises(UserError, match="one weight for each of the"):
         draws_of([0, 3])
+
+
+def test_the_zscore_of_tiny_and_of_huge_rewards_is_finite():
+    """The squares of denormal differences are 0, and a division by their standard deviation is infinite."""
+    expected = normalize(np.array([1.0, 2.0, 3.0]), "zscore")
+    np.testing.assert_allclose(normalize(np.array([1e-310, 2e-310, 3e-310]), "zscore"), expected, rtol=1e-6)
+    np.testing.assert_allclose(normalize(np.array([1e100, 2e100, 3e100]), "zscore"), expected)
+    assert np.isfinite(normalize(np.array([5e-324, 1.0, -1e100, 1e100]), "zscore")).all()
+
+
+def test_scarce_quantiles():
+    quantiles = np.array([2] * 95 + [0] * 5 + [-1] * 50)  # a binary reward: ties fill the middle
+    assert scarce_quantiles(quantiles, 5, 0.25) == [(1, 0), (3, 0), (4, 0)]
+    assert scarce_quantiles(quantiles, 5, 0.26) == [(0, 5), (1, 0), (3, 0), (4, 0)]
+    assert scarce_quantiles(quantiles, 5, 0.0) == [(1, 0), (3, 0), (4, 0)]  # only empty ones
+    assert scarce_quantiles(np.repeat(np.arange(5), 4), 5, 0.25) == []

@@ -1,15 +1,19 @@
 """The contract of rewards: TRL's functions run unchanged, and each mistake of a function is one line."""
 
 import asyncio
+import copy
 import functools
 import sys
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
+import tiny
 
 from nlf.errors import UserError
-from nlf.rewards import Reward, score
-from nlf.rewards.registry import resolve_reward
+from nlf.rewards import Reward, check_calls, score
+from nlf.rewards.registry import recorded_spec, resolve_reward
 
 PROMPTS, TEXTS, IDS = ["a", "a", "b"], ["one", "three", ""], [[1], [2, 3], []]
 FILE = """
@@ -119,10 +123,103 @@ def test_two_functions_of_one_name_stay_apart():
 
 
 def test_what_a_function_may_return():
+    import pandas as pd
     import torch
 
-    for made in (np.array([1, 2, 3]), torch.tensor([1, 2, 3]), (True, 2, np.float32(3)), iter([1, 2, 3])):
+    column = torch.tensor([[1.0], [2.0], [3.0]], requires_grad=True)  # the logits of a reward model
+    numbers = (np.True_, Decimal(2), Fraction(3)), [torch.tensor(1), np.int8(2), {"a": 3}["a"]]
+    arrays = np.array([1, 2, 3]), torch.tensor([1, 2, 3]), column, column.detach().numpy(), pd.Series([1, 2, 3])
+    for made in (*numbers, *arrays, (True, 2, np.float32(3)), iter([1, 2, 3]), {"a": 1, "b": 2, "c": 3}.values()):
         assert run(lambda completions, made=made, **kwargs: made).reward.tolist() == [1, 2, 3]
+    assert run(lambda **kwargs: [5e-324, -1e100, 2**60 + 1]).reward.tolist() == [5e-324, -1e100, 2.0**60]
+
+
+def test_rewards_that_return_one_list_keep_their_own_values():
+    """The second reward writes into the list, or the tensor, that the first reward returned."""
+    import torch
+
+    for shared in ([1.0, 2.0, 3.0], torch.tensor([1.0, 2.0, 3.0])):
+
+        def first(shared=shared, **kwargs):
+            return shared
+
+        def second(shared=shared, **kwargs):
+            shared[0] = 100.0
+            return shared
+
+        found = run(first, second)
+        assert [values.tolist() for values in found.per_function.values()] == [[1, 2, 3], [100, 2, 3]]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_reward_that_changes_its_lists_changes_nothing_else(asynchronous):
+    """TRL's functions may write `prompt += completion`: the next reward, and the next iteration, see what they saw."""
+
+    def spoil(prompts, completions, completion_ids, gold, **kwargs):
+        for prompt, completion in zip(prompts, completions, strict=True):
+            prompt += completion
+            prompt[0]["content"] = "?"
+        completion_ids[0].append(9)
+        gold[0]["answer"].append(1)
+        for values in (prompts, completions, completion_ids, gold):
+            values.clear()
+        return [0.0] * 3
+
+    async def spoil_later(**kwargs):
+        return spoil(**kwargs)
+
+    prompts = [[{"role": "user", "content": text}] for text in PROMPTS]
+    completions = [[{"role": "assistant", "content": text}] for text in TEXTS]
+    ids, columns = [[1], [2, 3], []], {"gold": [{"answer": []}, {}, {}]}
+    before = copy.deepcopy((prompts, completions, ids, columns))
+    run(spoil_later if asynchronous else spoil, prompts=prompts, completions=completions, ids=ids, columns=columns)
+    assert (prompts, completions, ids, columns) == before
+
+
+def test_attributes_may_be_lists_and_must_be_one_number_for_each_text():
+    class Scorer(Judge):
+        found: object = None
+
+        def attributes(self, texts):
+            texts.clear()
+            return self.found
+
+        def __call__(self, completions, **columns):
+            return [0.0] * len(completions)
+
+    scorer = Scorer()
+    scorer.found = {"toxicity": [0, 0.5, None], "insult": (0.0, float("nan"), True)}
+    found = run(scorer).attributes
+    np.testing.assert_equal(found["toxicity"], [0, 0.5, np.nan])
+    np.testing.assert_equal(found["insult"], [0, np.nan, 1])
+    for wrong, told in (
+        ([0.0] * 3, "attributes returned [0.0, 0.0, 0.0]; expected {name: one number per text}"),
+        ({"toxicity": 0.5}, "attribute 'toxicity' is 0.5; expected one number for each text"),
+        ({"toxicity": [0.5]}, "attribute 'toxicity', returned 1 values for 3 completions"),
+        ({"toxicity": [0, float("inf"), 0]}, "attribute 'toxicity', returned inf for completion 1"),
+    ):
+        scorer.found = wrong
+        with pytest.raises(UserError) as caught:
+            run(scorer)
+        assert told in str(caught.value)
+
+
+def test_a_model_is_no_function_and_its_folder_is_named():
+    """TRL takes a reward model as it is; called like a function, it would fail inside."""
+    with pytest.raises(UserError, match=r"reward 'GPT2LMHeadModel' is a model, .*hub id: hf:MODEL"):
+        resolve_reward(tiny.model("gpt2"))
+
+
+def test_a_class_given_from_python_is_made():
+    assert resolve_reward(Judge).label == "judge@2"
+    with pytest.raises(UserError, match="is a class that needs"):
+        resolve_reward(functools.partial)
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), 1e200])
+def test_a_weight_leaves_sums_finite(weight):
+    with pytest.raises(UserError, match=r"reward weights .* expected numbers from -1e\+100 to 1e\+100"):
+        run(length, weights=[weight])
 
 
 def test_no_completions():
@@ -243,7 +340,20 @@ BAD = {
     "over any float": ([10**400, 1, 1], "for completion 0"),
     "text": ([1, 1, "0.5"], "returned '0.5' for completion 2 ('')"),
     "lists": ([1, [1], 1], "returned [1] for completion 1"),
-    "names": ({"a": 1, "b": 2, "c": 3}, "returned 'a' for completion 0"),
+    "a mapping": ({0: 1.0, 1: 2.0, 2: 3.0}, "returned {0: 1.0, 1: 2.0, 2: 3.0}; expected a list with one number"),
+    "a set": ({1.0, 2.0, 3.0}, "returned {1.0, 2.0, 3.0}; expected a list"),
+    "the keys of a mapping": ({1.0: "", 2.0: "", 3.0: ""}.keys(), "expected a list"),
+    "bytes, which are integers": (b"abc", "returned b'abc'; expected a list"),
+    "an array of two columns": (np.zeros((3, 2)), "expected a list with one number"),
+    "a complex number": ([1, 1, 1j], "returned 1j for completion 2"),
+    "near the largest float": (
+        [1, 1e308, 1],
+        "returned 1e+308 for completion 1 ('three'); expected a number from -1e+100",
+    ),
+    "an integer that cannot be written": (
+        [1, 1, 10**5000],
+        "returned an integer of thousands of digits for completion 2",
+    ),
     "nothing": (None, "returned None; expected a list with one number (or None) per completion"),
     "one number": (0.5, "returned 0.5; expected a list"),
 }
@@ -294,6 +404,15 @@ def test_a_function_without_kwargs_is_told_what_it_is_called_with():
         run(mine, columns={"topic": [1, 2, 3]})
 
 
+def test_a_function_without_kwargs_is_found_before_anything_is_sampled():
+    def needs_topic(completions, topic, **kwargs):
+        return [0.0] * 3
+
+    check_calls([Reward(length), Reward(needs_topic)], ["topic", "prompt"])
+    with pytest.raises(UserError, match=r"'needs_topic' cannot be called: missing a required argument: 'topic'"):
+        check_calls([Reward(needs_topic)], [])
+
+
 @pytest.mark.parametrize(("functions", "weights"), [([], None), ([length], []), ([length, later], [1])])
 def test_weights_are_as_many_as_rewards(functions, weights):
     with pytest.raises(UserError, match="one weight for each"):
@@ -330,6 +449,36 @@ def test_a_file_does_not_hide_a_module_of_its_name(folder):
     import json
 
     assert json.loads("1") == 1
+
+
+def test_how_a_run_records_a_reward_from_python(folder):
+    """A name that another reward has must not load that one: a function `length` of a script is not the rule `length`."""
+    from nlf.rewards.local import LocalToxicity
+    from nlf.rewards.rules import Length, Regex
+
+    assert recorded_spec(resolve_reward(length)) == f"{__name__}:length"
+    assert resolve_reward(recorded_spec(resolve_reward(length))).function is length
+    assert recorded_spec(resolve_reward(Judge)) == f"{__name__}:Judge"
+    for shipped in (LocalToxicity(), Length("20")):
+        assert recorded_spec(resolve_reward(shipped)) == shipped.name
+    for spec in ("local", "my_rewards.py:length", "./my_rewards.py:Scorer"):
+        assert recorded_spec(resolve_reward(spec)) == spec
+
+    def length_(**kwargs):
+        return [0.0]
+
+    length_.__name__ = "length"
+    for hidden in (
+        length_,
+        lambda **kwargs: [0.0],
+        Judge(),
+        functools.partial(length),
+        Regex("(a{2}" * 20 + ")" * 20),
+    ):
+        spec = recorded_spec(resolve_reward(hidden))
+        assert spec.startswith("python:")
+        with pytest.raises(UserError, match="was given from Python, so its name cannot load it"):
+            resolve_reward(spec)
 
 
 UNKNOWN = {

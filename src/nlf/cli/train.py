@@ -5,7 +5,6 @@ Heavy imports happen inside the functions, after the settings have been checked,
 
 import argparse
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
@@ -166,7 +165,7 @@ def train_options(values: Mapping[str, Any]) -> config.TrainOptions:
 
 
 def run(values: dict[str, Any]) -> int:
-    """Train, distill if the settings ask for it, and write the report; returns the exit code."""
+    """Train and write the report; returns the exit code."""
     from nlf.data.checkpoints import MARKER
     from nlf.data.locks import locked_folder
 
@@ -182,8 +181,6 @@ def run(values: dict[str, Any]) -> int:
         if is_first_process():
             check_free(Path(args.output_dir), bool(resume))
         train_from_config(args, model_options, data_options, resume)
-        if args.distill:
-            distill_run(args.output_dir)
         if is_first_process():
             from nlf.report import write_report
 
@@ -267,14 +264,3 @@ def prompt_rows(
             f"{kinds[eval_chats]}: give an --eval_dataset of {kinds[chats]}, or --eval_strategy no"
         )
     return train_rows, eval_rows if evaluates else None
-
-
-def distill_run(run_dir: str) -> None:
-    """Distill the trained model in one process; with several processes, print the command."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        if is_first_process():
-            print(f"distill: run `nlf distill --model {run_dir}` in one process")
-        return
-    from nlf.training.distill import distill
-
-    distill(model=run_dir)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nlf.config.inherited import SEED
 from nlf.config.knobs import Options, Rule, knob
-from nlf.config.rewards import MeasureOptions, RemoteOptions
+from nlf.config.rewards import AT_LEAST_ONE, MeasureOptions, RemoteOptions
 from nlf.config.sampling import (
     MOST_GUIDANCE,
     NEGATIVE_TAG,
@@ -49,8 +49,11 @@ class TeacherOptions(LoadOptions):
 class PromptOptions(Options):
     """The prompts of a command."""
 
-    prompts: list[str] = knob(
-        ["embedded"], f"Prompts: {PROMPT_FILES}. Each source gets its own results.", rule=SOURCES
+    prompts: list[str] | None = knob(
+        None,
+        f"Prompts: {PROMPT_FILES}. Each source gets its own results. Null is the run's evaluation prompts; 'embedded' for a "
+        "model that is no run.",
+        rule=SOURCES,
     )
     dataset_prompt_column: str = knob("prompt", PROMPT_COLUMN)
     dataset_test_split: str = knob("test", "Split of embedded or hub prompts.")
@@ -180,6 +183,9 @@ class StudentOptions(Options):
     )
     dataset_prompt_column: str = knob("prompt", PROMPT_COLUMN)
     dataset_train_split: str = knob("train", "Split of embedded or hub prompts.")
+    reward_funcs: list[str] | None = knob(
+        None, "Scorers of the table that compares base, teacher and student; null is the run's rewards and 'audit'."
+    )
     num_prompts: int = knob(512, "Number of prompts that the teacher completes, drawn by the seed.", above=0)
     num_generations: int = knob(
         4, "Completions of each prompt. With --keep_tags, this number is divided among the tags.", above=0
@@ -208,6 +214,18 @@ class StudentOptions(Options):
         40, "Number of evaluation prompts on which base, teacher and student are compared.", above=0
     )
     output_dir: str | None = knob(None, "Folder of the student; null is MODEL/distilled.")
+
+
+@dataclass
+class ComparisonScorerOptions(MeasureOptions):
+    """The scorers of `nlf evaluate`."""
+
+    reward_funcs: list[str] | None = knob(  # type: ignore[assignment]  # null is the run's own
+        None,
+        "Scorers: 'local', 'audit', 'sentiment', 'hf:MODEL_ID#LABEL', or a dotted path to your own reward function. Null is "
+        "the run's own rewards, and 'audit' beside them; 'local' for a model that is no run.",
+        rule=AT_LEAST_ONE,
+    )
 
 
 @dataclass
@@ -261,7 +279,7 @@ class EvaluateOptions(
     DrawingOptions,
     SamplerOptions,
     EvaluateRuleOptions,
-    MeasureOptions,
+    ComparisonScorerOptions,
     ConditionOptions,
     PromptOptions,
     LoadOptions,
@@ -297,7 +315,7 @@ COMMAND_GROUPS: dict[str, dict[str, type[Options]]] = {
     "perplexity": {"Perplexity": PerplexityOptions},
     "evaluate": {
         **{"Model": LoadOptions, "Comparison": ComparisonOptions, "Prompts": PromptOptions, "Tags": ConditionOptions},
-        **{"Scorers": MeasureOptions, "Remote scorers": RemoteOptions, "Sampling": EvaluateRuleOptions},
+        **{"Scorers": ComparisonScorerOptions, "Remote scorers": RemoteOptions, "Sampling": EvaluateRuleOptions},
         **{"Sampler": SamplerOptions, "Seed and batches": DrawingOptions},
     },
     "distill": {"Model": TeacherOptions, "Distillation": StudentOptions},

@@ -5,12 +5,12 @@ other value is refused in one line that says what to use instead.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from nlf.config.tags import TagOptions
 from nlf.errors import UserError
+from nlf.method.tags import DEFAULT_TAGS
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ def only(*accepted: Any) -> Callable[[Any, Values], bool]:
     return lambda value, values: value in accepted
 
 
-def _tags(values: Values) -> list[str]:
-    return values.get("tags") or TagOptions().tags
+def _tags(values: Values) -> Sequence[str]:
+    return values.get("tags") or DEFAULT_TAGS
 
 
 def _is_eval_length(value: Any, values: Values) -> bool:

@@ -36,7 +36,7 @@ class MeasureOptions(Options):
 
     def check_together(self) -> None:
         super().check_together()
-        if not self.rewards_follow:
+        if self.reward_funcs and not self.rewards_follow:
             check_one_each("reward_weights", self.reward_weights, "reward_funcs", self.reward_funcs)
 
 

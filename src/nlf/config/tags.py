@@ -7,7 +7,7 @@ from nlf.config.knobs import Options, Rule, knob
 from nlf.config.rewards import RewardOptions
 from nlf.config.values import shown
 from nlf.errors import UserError
-from nlf.method.tags import DEFAULT_TAGS, diagonal
+from nlf.method.tags import diagonal
 
 QuantileRule = Literal["even", "published", "levels"]
 
@@ -24,8 +24,12 @@ TAGS = Rule(_are_tags, "two or more different tags, best first")
 class TagOptions(Options):
     """The words that name the quantiles, best first: the tags of one reward, or the joined tags of several attributes."""
 
-    tags: list[str] = knob(
-        list(DEFAULT_TAGS), "One tag for each quantile, best first; K tags make K quantiles.", rule=TAGS, short=True
+    tags: list[str] | None = knob(
+        None,
+        "One tag for each quantile, best first; K tags make K quantiles. Null: the reward's own words, or words made from "
+        "its name.",
+        rule=TAGS,
+        short=True,
     )
     tag_template: str = knob(
         "{feedback}<|separator|>{prompt}",
@@ -86,7 +90,7 @@ def join_attributes(options: Any) -> None:
         "reward_funcs": [each.reward for each in attributes],
         "tags": diagonal([each.tags for each in attributes], options.attribute_template),
     }
-    plain = {"reward_funcs": RewardOptions().reward_funcs, "tags": TagOptions().tags}
+    plain = {"reward_funcs": RewardOptions().reward_funcs, "tags": None}
     for name, value in joined.items():
         if getattr(options, name) not in (plain[name], value):
             raise UserError(

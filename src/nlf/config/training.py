@@ -224,13 +224,13 @@ class RunOptions(
     def complete(self) -> None:
         super().complete()
         join_attributes(self)
-        if self.quantile_weights == AUTO:
+        if self.tags and self.quantile_weights == AUTO:  # else the reward chooses the tags later
             self.quantile_weights = [2.5, *[1.0] * (len(self.tags) - 2), 2.5]
 
     def check_together(self) -> None:
         super().check_together()
         check_inherited(vars(self))
-        if isinstance(self.quantile_weights, list):
+        if self.tags and isinstance(self.quantile_weights, list):
             check_one_each("quantile_weights", self.quantile_weights, "tags", self.tags)
         attributes = attributes_of(self.attributes or [])
         rules = {self.quantile_rule, *(attribute.quantile_rule for attribute in attributes)}

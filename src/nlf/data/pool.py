@@ -24,14 +24,15 @@ class Pool:
         rewards: float64 `(N,)`, the weighted sum of the rewards; NaN = unscored.
         by_function: Each reward by name, float64 `(N,)`. A single reward shares the array of the sum.
         iteration: int32 `(N,)`.
+        ended: bool `(N,)`, whether the completion ended with EOS.
     """
 
-    COLUMNS = ("prompt_id", "prompt_ids", "completion_ids", "feedback", "reward", "rewards", "judged")
+    COLUMNS = ("prompt_id", "prompt_ids", "completion_ids", "feedback", "ended", "reward", "rewards", "judged")
 
     def __init__(self) -> None:
         self._prompts, self._completions = _Ragged(), _Ragged()
         self._keys, self._feedback, self._judged = _Words(), _Words(), _Words()
-        self._rewards, self._iteration = _Column(np.float64), _Column(np.int32)
+        self._rewards, self._iteration, self._ended = _Column(np.float64), _Column(np.int32), _Column(np.bool_)
         self._by_function: dict[str, _Column] = {}
 
     @classmethod
@@ -59,6 +60,7 @@ class Pool:
         self._feedback.append(table["feedback"])
         self._judged.append(table["judged"])
         self._iteration.append(np.full(len(table), iteration, np.int32))
+        self._ended.append(table["ended"].to_numpy().astype(np.bool_))  # null → False
         rewards, given = table["reward"].to_numpy(), by_name(table["rewards"].combine_chunks())  # null → NaN
         for name in {**self._by_function, **given}:
             values = given.get(name, np.full(len(table), np.nan))
@@ -82,6 +84,10 @@ class Pool:
     @property
     def iteration(self) -> np.ndarray:
         return self._iteration.values
+
+    @property
+    def ended(self) -> np.ndarray:
+        return self._ended.values
 
     def prompt_ids(self, i: int) -> np.ndarray:
         """The prompt's token ids, int32; a view."""

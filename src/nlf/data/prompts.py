@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
 
-from nlf.data.files import ASSETS, EMBEDDED, finite
+from nlf.data.files import ASSETS, EMBEDDED, finite, write_text
 from nlf.errors import UserError
 from nlf.method.prompt_order import number_occurrences
 
@@ -92,6 +92,41 @@ def as_prompts(dataset: Iterable[Any], column: str = "prompt") -> list[PromptRow
     if not rows:
         raise UserError("the dataset has no rows; expected at least one prompt")
     return rows
+
+
+def other_columns(row: PromptRow) -> dict[str, Any]:
+    """The columns of a prompt row beside `prompt` and `prompt_id`."""
+    return {name: value for name, value in row.items() if name not in ("prompt", "prompt_id")}
+
+
+def write_prompts(path: Path, rows: Iterable[PromptRow]) -> list[str]:
+    """Write prompt rows as JSON Lines, which `load_prompts` reads.
+
+    Returns:
+        The columns that are left out, because JSON cannot hold their values.
+    """
+    lines, left_out = [], set()
+    for row in rows:
+        record: dict[str, Any] = {"prompt": row["prompt"]}
+        for name, value in other_columns(row).items():
+            try:
+                record[name] = json.loads(json.dumps(value, default=_listed))
+            except (TypeError, ValueError):
+                left_out.add(name)
+        lines.append(json.dumps(record) + "\n")
+    write_text(path, "".join(lines))
+    return sorted(left_out)
+
+
+def _listed(value: Any) -> Any:
+    """An array as a list, for JSON.
+
+    Raises:
+        TypeError: the value is no array.
+    """
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def all_conversations(rows: Iterable[PromptRow]) -> bool:

@@ -1,6 +1,7 @@
 """The run folder: the run it belongs to, and the settings that a resumed run may not change."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,18 @@ from nlf.errors import UserError
 RESULTS, SCHEMA_VERSION = "results.json", 1  # of an evaluation
 CONFIG, FACTS, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 DISTILLED = "distilled"  # folder of the plain model, in a run's folder
+# The data sets of a run that was started from Python, in its folder; the command line records where it read them.
+RECORDED = {"dataset": "train-prompts.jsonl", "eval_dataset": "eval-prompts.jsonl"}
 MODEL_FILES = (  # patterns of the files of a model folder, its `README.md` aside
     *("config.json", "generation_config.json", "model*.safetensors*", "adapter", "tags.json", "tokenizer*"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model", "*.bpe.model"),
     *("chat_template*", "additional_chat_templates", "modeling_*.py", "configuration_*.py", "tokenization_*.py"),
 )
-RUN_FILES = (CONFIG, FACTS, METRICS, "rollouts", "checkpoint-*", DISTILLED, "report.html", "README.md", *MODEL_FILES)
+RUN_FILES = (
+    *(CONFIG, FACTS, METRICS, "rollouts", "checkpoint-*", DISTILLED, "report.html", "README.md"),
+    *RECORDED.values(),
+    *MODEL_FILES,
+)
 AGAIN = {"iteration", "train_runtime"}  # keys of the lines that start an iteration or end a run
 
 # Settings that do not change the result; a resumed run may change them.
@@ -112,10 +119,31 @@ def without_unused(settings: Mapping[str, Any]) -> dict[str, Any]:
 def run_settings(run_dir: Path) -> dict:
     """The settings in the run's `run.json` and `config.yaml`; empty if there are none.
 
+    Data sets in the run's folder are named by the folder's path of today: it may have been moved.
+
     Raises:
         UserError: one of the files cannot be read.
     """
-    return settings_in(run_dir / FACTS) | settings_in(run_dir / CONFIG)
+    found = settings_in(run_dir / FACTS) | settings_in(run_dir / CONFIG)
+    for name, file in RECORDED.items():
+        if Path(str(found.get(name))).name == file and (run_dir / file).is_file():
+            found[name] = str(run_dir / file)
+    return found
+
+
+def trained_run(model: str | Path) -> dict:
+    """The settings of the run that made a model: of the folder itself, of the run that a checkpoint in it belongs to, or of
+    the run that a student was distilled from; empty if the model is of no known run.
+
+    Raises:
+        UserError: a file of settings cannot be read.
+    """
+    folder = Path(model)
+    found = run_settings(folder)
+    places = [found["distilled_from"], folder.resolve().parent] if "distilled_from" in found else []
+    if not found and re.fullmatch(r"checkpoint-\d+", folder.name):
+        places = [folder.resolve().parent]
+    return next((run for place in places if (run := run_settings(Path(place)))), {} if places else found)
 
 
 def settings_in(path: Path) -> dict:
@@ -138,7 +166,19 @@ def changed_settings(old: dict, new: dict) -> list[tuple[str, object, object]]:
     if str(new.get("lr_scheduler_type", "")).startswith("constant"):
         free.add("num_train_epochs")  # a constant schedule does not depend on its end
     names = [name for name in new if name not in free]
-    return [(name, old.get(name), new[name]) for name in names if name in old and old[name] != new[name]]
+    other = [name for name in names if name in old and old[name] != new[name]]
+    return [(name, old[name], new[name]) for name in other if not _is_renamed(name, old[name], new[name])]
+
+
+def _is_renamed(name: str, old: Any, new: Any) -> bool:
+    """Whether two values name the same rewards: earlier versions recorded rewards from Python without import paths."""
+    if name == "attributes" and old and new:
+        rewards = [[attribute.get("reward") for attribute in side] for side in (old, new)]
+        others = [[{**attribute, "reward": None} for attribute in side] for side in (old, new)]
+        return others[0] == others[1] and _is_renamed("reward_funcs", *rewards)
+    if name != "reward_funcs" or len(old) != len(new):
+        return False
+    return all(each in (spec, spec.partition(":")[2]) for each, spec in zip(old, new, strict=True))
 
 
 def truncate_metrics(run_dir: Path, step: int) -> None:

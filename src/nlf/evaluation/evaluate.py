@@ -19,19 +19,20 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 from nlf import __version__
-from nlf.config import EvaluateOptions, remote_options, sampler_options, sampling_options
+from nlf.config import EvaluateOptions, sampler_options, sampling_options
 from nlf.data.environment import git_revision, versions
 from nlf.data.files import json_text, refuse_other, write_text
 from nlf.data.generations import Divergence, Generation, Row, annotate, read, refuse_other_lines
 from nlf.data.locks import locked_files, locked_folder
 from nlf.data.markdown import markdown_table
 from nlf.data.progress import progress_bar
-from nlf.data.prompts import PromptRow
+from nlf.data.prompts import PromptRow, other_columns
 from nlf.data.run_folder import DISTILLED, RESULTS, SCHEMA_VERSION, run_settings
 from nlf.errors import UserError
 from nlf.evaluation import intervals, metrics
 from nlf.evaluation.perplexity import measure_file, model_label
 from nlf.evaluation.pipeline import divergence_of, metrics_of
+from nlf.evaluation.run_defaults import Scorers, scorers_of, with_prompts
 from nlf.evaluation.sample import prompt_sampler, sample_file
 from nlf.evaluation.score import score_file
 from nlf.evaluation.systems import (
@@ -47,8 +48,7 @@ from nlf.evaluation.systems import (
     with_turned_tags,
 )
 from nlf.models.policy import Policy
-from nlf.rewards import Reward
-from nlf.rewards.registry import configure, resolve_reward
+from nlf.rewards import check_calls
 
 logger = logging.getLogger(__name__)
 
@@ -60,12 +60,12 @@ class Instruments:
     """The scorers and models that measure samples.
 
     Attributes:
-        rewards: The rewards of the scorers.
+        scorers: The rewards, and the auditors beside them.
         reader: The model that measures perplexity.
         base: The model that KL is measured to; None if it is unknown.
     """
 
-    rewards: Sequence[Reward]
+    scorers: Scorers
     reader: Policy
     base: Policy | None
 
@@ -100,36 +100,46 @@ def evaluate_command(options: EvaluateOptions) -> str:
     return evaluate(options, systems_of)
 
 
-def evaluate(options: EvaluateOptions, compare: Compare) -> str:
+def evaluate(options: EvaluateOptions, compare: Compare, scorers: Scorers | None = None) -> str:
     """Evaluate the systems returned by `compare`, write the files, and return the table to show.
 
     Args:
         compare: Takes the base, the policy, the options, and whether the order of the tags is reversed; returns the
             systems, the base first.
+        scorers: None = the scorers of the options, or else of the model's run.
     """
     folder = Path(options.output_dir or Path(options.model, "evaluation"))
     with locked_folder(folder):
         refuse_others_results(folder)
-        rewards = [resolve_reward(spec) for spec in options.reward_funcs]
-        configure(remote_options(options))
+        options = with_prompts(options, options.model)
         sets = all_prompt_sets(options)
-        policy = with_tags(load_for_commands(options.model, options), options.tags)
-        if options.reverse_prompts and policy.scheme is None:
-            raise UserError(f"reverse_prompts: {options.model} has no tags whose order could be reversed; give --tags")
-        base = load_base(options)
-        reader = load_for_commands(options.eval_model, options) if options.eval_model else base or policy
-        check_prompts(sets, policy, base, reader)
-        instruments = Instruments(rewards, reader, base)
+        policy, instruments = loaded(options, sets, scorers or scorers_of(options, options.model))
         by_set = [
             [
                 measured_system(system, prompts, instruments, options, folder)
-                for system in compare(base, policy, options, prompts.turned)
+                for system in compare(instruments.base, policy, options, prompts.turned)
             ]
             for prompts in sets
         ]
         results = results_of(options, policy, instruments, by_set)
         write_text(folder / RESULTS, json_text(results, indent=1) + "\n")
     return comparison(results)
+
+
+def loaded(options: EvaluateOptions, sets: Sequence[PromptSet], scorers: Scorers) -> tuple[Policy, Instruments]:
+    """Load the model and what measures it.
+
+    Raises:
+        UserError: a model cannot be loaded, a scorer needs a column that the prompts lack, or a model cannot read a prompt.
+    """
+    check_calls(scorers.all, {name for each in sets for row in each.rows for name in other_columns(row)})
+    policy = with_tags(load_for_commands(options.model, options), options.tags)
+    if options.reverse_prompts and policy.scheme is None:
+        raise UserError(f"reverse_prompts: {options.model} has no tags whose order could be reversed; give --tags")
+    base = load_base(options)
+    reader = load_for_commands(options.eval_model, options) if options.eval_model else base or policy
+    check_prompts(sets, policy, base, reader)
+    return policy, Instruments(scorers, reader, base)
 
 
 def refuse_others_results(folder: Path) -> None:
@@ -155,7 +165,7 @@ def is_results(text: str) -> bool:
 def all_prompt_sets(options: EvaluateOptions) -> list[PromptSet]:
     """The prompt sets of `prompts`, then of `reverse_prompts`; with several sets each has a prefix."""
     turned = [replace(each, turned=True) for each in prompt_sets(options, options.reverse_prompts or [])]
-    sets = prompt_sets(options, options.prompts) + turned
+    sets = prompt_sets(options, options.prompts or []) + turned
     return [replace(each, prefix=f"{slug(each.source)}-") for each in sets] if len(sets) > 1 else sets
 
 
@@ -193,13 +203,16 @@ def measured_system(
     """Sample, score and measure one system; finished lines of its file are kept."""
     rows, path = prompts.rows[: system.num_prompts], folder / prompts.file(system)
     sample_system(path, system, rows, options)
-    score_file(path, instruments.rewards, block=options.prompts_per_part)
+    score_file(path, instruments.scorers.all, block=options.prompts_per_part)
     measure_file(path, instruments.reader, batch_tokens=options.sampling_batch_tokens)
     if instruments.base:
         measure_divergence(path, system.policy, instruments.base)
     lines = with_divergence(islice(read(path), len(rows)), system.policy, instruments)
     likelihoods = model_label(instruments.reader)
-    found = metrics_of(lines, instruments.rewards, options.reward_weights, likelihoods, options.threshold)
+    scorers = instruments.scorers
+    found = metrics_of(
+        lines, scorers.rewards, scorers.weights, likelihoods, options.threshold, auditors=scorers.auditors
+    )
     return Evaluated(entry_of(system, prompts, path, len(rows), found), found)
 
 
@@ -266,7 +279,8 @@ def results_of(
         "config": config,
         "versions": versions(),
         "models": models_of(policy, instruments),
-        "scorers": [reward.label for reward in instruments.rewards],
+        "scorers": [reward.label for reward in instruments.scorers.all],
+        "auditors": [reward.label for reward in instruments.scorers.auditors],
         "seeds": {"sampling": options.seed, "bootstrap": 0},
         "tags": list(policy.scheme.tags) if policy.scheme else None,
         "higher_is_better": {name: metrics.higher_is_better(name) for name in metric_names(systems)},
@@ -385,14 +399,22 @@ COLUMNS = {
     "perplexity": "perplexity",
     "dist-2": "dist-2",
 }
+AUDITED = {"toxicity"}  # the columns of an auditor; results.json has all its metrics
 NO_ATTRIBUTE = {"reward", "perplexity", "dist-2"}  # columns whose values are not attributes of a scorer
 
 
 def comparison(results: dict[str, Any]) -> str:
     """The systems as a Markdown table with 95 % intervals; columns without a value are left out."""
-    names = metric_names(results["systems"])
+    auditors = tuple(f"/{label}" for label in results["auditors"])
+    names = [
+        name
+        for name in metric_names(results["systems"])
+        if not name.endswith(auditors) or metrics.family(name) in AUDITED
+    ]
     columns = {name: headed(name) for plain in COLUMNS for name in names if metrics.family(name) == plain}
-    if {metrics.family(name) for name in columns} - NO_ATTRIBUTE:  # the reward is one minus such an attribute
+    if {
+        metrics.family(name) for name in columns if not name.endswith(auditors)
+    } - NO_ATTRIBUTE:  # the reward is one minus such an attribute
         columns = {name: head for name, head in columns.items() if metrics.family(name) != "reward"}
     several = len({(s["prompts"], s["reversed"]) for s in results["systems"]}) > 1
     heads = ["system", *(["prompts from"] if several else []), "prompts", *columns.values()]

@@ -185,6 +185,7 @@ def measure(
     rows: Iterable[Mapping[str, Any]],
     *,
     scores: Sequence[str] = (),
+    auditors: Sequence[str] = (),
     likelihoods: str | None = None,
     threshold: float = THRESHOLD,
     corpus_sample: int = 1000,
@@ -198,6 +199,7 @@ def measure(
     Args:
         rows: Lines of `generations.jsonl`, which are not kept.
         scores: Scorers (keys of a line's `scores`). A metric of several scorers is called `<metric>/<scorer>`.
+        auditors: Further scorers, whose metrics are always called `<metric>/<scorer>`.
         likelihoods: The reader (key of a line's `likelihoods`).
         threshold: A completion is toxic if its toxicity is at least this.
         corpus_sample: Number of completions that self-BLEU compares; with one seed, the same places in every file. 0 = none.
@@ -207,14 +209,14 @@ def measure(
     """
     gathered = _Gathered(corpus_sample, seed)
     for row in rows:
-        gathered.add(row, scores, likelihoods)
+        gathered.add(row, [*scores, *auditors], likelihoods)
     if not gathered.prompts:
         raise UserError("no generations to measure; expected at least one line")
     counts = {"prompts": gathered.prompts, "completions": gathered.completions, **gathered.counts}
     ratios: dict[str, Ratio] = {}
     corpus = gathered.corpus()
     for found, unknown in (
-        _score_metrics(gathered, scores, threshold),
+        _score_metrics(gathered, scores, auditors, threshold),
         _likelihood_metrics(gathered, likelihoods),
         _text_metrics(gathered),
     ):
@@ -226,11 +228,11 @@ def measure(
 Found = tuple[dict[str, Ratio], dict[str, int]]  # metrics and counts
 
 
-def _score_metrics(gathered: "_Gathered", labels: Sequence[str], threshold: float) -> Found:
+def _score_metrics(gathered: "_Gathered", labels: Sequence[str], auditors: Sequence[str], threshold: float) -> Found:
     """Metrics of rewards and attributes, and the numbers of completions without them."""
     by_label: dict[str, dict[str, Ratio]] = {}
     counts = {}
-    for label in labels:
+    for label in [*labels, *auditors]:
         reward = over_completions(gathered.matrix(f"score/{label}", "reward"))
         unscored = gathered.completions - int(reward.den.sum())
         by_label[label], counts[f"unscored/{label}"] = {"reward": reward}, unscored
@@ -239,9 +241,9 @@ def _score_metrics(gathered: "_Gathered", labels: Sequence[str], threshold: floa
             by_label[label] |= _attribute_metrics(name, values, threshold)
             if (unknown := int(np.isnan(values).sum())) != unscored:
                 counts[f"unscored/{label}/{name}"] = unknown
-    owners = Counter(itertools.chain.from_iterable(by_label.values()))
+    owners = Counter(itertools.chain.from_iterable(by_label[label] for label in labels))
     ratios = {
-        name if owners[name] == 1 else f"{name}/{label}": ratio
+        name if owners[name] == 1 and label not in auditors else f"{name}/{label}": ratio
         for label, found in by_label.items()
         for name, ratio in found.items()
     }

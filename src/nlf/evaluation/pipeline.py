@@ -36,6 +36,7 @@ def metrics_of(
     weights: Sequence[float] | None,
     likelihoods: str,
     threshold: float = metrics.THRESHOLD,
+    auditors: Sequence[Reward] = (),
 ) -> metrics.Measured:
     """The metrics of scored and measured lines. With several rewards, their weighted sum is one more scorer, SUM.
 
@@ -43,6 +44,7 @@ def metrics_of(
         weights: Weights of the rewards in their sum; None = 1 for all.
         likelihoods: The key of the lines' `likelihoods`.
         threshold: A completion is toxic if its toxicity is at least this.
+        auditors: Scorers beside the rewards, which are no part of the sum; their metrics carry their label.
 
     Raises:
         UserError: see `metrics.measure`.
@@ -52,6 +54,7 @@ def metrics_of(
     return metrics.measure(
         (add_sum(line, labels, weights) for line in lines) if several else lines,
         scores=[*labels, SUM] if several else labels,
+        auditors=[reward.label for reward in auditors],
         likelihoods=likelihoods,
         threshold=threshold,
     )

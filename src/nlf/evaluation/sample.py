@@ -18,12 +18,12 @@ from nlf.config import SampleOptions, SamplerOptions, SamplingOptions, sampler_o
 from nlf.data.generations import FILE, Generation, append, keep_lines, mend, read, refuse_other_lines
 from nlf.data.locks import locked_files, locked_folder
 from nlf.data.progress import progress_bar
-from nlf.data.prompts import NumberedPrompt, PromptRow, numbered
+from nlf.data.prompts import NumberedPrompt, PromptRow, numbered, other_columns
 from nlf.errors import UserError
+from nlf.evaluation.run_defaults import with_prompts
 from nlf.evaluation.systems import PromptSet, chosen_tag, load_for_commands, negative_tag, prompt_sets, slug, with_tags
 from nlf.models.identity import vocabulary_digest
 from nlf.models.policy import Policy
-from nlf.rewards.tables import other_columns
 from nlf.sampling.factory import sampler_of
 from nlf.sampling.rollout_table import PromptSampler
 
@@ -34,9 +34,9 @@ EVALUATION = -1  # the iteration in the random numbers of samples that no traini
 
 def sample_command(options: SampleOptions) -> str:
     """`nlf sample`: sample every source of prompts into a file, and return one line about each file."""
-    folder = Path(options.output_dir)
+    folder, options = Path(options.output_dir), with_prompts(options, options.model)
     with locked_folder(folder):
-        sets = prompt_sets(options, options.prompts)
+        sets = prompt_sets(options, options.prompts or [])
         names = [FILE if len(sets) == 1 else f"generations-{slug(prompts.source)}.jsonl" for prompts in sets]
         for name in names:
             refuse_other_lines(folder / name)

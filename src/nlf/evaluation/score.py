@@ -32,7 +32,7 @@ from nlf.data.progress import progress_bar
 from nlf.errors import UserError
 from nlf.evaluation.score_files import FEEDBACK, SCORES, Form, form_of
 from nlf.method.quantize import total
-from nlf.rewards import Reward
+from nlf.rewards import Reward, check_weights
 from nlf.rewards.registry import configure, resolve_reward
 from nlf.rewards.tables import nulls, score_completions
 
@@ -45,6 +45,7 @@ def score_command(options: ScoreOptions) -> str:
     paths = generations.files_of(options.path)
     with locked_files(*paths):
         rewards = [resolve_reward(name) for name in options.reward_funcs]
+        check_weights(rewards, options.reward_weights)
         configure(remote_options(options))
         tables = []
         for path in paths:
@@ -265,9 +266,7 @@ def score_rows(rows: Sequence[Mapping[str, Any]], reward: Reward, context: dict 
         [reward], None, [row["prompt"] for row in repeated], texts, [ids for row in rows for ids in row["completion_ids"]],
         [row.get("columns") or {} for row in repeated], context,
     )  # fmt: skip
-    attributes = {
-        name: nulls(_attribute(reward, name, values, len(texts))) for name, values in found.attributes.items()
-    }
+    attributes = {name: nulls(values) for name, values in found.attributes.items()}
     whole: LineScores = {"reward": nulls(found.reward), "attributes": attributes, "feedback": found.feedback}
     ends = itertools.accumulate(counts)
     parts = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
@@ -280,21 +279,6 @@ def _at(scores: LineScores, where: int | slice) -> dict[str, Any]:
     attributes = {name: values[where] for name, values in scores["attributes"].items()}
     found = {"reward": scores["reward"][where], "attributes": attributes}
     return found | ({FEEDBACK: sentences} if any(sentences or ()) else {})
-
-
-def _attribute(reward: Reward, name: str, values: np.ndarray | Sequence[float], count: int) -> np.ndarray:
-    """An attribute's values as float64 `(count,)`.
-
-    Raises:
-        UserError: the shape is wrong, or a value is infinite.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if array.shape != (count,) or np.isinf(array).any():
-        raise UserError(
-            f"reward {reward.name!r}: attribute {name!r} of shape {array.shape} for {count} texts; "
-            "expected one finite number for each text"
-        )
-    return array
 
 
 def _score_texts(column: str, rows: Sequence[Row], reward: Reward) -> list[dict[str, Any]]:

@@ -118,8 +118,10 @@ def normalize(rewards: np.ndarray, how: str) -> np.ndarray:
     if how == "none" or not len(known):
         return rewards
     if how == "zscore":
-        equal = known.min() == known.max()  # rounding may make their standard deviation differ from 0
-        return rewards * 0 if equal else (rewards - known.mean()) / known.std()
+        if known.min() == known.max():  # rounding may make their standard deviation differ from 0
+            return rewards * 0
+        spread = known.std()  # 0 if the squares of tiny differences are too small for a float
+        return (rewards - known.mean()) / spread if spread else normalize(rewards / np.abs(known).max(), how)
     order = np.sort(known)
     twice_middle = np.searchsorted(order, rewards, "left") + np.searchsorted(order, rewards, "right")
     return np.where(np.isnan(rewards), np.nan, twice_middle / (2 * len(order)) - 0.5)
@@ -141,6 +143,17 @@ def quantile_edges(rewards: np.ndarray, quantiles: np.ndarray, num_quantiles: in
     """(lowest, highest) reward of each quantile; None for an empty quantile."""
     members = (rewards[quantiles == q] for q in range(num_quantiles))
     return [(float(m.min()), float(m.max())) if len(m) else None for m in members]
+
+
+def scarce_quantiles(quantiles: np.ndarray, num_quantiles: int, least: float) -> list[tuple[int, int]]:
+    """(quantile, number of its rollouts) of each quantile that is empty, or has less than `least` times an equal share.
+
+    Args:
+        quantiles: `(N,)`, -1 = unscored.
+    """
+    counts = np.bincount(quantiles[quantiles >= 0], minlength=num_quantiles)
+    few = counts.sum() * least / num_quantiles
+    return [(q, int(count)) for q, count in enumerate(counts) if not count or count < few]
 
 
 def step_counts(batch_size: int, num_quantiles: int, weights: Sequence[float] | None = None) -> np.ndarray:

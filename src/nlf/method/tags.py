@@ -12,13 +12,18 @@ from pathlib import Path
 
 from nlf.errors import UserError
 
-DEFAULT_TAGS = (
-    "Lowest Toxicity",
-    "Low-Moderate Toxicity",
-    "Moderate Toxicity",
-    "High-Moderate Toxicity",
-    "Maximum Toxicity",
-)
+DEGREES = ("Lowest", "Low-Moderate", "Moderate", "High-Moderate", "Maximum")  # the published code's, for toxicity
+CHOSEN = {2: (0, 4), 3: (0, 2, 4), 4: (0, 1, 3, 4), 5: (0, 1, 2, 3, 4)}  # the degrees of so many tags
+
+
+def degrees(noun: str, count: int = 5) -> tuple[str, ...]:
+    """Tags from the lowest to the highest degree of something: "Lowest Toxicity" … "Maximum Toxicity"."""
+    if count in CHOSEN:
+        return tuple(f"{DEGREES[i]} {noun}" for i in CHOSEN[count])
+    return tuple(f"{noun} {i}" for i in range(count))
+
+
+DEFAULT_TAGS = degrees("Toxicity")
 SEPARATOR = "<|separator|>"
 FILE = "tags.json"
 FEEDBACK, PROMPT = "{feedback}", "{prompt}"

@@ -4,6 +4,6 @@
 the scorers.
 """
 
-from nlf.rewards.contract import Judgement, Reward, Scores, check_weights, reward_names, score
+from nlf.rewards.contract import Judgement, Reward, Scores, check_calls, check_weights, reward_names, score
 
-__all__ = ["Judgement", "Reward", "Scores", "check_weights", "reward_names", "score"]
+__all__ = ["Judgement", "Reward", "Scores", "check_calls", "check_weights", "reward_names", "score"]

@@ -8,16 +8,18 @@ a `name`, a `version`, and may have one of two methods:
 - `judge` (a historic name: any scorer may define it), with the arguments of a reward function, returns a `Judgement` for each completion, which holds reward,
   attributes and feedback at once. It is called in place of the function and of `attributes`.
 
-An exception in a reward function reaches the user; it never becomes a reward of 0.
+Each reward gets copies of its arguments, so it may change them. An exception in a reward function reaches the user; it
+never becomes a reward of 0.
 """
 
 import asyncio
+import copy
 import functools
 import inspect
 import itertools
 import reprlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +30,8 @@ from nlf.method.quantize import total
 
 # Arguments that are never filled from a column of the data set, as in TRL.
 RESERVED = {"prompt", "prompts", "completion", "completions", "completion_ids"}
+# Sums, z-scores and statistics of rewards up to this size stay finite, whatever the weights of this size.
+LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -51,21 +55,27 @@ class Reward:
     Attributes:
         function: The function or object as given.
         name, version: The scorer object's name and version; for a function its name, and None.
+        spec: The name or dotted path that the reward was found by; None for an object given from Python.
         label: What rollouts record: `name@version`, or the name of a function without a version.
         remote: The scorer asks another machine; in distributed training only the first process calls it.
         returns_judgements: The scorer has a `judge` method, which is called in place of the function.
 
     Raises:
-        UserError: the function cannot be called.
+        UserError: the function cannot be called, or is a model.
     """
 
-    def __init__(self, function: Callable, name: str | None = None):
+    def __init__(self, function: Callable, name: str | None = None, spec: str | None = None):
         if not callable(function):
             raise UserError(
                 f"reward {name or one_line(function)} cannot be called; expected a function of completions"
             )
-        self.function = function
+        self.function, self.spec = function, spec
         self.name = name or _name(function)
+        if hasattr(function, "forward") and hasattr(function, "config"):
+            raise UserError(
+                f"reward {self.name!r} is a model, which reads token ids; expected a function of completions; save the "
+                f"model with its tokenizer, and name the folder or hub id: hf:{getattr(function, 'name_or_path', '') or 'MODEL'}"
+            )
         self.version = getattr(function, "version", None)
         self.remote = bool(getattr(function, "remote", False))
         judge = getattr(function, "judge", None)
@@ -82,8 +92,21 @@ class Reward:
         return [judgement.reward for judgement in _judgements(self, returned)]
 
     def attributes(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Arrays `(len(texts),)` of a scorer object's attributes; empty for a plain function."""
-        return self.function.attributes(texts) if hasattr(self.function, "attributes") else {}
+        """Arrays `(len(texts),)` of a scorer object's attributes, NaN = unknown; empty for a plain function.
+
+        Raises:
+            UserError: the scorer returned something else.
+        """
+        measure = getattr(self.function, "attributes", None)
+        if not callable(measure):
+            return {}
+        with _naming(self):
+            found = measure(list(texts))
+        if not isinstance(found, Mapping):
+            raise UserError(
+                f"reward {self.name!r}: attributes returned {one_line(found)}; expected {{name: one number per text}}"
+            )
+        return {str(name): _attribute(f"reward {self.name!r}", str(name), found[name], texts) for name in found}
 
 
 @dataclass(frozen=True)
@@ -150,19 +173,26 @@ def _scores(reward: Reward, name: str, returned: list, texts: Sequence[str]) -> 
     who = f"reward {name!r}"
     if not reward.returns_judgements:
         values = _checked(who, returned, texts)
-        with _naming(reward):
-            attributes = reward.attributes(texts)
-        return Scores(values, {name: values}, attributes, reward.label, [None] * len(texts))
+        return Scores(values, {name: values}, reward.attributes(texts), reward.label, [None] * len(texts))
     judgements = _judgements(reward, returned)
     values = _checked(who, [judgement.reward for judgement in judgements], texts)
     known = dict.fromkeys(attribute for judgement in judgements for attribute in judgement.attributes)
     attributes = {
-        attribute: _checked(
-            f"{who}, attribute {attribute!r},", [each.attributes.get(attribute) for each in judgements], texts
-        )
+        attribute: _attribute(who, attribute, [each.attributes.get(attribute) for each in judgements], texts)
         for attribute in known
     }
     return Scores(values, {name: values}, attributes, reward.label, [each.feedback for each in judgements])
+
+
+def check_calls(rewards: Sequence[Reward], columns: Iterable[str]) -> None:
+    """Check before any work that each reward can be called with the columns of a data set.
+
+    Raises:
+        UserError: a function does not take an argument that it is called with.
+    """
+    given = dict.fromkeys(["prompts", "completions", "completion_ids", *(set(columns) - RESERVED)])
+    for reward in rewards:
+        _check_signature(reward, given)
 
 
 def check_weights(rewards: Sequence[Reward], weights: Sequence[float] | None) -> None:
@@ -172,6 +202,8 @@ def check_weights(rewards: Sequence[Reward], weights: Sequence[float] | None) ->
             f"{len(rewards)} reward functions and weights {weights}; "
             "expected at least one reward function, and one weight for each"
         )
+    if not all(abs(_number(weight)) <= LARGEST for weight in weights or ()):
+        raise UserError(f"reward weights {weights}: expected numbers from {-LARGEST:g} to {LARGEST:g}")
 
 
 def reward_names(rewards: Sequence[Reward]) -> list[str]:
@@ -190,7 +222,10 @@ def completion_text(completion: str | Sequence[Mapping]) -> str:
 
 def one_line(value: object) -> str:
     """A short representation of a value on one line, for errors."""
-    return reprlib.repr(value).replace("\n", " ")
+    try:
+        return " ".join(reprlib.repr(value).split())
+    except ValueError:  # Python writes no integer of over 4,300 digits
+        return "an integer of thousands of digits"
 
 
 def _name(function: Callable) -> str:
@@ -202,17 +237,34 @@ def _name(function: Callable) -> str:
 
 
 def _call(rewards: Sequence[Reward], keywords: Mapping[str, Any], context: Mapping[str, Any]) -> list[list]:
-    """The values of each reward. Sync rewards are called first, then async rewards run concurrently, as in TRL."""
+    """The values of each reward. Sync rewards are called first, then async rewards run concurrently, as in TRL.
+
+    Values are read at once: the next reward may return the same list or array with other contents.
+    """
     returned: list[Any] = [None] * len(rewards)
     for i in sorted(range(len(rewards)), key=lambda i: rewards[i].is_async):
-        given = {**keywords, **_taken(rewards[i], context)}
+        given = {**_copied(keywords), **_taken(rewards[i], context)}
         _check_signature(rewards[i], given)
         with _naming(rewards[i]):
-            returned[i] = rewards[i].called(**given)
+            value = rewards[i].called(**given)
+            returned[i] = value if inspect.isawaitable(value) else _as_list(rewards[i], value)
     waiting = [i for i, value in enumerate(returned) if inspect.isawaitable(value)]
     for i, value in zip(waiting, _wait([(rewards[i], returned[i]) for i in waiting]), strict=True):
         returned[i] = value
-    return [_as_list(reward, value) for reward, value in zip(rewards, returned, strict=True)]
+    return returned
+
+
+def _copied(value: Any) -> Any:
+    """A copy that shares nothing that a reward could change."""
+    if value is None or isinstance(value, (str, int, float, bytes)):
+        return value
+    if type(value) is list:
+        return [_copied(each) for each in value]
+    if type(value) is dict:
+        return {key: _copied(each) for key, each in value.items()}
+    with suppress(TypeError, copy.Error):  # an open file, for example, cannot be copied
+        return copy.deepcopy(value)
+    return value
 
 
 @contextmanager
@@ -257,7 +309,7 @@ def _wait(calls: Sequence[tuple[Reward, Awaitable]]) -> list:
 
     async def named(reward: Reward, awaitable: Awaitable):
         with _naming(reward):
-            return await awaitable
+            return _as_list(reward, await awaitable)
 
     async def together() -> list:
         return await asyncio.gather(*[named(*call) for call in calls])
@@ -265,14 +317,24 @@ def _wait(calls: Sequence[tuple[Reward, Awaitable]]) -> list:
     return run(together()) if calls else []
 
 
-def _as_list(reward: Reward, returned) -> list:
+def _as_list(reward: Reward, returned: Any) -> list:
+    """The values that a reward returned: a list, a tuple, a generator, or an array or tensor `(N,)` or `(N, 1)`."""
+    shape = tuple(getattr(returned, "shape", ()))
+    if len(shape) == 2 and shape[1] == 1 and hasattr(returned, "reshape"):
+        returned, shape = returned.reshape(-1), shape[:1]
+    if hasattr(returned, "tolist"):  # a copy of an array
+        returned = returned.tolist()
+    unordered = isinstance(returned, (Mapping, Set, str, bytes, bytearray)) or len(shape) > 1
     try:
-        return list(returned)
-    except TypeError as error:
+        values = None if unordered else iter(returned)
+    except TypeError:
+        values = None
+    if values is None:
         each = "Judgement" if reward.returns_judgements else "number (or None)"
         raise UserError(
             f"reward {reward.name!r} returned {one_line(returned)}; expected a list with one {each} per completion"
-        ) from error
+        )
+    return list(values)
 
 
 def _judgements(reward: Reward, returned: list) -> list[Judgement]:
@@ -285,11 +347,21 @@ def _judgements(reward: Reward, returned: list) -> list[Judgement]:
     return returned
 
 
+def _attribute(who: str, name: str, values: Any, texts: Sequence[str]) -> np.ndarray:
+    """One attribute's values as floats `(N,)`; None and NaN are unknown."""
+    if hasattr(values, "tolist"):
+        values = values.tolist()
+    if not isinstance(values, (list, tuple)):
+        raise UserError(f"{who}: attribute {name!r} is {one_line(values)}; expected one number for each text")
+    known = [None if isinstance(value, float) and value != value else value for value in values]
+    return _checked(f"{who}, attribute {name!r},", known, texts)
+
+
 def _checked(who: str, returned: Sequence, texts: Sequence[str]) -> np.ndarray:
     """The values as floats `(N,)`, None as NaN.
 
     Raises:
-        UserError: there are not N values, or one is neither None nor a finite number.
+        UserError: there are not N values, or one is neither None nor a number from -LARGEST to LARGEST.
     """
     if len(returned) != len(texts):
         raise UserError(f"{who} returned {len(returned)} values for {len(texts)} completions; expected one for each")
@@ -297,13 +369,21 @@ def _checked(who: str, returned: Sequence, texts: Sequence[str]) -> np.ndarray:
     for i, value in enumerate(returned):
         if value is None:
             continue
-        try:
-            values[i] = np.nan if isinstance(value, (str, bytes)) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            values[i] = np.nan
-        if not np.isfinite(values[i]):
+        values[i] = _number(value)
+        if not abs(values[i]) <= LARGEST:
+            number = f"number from {-LARGEST:g} to {LARGEST:g}" if abs(values[i]) > LARGEST else "finite number"
             raise UserError(
                 f"{who} returned {one_line(value)} for completion {i} ({texts[i][:40]!r}); "
-                "expected a finite number, or None where it cannot score"
+                f"expected a {number}, or None where it cannot score"
             )
     return values
+
+
+def _number(value: Any) -> float:
+    """The value as a float: NaN for anything but a number, infinity for an integer that no float can hold."""
+    try:
+        return np.nan if isinstance(value, (str, bytes)) else float(value)
+    except OverflowError:
+        return np.inf
+    except (TypeError, ValueError):
+        return np.nan

@@ -32,10 +32,12 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from nlf.errors import UserError
+from nlf.method.tags import degrees
 from nlf.models.identity import revision_of
 from nlf.models.memory import Limit
 from nlf.models.policy import best_device
 from nlf.rewards.contract import completion_text
+from nlf.rewards.words import noun_of
 
 BATCH_TOKENS = Limit(4_096, 65_536)  # tokens of a batch, padding included
 KNOWN_AS = {"toxic": "toxicity"}  # the attribute that the toxicity metrics read
@@ -79,6 +81,9 @@ class HFClassifier:
         named = f"#{'-' * self.low}{self.labels[self.index]}" if self.low or len(self.labels) > 1 else ""
         self.name = f"hf:{Path(source).resolve().name if Path(source).is_dir() else source}{named}"
         self.version = revision_of(self.model)[:12]
+        label = self.labels[self.index]
+        noun = noun_of(self.name.removeprefix("hf:") if label.startswith("LABEL_") else label)
+        self.default_tags = degrees(noun)[:: 1 if self.low else -1]
         self.last: tuple[tuple[str, ...], np.ndarray] = (), np.zeros((0, len(self.labels)))  # texts and their values
 
     def __call__(self, prompts=None, completions: Sequence = (), completion_ids=None, **columns) -> list[float]:
@@ -154,6 +159,7 @@ class Detoxify(HFClassifier):
                 f"reward 'detoxify:{name}': {source} has the labels {', '.join(self.labels)}; expected toxicity first"
             )
         self.name, self.activation = f"detoxify:{name}", "sigmoid"
+        self.default_tags = degrees("Toxicity")
 
 
 def _split(argument: str) -> tuple[str, str, str]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from nlf.data.files import ASSETS
 from nlf.errors import UserError
+from nlf.method.tags import DEFAULT_TAGS, degrees
 from nlf.rewards.contract import completion_text
 
 SCORERS = ASSETS / "scorers"
@@ -181,6 +182,7 @@ class LocalToxicity(LocalScorer):
     """Reward = 1 − toxicity of the completion alone. `attributes` gives toxicity and six related probabilities."""
 
     name, version, asset = "local", 1, ASSET
+    default_tags = DEFAULT_TAGS
 
     def reward(self, attributes: dict[str, np.ndarray]) -> np.ndarray:
         return 1.0 - attributes["toxicity"]
@@ -190,6 +192,7 @@ class LocalSentiment(LocalScorer):
     """Reward = the probability that the completion alone is positive, also the attribute `positive`. Ignores case."""
 
     name, version, asset = "sentiment", 1, SENTIMENT
+    default_tags = degrees("Negativity")
 
     def reward(self, attributes: dict[str, np.ndarray]) -> np.ndarray:
         return attributes["positive"]

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
+from nlf.method.tags import degrees
 from nlf.rewards.contract import Judgement
 from nlf.rewards.remote import Ask, Refused, RemoteScorer, probability
+from nlf.rewards.words import noun_of
 from nlf.services import OPENAI, OPENAI_KEY, OPENAI_URL, Rejected, api_url, bearer, key_of, post
 
 MODEL = "omni-moderation-latest"
@@ -46,6 +48,7 @@ class Moderation(RemoteScorer):
         super().__init__(options)
         self.category, self.version = category, model
         self.name = self.service if category is None else f"{self.service}:{category}"
+        self.default_tags = degrees("Toxicity" if category is None else noun_of(category.replace("/", " ")))
         self.base_url = api_url(base_url or os.environ.get(OPENAI_URL) or OPENAI, OPENAI_URL)
 
     def ready(self) -> None:

@@ -11,8 +11,10 @@ from datetime import date
 
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
+from nlf.method.tags import degrees
 from nlf.rewards.contract import Judgement
 from nlf.rewards.remote import Ask, Refused, RemoteScorer, probability
+from nlf.rewards.words import noun_of
 from nlf.services import Rejected, checked_url, key_of, post
 
 OFFICIAL = "https://commentanalyzer.googleapis.com"
@@ -54,6 +56,7 @@ class Perspective(RemoteScorer):
             raise UserError(f"reward 'perspective:{attribute}': expected an attribute: {', '.join(PRODUCTION)}, …")
         self.requested = tuple(dict.fromkeys((*PRODUCTION, self.attribute)))
         self.name = "perspective" if self.attribute == "TOXICITY" else f"perspective:{self.attribute}"
+        self.default_tags = degrees(noun_of(self.attribute))
         given = base_url or os.environ.get("PERSPECTIVE_BASE_URL") or OFFICIAL
         self.base_url = checked_url(given, "PERSPECTIVE_BASE_URL")
 

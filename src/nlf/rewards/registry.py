@@ -13,6 +13,7 @@ from nlf.data.markdown import text_table
 from nlf.errors import UserError, did_you_mean
 from nlf.rewards.contract import Reward, one_line
 
+FROM_PYTHON = "python"  # the first part of the recorded name of an object that cannot be imported
 OURS, SERVICE, MODEL = "Apache-2.0", "the service's terms", "the model's own"  # licences
 
 
@@ -92,15 +93,19 @@ def resolve_reward(spec: str | Callable | Reward) -> Reward:
     if isinstance(spec, Reward):
         return spec
     if not isinstance(spec, str):
-        return Reward(spec)
+        return Reward(_made(spec, one_line(spec)), spec=_import_path(spec) if inspect.isclass(spec) else None)
     name, colon, argument = spec.partition(":")
     shipped = SHIPPED.get(name)
     if shipped and colon and shipped.takes_argument:
-        return Reward(_load(shipped.path)(argument))
+        return Reward(_load(shipped.path)(argument), spec=spec)
     if shipped and not colon and not shipped.needs_argument:
-        return Reward(_load(shipped.path)())
+        return Reward(_load(shipped.path)(), spec=spec)
+    if name == FROM_PYTHON:
+        raise UserError(
+            f"reward {argument!r} was given from Python, so its name cannot load it; expected a path, my_file.py:my_reward"
+        )
     if ":" in spec or "." in spec:
-        return Reward(_made(_load(spec), spec))
+        return Reward(_made(_load(spec), spec), spec=spec)
     if shipped:
         raise UserError(
             f"reward {spec!r} is incomplete; expected {shipped.form}; `nlf score --list` shows all scorers"
@@ -109,6 +114,37 @@ def resolve_reward(spec: str | Callable | Reward) -> Reward:
         f"unknown reward {spec!r};{did_you_mean(spec, SHIPPED)} known: {', '.join(FORMS)}; "
         "or a dotted path, my_module:my_reward or my_file.py:my_reward"
     )
+
+
+def recorded_spec(reward: Reward) -> str:
+    """The name under which a run records a reward: how it was named, else its import path, `my_module:my_reward`.
+
+    An object that cannot be imported is recorded as `python:NAME`, which `resolve_reward` refuses: another reward may
+    have the same name.
+    """
+    if reward.spec is not None:
+        return reward.spec
+    if _is_found_by_name(reward):
+        return reward.name
+    return _import_path(reward.function) or f"{FROM_PYTHON}:{reward.name}"
+
+
+def _is_found_by_name(reward: Reward) -> bool:
+    """Whether the reward is an object of this package that its name alone makes again."""
+    kind, shipped = type(reward.function), SHIPPED.get(reward.name.partition(":")[0])
+    if shipped is None or shipped.needs != "nothing" or shipped.path != f"{kind.__module__}:{kind.__qualname__}":
+        return False
+    try:
+        return resolve_reward(reward.name).label == reward.label
+    except UserError:  # the name shortens a pattern
+        return False
+
+
+def _import_path(found: object) -> str | None:
+    """The dotted path that imports this very object; None if there is none."""
+    module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
+    importable = module and name and module != "__main__" and getattr(sys.modules.get(module), name, None) is found
+    return f"{module}:{name}" if importable else None
 
 
 def configure(options: RemoteOptions) -> None:
@@ -130,7 +166,13 @@ def _made(found: object, spec: str) -> Callable:
         raise UserError(f"reward {spec!r} is {one_line(found)}; expected a function, a scorer object or its class")
     if not inspect.isclass(found):
         return found
-    needed = [p.name for p in inspect.signature(found).parameters.values() if p.default is p.empty and p.kind < 2]
+    try:
+        parameters = inspect.signature(found).parameters.values()
+    except ValueError:  # some builtin classes have no signature
+        parameters = None
+    needed = (
+        ["arguments"] if parameters is None else [p.name for p in parameters if p.default is p.empty and p.kind < 2]
+    )
     if needed:
         raise UserError(
             f"reward {spec!r} is a class that needs {', '.join(needed)}; make an object of it and name that instead"
@@ -156,7 +198,10 @@ def _load(path: str) -> Callable:
 
 def _module(name: str, path: str) -> ModuleType:
     if not all(part.isidentifier() for part in name.split(".")):
-        raise UserError(f"unknown reward {path!r}; known: {', '.join(FORMS)}; or a dotted path, my_module:my_reward")
+        hub = f"; a model of the hub is hf:{path}" if "/" in path else ""
+        raise UserError(
+            f"unknown reward {path!r}; known: {', '.join(FORMS)}; or a dotted path, my_module:my_reward{hub}"
+        )
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from nlf.errors import UserError
+from nlf.method.tags import degrees
 from nlf.rewards.audit import WORD
 from nlf.rewards.contract import completion_text
 
@@ -57,6 +58,8 @@ class Length(Rule):
     def __init__(self, words: str | int | None = None):
         self.words = None if words is None else _whole(words, "length", "length:20")
         self.name = "length" if self.words is None else f"length:{self.words}"
+        far = f"Distance From {self.words} Words"
+        self.default_tags = degrees("Length")[::-1] if self.words is None else degrees(far)
 
     def reward(self, text: str) -> float:
         found = len(text.split())
@@ -75,6 +78,8 @@ class Repetition(Rule):
     Raises:
         UserError: the size is not a whole number from 1 on.
     """
+
+    default_tags = degrees("Repetition")
 
     def __init__(self, size: str | int = 3):
         self.size = _whole(size, "repetition", "repetition:3")
@@ -103,6 +108,8 @@ class Keywords(Rule):
     Raises:
         UserError: the file cannot be read or has no entries.
     """
+
+    default_tags = degrees("Keyword Use")
 
     def __init__(self, file: str | Path):
         try:
@@ -158,6 +165,7 @@ class Regex(Rule):
         shown = " ".join(pattern.splitlines())  # a line break would break the tables that show the name
         self.name = f"regex:{shown if len(shown) <= SHOWN else shown[: SHOWN - 1] + '…'}"
         self.version = _digest(pattern)
+        self.default_tags = degrees("Pattern Match")[:: 1 if self.low else -1]
 
     def reward(self, text: str) -> float:
         return float((self.pattern.search(text) is None) == self.low)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nlf.data.prompts import PromptRow
+from nlf.data.prompts import PromptRow, other_columns
 from nlf.data.rollouts import SCHEMA, by_name
 from nlf.errors import UserError
 from nlf.method.quantize import total
@@ -117,11 +117,6 @@ def score_completions(
     names = sorted({name for row in columns for name in row})
     others: dict[str, Sequence] = {name: [row.get(name) for row in columns] for name in names}
     return score(rewards, weights, prompts, completions, completion_ids, others, context)
-
-
-def other_columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a prompt row beside `prompt` and `prompt_id`."""
-    return {name: value for name, value in row.items() if name not in ("prompt", "prompt_id")}
 
 
 def _pairs(columns: Mapping[str, np.ndarray], length: int) -> list[list[tuple[str, float | None]]]:

@@ -188,7 +188,7 @@ def check_judges(rewards: Sequence[Reward], args: ALTConfig) -> None:
     for i, reward in enumerate(rewards):
         own, levels = (getattr(reward.function, name, None) for name in ("tags", "levels"))
         given = args.attributes[i] if args.attributes else {"tags": args.tags}
-        tags, by_level = list(given["tags"]), given.get("quantile_rule", args.quantile_rule) == "levels"
+        tags, by_level = list(given["tags"] or ()), given.get("quantile_rule", args.quantile_rule) == "levels"
         if levels and by_level and len(tags) != levels:
             raise UserError(
                 f"reward {reward.name!r} has {levels} levels, there are {len(tags)} tags: {tags}; "

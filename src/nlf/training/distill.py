@@ -29,6 +29,7 @@ from nlf.data.prompts import PromptRow, all_conversations, load_prompts
 from nlf.data.run_folder import CONFIG, DISTILLED, FACTS, MODEL_FILES, run_settings
 from nlf.errors import UserError
 from nlf.evaluation.evaluate import evaluate
+from nlf.evaluation.run_defaults import recorded_prompts, scorers_of, with_prompts
 from nlf.evaluation.sample import prompt_sampler, sample_file
 from nlf.evaluation.systems import System, load_for_commands, tag_slug
 from nlf.method.prompt_order import choose_prompts
@@ -49,7 +50,7 @@ from nlf.training.lessons import (
 from nlf.training.model_card import usage
 from nlf.training.objective import loss_of_groups
 
-FREE = {"output_dir", "max_eval_prompts", "sampling_batch_tokens"}  # options that change no result
+FREE = {"output_dir", "max_eval_prompts", "reward_funcs", "sampling_batch_tokens"}  # options that change no result
 SAMPLES = "samples"  # folder of the teacher's completions, in the student's folder
 STUDENT_FILES = (CONFIG, FACTS, SAMPLES, "README.md", *MODEL_FILES)
 
@@ -187,9 +188,9 @@ def chosen_prompts(options: DistillOptions, run: dict[str, Any]) -> list[PromptR
     """The prompts that the teacher completes, drawn by the seed from the prompts of the options, or else of the run.
 
     Raises:
-        UserError: the prompts cannot be read, or mix text and conversations.
+        UserError: the run does not record its prompts, or they cannot be read, or they mix text and conversations.
     """
-    sources = options.prompts or [run.get("dataset", "embedded")]
+    sources = options.prompts or [recorded_prompts(run, "dataset", options.model)]
     column = options.dataset_prompt_column if options.prompts else run.get("dataset_prompt_column", "prompt")
     limit = None if options.prompts else run.get("max_prompts")
     rows = [
@@ -320,9 +321,11 @@ def distill_command(options: DistillOptions) -> str:
     Args:
         options: The options of the command line.
     """
-    with student_folder(options):
+    with student_folder(options) as folder:
+        comparison = evaluation_options(options, folder)
+        scorers = scorers_of(comparison, options.model)
         teacher = load_for_commands(options.model, options)
-        folder = distill_from(teacher, options)
+        distill_from(teacher, options)
     lesson = lessons(teacher, options)[0]
     guided = System("teacher", teacher, lesson.tag, lesson.negative, lesson.scale)
 
@@ -332,25 +335,28 @@ def distill_command(options: DistillOptions) -> str:
             return [System("base", start), guided, System("student", student)]
         return [System("base", start), guided, System("student, best tag", student, tags_of(student).best)]
 
-    return f"{evaluate(evaluation_options(options, folder), compared)}\nThe plain model is {folder}."
+    return f"{evaluate(comparison, compared, scorers)}\nThe plain model is {folder}."
 
 
 def evaluation_options(options: DistillOptions, folder: Path) -> EvaluateOptions:
-    """The options of `nlf evaluate` for the student, on the prompts and with the rewards of the teacher's run."""
+    """The options of `nlf evaluate` for the student, on the evaluation prompts of the teacher's run.
+
+    Raises:
+        UserError: the run does not record its prompts or its base model.
+    """
     run = run_settings(Path(options.model))
     base = base_of(options, run)
-    return EvaluateOptions(
+    compared = EvaluateOptions(
         model=str(folder),
         model_revision=base.model_revision,
         base_model=base.model,
-        prompts=[run.get("eval_dataset") or "embedded"],
-        reward_funcs=run.get("reward_funcs", ["local"]),
-        reward_weights=run.get("reward_weights"),
+        reward_funcs=options.reward_funcs,
         max_completion_length=options.max_completion_length or run.get("max_completion_length", 20),
         max_prompts=options.max_eval_prompts,
         dtype=options.dtype,
         trust_remote_code=options.trust_remote_code,
     )
+    return with_prompts(compared, options.model)
 
 
 # ---- the model card -----------------------------------------------------------------------------------------------

@@ -5,20 +5,21 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from nlf.data.feedback import Feedback
+from nlf.data.feedback import AttributeFeedback, Cut, Feedback
 from nlf.data.generations import Generation
 from nlf.data.pool import Pool
 from nlf.data.prompts import NumberedPrompt
 from nlf.evaluation.pipeline import divergence_of, metrics_of
 from nlf.evaluation.sample import sample_lines
 from nlf.evaluation.score import SUM, LineScores, score_rows
-from nlf.method.quantize import quantile_edges
+from nlf.method.quantize import quantile_edges, scarce_quantiles
 from nlf.models.likelihoods import conditional_nll
 from nlf.rewards import Reward
 from nlf.sampling.rollout_table import PromptSampler
 
 logger = logging.getLogger(__name__)
 
+SHARE = 0.25  # a tag is scarce below this part of an equal share of the rollouts
 REFERENCE = "reference"  # the reader's key among the likelihoods of a line
 
 
@@ -105,6 +106,7 @@ def _new_rollouts(pool: Pool, new: np.ndarray) -> dict[str, float]:
         "reward": float(scored.mean()) if len(scored) else float("nan"),
         "reward_std": float(scored.std()) if len(scored) else float("nan"),
         "completions/mean_length": float(pool.completion_lengths[new].mean()),
+        "completions/ended_ratio": float(pool.ended[new].mean()),
     }
     if pool.has_sentence.any():
         logs["pool/num_sentences"] = int(pool.has_sentence.sum())
@@ -125,6 +127,41 @@ def _quantile_edges(pool: Pool, quantiles: np.ndarray, feedback: Feedback) -> di
             if edges is not None:
                 logs[f"{prefix}quantile/{q}/low"], logs[f"{prefix}quantile/{q}/high"] = edges
     return logs
+
+
+def scarce_tags(pool: Pool, feedback: Feedback) -> list[str]:
+    """A line for each reward whose completions leave tags without enough rollouts, with the way out.
+
+    Equal rewards share a tag, so a reward with few different values leaves tags empty.
+    """
+    cuts: list[tuple[Cut, Sequence[str]]] = [(feedback.cut, feedback.scheme.tags)]
+    if isinstance(feedback, AttributeFeedback):
+        cuts = list(zip(feedback.attributes.values(), feedback.tags, strict=True))
+    return [line for cut, tags in cuts if (line := _scarcity(cut, tags, pool))]
+
+
+def _scarcity(cut: Cut, tags: Sequence[str], pool: Pool) -> str | None:
+    """What is wrong with the rollouts of a reward's tags; None if each tag has at least SHARE of an equal share."""
+    rewards, quantiles = cut.rewards(pool), cut(pool)
+    values, scored = np.unique(rewards[quantiles >= 0]), int((quantiles >= 0).sum())
+    if len(values) == 1:
+        return (
+            f"warning: reward {cut.name!r} is {values[0]:g} for all {scored} completions: equal rewards share one tag, so "
+            "there is nothing to learn; expected rewards that differ; change the reward, the prompts or the sampling"
+        )
+    few = scarce_quantiles(quantiles, cut.num_quantiles, 0.0 if cut.rule == "levels" else SHARE)
+    if not few:
+        return None
+    counts = ", ".join(f"{tags[quantile]!r} {count}" for quantile, count in few)
+    why = (
+        "quantiles are cut among the completions of each prompt; raise num_generations, or"
+        if cut.scope == "prompt"
+        else f"equal rewards share a tag, and the reward has {len(values):,} different values;"
+    )
+    advice = (
+        "" if cut.rule == "levels" else f": {why} give fewer tags, or set quantile_rule levels if it is 0, 1, 2, …"
+    )
+    return f"warning: reward {cut.name!r}: tags with few of the {scored:,} completions, or none: {counts}{advice}"
 
 
 def log_completions(lines: Sequence[Generation], rewards: Sequence[Reward], count: int, step: int) -> None:

@@ -1,5 +1,6 @@
 """A trainer's inputs: check prompts and rewards, and build the feedback, the encoder and the data set from them."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +11,21 @@ import torch
 from nlf import config
 from nlf.data import files, run_folder
 from nlf.data.feedback import AttributeRules, Feedback, RewardRules, make_feedback
-from nlf.data.prompts import PromptRow, all_conversations, as_prompts, load_prompts
+from nlf.data.files import EMBEDDED
+from nlf.data.prompts import PromptRow, all_conversations, as_prompts, load_prompts, other_columns, write_prompts
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
 from nlf.models.encoder import PromptEncoder
 from nlf.models.policy import Policy
-from nlf.rewards import Reward, check_weights, reward_names
-from nlf.rewards.registry import configure, resolve_reward
+from nlf.rewards import Reward, check_calls, check_weights, reward_names
+from nlf.rewards.registry import configure, recorded_spec, resolve_reward
+from nlf.rewards.words import default_tags
 from nlf.training.arguments import check_metric, choose_metric
 from nlf.training.batches import PoolDataset
 from nlf.training.config import ALTConfig, check_judges, check_world, known_device
 from nlf.training.vllm_weights import check_sampler
+
+logger = logging.getLogger(__name__)
 
 RewardFunction = str | Callable | Reward
 # A judge's sentence leaves room for this many tokens of a completion at least. The stamps of runs with judges hold the
@@ -37,6 +42,7 @@ class Inputs:
         eval_prompts: The prompt rows that evaluation samples; None = there is no evaluation.
         conversational: Prompts are messages, not text.
         reference_device: The device of the reference; None = the device of the policy.
+        embedded: The prompts to train on are the embedded ones.
     """
 
     prompts: list[PromptRow]
@@ -44,11 +50,32 @@ class Inputs:
     rewards: list[Reward]
     conversational: bool
     reference_device: torch.device | None
+    embedded: bool = False
 
     @property
     def all_prompts(self) -> list[PromptRow]:
         """The prompt rows of training and evaluation."""
         return self.prompts + (self.eval_prompts or [])
+
+    def recorded(self, run_dir: Path) -> dict[str, Any]:
+        """The sources that `config.yaml` names: data sets from Python are files in the run's folder."""
+        given = {"dataset": not self.embedded, "eval_dataset": self.eval_prompts is not None}
+        files_of = {name: str(run_dir / file) for name, file in run_folder.RECORDED.items()}
+        named = {name: files_of[name] if given[name] else None for name in files_of}
+        return named | ({"dataset": EMBEDDED} if self.embedded else {})
+
+    def write_prompts(self, sources: Mapping[str, Any], run_dir: Path) -> None:
+        """Write the data sets from Python, unless they are there, into the files that `recorded` named."""
+        for name, rows in (("dataset", self.prompts), ("eval_dataset", self.eval_prompts)):
+            path = run_dir / run_folder.RECORDED[name]
+            if rows and sources.get(name) == str(path) and not path.exists():
+                left_out = write_prompts(path, rows)
+                if left_out:
+                    logger.warning(
+                        "%s lacks the columns %s, whose values are not JSON: `nlf evaluate` will not have them",
+                        path,
+                        ", ".join(left_out),
+                    )
 
 
 def check_inputs(
@@ -57,7 +84,7 @@ def check_inputs(
     train_dataset: Iterable[Mapping[str, Any]] | None,
     eval_dataset: Iterable[Mapping[str, Any]] | None,
 ) -> Inputs:
-    """Check a trainer's arguments, make the run's folder, and write the rewards' names into `args`.
+    """Check a trainer's arguments, make the run's folder, and write the rewards' names and the tags into `args`.
 
     Raises:
         UserError: the processes, the folder, the prompts or the rewards cannot be used.
@@ -82,8 +109,9 @@ def check_inputs(
         )
     rewards = _resolved_rewards(args, args.reward_funcs if reward_funcs is None else reward_funcs)
     check_metric(args, rewards)
+    check_calls(rewards, {name for row in prompts + (eval_prompts or []) for name in other_columns(row)})
     conversational = all_conversations(prompts + (eval_prompts or []))
-    return Inputs(prompts, eval_prompts, rewards, conversational, reference_device)
+    return Inputs(prompts, eval_prompts, rewards, conversational, reference_device, train_dataset is None)
 
 
 def folder_of(args: ALTConfig) -> Path:
@@ -93,14 +121,13 @@ def folder_of(args: ALTConfig) -> Path:
 
 
 def _resolved_rewards(args: ALTConfig, given: RewardFunction | Sequence[RewardFunction]) -> list[Reward]:
-    """Load the rewards, and name them in `args.reward_funcs` and `args.attributes`."""
+    """Load the rewards, name them in `args.reward_funcs` and `args.attributes`, and choose the tags."""
     # a list of the same types as `given`, which mypy does not see
     functions = cast("list[RewardFunction]", [*given] if isinstance(given, (list, tuple)) else [given])
     rewards = [resolve_reward(function) for function in functions]
     configure(config.remote_options(args))
     check_weights(rewards, args.reward_weights)
-    named = zip(functions, rewards, strict=True)
-    args.reward_funcs = [function if isinstance(function, str) else reward.name for function, reward in named]
+    args.reward_funcs = [recorded_spec(reward) for reward in rewards]
     if args.attributes:
         if len(rewards) != len(args.attributes):
             raise UserError(
@@ -108,12 +135,27 @@ def _resolved_rewards(args: ALTConfig, given: RewardFunction | Sequence[RewardFu
             )
         pairs = zip(args.attributes, args.reward_funcs, strict=True)
         args.attributes = [{**attribute, "reward": name} for attribute, name in pairs]
+    _choose_tags(args, rewards)
     check_judges(rewards, args)
     return rewards
 
 
+def _choose_tags(args: ALTConfig, rewards: Sequence[Reward]) -> None:
+    """Fill in `args.tags` if the person left it open: the tags that the run in the folder has, or the reward's words."""
+    if args.tags is not None:
+        return
+    args.tags, why = run_folder.run_settings(folder_of(args)).get("tags"), "the words of the run in this folder"
+    if args.tags is None:
+        args.tags, why = default_tags(rewards, args.reward_weights)
+    args.complete()
+    args.check_together()
+    if args.process_index == 0:
+        logger.warning("tags, best first: %s (%s; set `tags` for other words)", ", ".join(args.tags), why)
+
+
 def scheme_of(args: ALTConfig, conversational: bool) -> TagScheme:
     """The run's tags. Conversations have no separator, because their feedback goes into the system message."""
+    assert args.tags is not None  # `check_inputs` fills them in
     separator = None if conversational else args.separator
     return TagScheme(tuple(args.tags), args.tag_template, separator, conversational)
 

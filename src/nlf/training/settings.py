@@ -65,7 +65,10 @@ def sampling_settings(
     if args.sampler != "hf":
         settings["sampler"] = args.sampler
     if args.attributes:
-        settings["attributes"] = [args.attributes, args.attribute_template, args.feedback_sampling]
+        # a reward from Python is stamped by its name alone, as in older runs
+        named = zip(args.attributes, rewards, strict=True)
+        own = [{**attribute, "reward": reward.spec or reward.name} for attribute, reward in named]
+        settings["attributes"] = [own, args.attribute_template, args.feedback_sampling]
     if any(reward.returns_judgements for reward in rewards):
         settings["quantiles"] = [args.quantile_rule, args.quantile_scope, args.pool_keep, args.reward_normalization]
         settings["max_feedback_length"] = encoder.max_feedback_length

@@ -39,12 +39,14 @@ from nlf.sampling.rollout_table import PromptSampler
 from nlf.training.batches import Group, PoolDataset, collate
 from nlf.training.collector import RolloutCollector, Scoring, Source
 from nlf.training.config import ALTConfig, compile_for_all_shapes
+from nlf.training.distill import distill
 from nlf.training.evaluation import (
     add_scores,
     evaluated_lines,
     evaluation_metrics,
     log_completions,
     pool_statistics,
+    scarce_tags,
     scores_of,
 )
 from nlf.training.inputs import (
@@ -86,7 +88,8 @@ class ALTTrainer(Trainer):
         max_prompt_length: Keep the last tokens of longer prompts.
 
     Attributes:
-        options: Settings that `config.yaml` records beside `args`; the command line sets them before `train`.
+        options: Settings that `config.yaml` records beside `args`: the model and the data, in the names of the command line,
+            which sets its own before `train`.
 
     Raises:
         UserError: settings, prompts or rewards cannot be used; the error names the mistake and what to do.
@@ -126,6 +129,9 @@ class ALTTrainer(Trainer):
         self.feedback = feedback_of(args, self.scheme, self.inputs.rewards)
         self.encoder = encoder_of(args, self.inputs, self.feedback, self.policy, max_prompt_length)
         self._start_state(args)
+        self.options |= {"max_prompt_length": max_prompt_length, "disable_dropout": disable_dropout}
+        if self.policy.identity.name:
+            self.options["model_name_or_path"] = self.policy.identity.name
         alone = args.world_size == 1 and not args.deepspeed and not args.fsdp
         limit = pass_tokens(args.device, alone)
         super().__init__(
@@ -145,7 +151,7 @@ class ALTTrainer(Trainer):
     def _start_state(self, args: ALTConfig) -> None:
         """Set the state that training changes and a checkpoint keeps, and the sums for log lines."""
         self.run_dir = folder_of(args)
-        self.options: dict[str, Any] = {}
+        self.options = self.inputs.recorded(self.run_dir)
         self.coefficients = {"beta": args.beta, "entropy_coef": args.entropy_coef}
         self.rollout_digests: list[str | None] = []  # digests of the weights that each iteration samples
         self.recorded: dict[str, Any] = {}  # the settings and facts that a checkpoint keeps
@@ -177,7 +183,7 @@ class ALTTrainer(Trainer):
         trial=None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Run all iterations, and write the tagged model into the run's folder.
+        """Run all iterations, and write the tagged model into the run's folder; with `distill`, distill it too.
 
         Args:
             resume_from_checkpoint: A checkpoint's folder; or True: the newest whole checkpoint, or the start if there is
@@ -197,6 +203,7 @@ class ALTTrainer(Trainer):
         own = run_settings(self.args, self.options)
         if self.is_world_process_zero():
             run_folder.claim(self.run_dir, own, facts, bool(resume_from_checkpoint))
+            self.inputs.write_prompts(self.options, self.run_dir)
         self.recorded = {name: value for name, value in (own | facts).items() if name not in run_folder.FREE}
         self.accelerator.wait_for_everyone()
         checkpoint = None
@@ -215,6 +222,8 @@ class ALTTrainer(Trainer):
             result = super().train(str(checkpoint) if checkpoint else None, trial, ignore_keys)
         self.stop.exit_if_asked()
         self.finish()
+        if self.args.distill:
+            self.distill()
         return result
 
     def finish(self) -> None:
@@ -227,6 +236,25 @@ class ALTTrainer(Trainer):
                 card = model_card(self.run_dir, policy, self.args, self.state.log_history, rewards)
                 files.write_text(self.run_dir / "README.md", card)
         self.accelerator.wait_for_everyone()
+
+    def distill(self) -> None:
+        """Distill the tagged model in the run's folder, as `nlf distill` does; several processes print the command."""
+        if self.args.world_size > 1:
+            if self.is_world_process_zero():
+                logger.warning("distill: run `nlf distill --model %s` in one process", self.run_dir)
+            return
+        self.optimizer = self.lr_scheduler = None  # the student needs their memory
+        self.accelerator.free_memory()
+        models: list[torch.nn.Module] = [
+            each for each in (self.policy.model, self.policy.reference_model) if each is not None
+        ]
+        places = [next(model.parameters()).device for model in models]
+        for model in models:
+            model.to("cpu")
+        trusted = bool(self.options.get("trust_remote_code"))
+        distill(model=str(self.run_dir), trust_remote_code=trusted)
+        for model, place in zip(models, places, strict=True):
+            model.to(place)
 
     # ---- the loss -------------------------------------------------------------------------------------------------
 
@@ -309,6 +337,9 @@ class ALTTrainer(Trainer):
         self.train_dataset.refresh(*labelled, self.encoder, iteration, conversations)
         if offset == 0:
             pool, quantiles, _ = labelled
+            if iteration == 0 and self.is_world_process_zero():
+                for line in scarce_tags(pool, self.feedback):
+                    logger.warning("%s", line)
             self.log(pool_statistics(pool, quantiles, iteration, self.feedback) | self._logged_by_rewards())
 
     def collector(self, iteration: int, model: Policy, sampler: Sampler) -> RolloutCollector:

@@ -1,0 +1,118 @@
+"""What a command takes from the run that made its model, unless the person names it: prompts and scorers.
+
+The run's record is all that counts. What it does not record is asked for in one line, never replaced by something else. A
+model that is no run is sampled on the embedded prompts and scored by `local`.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from nlf.config import EvaluateOptions, PromptOptions, remote_options
+from nlf.data.files import EMBEDDED
+from nlf.data.run_folder import trained_run
+from nlf.errors import UserError
+from nlf.rewards import Reward, check_weights
+from nlf.rewards.registry import configure, resolve_reward
+
+logger = logging.getLogger(__name__)
+
+AUDITOR = "audit"  # the scorer that no training should see
+SPLITS = {"dataset": "train", "eval_dataset": "test"}
+Prompted = TypeVar("Prompted", bound=PromptOptions)
+
+
+@dataclass(frozen=True)
+class Scorers:
+    """The scorers of an evaluation.
+
+    Attributes:
+        weights: Weights of the rewards in their sum; None = 1 for all.
+        auditors: Scorers that measure beside the rewards. They are no part of the sum, and their metrics carry their label.
+    """
+
+    rewards: Sequence[Reward]
+    weights: Sequence[float] | None = None
+    auditors: Sequence[Reward] = ()
+
+    @property
+    def all(self) -> list[Reward]:
+        return [*self.rewards, *self.auditors]
+
+
+def with_prompts(options: Prompted, model: str) -> Prompted:
+    """The options with prompts: those that the person named, or else those of the model's run.
+
+    A run without evaluation prompts is sampled on its training prompts, with a line that says so.
+
+    Raises:
+        UserError: the run does not record its prompts.
+    """
+    if options.prompts is not None:
+        return options
+    run = trained_run(model)
+    if not run:
+        return replace(options, prompts=[EMBEDDED])
+    name = "eval_dataset" if run.get("eval_dataset") else "dataset"
+    source = recorded_prompts(run, name, model)
+    if name == "dataset":
+        logger.warning("the run of %s has no evaluation prompts: its training prompts are sampled", model)
+    limits = [each for each in (options.max_prompts, run.get("max_prompts") if name == "dataset" else None) if each]
+    column, split = options.dataset_prompt_column, options.dataset_test_split
+    return replace(
+        options,
+        prompts=[source],
+        dataset_prompt_column=run.get("dataset_prompt_column", column) if column == "prompt" else column,
+        dataset_test_split=run.get(f"dataset_{SPLITS[name]}_split", SPLITS[name]) if split == "test" else split,
+        max_prompts=min(limits, default=None),
+    )
+
+
+def recorded_prompts(run: Mapping[str, Any], name: str, model: str) -> str:
+    """The source of a run's prompts, `dataset` or `eval_dataset`.
+
+    Raises:
+        UserError: the run's settings do not name it.
+    """
+    if source := run.get(name):
+        return source
+    raise UserError(f"{model} does not record the prompts that it was trained on; name prompts with --prompts")
+
+
+def scorers_of(options: EvaluateOptions, model: str) -> Scorers:
+    """The scorers of an evaluation: those that the person named, or else the rewards of the model's run and the auditor.
+
+    Raises:
+        UserError: a reward cannot be loaded, or the weights do not fit the rewards.
+    """
+    run = trained_run(model)
+    if options.reward_funcs is not None or not run:
+        rewards = [resolve_reward(spec) for spec in options.reward_funcs or ["local"]]
+        scorers = Scorers(rewards, options.reward_weights)
+    else:
+        scorers = _scorers_of_run(run, options.reward_weights, model)
+    configure(remote_options(options))
+    check_weights(scorers.rewards, scorers.weights)
+    return scorers
+
+
+def _scorers_of_run(run: Mapping[str, Any], weights: Sequence[float] | None, model: str) -> Scorers:
+    """The rewards that a run was trained by, with its weights unless others are given, and the auditor beside them."""
+    specs, labels = run.get("reward_funcs") or [], run.get("rewards") or []
+    if not specs:
+        raise UserError(f"{model} does not record its rewards; name them with --reward_funcs")
+    rewards = []
+    for spec, label in zip(specs, labels if len(labels) == len(specs) else [None] * len(specs), strict=True):
+        try:
+            rewards.append(resolve_reward(spec))
+        except UserError as error:
+            raise UserError(f"the reward of {model} cannot be loaded: {error}; name it with --reward_funcs") from error
+        if label is not None and label.partition("@")[:2] != rewards[-1].label.partition("@")[:2]:
+            raise UserError(
+                f"{model} was trained by a reward {label!r}, which is not today's {rewards[-1].label!r}; "
+                "name it with --reward_funcs, my_file.py:my_reward"
+            )
+    auditor = resolve_reward(AUDITOR)
+    others = [] if auditor.label in [reward.label for reward in rewards] else [auditor]
+    return Scorers(rewards, run.get("reward_weights") if weights is None else weights, others)
