@@ -17,6 +17,7 @@ from nlf.config import OPTION_GROUPS, RETIRED, TRAINING_DEFAULTS, TRAINING_SHORT
 from nlf.config.knobs import choices_of, default_of, help_of
 from nlf.data.files import not_yaml
 from nlf.errors import UserError, near_matches
+from nlf.secrets import is_secret
 
 INHERITED = "Trainer (inherited)"
 ABOUT = {
@@ -150,7 +151,8 @@ def convert(knob: Knob, value: Any, where: str = "") -> Any:
             if not knob.choices or result in knob.choices:
                 return result
     expected = "one of " + ", ".join(map(str, knob.choices)) if knob.choices else knob.type.replace("None", "null")
-    raise UserError(f"{where}{knob.name}: {value!r} where {expected} was expected")
+    shown = "a value" if is_secret(knob.name) else repr(value)
+    raise UserError(f"{where}{knob.name}: {shown} where {expected} was expected")
 
 
 def _readings(knob: Knob, value: Any) -> list[tuple[str, Any]]:

@@ -17,6 +17,7 @@ from nlf.errors import UserError
 from nlf.models.policy import best_device
 from nlf.models.sharding import load_whole
 from nlf.rewards import Reward
+from nlf.training.hub import check_hub
 
 
 def _with_defaults(base: type, defaults: dict) -> type:
@@ -68,11 +69,14 @@ class ALTConfig(
         check_compile(self)
         self.fsdp = {"true": True, "false": None}.get(str(self.fsdp).lower(), self.fsdp)  # the text of a flag
         TrainingArguments.__post_init__(self)
+        check_hub(self)
         load_whole()
         self.train_sampling_strategy = "sequential"  # the data set fixes the order
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"  # no warning on a CPU
         if self.num_train_epochs != int(self.num_train_epochs):
             raise UserError(f"num_train_epochs {self.num_train_epochs}: expected a whole number of iterations")
+
+    __repr__ = TrainingArguments.__repr__  # a dataclass's own would show hub_token
 
     @property
     def total_batch_size(self) -> int:

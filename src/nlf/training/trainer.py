@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from nlf import config
@@ -46,6 +46,7 @@ from nlf.training.evaluation import (
     pool_statistics,
     scores_of,
 )
+from nlf.training.hub import Hub, HubTrainer
 from nlf.training.inputs import (
     RewardFunction,
     check_inputs,
@@ -57,7 +58,7 @@ from nlf.training.inputs import (
 )
 from nlf.training.iteration import run_iteration
 from nlf.training.loss_sums import LossSums, averages, controllers_of, moved_coefficients
-from nlf.training.model_card import model_card
+from nlf.training.model_card import CARD, model_card
 from nlf.training.objective import completion_stats, loss_of_groups
 from nlf.training.ranks import Ranks
 from nlf.training.run_policy import RunPolicy
@@ -66,7 +67,7 @@ from nlf.training.stopping import StopSignal
 from nlf.training.vllm_weights import share
 
 
-class ALTTrainer(Trainer):
+class ALTTrainer(HubTrainer):
     """Train a causal language model on its own completions, conditioned on words for their quality.
 
     Args:
@@ -142,6 +143,7 @@ class ALTTrainer(Trainer):
         """Set the state that training changes and a checkpoint keeps, and the sums for log lines."""
         self.run_dir = folder_of(args)
         self.options: dict[str, Any] = {}
+        self.hub = Hub(args) if args.push_to_hub else None
         self.coefficients = {"beta": args.beta, "entropy_coef": args.entropy_coef}
         self.rollout_digest: str | None = None  # digest of the weights that this iteration samples
         self.started_at = 0  # the step that the run resumes from
@@ -184,6 +186,8 @@ class ALTTrainer(Trainer):
         if self.is_world_process_zero():
             facts = run_facts(self.args, self.policy, self.inputs.prompts, self.inputs.rewards)
             run_folder.claim(self.run_dir, run_settings(self.args, self.options), facts, bool(resume_from_checkpoint))
+            if self.hub:
+                self.hub.create()
         self.accelerator.wait_for_everyone()
         checkpoint = resume_from_checkpoint or None
         if checkpoint is True:
@@ -199,16 +203,28 @@ class ALTTrainer(Trainer):
         self.finish()
         return result
 
-    def finish(self) -> None:
-        """Write the tagged model, its tags and its card into the run's folder."""
+    def finish(self, message: str = "End of training") -> None:
+        """Write the tagged model, its tags and its card into the run's folder; upload them if the settings ask for it."""
+        self.push_final(self.write_model(self.run_dir), message)
+
+    def write_model(self, folder: Path) -> list[str]:
+        """Write the tagged model, its tags and its card into a folder; returns the names of the files."""
+        names: list[str] = []
+
+        def save(temporary: Path) -> None:
+            save_policy(policy, temporary)
+            names.extend(path.name for path in temporary.iterdir())
+
         first, cpu = self.is_world_process_zero(), torch.device("cpu")
         with whole(self.policy, self.skeleton, ["model"], device=cpu, keep=first) as policy:
             if first:
-                files.write_folder(self.run_dir, partial(save_policy, policy))
+                files.write_folder(folder, save)
                 rewards = ", ".join(reward.label for reward in self.inputs.rewards)
-                card = model_card(self.run_dir, policy, self.args, self.state.log_history, rewards)
-                files.write_text(self.run_dir / "README.md", card)
+                name = self.hub.name if self.hub else str(self.run_dir)
+                card = model_card(self.run_dir, policy, self.args, self.state.log_history, rewards, name)
+                files.write_text(folder / CARD, card)
         self.accelerator.wait_for_everyone()
+        return [*names, CARD]
 
     # ---- the loss -------------------------------------------------------------------------------------------------
 
@@ -393,6 +409,7 @@ class ALTTrainer(Trainer):
         if self.args.should_save:
             run_folder.mark_complete(folder, self.loop_state())
             rotate_checkpoints(str(self.run_dir), limit, self.state.best_model_checkpoint)
+        self.push_checkpoint()
 
     def loop_state(self) -> dict[str, Any]:
         """The state that a checkpoint keeps besides Trainer's state."""
