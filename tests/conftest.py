@@ -5,7 +5,11 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is slow, not wrong
+hypothesis.settings.load_profile("any machine")
 
 REPO = Path(__file__).resolve().parents[1]
 

@@ -13,6 +13,7 @@ ROOT = Path(nlf.__file__).parent
 TOOLS = Path(__file__).parents[1] / "tools"
 FLOORS = [  # from the ground up; rooms of one floor do not import each other
     {"errors"},
+    {"secrets"},
     {"method", "services"},
     {"config"},
     {"data"},

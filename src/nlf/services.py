@@ -1,41 +1,62 @@
 """Requests to a service over HTTP, shared by remote scorers and the server sampler.
 
 A failed try that may succeed later raises `Retry`; a try that cannot succeed raises `Rejected`. `retrying` repeats the
-first kind with growing pauses. The caller decides how many tries a request gets and what a rejection means.
+first kind with growing pauses. The caller decides how many tries a request gets and what a rejection means. Answers are
+bounded in size, depth and the time that they may ask to wait, and their texts come without keys (`nlf.secrets`).
 """
 
 import asyncio
 import functools
 import json
+import logging
 import math
 import os
 import re
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies
 
 import httpx2
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
 
 from nlf.errors import UserError
+from nlf.secrets import masked
+
+logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE = 60.0  # seconds between two tries, unless the service asks for more
+LONGEST_WAIT = 3600.0  # seconds that a service may ask to wait; after a longer demand the request is given up
+TOLD_WAIT = 10.0  # a demand of more seconds is announced
+MOST_BYTES = 8 * 2**20  # of an answer, decompressed; real ones have some thousands
+DEEPEST = 100  # levels of JSON in an answer; real ones have fewer than ten
 JITTER = (0.5, 1.0)  # each pause is multiplied by a random number from this range
 # Names of OpenAI's client, which other servers of its API share.
-OPENAI, OPENAI_KEY, OPENAI_URL = "https://api.openai.com/v1", "OPENAI_API_KEY", "OPENAI_BASE_URL"
+OPENAI, OPENAI_URL = "https://api.openai.com/v1", "OPENAI_BASE_URL"
+# A host is a name, or an IPv6 address in brackets.
+ADDRESS = re.compile(
+    r"https?://(?P<host>\[[0-9a-fA-F:.]+\]|[^\s/?#@:\[\]\\%]+)(?::(?P<port>[0-9]*))?(?P<path>/[^\s?#@]*)?"
+)
+LABEL = re.compile("[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.I)  # between the dots of a host's name
 T = TypeVar("T")
 
 
 class Retry(Exception):
-    """A try failed and may succeed later. `after` is the number of seconds that the service asks to wait."""
+    """A try failed and may succeed later.
 
-    def __init__(self, reason: str, after: float | None = None):
+    Attributes:
+        after: Seconds that the service asks to wait; None if it does not ask.
+        answer: What the service rejected the request with; None if the try failed in another way.
+    """
+
+    def __init__(self, reason: str, after: float | None = None, answer: "Rejected | None" = None):
         super().__init__(reason)
-        self.reason, self.after = reason, after
+        self.reason, self.after, self.answer = reason, after, answer
 
 
 class Rejected(Exception):
@@ -87,7 +108,7 @@ def retrying(
     uniform: Callable[[float, float], float],
     *,
     failed: Callable[[Retry], None],
-    waits: Callable[[Retry], None] = lambda error: None,
+    waits: Callable[[Retry], None],
 ) -> AsyncRetrying:
     """A caller that repeats an async function for as long as it raises `Retry`, then raises the last `Retry`.
 
@@ -98,7 +119,7 @@ def retrying(
         backoff: Seconds of the first pause, before jitter; each following pause is twice as long.
         uniform: Draws the jitter of a pause, as `random.uniform`.
         failed: Called after each failed try.
-        waits: Called before each pause.
+        waits: Called before each pause, as `Waits`.
     """
     return AsyncRetrying(
         retry=retry_if_exception_type(Retry),
@@ -128,6 +149,52 @@ async def together(count: int, work: Callable[[], Coroutine[Any, Any, None]]) ->
         await asyncio.gather(*workers, return_exceptions=True)
 
 
+class Waits:
+    """Called before each pause: announces a long one, once for requests that wait at the same time.
+
+    Args:
+        who: The name of the service in messages.
+    """
+
+    def __init__(self, who: str):
+        self.who, self.until = who, 0.0
+
+    def __call__(self, error: Retry) -> None:
+        """Raises UserError if the service asks to wait for more than LONGEST_WAIT seconds."""
+        if not error.after or error.after <= TOLD_WAIT:
+            return
+        asked = f"{error.after:,.0f}" if error.after < 1e12 else "more than 1e12"
+        said = f"{self.who}: the service asks to wait {asked} seconds ({error.reason})"
+        if error.after > LONGEST_WAIT:
+            raise UserError(
+                f"{said}, more than the {LONGEST_WAIT:,.0f} allowed; finished work is kept: run again later"
+            )
+        until = time.monotonic() + error.after
+        if until > self.until + 1:
+            self.until = until
+            logger.warning(f"{said}; waiting")
+
+
+def new_client() -> httpx2.AsyncClient:
+    """An HTTP client without a timeout of its own, which asks for uncompressed answers.
+
+    Raises:
+        UserError: a proxy or certificate of the environment cannot be used.
+    """
+    for scheme in ("http", "https", "all"):
+        proxy = re.sub(r"^(\w+://)?([^/@]*@)?", r"http://", getproxies().get(scheme, ""))
+        if proxy != "http://" and not _is_address(proxy):
+            raise UserError(f"{scheme.upper()}_PROXY: expected http://host:port, with a port from 1 to 65535")
+    try:
+        limits, headers = httpx2.Limits(max_connections=None), {"Accept-Encoding": "identity"}
+        return httpx2.AsyncClient(timeout=None, limits=limits, headers=headers)
+    except (ValueError, ImportError, OSError, httpx2.InvalidURL) as error:
+        raise UserError(
+            f"no HTTP connections with the proxies and certificates of the environment ({type(error).__name__}): check "
+            "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY and SSL_CERT_FILE"
+        ) from error
+
+
 async def post(
     client: httpx2.AsyncClient, url: str, body: dict, headers: dict | None = None, query: dict | None = None
 ) -> dict:
@@ -137,30 +204,70 @@ async def post(
         query: Parameters that are added to the URL on the wire only. They can hold a key, and httpx2 logs URLs.
 
     Raises:
-        Retry: the status is 408, 429 or 5xx, or the body of a success is not a JSON object.
+        Retry: the status is 408, 429 or 5xx, or the answer is too large, or the body of a success is not a JSON object.
         Rejected: the status is another error.
     """
     wire = {"target": httpx2.URL(url).raw_path + f"?{urlencode(query)}".encode()} if query else {}
     content = json.dumps(body, ensure_ascii=False).encode(errors="replace")  # UTF-8 has no surrogates
     headers = {"Content-Type": "application/json", **(headers or {})}
-    response = await client.post(url, content=content, headers=headers, extensions=wire)
-    if response.status_code in (408, 429) or response.status_code >= 500:
+    async with client.stream("POST", url, content=content, headers=headers, extensions=wire) as response:
+        payload = _object(await _body(response))
+    status = response.status_code
+    if status in (408, 429) or status >= 500:
         after = retry_after(response.headers.get("retry-after"), response.headers.get("date"))
-        raise Retry(f"HTTP {response.status_code}", after)
-    payload = _object(response.content)
+        raise Retry(f"HTTP {status}", after, Rejected(status, payload or {}))
     if not response.is_success:
-        raise Rejected(response.status_code, payload or {})
+        raise Rejected(status, payload or {})
     if payload is None:
         raise Retry("invalid JSON")
     return payload
 
 
+async def _body(response: httpx2.Response) -> bytes:
+    """The whole body, decompressed; a compressed one is never unpacked to more than MOST_BYTES.
+
+    Raises:
+        Retry: the body is too large, or compressed in another way than asked for.
+    """
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    unzip = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding in ("gzip", "x-gzip", "deflate") else None
+    if unzip is None and encoding != "identity":
+        raise Retry("an answer in an encoding that was not asked for")
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        try:
+            body += unzip.decompress(chunk, MOST_BYTES - len(body) + 1) if unzip else chunk
+        except zlib.error as error:
+            raise Retry("an answer that cannot be decompressed") from error
+        if len(body) > MOST_BYTES:
+            raise Retry(f"an answer of more than {MOST_BYTES >> 20} MB")
+    return bytes(body)
+
+
 def _object(content: bytes) -> dict | None:
+    """The JSON object; None for other content."""
     try:
-        payload = json.loads(content)
+        payload = _finite(json.loads(content))
     except (ValueError, RecursionError):
         return None
     return payload if isinstance(payload, dict) else None
+
+
+def _finite(value: Any, depth: int = 0) -> Any:
+    """JSON data with None in place of NaN and infinity, which Python reads and JSON does not know.
+
+    Raises:
+        ValueError: the data is nested more deeply than DEEPEST.
+    """
+    if depth > DEEPEST:
+        raise ValueError("nested too deeply")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_finite(each, depth + 1) for each in value]
+    if isinstance(value, dict):
+        return {name: _finite(each, depth + 1) for name, each in value.items()}
+    return value
 
 
 def pause(tries: int, backoff: float, jitter: float) -> float:
@@ -188,43 +295,22 @@ def retry_after(value: str | None, date: str | None = None) -> float | None:
 def _moment(header: str | None) -> datetime | None:
     try:
         moment = parsedate_to_datetime(header or "")
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def said(payload: dict, secrets: Sequence[str] = ()) -> str:
-    """The reason that a service gives for rejecting a request, on one line of at most 200 characters.
+def said(payload: dict, secrets: Iterable[str] = ()) -> str:
+    """The reason that a service gives for rejecting a request, on one line of at most 200 characters, without keys.
 
     Args:
         payload: The JSON object of the answer.
-        secrets: Strings that are replaced by `[key]`.
+        secrets: Further secrets to mask, besides those of the environment.
     """
     found = payload.get("error") or payload.get("message") or payload.get("detail")
     found = found.get("message") if isinstance(found, dict) else found
-    found = " ".join(str(found or "no reason given").split())
-    for secret in filter(None, secrets):
-        found = found.replace(secret, "[key]").replace(quote(secret, safe=""), "[key]")
-    return found[:200]
-
-
-def key_of(variable: str) -> str:
-    """A service's key, from $VARIABLE or from the file that $VARIABLE_FILE names; "" if neither is set.
-
-    Raises:
-        UserError: the file cannot be read, or the key has characters that no key has.
-    """
-    file = os.environ.get(f"{variable}_FILE")
-    try:
-        key = os.environ.get(variable) or (Path(file).expanduser().read_text(encoding="utf-8") if file else "")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"cannot read {file}, which {variable}_FILE names: {reason}") from error
-    if not re.fullmatch("[!-~]*", key.strip()):
-        raise UserError(
-            f"{variable}: expected a key, one word of letters, digits and marks; remove spaces and line breaks"
-        )
-    return key.strip()
+    text = "".join(each if each.isprintable() else " " for each in str(found or "no reason given"))
+    return " ".join(masked(text, secrets, words=True).split())[:200]
 
 
 def checked_url(url: str, where: str) -> str:
@@ -237,9 +323,23 @@ def checked_url(url: str, where: str) -> str:
     Raises:
         UserError: it is not an HTTP URL, or holds a user, a password or a query, which logs would show.
     """
-    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", url):
-        raise UserError(f"{where}: expected http(s)://host[:port][/path], without a user, a key or a query in it")
+    if not _is_address(url):
+        raise UserError(
+            f"{where}: expected http(s)://host[:port][/path], a port from 1 to 65535, without a user, a key or a query in it"
+        )
     return url.rstrip("/")
+
+
+def _is_address(url: str) -> bool:
+    """Whether a URL can be connected to: scheme, host and port are well formed, and there is no user and no query."""
+    try:
+        host = httpx2.URL(url).raw_host.decode()
+    except httpx2.InvalidURL:
+        return False
+    found = ADDRESS.fullmatch(url)
+    labels = host.removesuffix(".").split(".")
+    named = ":" in host or (len(host) < 254 and all(map(LABEL.fullmatch, labels)))
+    return bool(found and host and named and 0 < int(found["port"] or 80) < 65536)
 
 
 def api_url(url: str, where: str) -> str:

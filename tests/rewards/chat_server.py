@@ -58,7 +58,7 @@ class _ChatHandler(_Handler):
 
     def chat(self, arrived, texts, fault):
         if fault == "slow":
-            time.sleep(self.server.hang / 10)
+            time.sleep(0.02)
         if self.server.key and self.headers["Authorization"] != f"Bearer {self.server.key}":
             return self.answer(401, {"error": {"message": f"Incorrect API key provided: {self.server.key}"}})
         if refused := self.server.refuse and self.server.refuse(texts["completion"]):

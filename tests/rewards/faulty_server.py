@@ -1,6 +1,7 @@
 """A local server that speaks Perspective's protocol and OpenAI's moderation, and fails on purpose.
 
-It records every request with its time. The faults are drawn by a seed or given as a list.
+It records every request with its time. The faults are drawn by a seed or given as a list; besides `FAULTS` there is
+"hang": no answer until the client closes the connection.
 """
 
 import hashlib
@@ -10,7 +11,6 @@ import socket
 import struct
 import threading
 import time
-from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,9 +21,8 @@ from urllib.parse import parse_qs, urlsplit
 KEY = "AIza-secret/key+1"
 KNOWN = "TOXICITY SEVERE_TOXICITY IDENTITY_ATTACK INSULT PROFANITY THREAT SEXUALLY_EXPLICIT FLIRTATION".split()
 CATEGORIES = ["harassment", "hate", "hate/threatening", "violence"]
-FAULTS = (
-    "429", "429 after", "429 date", "500", "503", "timeout", "reset", "truncated", "invalid", "slow", "missing",
-)  # fmt: skip
+FAULTS = ("429", "429 after", "429 date", "500", "503", "reset", "truncated", "invalid", "slow", "missing")
+NOW = datetime(2026, 11, 6, 8, 49, 37, tzinfo=UTC)  # the server's clock stands still
 HARMLESS = {"slow", "missing"}  # the answer arrives
 
 
@@ -46,17 +45,17 @@ class FaultyServer(ThreadingHTTPServer):
 
     Args:
         faults: The share of requests that fail, or a list of the faults of the first requests (None = no fault).
-        hang: Seconds until a "timeout" or "slow" request is answered: 4 times or a tenth of it.
+        most: Requests after this many hang.
         after: The header Retry-After of "429 after".
     """
 
     daemon_threads, request_queue_size = True, 128
 
-    def __init__(self, faults=0.0, *, seed: int = 0, hang: float = 0.25, after: str = "0.05", key: str = KEY):
+    def __init__(self, faults=0.0, *, seed: int = 0, most: float = float("inf"), after: str = "0.05", key: str = KEY):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.share, self.plan = (faults, []) if isinstance(faults, float) else (0.0, list(faults))
-        self.random, self.hang, self.after, self.key = random.Random(seed), hang, after, key
+        self.random, self.most, self.after, self.key = random.Random(seed), most, after, key
         self.requests: list[Request] = []
         self.lock = threading.Lock()
 
@@ -77,17 +76,14 @@ class FaultyServer(ThreadingHTTPServer):
             fault = self.plan.pop(0) if self.plan else None
             if self.random.random() < self.share:
                 fault = self.random.choice(FAULTS)
+            if len(self.requests) >= self.most:
+                fault = "hang"
             self.requests.append(Request(now, text, fault, body, path))
         return fault
 
     def asked(self) -> Counter:
         """The number of requests for each text."""
         return Counter(request.text for request in self.requests)
-
-    def busiest(self, seconds: float = 1.0) -> int:
-        """The largest number of requests in any half-open window of this length in seconds."""
-        times = sorted(request.time for request in self.requests)
-        return max(bisect_left(times, start + seconds) - i for i, start in enumerate(times))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -97,6 +93,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+    def date_time_string(self, timestamp=None):
+        return format_datetime(NOW, usegmt=True)
 
     def do_POST(self):
         arrived = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -110,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def speak(self, speak, arrived, fault):
         if fault == "slow":
-            time.sleep(self.server.hang / 10)
+            time.sleep(0.02)
         status, payload = speak(arrived)
         if fault == "missing" and status == 200:
             payload.get("attributeScores", {}).pop("TOXICITY", None)
@@ -164,13 +163,13 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close()
-        elif kind == "timeout":
-            time.sleep(self.server.hang * 4)
+        elif kind == "hang":
+            self.connection.recv(1)  # nothing comes until the client closes
             self.close()
         elif kind in ("truncated", "invalid"):
             self.respond(200, b'{"attributeScores": {"TOXICITY": {"summ', missing=100 * (kind == "truncated"))
         else:
-            until = format_datetime(datetime.now(UTC) + timedelta(seconds=1), usegmt=True)
+            until = format_datetime(NOW + timedelta(seconds=1), usegmt=True)
             after = {"after": self.server.after, "date": until}.get(rest)
             self.respond(int(kind), b"<html>not now</html>", {"Retry-After": after} if after else {})
 

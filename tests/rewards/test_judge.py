@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -41,9 +40,8 @@ def folder(monkeypatch, tmp_path):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     for name in ("OPENAI_BASE_URL", "NLF_JUDGE_MODEL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(remote.RemoteScorer, "backoff", 0.002)
-    monkeypatch.setattr(remote, "_options", RemoteOptions(request_timeout=0.5))
+    monkeypatch.setattr(remote, "_options", RemoteOptions())
     return tmp_path
 
 
@@ -386,7 +384,7 @@ def test_sentences_and_what_cannot_be_read(made, caplog):
 
 def test_a_faulty_server_loses_nothing(made, folder):
     texts = [f"{'w ' * (i % 6)}{i}" for i in range(150)]
-    with ChatServer(category, faults=0.3, seed=3, hang=0.2, key=KEY) as server:
+    with ChatServer(category, faults=0.3, seed=3, key=KEY) as server:
         judge = made(server)
         found = rewards_of(judge, *texts)
         gone = {request.text for request in server.requests if request.fault == "missing"}
@@ -406,7 +404,7 @@ def error(status, message, code=None):
 @pytest.mark.parametrize(
     ("refused", "said"),
     [
-        (error(401, f"Incorrect API key provided: {KEY[:12]}****"), "HTTP 401: the key is not accepted"),
+        (error(401, f"Incorrect API key provided: {KEY[:12]}****"), r"HTTP 401: Incorrect API key provided: \[key\]\*"),
         (error(403, f"{KEY} may not"), r"HTTP 403: \[key\] may not"),
         (error(404, "The model 'm' does not exist"), "HTTP 404: The model 'm' does not exist"),
         (error(400, "Unsupported value: 'temperature'"), "HTTP 400: Unsupported value"),
@@ -448,9 +446,9 @@ def test_a_key_goes_to_no_server_that_a_template_names(made, monkeypatch):
         made(server, base_url=other.url)
         monkeypatch.delenv("OPENAI_BASE_URL")
         judge = Judge(str(Path(judge_file := remote.cache_path(RemoteOptions()).parents[1] / "count.yaml")))
-        assert judge_file.is_file() and judge.base_url == f"{other.url}/v1" and judge.secrets() == []
+        assert judge_file.is_file() and judge.base_url == f"{other.url}/v1"
         assert rewards_of(judge, "a") == [1.0] and not server.requests
-        assert other.keys == ["Bearer none"]
+        assert other.keys == [None]
         assert rewards_of(made(server, base_url=other.url, seed=1), "a") == [1.0]
         assert server.keys == [f"Bearer {KEY}"] and len(other.keys) == 1
 
@@ -461,12 +459,6 @@ def test_without_a_key(monkeypatch):
     assert judge.base_url == OPENAI
     with pytest.raises(UserError, match="judge:dialogue-categories: no key; set OPENAI_API_KEY, or OPENAI_BASE_URL"):
         ask(judge, "a")
-
-
-def test_without_openais_client(made, monkeypatch):
-    monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(UserError, match=r"judge:count needs OpenAI's client: pip install openai"):
-        ask(made("http://localhost:9"), "a")
 
 
 def test_texts_conversations_and_long_ones(made, caplog):
@@ -553,8 +545,8 @@ def parrot(folder) -> str:
 def test_transformers_serve(made, folder, monkeypatch, caplog):
     """A real server: a readable answer is a level, an unreadable one is None and counted, an unknown model is an error."""
     monkeypatch.setenv("NLF_JUDGE_MODEL", parrot(folder / "model"))
-    monkeypatch.setattr(remote, "_options", RemoteOptions(max_concurrency=2, max_tries=2))
-    with serving(120) as server, caplog.at_level(logging.WARNING):
+    monkeypatch.setattr(remote, "_options", RemoteOptions(max_concurrency=2, max_tries=2, request_timeout=600.0))
+    with serving() as server, caplog.at_level(logging.WARNING):
         url = f"{server}/v1"
         judge = made(url, {**CATEGORIES, "categories": ["a", "the", "an"], "max_tokens": 3})
         assert rewards_of(judge, "one", "two words") == [1.0, 1.0]

@@ -17,9 +17,8 @@ def folder(monkeypatch, tmp_path):
     monkeypatch.setenv("NLF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(remote.RemoteScorer, "backoff", 0.002)
-    monkeypatch.setattr(remote, "_options", RemoteOptions(request_timeout=0.2))
+    monkeypatch.setattr(remote, "_options", RemoteOptions())
 
 
 def ask(scorer, *texts):

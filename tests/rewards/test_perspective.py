@@ -22,7 +22,6 @@ def folder(monkeypatch, tmp_path):
     monkeypatch.setenv("NLF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PERSPECTIVE_API_KEY", KEY)
     monkeypatch.delenv("PERSPECTIVE_BASE_URL", raising=False)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(remote, "_options", RemoteOptions(rate_limit=2000))
     return tmp_path
 

@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from bisect import bisect_left
 from pathlib import Path
 
 import httpx2
@@ -26,7 +26,7 @@ from nlf.rewards.perspective import Perspective
 from nlf.rewards.remote import Ask, Refused, RemoteScorer
 from nlf.services import Retry, pause, retry_after, retrying
 
-FAST = {"rate_limit": 2000.0, "request_timeout": 0.2}
+FAST = {"rate_limit": 2000.0}
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,6 @@ def folder(monkeypatch, tmp_path):
     """A cache, a rate limit and a key for each test."""
     monkeypatch.setenv("NLF_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PERSPECTIVE_API_KEY", KEY)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(RemoteScorer, "backoff", 0.002)
     monkeypatch.setattr(remote, "_options", RemoteOptions(**FAST))
     return tmp_path
@@ -50,6 +49,21 @@ def rewards_of(scorer, texts):
 
 def right(text):
     return 1 - value(text, "TOXICITY")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only sleeping moves; the sleeps so far, as a list."""
+    now, slept, real = [1000.0], [], asyncio.sleep
+
+    async def sleep(seconds):
+        slept.append(seconds)
+        now[0] += seconds
+        await real(0)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr("nlf.rewards.cache.time.time", lambda: now[0])
+    return slept
 
 
 class Scripted(RemoteScorer):
@@ -133,12 +147,15 @@ def test_one_client_for_each_loop(monkeypatch):
 
 
 def test_concurrency_is_bounded_and_used():
-    running, most = 0, 0
+    running, most, full = 0, 0, asyncio.Event()
 
     async def slow():
         nonlocal running, most
         running, most = running + 1, max(most, running + 1)
-        await asyncio.sleep(0.01)
+        if running == 4:
+            full.set()
+        await full.wait()  # for ever, if there are fewer at a time
+        await asyncio.sleep(0)
         running -= 1
         return 1
 
@@ -158,19 +175,48 @@ def test_rewards_of_one_service_ask_once():
 # ---- retries --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["429", "429 after", "500", "503", "timeout", "reset", "truncated", "invalid"])
+@pytest.mark.parametrize("fault", ["429", "429 after", "500", "503", "reset", "truncated", "invalid"])
 def test_what_may_pass_is_tried_again(fault):
     with FaultyServer([fault, fault]) as server:
         assert rewards_of(Perspective(base_url=server.url), ["a"]) == [right("a")]
         assert server.asked() == {"a": 3}
 
 
-@pytest.mark.parametrize(("fault", "seconds"), [("429 after", 0.5), ("429 date", 0.01)])
-def test_retry_after_is_waited_for(fault, seconds):
+def test_a_request_without_an_answer_is_given_up_and_tried_again():
+    async def never():
+        await asyncio.Event().wait()
+
+    scorer = Scripted({"a": [never, never]}, request_timeout=0.01)
+    assert rewards_of(scorer, ["a"]) == [1.0] and scorer.asked == ["a"] * 3
+    with FaultyServer(most=0) as server:
+        down = Perspective(base_url=server.url, options=RemoteOptions(**FAST, request_timeout=0.05, max_tries=2))
+        with pytest.raises(UserError, match="1 of 1 texts have no answer .*TimeoutError: 4"):
+            ask(down, ["a"])
+
+
+@pytest.mark.parametrize(("fault", "seconds"), [("429 after", 0.5), ("429 date", 1.0)])
+def test_retry_after_is_waited_for(fault, seconds, clock):
     with FaultyServer([fault], after="0.5") as server:
-        ask(Perspective(base_url=server.url), ["a"])
-        first, second = (request.time for request in server.requests)
-        assert second - first >= seconds
+        assert rewards_of(Perspective(base_url=server.url), ["a"]) == [right("a")]
+        assert seconds in clock and max(clock) == seconds
+
+
+@pytest.mark.parametrize("after", ["99999999999", "3601", "1e300", "Fri, 06 Nov 9999 08:49:37 GMT"])
+def test_a_service_that_asks_to_wait_for_ever_is_given_up(after, clock):
+    with FaultyServer(["429 after"], after=after) as server:
+        with pytest.raises(
+            UserError, match=r"perspective: the service asks to wait .* seconds \(HTTP 429\), more than"
+        ) as e:
+            ask(Perspective(base_url=server.url), ["a"])
+        assert len(server.requests) == 1 and max(clock, default=0) < 1
+    assert "\n" not in str(e.value) and len(str(e.value)) < 200
+
+
+def test_a_long_wait_is_said_once_for_all_requests(clock, caplog):
+    with FaultyServer(["429 after"] * 5, after="1800") as server:
+        assert len(rewards_of(Perspective(base_url=server.url), list("abcde"))) == 5
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["perspective: the service asks to wait 1,800 seconds (HTTP 429); waiting"]
 
 
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
@@ -191,6 +237,11 @@ DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
         ("inf", None, None),
         ("nan", None, None),
         ("", None, None),
+        ("-1e9", None, 0.0),
+        ("9" * 400, None, None),
+        ("Sun, 06 Nov 99999999999 08:49:37 GMT", DATE, None),
+        ("Sun, 06 Nov 1994 08:49:37 +99999999999999", DATE, None),
+        (DATE, "Sun, 06 Nov 99999999999 08:49:37 GMT", 0.0),
     ],
 )
 def test_both_forms_of_retry_after(value, date, seconds):
@@ -208,7 +259,7 @@ def test_the_pause_doubles_and_is_bounded():
     assert pause(3, 0.5, 0.75) == 1.5
 
 
-def test_the_hooks_and_pauses_of_retrying():
+def test_the_hooks_and_pauses_of_retrying(clock):
     """No pause follows the last try, and a pause is as long as the service asks for, if that is longer."""
     failed, waited, jitters = [], [], []
     errors = [Retry("a"), Retry("b", 0.03), Retry("c", 9.0)]
@@ -220,11 +271,10 @@ def test_the_hooks_and_pauses_of_retrying():
     async def attempt():
         raise errors[len(failed)]
 
-    begin = time.monotonic()
     tries = retrying(3, 0.002, uniform, failed=failed.append, waits=waited.append)
     with pytest.raises(Retry, match="c"):
         asyncio.run(tries(attempt))
-    assert failed == errors and waited == errors[:2] and 0.031 <= time.monotonic() - begin < 9
+    assert failed == errors and waited == errors[:2] and clock == [0.001, 0.03]
     assert set(jitters) == {(0.5, 1.0)}
 
 
@@ -336,26 +386,41 @@ def test_a_cache_that_cannot_be_written_is_said_before_anything_is_asked(folder)
     assert not scorer.asked
 
 
-def test_what_another_one_finds_meanwhile_is_not_asked_about():
-    """Two loops, like two processes, ask about the same texts with an empty cache."""
-    texts = [str(i) for i in range(10)]
-    pair = [Scripted(rate_limit=50, max_concurrency=1) for _ in range(2)]
-    with ThreadPoolExecutor() as threads:
-        found = list(threads.map(lambda scorer: ask(scorer, texts), pair))
-    assert found[0] == found[1] and sorted(pair[0].asked + pair[1].asked) == texts
+def test_what_another_one_finds_meanwhile_is_not_asked_about(monkeypatch):
+    """While this process waits for its turn, another one writes all answers."""
+    texts, scorer, real = [str(i) for i in range(10)], Scripted(rate_limit=1.0, max_concurrency=1), asyncio.sleep
+
+    async def other_process(seconds):
+        with remote.Cache(remote.cache_path(RemoteOptions())) as cache:
+            for text in texts:
+                key = remote.digest([scorer.service, scorer.version, scorer.settings(), text])
+                cache.put(key, "scripted", {"answer": 7})
+        await real(0)
+
+    monkeypatch.setattr(asyncio, "sleep", other_process)
+    assert rewards_of(scorer, texts) == [1.0] + [7.0] * 9 and scorer.asked == ["0"]
 
 
 # ---- rate and progress ----------------------------------------------------------------------------------------------
 
 
-def test_the_rate_holds_for_every_request_also_those_made_again():
-    with FaultyServer(["500", "invalid"] * 10) as server:
-        ask(
-            Perspective(base_url=server.url, options=RemoteOptions(**FAST | {"rate_limit": 40})),
-            list("abcdefghij" * 3),
-        )
-        times = [request.time for request in server.requests]
-        assert len(times) == 30 and times[-1] - times[0] >= 29 * 0.98 / 40
+def busiest(times, seconds=1.0) -> int:
+    """The largest number of times in any half-open window of this length in seconds."""
+    times = sorted(times)
+    return max(bisect_left(times, start + seconds) - i for i, start in enumerate(times))
+
+
+def test_the_rate_holds_for_every_request_also_those_made_again(clock):
+    times, failures = [], [Retry("HTTP 500"), Retry("invalid JSON")]
+
+    class Timed(Scripted):
+        async def ask(self, client, ask):
+            times.append(1000.0 + sum(clock))
+            return await super().ask(client, ask)
+
+    texts = [str(i) for i in range(30)]
+    ask(Timed(dict.fromkeys(texts[:10], failures), rate_limit=40), texts)
+    assert len(times) == 50 and 36 <= busiest(times) <= 40
 
 
 def test_a_long_call_is_told_beforehand(caplog):
@@ -372,23 +437,38 @@ def test_a_long_call_is_told_beforehand(caplog):
 RUN = """
 import asyncio, os, sys
 from nlf.config import RemoteOptions
+from nlf.rewards import cache
 from nlf.rewards.perspective import Perspective
 from nlf.rewards.remote import RemoteScorer
 url, rate, first, last = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+slot = cache.slot
+def told(last, now, rate):
+    wait, last = slot(last, now, rate)
+    if not wait:
+        print(now, file=starts, flush=True)
+    return wait, last
+cache.slot, starts = told, open(f"starts-{os.getpid()}", "w")
 RemoteScorer.backoff = 0.05
 texts = [f"text {i}" for i in range(first, last)]
-scorer = Perspective(base_url=url, options=RemoteOptions(rate_limit=rate, request_timeout=1.0))
+scorer = Perspective(base_url=url, options=RemoteOptions(rate_limit=rate, request_timeout=600.0))
 found = asyncio.run(scorer.judge(texts, texts))
 print(*(judgement.reward for judgement in found))
 """
 
 
 def start(folder, url, rate, first, last):
-    """Start a process that scores the texts with these numbers."""
+    """Start a process that scores the texts with these numbers, and notes in a file when each request may start."""
     path = os.pathsep.join(path for path in sys.path if path)
-    environ = os.environ | {"TMPDIR": str(folder), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environ = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", RUN, url, str(rate), str(first), str(last)]
-    return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environ, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def starts(folder) -> list[float]:
+    """When the requests of all processes were allowed to start."""
+    return [float(line) for path in folder.glob("starts-*") for line in path.read_text().split()]
 
 
 def written(folder) -> int:
@@ -399,21 +479,14 @@ def written(folder) -> int:
         return 0
 
 
-def wait_for(count, folder, process, seconds=120):
-    until = time.monotonic() + seconds
-    while written(folder) < count:
-        assert process.poll() is None and time.monotonic() < until, process.communicate()
-        time.sleep(0.01)
-
-
 def test_processes_share_rate_and_cache(folder):
     with FaultyServer() as server:
         pair = [start(folder, server.url, 50, 0, 80), start(folder, server.url, 50, 40, 120)]
-        outs = [process.communicate(timeout=120) for process in pair]
+        outs = [process.communicate(timeout=600) for process in pair]
         assert [process.returncode for process in pair] == [0, 0], outs
         for (out, _), texts in zip(outs, [range(80), range(40, 120)], strict=True):
             assert [float(word) for word in out.split()] == [right(f"text {i}") for i in texts]
-        assert len(server.asked()) == 120 and server.busiest() <= 50
+        assert len(server.asked()) == 120 and busiest(starts(folder)) <= 50
         assert written(folder) == 120
 
 
@@ -427,13 +500,15 @@ def kept(folder, server, count) -> set[str]:
 
 
 def killed_and_run_again(folder, server, rate, count) -> tuple[list[float | None], str]:
-    """The rewards of `count` texts and the output, if the first run is killed after a third of the answers."""
+    """The rewards of `count` texts and the output, if the first run is killed while the server leaves it waiting."""
     process = start(folder, server.url, rate, 0, count)
-    wait_for(count // 3, folder, process)
+    while len(server.requests) <= server.most:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    known, before = kept(folder, server, count), len(server.requests)
-    assert count // 3 <= len(known) < count
+    known, before, server.most = kept(folder, server, count), len(server.requests), float("inf")
+    assert 0 < len(known) < count
     process = start(folder, server.url, rate, 0, count)
     out, error = process.communicate(timeout=600)
     assert process.returncode == 0, error
@@ -442,7 +517,7 @@ def killed_and_run_again(folder, server, rate, count) -> tuple[list[float | None
 
 
 def test_a_killed_run_never_pays_twice(folder):
-    with FaultyServer() as server:
+    with FaultyServer(most=50) as server:
         found, _ = killed_and_run_again(folder, server, 200, 150)
         assert found == [right(f"text {i}") for i in range(150)]
 
@@ -456,13 +531,13 @@ def no_key_in(folder: Path) -> None:
 @pytest.mark.extended
 def test_ten_thousand_texts_through_a_faulty_server_killed_in_the_middle(folder):
     texts, rate = [f"text {i}" for i in range(10_000)], 250
-    with FaultyServer(0.3, seed=1, hang=0.4) as server:
+    with FaultyServer(0.3, seed=1, most=3000) as server:
         found, said = killed_and_run_again(folder, server, rate, len(texts))
     missing = {request.text for request in server.requests if request.fault == "missing"}
     assert len(found) == len(texts) and set(server.asked()) == set(texts)
     assert all(r == right(t) or (r is None and t in missing) for t, r in zip(texts, found, strict=True))
-    assert {request.fault for request in server.requests} == {None, *FAULTS}
-    assert server.busiest() <= rate
+    assert {request.fault for request in server.requests} == {None, "hang", *FAULTS}
+    assert busiest(starts(folder)) <= rate
     assert "AIza" not in said
     no_key_in(folder)
 

@@ -32,7 +32,7 @@ def quick(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
-def sampler(url, model=MODEL, timeout=0.2, **options):
+def sampler(url, model=MODEL, timeout=600.0, **options):
     known = {"banned": options.pop("banned_token_ids", ()), "context": options.pop("context", float("inf"))}
     return ServerSampler(url, model, TOKENIZER, Vocabulary((EOS,), **known), timeout=timeout, **options)
 
@@ -145,6 +145,8 @@ def test_a_server_that_never_answers_stops_it():
         sample(sampler(server.url))
     with CompletionsServer(faults=1.0) as server, pytest.raises(UserError, match="no answer after 8 tries"):
         sample(sampler(server.url))
+    with CompletionsServer(most=0) as server, pytest.raises(UserError, match=r"8 tries \(TimeoutError: 8\)"):
+        sample(sampler(server.url, timeout=0.05))
 
 
 def test_mistakes_are_named_in_one_line(monkeypatch):
@@ -275,7 +277,7 @@ def test_sampler_model_names_the_model_and_no_other(folder, tmp_path, capsys):
 
 def test_a_model_that_transformers_serve_does_not_have(served):
     with pytest.raises(UserError, match=r"no answer after 8 tries \(HTTP 500: \d.*\); does it serve '/nowhere'"):
-        sample(sampler(served, "/nowhere", timeout=60))
+        sample(sampler(served, "/nowhere"))
 
 
 # ---- options --------------------------------------------------------------------------------------------------------
@@ -286,8 +288,9 @@ def test_flags_are_checked_before_anything_is_loaded(folder, capsys):
     for flags, told in [
         (["--sampler", "sglang"], "one of hf, vllm, server"),
         (["--sampler", "server"], "sampler_url is missing"),
-        (["--sampler", "server", "--sampler_url", "x", "--guidance_scale", "1"], "cannot be guided"),
+        (["--sampler", "server", "--sampler_url", "http://x", "--guidance_scale", "1"], "cannot be guided"),
         (["--sampler", "server", "--sampler_url", "x"], "sampler_url: expected http(s)://"),
+        (["--sampler", "server", "--sampler_url", "http://localhost:99999"], "a port from 1 to 65535"),
         (["--gpu_memory_utilization", "2"], "a number above 0, 1 at most"),
         (["--tensor_parallel_size", "0"], "a number above 0"),
     ]:

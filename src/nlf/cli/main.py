@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from nlf import __version__
 from nlf.cli import commands
 from nlf.cli.arguments import Parser, parse_flags, unknown
+from nlf.cli.launch import without
 from nlf.cli.output import is_first_process, show
 from nlf.cli.train import train
 from nlf.errors import UserError
+from nlf.secrets import is_secret, masked
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        return complain(error)
+        return complain(error, argv)
     except KeyboardInterrupt:
         print(interrupted(argv), file=sys.stderr)
         return 130
@@ -55,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        return complain(error)
+        return complain(error, argv)
 
 
 def dispatch(argv: list[str]) -> int:
@@ -72,11 +74,13 @@ def dispatch(argv: list[str]) -> int:
     return 0 if argv else 2
 
 
-def complain(error: Exception) -> int:
-    """Print an error in one line on stderr, from the first process only; returns the exit code."""
+def complain(error: Exception, argv: Sequence[str] = ()) -> int:
+    """Print an error in one line on stderr, without the secrets in the arguments, from the first process only; returns the
+    exit code.
+    """
     if is_first_process():
         clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # removes a half-drawn progress bar
-        print(f"{clear}nlf: error:", " ".join(str(error).split()), file=sys.stderr)
+        print(f"{clear}nlf: error:", masked(" ".join(str(error).split()), secrets_in(argv)), file=sys.stderr)
     return 2
 
 
@@ -85,4 +89,19 @@ def interrupted(argv: list[str]) -> str:
     if argv[:1] != ["train"]:
         return "nlf: interrupted; finished work is kept. Run the same command again to continue"
     resume = [] if any("resume" in word for word in argv) else ["--resume_from_checkpoint", "true"]
-    return f"nlf: interrupted; finished work is kept. Resume with: {shlex.join(['nlf', *argv, *resume])}"
+    names = secret_flags(argv)
+    again = f" (and {', '.join(f'--{name}' for name in names)})" if names else ""
+    words = shlex.join(["nlf", *without(argv, names), *resume])
+    return f"nlf: interrupted; finished work is kept. Resume with: {words}{again}"
+
+
+def secret_flags(argv: Sequence[str]) -> list[str]:
+    """The names of the flags that hold a secret."""
+    flags = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    return [flag.replace("-", "_").removeprefix("__") for flag in flags if is_secret(flag)]
+
+
+def secrets_in(argv: Sequence[str]) -> list[str]:
+    """The values of the flags that hold a secret."""
+    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    return [word.partition("=")[2] or following for word, following in pairs if secret_flags([word])]

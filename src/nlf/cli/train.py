@@ -5,6 +5,7 @@ Heavy imports happen inside the functions, after the settings have been checked,
 
 import argparse
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import partial
@@ -22,7 +23,7 @@ from nlf.cli.arguments import (
     retired_knobs,
     train_knobs,
 )
-from nlf.cli.launch import LAUNCH_FLAGS, accelerate_configs, launch
+from nlf.cli.launch import LAUNCH_FLAGS, accelerate_configs, launch, without
 from nlf.cli.output import is_first_process, log_to_stderr, show
 from nlf.data.run_folder import check_free, without_unused
 from nlf.errors import UserError
@@ -96,7 +97,9 @@ def train(argv: Sequence[str]) -> int:
         return show(plan(options, Schedule.of(values, knobs)))
     wanted = {name: special[name] for name in LAUNCH_FLAGS if special[name] is not None}
     if special["accelerate_config"]:
-        launch(special["accelerate_config"], wanted, argv, bool(values.get("use_cpu")))
+        if given.get("hub_token"):  # accelerate shows its arguments when a process fails
+            os.environ["HF_TOKEN"] = given["hub_token"]
+        launch(special["accelerate_config"], wanted, without(argv, ["hub_token"]), bool(values.get("use_cpu")))
     if wanted:
         raise UserError(
             f"--{next(iter(wanted))} belongs to --accelerate_config; give --accelerate_config too, or start with torchrun"

@@ -139,8 +139,13 @@ class SamplerOptions(LocalSamplerOptions):
 
     def check_together(self) -> None:
         super().check_together()
-        if self.sampler == "server" and not self.sampler_url:
+        if self.sampler != "server":
+            return
+        if not self.sampler_url:
             raise UserError("sampler_url is missing; give the server's URL, such as http://localhost:8000/v1")
+        from nlf.services import checked_url  # here, because httpx2 takes time to load
+
+        checked_url(self.sampler_url, "sampler_url")
 
 
 def refuse_guidance(sampler: str, scale: float | list[float]) -> None:

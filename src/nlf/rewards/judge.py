@@ -13,7 +13,6 @@ server from $OPENAI_BASE_URL or the template, else it is OpenAI's. The cache kee
 versions can read it again; its key is model, template and texts, not the server's address.
 """
 
-import functools
 import json
 import logging
 import os
@@ -26,7 +25,8 @@ from nlf.errors import UserError
 from nlf.rewards.contract import Judgement
 from nlf.rewards.remote import Ask, Refused, RemoteScorer
 from nlf.rewards.templates import read_template
-from nlf.services import OPENAI, OPENAI_KEY, OPENAI_URL, Rejected, Retry, api_url, key_of, retry_after
+from nlf.secrets import OPENAI_KEY, key_of
+from nlf.services import OPENAI, OPENAI_URL, Rejected, Retry, api_url, bearer, post
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +49,11 @@ class Judge(RemoteScorer):
 
     Raises:
         UserError: the template is missing or malformed, no model is named, or the URL is malformed; or, at the first
-            call, there is no key, or the package `openai` is missing.
+            call, there is no key.
     """
 
     service = "judge"  # judges on one server share its rate
+    answer_type = dict
 
     def __init__(self, argument: str, *, options: RemoteOptions | None = None):
         super().__init__(options)
@@ -70,16 +71,8 @@ class Judge(RemoteScorer):
         self.shown = False
 
     def ready(self) -> None:
-        try:
-            import openai  # noqa: F401
-        except ImportError as error:
-            raise UserError(f"{self.name} needs OpenAI's client: pip install openai") from error
-        if self.base_url == OPENAI and not self.secrets():
+        if self.base_url == OPENAI and not key_of(OPENAI_KEY):
             raise UserError(f"{self.name}: no key; set {OPENAI_KEY}, or {OPENAI_URL} to a server that needs no key")
-
-    def secrets(self) -> list[str]:
-        key = key_of(OPENAI_KEY) if self.trusted else ""
-        return [key] if key else []
 
     def settings(self) -> dict:
         return {"model": self.model, "template": self.template.digest}
@@ -96,74 +89,66 @@ class Judge(RemoteScorer):
         texts = [prompt[-most:], completion[:most]]
         told = {"temperature": template.temperature, "max_tokens": template.max_tokens, "seed": template.seed}
         told = {name: value for name, value in (told | template.extra_body).items() if value is not None}
-        return Ask(texts, {"model": self.model, "messages": template.messages(*texts), "extra_body": told})
+        return Ask(texts, {"model": self.model, "messages": template.messages(*texts), **told})
 
     async def ask(self, client, ask: Ask) -> dict:
         """The text of one answer, `content`, and the reason why it ended, `finish_reason`."""
-        import openai
-
         structured, body = self.structured, ask.body
         if structured:
             schema = {"name": "judgement", "strict": True, "schema": self.template.schema}
-            form = {"response_format": {"type": "json_schema", "json_schema": schema}}
-            body = {**body, "extra_body": body["extra_body"] | form}
-        chat = _openai(client, self.base_url, *(self.secrets() or ["none"])).chat.completions
+            body = {**body, "response_format": {"type": "json_schema", "json_schema": schema}}
+        headers = bearer(key_of(OPENAI_KEY)) if self.trusted else {}
         try:
-            return _answer((await chat.with_raw_response.create(**body)).text)
-        except openai.APIConnectionError as error:
-            raise Retry(type(error.__cause__ or error).__name__) from error
-        except openai.APIStatusError as error:
+            return _answer(await post(client, f"{self.base_url}/chat/completions", body, headers))
+        except Rejected as error:
             raise self._failed(error, structured) from error
+        except Retry as error:
+            if error.answer is None:
+                raise
+            raise self._failed(error.answer, structured, error) from error
 
-    def _failed(self, error, structured: bool) -> Exception:
-        """The exception for an error status: Retry, Refused, or a UserError that stops the run."""
-        status, body = error.status_code, error.body if isinstance(error.body, dict) else {"message": error.body}
-        said = str(body.get("message") or body.get("detail") or "no reason given")
-        reason = f"{body.get('code')} {said}"
-        if structured and status in (400, 422, 500, 501) and UNSTRUCTURED.search(reason):
+    def _failed(self, error: Rejected, structured: bool, again: Retry | None = None) -> Exception:
+        """The exception for an error status: Retry, Refused, or a UserError that stops the run.
+
+        Args:
+            again: What another try may succeed after; None if it cannot.
+        """
+        inner = error.payload.get("error")
+        reason = json.dumps(inner if isinstance(inner, dict) else error.payload)
+        if structured and error.status in (400, 422, 500, 501) and UNSTRUCTURED.search(reason):
             self.structured = False
             return Retry("no structured output", 0.0)
-        if status in (408, 429) or status >= 500:
-            if "insufficient_quota" not in reason:
-                headers = error.response.headers
-                return Retry(f"HTTP {status}", retry_after(headers.get("retry-after"), headers.get("date")))
-        elif status in (400, 413, 422) and TOO_LONG.search(reason):
+        if again and "insufficient_quota" not in reason:
+            return again
+        if error.status in (400, 413, 422) and TOO_LONG.search(reason):
             return Refused("too long for the model")
-        elif status == 400 and FILTERED.search(reason):
+        if error.status == 400 and FILTERED.search(reason):
             return Refused("withheld by the service")
-        said = "the key is not accepted" if status == 401 else said  # services quote parts of the key
-        return self.mistake(
-            Rejected(status, {"error": said}), f"{OPENAI_KEY}, {OPENAI_URL} and the model {self.model}"
-        )
+        return self.mistake(error, f"{OPENAI_KEY}, {OPENAI_URL} and the model {self.model}")
 
     def read(self, answer) -> Judgement:
-        content, ended = answer["content"], answer["finish_reason"]
+        content, ended = str(answer.get("content") or ""), answer.get("finish_reason")
         found = self.template.read(content)
         if found is None:
             why = {"length": "answer cut at max_tokens", "content_filter": "withheld by the service"}
-            self.count(why.get(ended, "unreadable answer"))
+            self.count(why.get(str(ended), "unreadable answer"))
             if not self.shown:
                 self.shown = True
                 logger.warning(f"{self.name}: {self.model} gave an unreadable answer: {content[:200]!r}")
         return found or Judgement(None)
 
 
-@functools.lru_cache(maxsize=8)
-def _openai(client, base_url: str, key: str):
-    """OpenAI's client on top of our HTTP client. RemoteScorer does retries, rate limit and timeouts."""
-    from openai import AsyncOpenAI
-
-    return AsyncOpenAI(api_key=key, base_url=base_url, http_client=client, max_retries=0, timeout=None)
-
-
-def _answer(text: str) -> dict:
+def _answer(payload: dict) -> dict:
     """The part of a response that the cache keeps."""
     try:
-        choice = json.loads(text)["choices"][0]
+        choice = payload["choices"][0]
         content, reason = choice["message"].get("content"), choice.get("finish_reason")
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
-        raise Retry("invalid JSON") from error
-    return {"content": content if isinstance(content, str) else "", "finish_reason": reason}
+    except (LookupError, TypeError, AttributeError) as error:
+        raise Retry("an answer without a choice") from error
+    return {
+        "content": content if isinstance(content, str) else "",
+        "finish_reason": reason if isinstance(reason, str) else None,
+    }
 
 
 def _text(text: str | Sequence[Mapping[str, str]] | None) -> str:

@@ -13,7 +13,8 @@ from nlf.method.tags import degrees
 from nlf.rewards.contract import Judgement
 from nlf.rewards.remote import Ask, Refused, RemoteScorer, probability
 from nlf.rewards.words import noun_of
-from nlf.services import OPENAI, OPENAI_KEY, OPENAI_URL, Rejected, api_url, bearer, key_of, post
+from nlf.secrets import OPENAI_KEY, key_of
+from nlf.services import OPENAI, OPENAI_URL, Rejected, api_url, bearer, post
 
 MODEL = "omni-moderation-latest"
 TOO_LONG = {"context_length_exceeded", "string_above_max_length"}
@@ -36,6 +37,7 @@ class Moderation(RemoteScorer):
     """
 
     service = "openai-moderation"
+    answer_type = dict
 
     def __init__(
         self,
@@ -54,9 +56,6 @@ class Moderation(RemoteScorer):
     def ready(self) -> None:
         if self.base_url == OPENAI and not key_of(OPENAI_KEY):
             raise UserError(f"{self.name}: no key; set {OPENAI_KEY}, or {OPENAI_URL} to a server that needs no key")
-
-    def secrets(self) -> list[str]:
-        return [key_of(OPENAI_KEY)]
 
     def requests(self, prompts: Sequence, completions: Sequence[str], **columns) -> list[Ask]:
         return [self._request(text) for text in completions]

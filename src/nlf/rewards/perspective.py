@@ -15,14 +15,15 @@ from nlf.method.tags import degrees
 from nlf.rewards.contract import Judgement
 from nlf.rewards.remote import Ask, Refused, RemoteScorer, probability
 from nlf.rewards.words import noun_of
-from nlf.services import Rejected, checked_url, key_of, post
+from nlf.secrets import PERSPECTIVE_KEY as KEY
+from nlf.secrets import key_of
+from nlf.services import Rejected, checked_url, post
 
 OFFICIAL = "https://commentanalyzer.googleapis.com"
 LAST_DAY = date(2026, 12, 31)
 PRODUCTION = ("TOXICITY", "SEVERE_TOXICITY", "IDENTITY_ATTACK", "INSULT", "PROFANITY", "THREAT")
 LIMIT = 20_480  # bytes of UTF-8 that the service takes
 UNSCORABLE = ("COMMENT_EMPTY", "COMMENT_TOO_LONG", "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE")
-KEY = "PERSPECTIVE_API_KEY"
 
 
 class Perspective(RemoteScorer):
@@ -42,6 +43,7 @@ class Perspective(RemoteScorer):
     """
 
     service, version, rate_limit = "perspective", "v1alpha1", 1.0  # the free quota
+    answer_type = dict
 
     def __init__(
         self,
@@ -80,9 +82,6 @@ class Perspective(RemoteScorer):
         if key := key_of(KEY):
             return key
         raise UserError(f"{self.name}: no key; set {KEY} to it, or {KEY}_FILE to a file with it")
-
-    def secrets(self) -> list[str]:
-        return [self.key()]
 
     def requests(self, prompts: Sequence, completions: Sequence[str], **columns) -> list[Ask]:
         return [self._request(text) for text in completions]

@@ -11,6 +11,7 @@ A scorer is a subclass of `RemoteScorer`, which says how to ask about a text and
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
@@ -26,7 +27,8 @@ from nlf.config import RemoteOptions
 from nlf.errors import UserError
 from nlf.rewards.cache import Cache, Found, Pace, digest, gap
 from nlf.rewards.contract import Judgement, completion_text
-from nlf.services import LONGEST_PAUSE, Rejected, Retry, retrying, said, timed, together
+from nlf.secrets import masked
+from nlf.services import Rejected, Retry, Waits, new_client, retrying, said, timed, together
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +42,22 @@ def configure(options: RemoteOptions) -> None:
     _options = options
 
 
+def cache_folder() -> Path:
+    """$NLF_CACHE, or the user's cache folder.
+
+    Raises:
+        UserError: the user has no home.
+    """
+    folder = os.environ.get("NLF_CACHE") or str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "nlf")
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{folder}: this user has no home folder; set NLF_CACHE to a folder for answers") from error
+
+
 def cache_path(options: RemoteOptions) -> Path:
-    """The file of the cache: in `cache_dir`, $NLF_CACHE, or the user's cache folder."""
-    folder = options.cache_dir or os.environ.get("NLF_CACHE")
-    folder = folder or str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "nlf")
-    return Path(folder).expanduser() / "scores.sqlite"
+    """The file of the cache: in `cache_dir`, or else in `cache_folder`."""
+    return (Path(options.cache_dir).expanduser() if options.cache_dir else cache_folder()) / "scores.sqlite"
 
 
 def export_cache(path: str | Path) -> int:
@@ -94,6 +107,7 @@ class RemoteScorer:
         base_url: The server; each server has its own rate limit.
         rate_limit: Requests a second if the options give no limit; None = no limit.
         backoff: Seconds of the first pause at most; each following pause is twice as long.
+        answer_type: The type of the answers; an answer of another type in the cache is asked for again.
 
     Args:
         options: Options of this scorer alone; None = the options set by `configure`.
@@ -103,6 +117,7 @@ class RemoteScorer:
     base_url = ""
     rate_limit: float | None = None
     backoff = 1.0
+    answer_type: type = object
 
     def __init__(self, options: RemoteOptions | None = None):
         self.options = options
@@ -137,7 +152,7 @@ class RemoteScorer:
         raise NotImplementedError
 
     def secrets(self) -> list[str]:
-        """Strings that must not appear in any message."""
+        """Strings that must not appear in any message or answer, besides the keys that `nlf.secrets` knows."""
         return []
 
     def count(self, reason: str) -> None:
@@ -177,7 +192,7 @@ class RemoteScorer:
         """The answers to all questions, from the cache or the service."""
         options = self.options or _options
         with Cache(cache_path(options)) as cache:
-            found = cache.get(todo)
+            found = cache.get(todo, self.answer_type)
             missing = {key: ask for key, ask in todo.items() if key not in found}
             if missing and options.replay:
                 raise UserError(
@@ -212,6 +227,7 @@ class _Asking:
         self.failures: Counter[str] = Counter()  # failed tries by reason
         self.in_a_row = 0  # texts that used up their tries since the last answer
         self.turn = asyncio.Lock()
+        self.waits = Waits(scorer.name)
         self.random = random.Random()
 
     async def all(self, todo: Mapping[str, Ask]) -> dict[str, Found]:
@@ -225,7 +241,8 @@ class _Asking:
             hours = f"at least {seconds / 3600:,.1f} hours at {self.rate:g} a second"
             logger.info(f"{name}: {len(todo):,} requests, {hours}")
         bar = tqdm(total=len(todo), desc=name, unit="text", delay=5, disable=None, leave=False)
-        with bar as self.bar, Pace() as self.pace:
+        pace = Pace(cache_folder()) if self.rate else contextlib.nullcontext()
+        with bar as self.bar, pace as self.pace:
             for _ in range(2):  # the second round is for texts that used up their tries
                 await self._work({key: ask for key, ask in todo.items() if key not in self.found})
         if left := len(todo) - len(self.found):
@@ -253,7 +270,7 @@ class _Asking:
     async def _answer(self, key: str, ask: Ask) -> Found | None:
         """The answer to one question; None once its tries are used up."""
         uniform, options = self.random.uniform, self.options
-        tries = retrying(options.max_tries, self.scorer.backoff, uniform, failed=self._failed, waits=self._waits)
+        tries = retrying(options.max_tries, self.scorer.backoff, uniform, failed=self._failed, waits=self.waits)
         try:
             return await tries(self._try, key, ask)
         except Retry:
@@ -263,25 +280,29 @@ class _Asking:
         if known := await self._turn(key):
             return known
         try:
-            return {"answer": await timed(self.scorer.ask(self.client, ask), self.options.request_timeout)}
+            answer = await timed(self.scorer.ask(self.client, ask), self.options.request_timeout)
         except Refused as refused:
-            return {"refused": refused.reason}
+            return {"refused": masked(refused.reason, self.scorer.secrets())}
+        try:
+            return {"answer": masked(answer, self.scorer.secrets())}
+        except RecursionError as error:
+            raise Retry("an answer that is nested too deeply") from error
 
     async def _turn(self, key: str) -> Found | None:
         """Wait until a request may start. Returns the answer if another process has written it in the meantime."""
         service = f"{self.scorer.service} {self.scorer.base_url}"
         async with self.turn:
-            while not (known := self.cache.get([key])) and (wait := self.rate and self.pace.start(service, self.rate)):
+            while not (known := self.cache.get([key], self.scorer.answer_type)) and (wait := self._wait(service)):
                 await asyncio.sleep(wait)
         return known.get(key)
+
+    def _wait(self, service: str) -> float:
+        """Seconds until a request may start; 0 = now."""
+        return self.pace.start(service, self.rate) if self.pace and self.rate else 0.0
 
     def _failed(self, error: Retry) -> None:
         self.failures[error.reason] += 1
         self.bar.set_postfix(failures=self.failures.total(), refresh=False)
-
-    def _waits(self, error: Retry) -> None:
-        if error.after and error.after > LONGEST_PAUSE:
-            logger.warning(f"{self.scorer.name}: the service asks to wait {error.after:,.0f} seconds")
 
     def _stopped(self, what: str) -> UserError:
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in self.failures.most_common(5))
@@ -296,7 +317,7 @@ class _Shared:
     """State of one event loop: an HTTP client, whose connections stay open, and a lock for each service."""
 
     def __init__(self) -> None:
-        self.client = httpx2.AsyncClient(timeout=None, limits=httpx2.Limits(max_connections=None))
+        self.client = new_client()
         self.locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
 

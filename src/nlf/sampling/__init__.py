@@ -49,11 +49,13 @@ class Vocabulary:
         eos: Ids that end a completion, which keeps its EOS.
         banned: Ids that are never sampled.
         context: Most tokens, prompt and completion, that the model reads.
+        size: Number of token ids.
     """
 
     eos: Sequence[int]
     banned: Sequence[int] = ()
     context: float = float("inf")
+    size: float = float("inf")
 
 
 Requests = Sequence[Request]

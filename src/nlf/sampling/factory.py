@@ -9,6 +9,7 @@ import torch
 from nlf.config import SamplerOptions
 from nlf.data.files import model_path
 from nlf.models.policy import Policy
+from nlf.models.reading import vocabulary_size
 from nlf.sampling import Sampler, Vocabulary, context_of
 from nlf.sampling.hf import HFSampler
 from nlf.sampling.vllm import Engine, VLLMSampler
@@ -29,8 +30,9 @@ def sampler_of(policy: Policy, options: SamplerOptions | None = None, token_budg
 
 
 def vocabulary_of(policy: Policy) -> Vocabulary:
-    """The policy's EOS ids, banned ids and context."""
-    return Vocabulary(policy.eos_token_ids, policy.banned_token_ids, context_of(policy.model.config))
+    """The policy's EOS ids, banned ids, context and number of ids."""
+    context, size = context_of(policy.model.config), vocabulary_size(policy.model)
+    return Vocabulary(policy.eos_token_ids, policy.banned_token_ids, context, size)
 
 
 def _hf(policy: Policy, options: SamplerOptions, token_budget: int | None) -> Sampler:

@@ -33,13 +33,14 @@ from transformers import PreTrainedTokenizerBase
 from nlf.config import SamplingOptions, refuse_guidance
 from nlf.errors import UserError
 from nlf.sampling import Completions, Progress, Request, Requests, Vocabulary, check_lengths, seed_of
+from nlf.secrets import OPENAI_KEY, key_of, masked
 from nlf.services import (
-    OPENAI_KEY,
     Rejected,
     Retry,
+    Waits,
     api_url,
     bearer,
-    key_of,
+    new_client,
     post,
     retrying,
     run,
@@ -93,7 +94,7 @@ class ServerSampler:
         url: The URL before `/completions`; a URL without a path gets /v1.
         model: The server's name of the model.
         tokenizer: The model's tokenizer, for prompts and completions that travel as text.
-        vocabulary: The model's EOS ids, banned ids and context.
+        vocabulary: The model's EOS ids, banned ids, context and number of ids.
         concurrency: Most requests at a time.
         timeout: Seconds that one request may take.
 
@@ -113,10 +114,12 @@ class ServerSampler:
     ):
         self.url = f"{api_url(url, 'sampler_url')}/completions"
         self.model, self.tokenizer, self.label = model, tokenizer, f"server:{model}"
-        self.eos, self.banned, self.context = list(vocabulary.eos), list(vocabulary.banned), vocabulary.context
+        self.eos, self.banned = list(vocabulary.eos), list(vocabulary.banned)
+        self.context, self.size = vocabulary.context, vocabulary.size
         self.concurrency, self.timeout = concurrency, timeout
         self.form: Form | None = None  # found by the first call
         self.told: set[str] = set()  # warnings so far
+        self.waits = Waits(self.url)
 
     def sample(
         self, requests: Requests, options: SamplingOptions, *, seed: int, iteration: int, progress: Progress = None
@@ -151,7 +154,7 @@ class ServerSampler:
         progress: Callable[[int], None],
     ) -> None:
         """Fill `results`, (request, index) by (request, index)."""
-        async with httpx2.AsyncClient(timeout=None, limits=httpx2.Limits(max_connections=None)) as client:
+        async with new_client() as client:
             form = self.form = self.form or await self._probe(client, requests[0].input_ids, options)
             prompts = [self._prompt(form, request.input_ids) for request in requests]
 
@@ -174,7 +177,7 @@ class ServerSampler:
             try:
                 answer = await self._ask(client, body, forms=True)
             except Rejected as error:
-                refusal = f"HTTP {error.status}: {said(error.payload, [key_of(OPENAI_KEY)])}"
+                refusal = f"HTTP {error.status}: {said(error.payload)}"
                 continue
             if form.ids and _read_tokens(answer) not in (None, len(ids)):
                 refusal = "the server does not read token ids as such"
@@ -225,7 +228,7 @@ class ServerSampler:
         Raises:
             UserError: the server has no answer, or rejects the request.
         """
-        key = key_of(OPENAI_KEY)
+        headers = bearer(key_of(OPENAI_KEY))
         failures: Counter[str] = Counter()
 
         def failed(error: Retry) -> None:
@@ -234,19 +237,19 @@ class ServerSampler:
                 raise UserError(f"{self.url} cannot be reached: is the server running there?") from error
 
         async def attempt() -> dict:
-            answer = await timed(post(client, self.url, body, bearer(key)), self.timeout)
-            if not isinstance(_choice(answer), dict):
+            answer = masked(await timed(post(client, self.url, body, headers), self.timeout))
+            if not self._is_choice(_choice(answer)):
                 raise Retry("an answer without a choice")
             return answer
 
         try:
-            return await retrying(TRIES, BACKOFF, random.uniform, failed=failed)(attempt)
+            return await retrying(TRIES, BACKOFF, random.uniform, failed=failed, waits=self.waits)(attempt)
         except Rejected as error:
             if forms and error.status in UNKNOWN_FORM:
                 raise
             raise UserError(
                 f"{self.url} rejects the request for model {self.model!r}: HTTP {error.status}: "
-                f"{said(error.payload, [key])}; check sampler_url, sampler_model and {OPENAI_KEY}"
+                f"{said(error.payload)}; check sampler_url, sampler_model and {OPENAI_KEY}"
             ) from error
         except Retry as error:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in failures.most_common())
@@ -254,6 +257,15 @@ class ServerSampler:
                 f"{self.url} has no answer after {TRIES} tries ({reasons}); does it serve {self.model!r}? Finished "
                 "completions are kept; run again to continue"
             ) from error
+
+    def _is_choice(self, choice: Any) -> bool:
+        """Whether a choice holds a completion: token ids of the model, or else a text."""
+        if not isinstance(choice, dict):
+            return False
+        ids, text = choice.get("token_ids"), choice.get("text")
+        if ids is None:
+            return text is None or isinstance(text, str)
+        return isinstance(ids, list) and all(type(i) is int and 0 <= i < self.size for i in ids)
 
     def _prompt(self, form: Form, ids: Sequence[int]) -> list[int] | str:
         """The prompt as the form sends it."""
@@ -280,9 +292,14 @@ class ServerSampler:
         ids = choice.get("token_ids")
         if ids is None:
             self._tell(TEXT_ALONE)
-            ids = self.tokenizer(choice.get("text") or "", add_special_tokens=False)["input_ids"]
+            ids = self._tokens(choice.get("text") or "")
+        elif (text := masked(written := self._decoded(ids))) != written:
+            ids = self._tokens(text)
         ended = choice.get("finish_reason") == "stop" and not (ids and ids[-1] in self.eos)
         return [*ids, self.eos[0]] if ended else list(ids)
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _tell(self, what: str) -> None:
         """Log a warning once."""

@@ -16,8 +16,6 @@ from typing import Any, cast, get_args
 
 import torch
 from accelerate.utils import DynamoBackend
-from huggingface_hub import get_token
-from huggingface_hub.utils import validate_repo_id
 from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
@@ -163,7 +161,6 @@ def check_arguments(args: TrainingArguments, steps: int) -> None:
     _check_device(args)
     _check_activations(args)
     _check_steps(args)
-    _check_hub(args)
     _check_optimizer(args, steps)
 
 
@@ -200,14 +197,6 @@ def _check_steps(args: TrainingArguments) -> None:
         raise UserError("dataloader_multiprocessing_context needs dataloader_num_workers of 1 or more")
     if args.save_strategy == SaveStrategy.STEPS and args.save_steps == 0:
         raise UserError("save_strategy steps needs save_steps of 1 or more, or a share of all steps below 1")
-
-
-def _check_hub(args: TrainingArguments) -> None:
-    if args.push_to_hub and not (args.hub_token or get_token()):
-        raise UserError("push_to_hub needs a token: run `hf auth login`, or set HF_TOKEN")
-    if args.push_to_hub and args.hub_model_id is not None:
-        with one_line("hub_model_id"):
-            validate_repo_id(args.hub_model_id)
 
 
 def _check_optimizer(args: TrainingArguments, steps: int) -> None:

@@ -18,6 +18,7 @@ from nlf.models.policy import best_device
 from nlf.models.sharding import load_whole
 from nlf.rewards import Reward
 from nlf.training.arguments import check_arguments, check_names, check_start, choose_metric, one_line
+from nlf.training.hub import check_hub
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class ALTConfig(
         check_start(self)
         with one_line():
             TrainingArguments.__post_init__(self)
+        check_hub(self)
         load_whole()
         check_batches(self)
         self.train_sampling_strategy = "sequential"  # the data set fixes the order
@@ -89,6 +91,8 @@ class ALTConfig(
     def evaluates(self) -> bool:
         """Whether training evaluates."""
         return self.eval_strategy != "no" or self.eval_on_start
+
+    __repr__ = TrainingArguments.__repr__  # a dataclass's own would show hub_token
 
     @property
     def total_batch_size(self) -> int:

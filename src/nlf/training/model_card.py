@@ -7,17 +7,18 @@ from shlex import quote
 from typing import Any
 
 from nlf import __version__
+from nlf.data.files import EMBEDDED
 from nlf.data.markdown import markdown_table
 from nlf.data.prompts import Prompt
 from nlf.models.chat import with_feedback
 from nlf.models.policy import Policy
 from nlf.training.config import ALTConfig
 
+CARD = "README.md"
 TEMPLATE = """---
 library_name: transformers
 pipeline_tag: text-generation
-base_model: {base}
-tags: [nlf, language-feedback, alignment]
+{base_model}tags: [nlf, language-feedback, alignment]
 ---
 # {name}
 
@@ -60,20 +61,29 @@ ids of both."""
 
 
 def model_card(
-    run_dir: Path, policy: Policy, args: ALTConfig, history: Sequence[Mapping[str, Any]], rewards: str
+    run_dir: Path,
+    policy: Policy,
+    args: ALTConfig,
+    history: Sequence[Mapping[str, Any]],
+    rewards: str,
+    model: str | None = None,
 ) -> str:
     """Write the card's Markdown.
 
     Args:
         history: The logged lines of the run; the card shows the last evaluation among them.
         rewards: The labels of the rewards, joined.
+        model: Folder or hub id that the card loads the model from; None = the run's folder.
     """
     scheme = policy.scheme
     assert scheme is not None  # a trained policy has tags
+    base = policy.identity.name
+    local = not base or base == EMBEDDED or Path(base).exists()  # a card names no folder of the machine
     return TEMPLATE.format(
-        base=policy.identity.name or "the base model",
+        base=(Path(base).name if local else base) or "the base model",
+        base_model="" if local else f"base_model: {base}\n",
         name=run_dir.name,
-        path=run_dir,
+        path=model or run_dir,
         version=__version__,
         where="in the system message" if scheme.conversational else "before the prompt",
         how=HOW_CONVERSATION if scheme.conversational else HOW_TEXT,

@@ -16,6 +16,7 @@ from nlf.models.encoder import PromptEncoder
 from nlf.models.identity import name_of
 from nlf.models.policy import Policy
 from nlf.rewards import Reward
+from nlf.secrets import is_secret
 from nlf.training.config import ALTConfig
 
 
@@ -42,7 +43,7 @@ def run_settings(args: ALTConfig, options: Mapping[str, Any]) -> dict[str, Any]:
         options: The settings of the command line that are not part of `args`: model and data.
     """
     plain = json.loads(json.dumps(args.to_dict(), default=str))
-    return {name: value for name, value in {**plain, **options}.items() if not name.endswith("_token")}
+    return {name: value for name, value in {**plain, **options}.items() if not is_secret(name)}
 
 
 def run_facts(

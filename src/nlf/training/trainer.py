@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from nlf import config
@@ -49,6 +49,7 @@ from nlf.training.evaluation import (
     scarce_tags,
     scores_of,
 )
+from nlf.training.hub import Hub, HubTrainer
 from nlf.training.inputs import (
     RewardFunction,
     check_inputs,
@@ -60,7 +61,7 @@ from nlf.training.inputs import (
 )
 from nlf.training.iteration import run_iteration
 from nlf.training.loss_sums import LossSums, averages, controllers_of, moved_coefficients
-from nlf.training.model_card import model_card
+from nlf.training.model_card import CARD, model_card
 from nlf.training.objective import completion_stats, loss_of_groups
 from nlf.training.ranks import Ranks
 from nlf.training.resuming import Record, choose_checkpoint, digests_of
@@ -72,7 +73,7 @@ from nlf.training.vllm_weights import share
 logger = logging.getLogger(__name__)
 
 
-class ALTTrainer(Trainer):
+class ALTTrainer(HubTrainer):
     """Train a causal language model on its own completions, conditioned on words for their quality.
 
     Args:
@@ -152,6 +153,7 @@ class ALTTrainer(Trainer):
         """Set the state that training changes and a checkpoint keeps, and the sums for log lines."""
         self.run_dir = folder_of(args)
         self.options = self.inputs.recorded(self.run_dir)
+        self.hub = Hub(args) if args.push_to_hub else None
         self.coefficients = {"beta": args.beta, "entropy_coef": args.entropy_coef}
         self.rollout_digests: list[str | None] = []  # digests of the weights that each iteration samples
         self.recorded: dict[str, Any] = {}  # the settings and facts that a checkpoint keeps
@@ -204,6 +206,8 @@ class ALTTrainer(Trainer):
         if self.is_world_process_zero():
             run_folder.claim(self.run_dir, own, facts, bool(resume_from_checkpoint))
             self.inputs.write_prompts(self.options, self.run_dir)
+            if self.hub:
+                self.hub.create()
         self.recorded = {name: value for name, value in (own | facts).items() if name not in run_folder.FREE}
         self.accelerator.wait_for_everyone()
         checkpoint = None
@@ -226,16 +230,28 @@ class ALTTrainer(Trainer):
             self.distill()
         return result
 
-    def finish(self) -> None:
-        """Write the tagged model, its tags and its card into the run's folder."""
+    def finish(self, message: str = "End of training") -> None:
+        """Write the tagged model, its tags and its card into the run's folder; upload them if the settings ask for it."""
+        self.push_final(self.write_model(self.run_dir), message)
+
+    def write_model(self, folder: Path) -> list[str]:
+        """Write the tagged model, its tags and its card into a folder; returns the names of the files."""
+        names: list[str] = []
+
+        def save(temporary: Path) -> None:
+            save_policy(policy, temporary)
+            names.extend(path.name for path in temporary.iterdir())
+
         first, cpu = self.is_world_process_zero(), torch.device("cpu")
         with whole(self.policy, self.skeleton, ["model"], device=cpu, keep=first) as policy:
             if first:
-                files.write_folder(self.run_dir, partial(save_policy, policy))
+                files.write_folder(folder, save)
                 rewards = ", ".join(reward.label for reward in self.inputs.rewards)
-                card = model_card(self.run_dir, policy, self.args, self.state.log_history, rewards)
-                files.write_text(self.run_dir / "README.md", card)
+                name = self.hub.name if self.hub else str(self.run_dir)
+                card = model_card(self.run_dir, policy, self.args, self.state.log_history, rewards, name)
+                files.write_text(folder / CARD, card)
         self.accelerator.wait_for_everyone()
+        return [*names, CARD]
 
     def distill(self) -> None:
         """Distill the tagged model in the run's folder, as `nlf distill` does; several processes print the command."""
@@ -455,6 +471,7 @@ class ALTTrainer(Trainer):
             best = self.state.best_model_checkpoint
             checkpoints.remove_old(self.run_dir, self.state.global_step, limit, Path(best) if best else None)
         self.saved_at = self.state.global_step
+        self.push_checkpoint()
 
     def record(self) -> Record:
         """What checkpoints and rollouts must agree with, for this run to go on from them."""
