@@ -23,9 +23,13 @@ ABOUT = {
     INHERITED: "The arguments of transformers' TrainingArguments, with its help.\n"
     "One epoch is one iteration, so num_train_epochs is the number of iterations."
 }  # heading → the lines below it
-DEFAULTS = "Each flag's default stands in brackets at the end of its help."
+DEFAULTS = (
+    "Each flag's default stands in brackets at the end of its help. Spaces or commas\n"
+    "separate numbers and names in a list."
+)
 SNAPSHOT = Path(__file__).with_name("training_arguments.json")
 ALIASES = {"reward": "reward_funcs", "guidance_scale": "guidance_scales"}  # accepted if only the second is a knob
+NAMES = {"reward_funcs", "lora_target_modules", "report_to"}  # lists of names without commas
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,7 @@ def convert(knob: Knob, value: Any, where: str = "") -> Any:
     Raises:
         UserError: the value has another type; the error names the place, the knob and the expected type.
     """
+    value = _separated(knob, value)
     if value is None or value in ("null", ["null"]):
         if "None" in knob.kinds:
             return None
@@ -151,6 +156,22 @@ def convert(knob: Knob, value: Any, where: str = "") -> Any:
                 return result
     expected = "one of " + ", ".join(map(str, knob.choices)) if knob.choices else knob.type.replace("None", "null")
     raise UserError(f"{where}{knob.name}: {value!r} where {expected} was expected")
+
+
+def _separated(knob: Knob, value: Any) -> Any:
+    """The items of a list of names or numbers; commas separate them too: `local,audit`."""
+    if knob.name not in NAMES and "list[float]" not in knob.kinds:
+        return value
+    items = value if isinstance(value, list) else [value]
+    if not any(isinstance(item, str) and "," in item for item in items):
+        return value
+    return [word for item in items for word in (_words(item) if isinstance(item, str) else [item])]
+
+
+def _words(text: str) -> list[str]:
+    """The words between commas; everything after `regex:` is one pattern."""
+    head, mark, pattern = text.partition("regex:")
+    return [word.strip() for word in head.split(",") if word.strip()] + ([mark + pattern] if mark else [])
 
 
 def _readings(knob: Knob, value: Any) -> list[tuple[str, Any]]:
@@ -232,6 +253,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
         formatter = kwargs.pop("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, formatter_class=formatter, **kwargs)
+        self.add_argument("--quiet", action="store_true", help="Show errors and the result, but no progress.")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -294,8 +316,13 @@ def spelled(argv: Sequence[str], knobs: Knobs) -> list[str]:
     return written
 
 
-def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str], knobs: Knobs) -> dict[str, Any]:
+def parse_flags(
+    parser: argparse.ArgumentParser, argv: Sequence[str], knobs: Knobs, positional: str | None = None
+) -> dict[str, Any]:
     """The given flags by name: values of knobs are converted, the parser's other arguments are not.
+
+    Args:
+        positional: The argument without a flag. If it is missing, a file that a flag before it has taken is meant.
 
     Raises:
         UserError: an unknown flag, with close names; a stray word; a value of the wrong type.
@@ -306,4 +333,18 @@ def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str], knobs: Kno
         options = [option[2:] for action in parser._actions for option in action.option_strings]
         known = [name for name in options if name not in knobs or not knobs[name].hidden]
         raise unknown(flags[0], known, what="flag") if flags else UserError(f"unexpected {rest[0]!r}; see --help")
-    return {name: convert(knobs[name], v, "--") if name in knobs else v for name, v in vars(given).items()}
+    values = {name: value for name, value in vars(given).items() if name != "quiet"}
+    if positional and not values.get(positional):
+        values[positional] = _taken_file(values, knobs)
+    return {name: convert(knobs[name], v, "--") if name in knobs else v for name, v in values.items()}
+
+
+def _taken_file(values: dict[str, Any], knobs: Knobs) -> str | None:
+    """Give back the file that a list or a switch took as its last value: `--reward_funcs local FILE`, `--list FILE`."""
+    for name, value in values.items():
+        switch = name in knobs and knobs[name].kinds == ["bool"]
+        words = value if isinstance(value, list) else [value] if switch else []
+        if words and len(words) + switch > 1 and Path(words[-1]).exists():
+            values[name] = "true" if switch else words[:-1]
+            return words[-1]
+    return None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from nlf import __version__
 from nlf.cli import commands
 from nlf.cli.arguments import Parser, parse_flags, unknown
-from nlf.cli.output import is_first_process, show
+from nlf.cli.output import is_first_process, log_to_stderr, show
 from nlf.cli.train import train
 from nlf.errors import UserError
 
@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0; 2 for a mistake, with one line on stderr; 130 for Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    log_to_stderr(quiet="--quiet" in argv)
     try:
         code = dispatch(argv)
         sys.stdout.flush()
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return complain(error)
     except KeyboardInterrupt:
-        print(interrupted(argv), file=sys.stderr)
+        on_own_line(interrupted(argv))
         return 130
     except BrokenPipeError:  # the reader of the pipe, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -75,9 +76,16 @@ def dispatch(argv: list[str]) -> int:
 def complain(error: Exception) -> int:
     """Print an error in one line on stderr, from the first process only; returns the exit code."""
     if is_first_process():
-        clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # removes a half-drawn progress bar
-        print(f"{clear}nlf: error:", " ".join(str(error).split()), file=sys.stderr)
+        on_own_line(f"nlf: error: {' '.join(str(error).split())}")
     return 2
+
+
+def on_own_line(text: str) -> None:
+    """Print a line on stderr, after removing every progress bar."""
+    from nlf.data.progress import close_bars
+
+    close_bars()
+    print(text, file=sys.stderr)
 
 
 def interrupted(argv: list[str]) -> str:

@@ -24,7 +24,7 @@ from nlf.cli.arguments import (
     train_knobs,
 )
 from nlf.cli.launch import LAUNCH_FLAGS, accelerate_configs, launch
-from nlf.cli.output import is_first_process, log_to_stderr, show
+from nlf.cli.output import is_first_process, show
 from nlf.data.run_folder import without_unused
 from nlf.errors import UserError
 
@@ -165,7 +165,6 @@ def train_options(values: Mapping[str, Any]) -> config.TrainOptions:
 def run(values: dict[str, Any]) -> int:
     """Train, distill if the settings ask for it, and write the report; returns the exit code."""
     resume = values.pop("resume_from_checkpoint", None)
-    log_to_stderr()
     args, model_options, data_options = build(values)
     train_from_config(args, model_options, data_options, resume)
     if args.distill:
@@ -173,6 +172,7 @@ def run(values: dict[str, Any]) -> int:
     if is_first_process():
         from nlf.report import write_report
 
+        print(f"model: {args.output_dir}")
         print(f"report: {write_report([Path(args.output_dir)])}")
     return 0
 

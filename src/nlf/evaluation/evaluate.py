@@ -9,6 +9,7 @@ The reader of the perplexity is the base model or `eval_model`; it reads bare pr
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -24,7 +25,7 @@ from nlf.data.environment import git_revision, versions
 from nlf.data.files import write_text
 from nlf.data.generations import Divergence, Generation, Row, annotate, read
 from nlf.data.markdown import markdown_table
-from nlf.data.progress import progress_bar
+from nlf.data.progress import duration, progress_bar
 from nlf.data.prompts import PromptRow
 from nlf.data.run_folder import RESULTS, SCHEMA_VERSION, run_settings
 from nlf.evaluation import intervals, metrics
@@ -124,7 +125,7 @@ def evaluate(options: EvaluateOptions, compare: Compare) -> str:
     ]
     results = results_of(options, policy, instruments, by_set)
     write_text(folder / RESULTS, dumps(results, indent=1, ensure_ascii=False) + "\n")
-    return comparison(results)
+    return f"{comparison(results)}\n\nresults: {folder / RESULTS}"
 
 
 def all_prompt_sets(options: EvaluateOptions) -> list[PromptSet]:
@@ -166,7 +167,7 @@ def measured_system(
     system: System, prompts: PromptSet, instruments: Instruments, options: EvaluateOptions, folder: Path
 ) -> Evaluated:
     """Sample, score and measure one system; finished lines of its file are kept."""
-    rows, path = prompts.rows[: system.num_prompts], folder / prompts.file(system)
+    rows, path, start = prompts.rows[: system.num_prompts], folder / prompts.file(system), time.monotonic()
     sample_system(path, system, rows, options)
     score_file(path, instruments.rewards, block=options.prompts_per_part)
     measure_file(path, instruments.reader, batch_tokens=options.sampling_batch_tokens)
@@ -175,6 +176,9 @@ def measured_system(
     lines = with_divergence(islice(read(path), len(rows)), system.policy, instruments)
     likelihoods = model_label(instruments.reader)
     found = metrics_of(lines, instruments.rewards, options.reward_weights, likelihoods, options.threshold)
+    logger.info(
+        "%s: %d × %d completions, %s", path.name, len(rows), found.num_generations, duration(time.monotonic() - start)
+    )
     return Evaluated(entry_of(system, prompts, path, len(rows), found), found)
 
 

@@ -85,14 +85,14 @@ def sample_file(
     tag: str | None,
     *,
     part: int = 64,
-    what: str = "sampling",
+    what: str = "prompts",
 ) -> None:
     """Append the missing completions of these prompts to a generations file.
 
     Args:
         tag: The words before each prompt; None = the bare prompt.
         part: Prompts sampled and written at a time.
-        what: Name of the progress bar.
+        what: The text after "sampling" before the progress bar.
 
     Raises:
         UserError: the file holds other samples, a prompt does not fit the model, the file cannot be written, or the sampler
@@ -100,7 +100,7 @@ def sample_file(
     """
     settings, prompts = settings_of(sampler, tag), numbered(rows)
     done, n = done_already(path, rows, tag, settings, part), sampler.options.num_generations
-    advance = progress_bar(what, len(rows) * n, done * n)
+    advance = progress_bar(f"sampling {what}", len(rows) * n, done * n)
     while done < len(rows):
         stop = min((done // part + 1) * part, len(rows))
         append(path, sample_lines(sampler, prompts[done:stop], tag, settings, advance))
