@@ -105,7 +105,23 @@ def test_a_broken_recipe_is_one_line_with_file_and_line(capsys, tmp_path, text, 
 
 
 def test_a_missing_recipe(capsys, tmp_path):
-    assert "No such file" in fails(capsys, "train", "--config", str(tmp_path / "none.yaml"))
+    said = fails(capsys, "train", "--config", str(tmp_path / "none.yaml"))
+    assert f"there is no file {tmp_path}/none.yaml, and no shipped recipe of that name" in said
+    assert "toxicity-embedded," in fails(capsys, "train", "--config", "recipes/toxicity-embedded.yaml")
+    assert "the shipped ones are sentiment, toxicity" in fails(capsys, "evaluate", "--model", "m", "--task", "toxic")
+
+
+def test_a_shipped_recipe_is_named_without_a_path_and_a_file_by_its_path(trained, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--config", "sentiment-embedded", "--use_cpu"]) == 0
+    (tmp_path / "mine.yaml").write_text("reward_funcs: audit\n", encoding="utf-8")
+    assert main(["train", "--config", "mine.yaml", "--use_cpu"]) == 0
+    assert [call[0].reward_funcs for call in trained] == [["sentiment"], ["audit"]]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert all(name in told for name in arguments.shipped("recipes")) and len(arguments.shipped("recipes")) == 8
 
 
 def test_flags_override_the_file(trained, tmp_path):

@@ -7,6 +7,7 @@ TrainingArguments come from a snapshot, `training_arguments.json`, since importi
 
 import argparse
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -15,7 +16,7 @@ from typing import Any, NoReturn, get_args
 
 from nlf.config import OPTION_GROUPS, RETIRED, TRAINING_DEFAULTS, TRAINING_SHORT, Options
 from nlf.config.knobs import choices_of, default_of, help_of
-from nlf.data.files import not_yaml
+from nlf.data.files import ASSETS, not_yaml
 from nlf.errors import UserError, near_matches
 
 INHERITED = "Trainer (inherited)"
@@ -193,6 +194,30 @@ def _read(kind: str, value: Any) -> Any:
 # ---- YAML ---------------------------------------------------------------------------------------------------------
 
 
+def shipped(folder: str) -> dict[str, Path]:
+    """The YAML files in a folder of the package's assets, by name."""
+    return {path.stem: path for path in sorted((ASSETS / folder).glob("*.yaml"))}
+
+
+def shipped_or_file(name: str, folder: str, what: str) -> Path:
+    """The shipped file of this name, or else the named file.
+
+    Args:
+        folder: The folder of the package's assets that holds the shipped files.
+        what: What such a file is, for the error.
+
+    Raises:
+        UserError: there is neither.
+    """
+    known = shipped(folder)
+    path = known.get(name, Path(name))
+    if not path.is_file():
+        raise UserError(
+            f"there is no file {name}, and no shipped {what} of that name; the shipped ones are {', '.join(known)}"
+        )
+    return path
+
+
 def read_recipe(path: str | Path, knobs: Knobs) -> dict[str, Any]:
     """Read the values of a flat YAML file.
 
@@ -247,12 +272,18 @@ def unknown(name: str, known: Iterable[str], where: str = "", what: str = "key")
 # ---- flags --------------------------------------------------------------------------------------------------------
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps names with hyphens whole."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises UserError and never abbreviates flags."""
 
     def __init__(self, **kwargs: Any) -> None:
-        formatter = kwargs.pop("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(allow_abbrev=False, formatter_class=formatter, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
         self.add_argument("--quiet", action="store_true", help="Show errors and the result, but no progress.")
 
     def error(self, message: str) -> NoReturn:

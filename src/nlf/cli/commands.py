@@ -6,12 +6,19 @@ A command's module is imported after its arguments have been checked, so help an
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from nlf import config
-from nlf.cli.arguments import DEFAULTS, Knob, Parser, add_knobs, knobs_of, parse_flags, read_recipe, unknown
-from nlf.data.files import ASSETS
+from nlf.cli.arguments import (
+    DEFAULTS,
+    Knob,
+    Parser,
+    add_knobs,
+    knobs_of,
+    parse_flags,
+    read_recipe,
+    shipped_or_file,
+)
 from nlf.errors import UserError
 
 
@@ -77,22 +84,9 @@ class Command:
         Raises:
             UserError: the task cannot be read, or a value is not allowed.
         """
-        task = task_file(given["task"]) if given.get("task") else None
+        task = shipped_or_file(given["task"], "tasks", "task") if given.get("task") else None
         values = (read_recipe(task, knobs) if task else {}) | given
         return config.COMMAND_OPTIONS[self.name](**values)
-
-
-def task_file(name: str) -> Path:
-    """The file of a task: an embedded one, by its name, or the named file.
-
-    Raises:
-        UserError: there is no such task and no such file.
-    """
-    known = {path.stem: path for path in sorted((ASSETS / "tasks").glob("*.yaml"))}
-    path = known.get(name, Path(name))
-    if not path.is_file():
-        raise unknown(name, known, what="task (or file)")
-    return path
 
 
 def list_command(options: config.ScoreOptions) -> str:
