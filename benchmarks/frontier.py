@@ -32,7 +32,7 @@ from frontier_page import RESULTS, write_page
 from frontier_plots import write_plots
 
 from nlf.data.environment import describe, git_revision
-from nlf.data.files import write_text
+from nlf.data.files import ASSETS, write_text
 from nlf.data.prompts import load_prompts
 from nlf.errors import UserError
 from nlf.models.policy import load_policy
@@ -64,7 +64,7 @@ QUICK = {
     "sft_learning_rates": [1e-3],
     "sft_stops": [48],
 }
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = ASSETS / "recipes"
 START = "start"  # folder of the untrained model's points, which all seeds share
 
 

@@ -24,7 +24,7 @@ PROMPT, NEW = 28, 20  # tokens: prompt with its tag (assumed mean), completion (
 MICRO_BATCH = 32  # completions on one GPU at once
 DECODE_TOKENS = 65_536  # completions sampled at once × (PROMPT + NEW): `sampling_batch_tokens`
 CACHE = 8 * GB  # most memory of their keys and values; fewer completions are sampled at once where it is not enough
-ITERATIONS, PROMPTS = 16, 85_000  # recipes/toxicity-gpt2-large.yaml on RealToxicityPrompts' training prompts
+ITERATIONS, PROMPTS = 16, 85_000  # the recipe toxicity-gpt2-large on RealToxicityPrompts' training prompts
 STEPS, BATCH = 32_000, 32
 
 

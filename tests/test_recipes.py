@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+import nlf
 from nlf import config
 from nlf.cli.arguments import read_recipe, train_knobs
 from nlf.method.tags import TagScheme
 
-FOLDER = Path(__file__).parents[1] / "recipes"
+FOLDER = Path(nlf.__file__).parent / "assets" / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
 
 

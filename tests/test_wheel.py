@@ -41,6 +41,13 @@ def test_the_wheel_evaluates_the_embedded_model(site, tmp_path):
     assert (tmp_path / "out" / "results.json").is_file()
 
 
+def test_the_wheel_knows_its_recipes_in_a_fresh_folder(site, tmp_path):
+    env = {"PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "nlf", "train", "--config", "sentiment-embedded", "--dry_run"]
+    assert "6,144" in output(*command, cwd=tmp_path, **env)
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_file_of_the_package_is_in_the_wheel(site):
     source = REPO / "src" / "nlf"
     files = {path.relative_to(source) for path in source.rglob("*") if path.is_file()}

@@ -106,7 +106,23 @@ def test_a_broken_recipe_is_one_line_with_file_and_line(capsys, tmp_path, text, 
 
 
 def test_a_missing_recipe(capsys, tmp_path):
-    assert "No such file" in fails(capsys, "train", "--config", str(tmp_path / "none.yaml"))
+    said = fails(capsys, "train", "--config", str(tmp_path / "none.yaml"))
+    assert f"there is no file {tmp_path}/none.yaml, and no shipped recipe of that name" in said
+    assert "toxicity-embedded," in fails(capsys, "train", "--config", "recipes/toxicity-embedded.yaml")
+    assert "the shipped ones are sentiment, toxicity" in fails(capsys, "evaluate", "--model", "m", "--task", "toxic")
+
+
+def test_a_shipped_recipe_is_named_without_a_path_and_a_file_by_its_path(trained, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--config", "sentiment-embedded", "--use_cpu"]) == 0
+    (tmp_path / "mine.yaml").write_text("reward_funcs: audit\n", encoding="utf-8")
+    assert main(["train", "--config", "mine.yaml", "--use_cpu"]) == 0
+    assert [call[0].reward_funcs for call in trained] == [["sentiment"], ["audit"]]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert all(name in told for name in arguments.shipped("recipes")) and len(arguments.shipped("recipes")) == 8
 
 
 def test_flags_override_the_file(trained, tmp_path):
@@ -399,3 +415,95 @@ def test_all_knobs_are_one_word_away(words, capsys):
     assert done.value.code == 0 and "--entropy_coef" in capsys.readouterr().out
     assert main(["train", "--help", "everything"]) == 2
     assert "there is no such page" in capsys.readouterr().err
+
+
+def test_the_file_to_score_may_follow_a_list_or_a_switch(monkeypatch, capsys, tmp_path):
+    """`--reward_funcs local FILE` once took the file for a reward."""
+    import nlf.evaluation.score
+
+    seen = []
+    monkeypatch.setattr(nlf.evaluation.score, "score_command", lambda options: seen.append(options) or "")
+    file = tmp_path / "texts.jsonl"
+    file.write_text("{}", encoding="utf-8")
+    path = str(file)
+    for words in (["--reward_funcs", "local", path], ["--reward_funcs", "local", path, "--batch_size", "64"],
+                  [path, "--reward_funcs", "local"], ["--reward_funcs=local", path],
+                  ["--reward_funcs", "local", "--reward_weights", "1", path],
+                  ["--replay", path, "--reward_funcs", "local"], ["--quiet", path]):  # fmt: skip
+        assert main(["score", *words]) == 0, words
+        assert (seen[-1].path, seen[-1].reward_funcs) == (path, ["local"]), words
+    for words in (["--list", path], [path, "--list"], ["--list"]):
+        assert main(["score", *words]) == 0 and "scorer" in capsys.readouterr().out
+    said = fails(capsys, "score", "--reward_funcs", "local", "none.jsonl")
+    assert "path is missing" in said and "put it before --reward_funcs" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "rewards"),
+    [
+        (["local,audit"], ["local", "audit"]),
+        (["local,", "audit"], ["local", "audit"]),
+        (["local,regex:a{1,2}b, c"], ["local", "regex:a{1,2}b, c"]),
+        (["local"], ["local"]),
+    ],
+)
+def test_commas_separate_rewards_in_every_command_and_in_yaml(trained, monkeypatch, tmp_path, words, rewards):
+    seen = []
+    for name in ("evaluate", "score"):
+        module = __import__(f"nlf.evaluation.{name}", fromlist=[name])
+        monkeypatch.setattr(module, f"{name}_command", lambda options: seen.append(options.reward_funcs) or "")
+    file = tmp_path / "r.yaml"
+    file.write_text(f"reward_funcs: {words}\n", encoding="utf-8")
+    (tmp_path / "x.jsonl").write_text("{}", encoding="utf-8")
+    assert main(["score", str(tmp_path / "x.jsonl"), "--reward_funcs", *words]) == 0
+    assert main(["evaluate", "--model", "m", "--reward_funcs", *words]) == 0
+    assert main(["evaluate", "--model", "m", "--task", str(file)]) == 0
+    run = ["--output_dir", str(tmp_path / "run"), "--use_cpu"]
+    assert main(["train", "--reward_funcs", *words, *run]) == 0
+    assert main(["train", "--config", str(file), *run]) == 0
+    assert seen + [call[0].reward_funcs for call in trained] == [rewards] * 5
+
+
+def test_commas_separate_numbers_too_but_not_the_words_of_tags(trained, tmp_path):
+    tags = ["Coherent, and accurate", "Lacking"]
+    words = ["--quantile_weights", "2,1", "--tags", *tags, "--output_dir", str(tmp_path / "run"), "--use_cpu"]
+    assert main(["train", *words]) == 0
+    assert (trained[0][0].quantile_weights, trained[0][0].tags) == ([2, 1], tags)
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_can_be_quiet(name, capsys):
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    assert "--quiet" in capsys.readouterr().out
+
+
+def test_quiet_shows_errors_and_results_only():
+    """In a process of its own: it sets the level of the log."""
+    code = (
+        "import logging, sys, warnings\nfrom nlf.cli import main as cli\nfrom nlf.errors import UserError\n"
+        "def work(argv):\n"
+        "    log = logging.getLogger('nlf.x')\n    log.info('info')\n    log.warning('warning')\n"
+        "    warnings.warn('library')\n    print('result')\n    raise UserError('wrong')\n"
+        "cli.COMMANDS['train'] = (work, '')\nsys.exit(cli.main(['train', *sys.argv[1:]]))"
+    )
+    for flags, said in (["--quiet"], []), ([], ["info", "warning", "<string>:8: UserWarning: library"]):
+        done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (2, "result\n")
+        assert done.stderr.splitlines() == [*said, "nlf: error: wrong"]
+
+
+def test_an_error_starts_on_its_own_line_though_a_bar_is_open(monkeypatch):
+    import io
+
+    from tqdm.auto import tqdm
+
+    def fail(argv):
+        bar = tqdm(total=3, file=sys.stderr, disable=False)  # of another library
+        bar.update(1)
+        raise UserError("wrong")
+
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setitem(cli.COMMANDS, "train", (fail, ""))
+    assert main(["train"]) == 2
+    assert sys.stderr.getvalue().splitlines()[-1] == "nlf: error: wrong"

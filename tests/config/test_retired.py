@@ -55,7 +55,7 @@ def test_a_value_that_means_what_holds_today_is_dropped(values):
         ({"eval_max_completion_length": 9}, "`nlf evaluate` takes --max_completion_length"),
         ({"eval_top_k": 5}, "eval_top_p"),
         ({"eval_guidance_scale": 1.0}, "evaluates without guidance, and `nlf evaluate` takes --guidance_scales"),
-        ({"log_completions": False}, "set num_completions_to_print 0"),
+        ({"log_completions": False}, "only if num_completions_to_print asks"),
         ({"adaptive_entropy": True}, "set target_entropy"),
         ({"entropy_horizon": 9, "target_entropy": 40.0}, "horizon serves beta and entropy_coef"),
         ({"data_parallel_size": 2}, "one process for each GPU"),

@@ -218,8 +218,8 @@ def test_the_recipe_trains_with_the_tags_that_the_task_swaps_in():
     from nlf.method.tags import DEFAULT_TAGS
 
     root = TASKS.parents[3]
-    recipe = yaml.safe_load((root / "recipes/sentiment-embedded.yaml").read_text(encoding="utf-8"))
-    demo = yaml.safe_load((root / "recipes/toxicity-embedded.yaml").read_text(encoding="utf-8"))
+    recipe = yaml.safe_load((root / "src/nlf/assets/recipes/sentiment-embedded.yaml").read_text(encoding="utf-8"))
+    demo = yaml.safe_load((root / "src/nlf/assets/recipes/toxicity-embedded.yaml").read_text(encoding="utf-8"))
     task = yaml.safe_load((TASKS / "sentiment.yaml").read_text(encoding="utf-8"))
     assert recipe["tags"] == task["tags"] == [tag.replace("Toxicity", "Negativity") for tag in DEFAULT_TAGS]
     assert {n for n in demo if demo[n] != recipe[n]} == {"output_dir", "reward_funcs", "tags"}

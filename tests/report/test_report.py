@@ -222,6 +222,71 @@ def test_texts_are_blurred_unless_a_scorer_found_them_harmless():
     assert [veils(toxicity) for toxicity in (0.0, 0.29, 0.3, 0.9, None)] == [False, False, True, True, True]
 
 
+DISTILLED = reports.system("distilled", "distilled", 0.05, tag=None)
+
+
+def section(page: Path, name: str) -> str:
+    """The text of one section of a page."""
+    part = page.read_text(encoding="utf-8").split(f'id="{name}"')[1].split("</section>")[0]
+    return " ".join(re.sub("<[^>]+>", " ", part).split())
+
+
+def test_the_distilled_model_leads_and_is_no_tag(tmp_path):
+    path = write_report([reports.write_run(tmp_path / "demo", [*reports.systems(), DISTILLED], prompts=8)])
+    page = Page(path)
+    assert "then distilled into a plain model" in page.text
+    assert re.search(r"toxicity probability @25 is [\d.]+ for the distilled model, [\d.]+ for the base,", page.text)
+    results = section(path, "results")
+    assert results.index("distilled") < results.index("base") < results.index("best tag")
+    assert "distilled" not in section(path, "control") and "The diamond is the distilled model" in page.text
+    heads = re.findall(r"<h4><bdi>(.*?)</bdi>", path.read_text(encoding="utf-8"))
+    assert heads[:4] == ["distilled", "base", "best tag", "best tag, guidance 1"]
+
+
+def test_a_student_stands_beside_its_guided_teacher(tmp_path):
+    teacher = reports.system(
+        "teacher", "teacher", 0.1, tag=reports.TAGS[2], guidance_scale=8.0, negative_tag=reports.TAGS[4]
+    )
+    rows = [reports.system("base", "base", 0.3, model="base", tag=None), teacher]
+    rows.append(reports.system("student", "student", 0.05, tag=None))
+    reports.write_evaluation(tmp_path, rows, prompts=4)
+    path = write_report([tmp_path])
+    assert all(name in section(path, "results") for name in ("student", "teacher", "base"))
+    assert [s["name"] for s in featured(read_runs([tmp_path])[0].systems)] == ["student", "base", "teacher"]
+
+
+def test_the_reward_of_the_first_run_stays_beside_a_run_with_another_scorer(tmp_path):
+    polite, demo = tmp_path / "polite", tmp_path / "demo"
+    rows = reports.systems(guidance=(1.0,), sweep=False)
+    reports.write_evaluation(polite, rows, attribute=None, prompts=6, scorers=["politeness"])
+    reports.write_evaluation(demo, rows, prompts=6)
+    path = write_report([polite, demo], tmp_path / "both.html")
+    results = section(path, "results")
+    assert "reward, politeness" in results and "toxicity probability @25, local@1" in results
+    assert "reward, local@1" in results and "Reward, politeness against perplexity" in section(path, "trade-off")
+    assert "reward, politeness is" in Page(path).text
+    reward = json.loads((polite / "results.json").read_text())["systems"][0]["metrics"]["reward"]
+    assert f"{reward:.3f}" in results
+
+
+def test_rows_on_fewer_prompts_stand_under_a_line_that_says_so(tmp_path):
+    folder = reports.write_run(tmp_path / "demo", reports.systems(guidance=()), prompts=4)
+    found = json.loads((folder / "evaluation" / "results.json").read_text())
+    for each in found["systems"]:
+        each["n_samples"] = {"original": 100, "effective": 40 if each["name"].startswith("tag ") else 100}
+    change(folder, systems=found["systems"])
+    control = section(write_report([folder]), "control")
+    assert control.index("100 prompts") < control.index("best tag") < control.index("first 40 of 100 prompts")
+    assert control.count("first 40 of 100 prompts") == 1
+    assert "first 40 of 100 prompts" not in section(folder / "report.html", "results")
+
+
+def test_a_table_that_a_phone_cuts_says_so(page, run):
+    css = (run / "report.html").read_text(encoding="utf-8")
+    assert "Swipe the table sideways to see all 5 columns." in page.text
+    assert ".swipe { display: none; }" in css and "no-repeat scroll" in css
+
+
 # ---- what cannot be shown -------------------------------------------------------------------------------------------
 
 

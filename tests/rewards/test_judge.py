@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serve import serving
 
+import nlf
 from nlf.config import RemoteOptions
 from nlf.errors import UserError
 from nlf.rewards import Judgement, Reward, remote
@@ -221,7 +222,7 @@ def test_the_template_of_the_documentation(folder):
 
 
 def test_the_recipes_tags_are_the_judges():
-    recipes = Path(__file__).parents[2] / "recipes"
+    recipes = Path(nlf.__file__).parent / "assets" / "recipes"
     dialogue = yaml.safe_load((recipes / "dialogue-categories.yaml").read_text())
     assert dialogue["reward_funcs"] == ["judge:dialogue-categories"] and dialogue["tags"] == FOUR
     summaries = yaml.safe_load((recipes / "summarization-freetext.yaml").read_text())

@@ -434,7 +434,7 @@ def test_the_command_shows_teacher_and_student(run, tmp_path, capsys):
     out = capsys.readouterr().out
     rows = [line.split(" | ")[0] for line in out.splitlines() if line.startswith("| ")][2:]
     assert rows == ["| base", "| teacher: Moderate Toxicity", "| student"]
-    assert out.splitlines()[-1] == f"The plain model is {tmp_path}."
+    assert out.splitlines()[-1] == f"model: {tmp_path}"
 
 
 def test_a_distilled_model_is_a_row_of_its_runs_evaluation(run, tmp_path, capsys):
@@ -466,7 +466,7 @@ def test_the_commands_of_the_page(run, tmp_path, monkeypatch, capsys):
     assert len(commands) == 3
     for words in commands:
         assert main([*words, *as_words(FLAGS), "--max_eval_prompts", "1"]) == 0
-        folder = Path(capsys.readouterr().out.splitlines()[-1].removeprefix("The plain model is ").rstrip("."))
+        folder = Path(capsys.readouterr().out.splitlines()[-1].removeprefix("model: "))
         assert (folder / "config.json").is_file() and (folder / "tags.json").exists() == ("--keep_tags" in words)
 
 

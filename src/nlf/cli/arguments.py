@@ -7,6 +7,7 @@ TrainingArguments come from a snapshot, `training_arguments.json`, since importi
 
 import argparse
 import json
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 from nlf.config import OPTION_GROUPS, RETIRED, TRAINING_DEFAULTS, TRAINING_SHORT, TRAINING_TYPES, Options
 from nlf.config.knobs import default_of, help_of
 from nlf.config.values import choices_of, converted, type_of
+from nlf.data.files import ASSETS
 from nlf.data.yaml_files import read_entries
 from nlf.errors import UserError, near_matches
 
@@ -24,9 +26,13 @@ ABOUT = {
     INHERITED: "The arguments of transformers' TrainingArguments, with its help.\n"
     "One epoch is one iteration, so num_train_epochs is the number of iterations."
 }  # heading → the lines below it
-DEFAULTS = "Each flag's default stands in brackets at the end of its help."
+DEFAULTS = (
+    "Each flag's default stands in brackets at the end of its help. Spaces or commas\n"
+    "separate numbers and names in a list."
+)
 SNAPSHOT = Path(__file__).with_name("training_arguments.json")
 ALIASES = {"reward": "reward_funcs", "guidance_scale": "guidance_scales"}  # accepted if only the second is a knob
+NAMES = {"reward_funcs", "lora_target_modules", "report_to"}  # lists of names without commas
 
 
 @dataclass(frozen=True)
@@ -102,10 +108,50 @@ def convert(knob: Knob, value: Any, where: str = "") -> Any:
     Raises:
         UserError: the value has another type; the error names the place, the knob and the expected type.
     """
-    return converted(knob.name, knob.type, knob.choices, value, where)
+    return converted(knob.name, knob.type, knob.choices, _separated(knob, value), where)
+
+
+def _separated(knob: Knob, value: Any) -> Any:
+    """The items of a list of names or numbers; commas separate them too: `local,audit`."""
+    if knob.name not in NAMES and "list[float]" not in knob.kinds:
+        return value
+    items = value if isinstance(value, list) else [value]
+    if not any(isinstance(item, str) and "," in item for item in items):
+        return value
+    return [word for item in items for word in (_words(item) if isinstance(item, str) else [item])]
+
+
+def _words(text: str) -> list[str]:
+    """The words between commas; everything after `regex:` is one pattern."""
+    head, mark, pattern = text.partition("regex:")
+    return [word.strip() for word in head.split(",") if word.strip()] + ([mark + pattern] if mark else [])
 
 
 # ---- YAML ---------------------------------------------------------------------------------------------------------
+
+
+def shipped(folder: str) -> dict[str, Path]:
+    """The YAML files in a folder of the package's assets, by name."""
+    return {path.stem: path for path in sorted((ASSETS / folder).glob("*.yaml"))}
+
+
+def shipped_or_file(name: str, folder: str, what: str) -> Path:
+    """The shipped file of this name, or else the named file.
+
+    Args:
+        folder: The folder of the package's assets that holds the shipped files.
+        what: What such a file is, for the error.
+
+    Raises:
+        UserError: there is neither.
+    """
+    known = shipped(folder)
+    path = known.get(name, Path(name))
+    if not path.is_file():
+        raise UserError(
+            f"there is no file {name}, and no shipped {what} of that name; the shipped ones are {', '.join(known)}"
+        )
+    return path
 
 
 def read_recipe(path: str | Path, knobs: Knobs) -> dict[str, Any]:
@@ -143,12 +189,19 @@ def unknown(name: str, known: Iterable[str], where: str = "", what: str = "key")
 # ---- flags --------------------------------------------------------------------------------------------------------
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps names with hyphens whole."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises UserError and never abbreviates flags."""
 
     def __init__(self, **kwargs: Any) -> None:
-        formatter = kwargs.pop("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(allow_abbrev=False, formatter_class=formatter, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
+        self.add_argument("--quiet", action="store_true", help="Show errors and the result, but no progress.")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -211,8 +264,13 @@ def spelled(argv: Sequence[str], knobs: Knobs) -> list[str]:
     return written
 
 
-def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str], knobs: Knobs) -> dict[str, Any]:
+def parse_flags(
+    parser: argparse.ArgumentParser, argv: Sequence[str], knobs: Knobs, positional: str | None = None
+) -> dict[str, Any]:
     """The given flags by name: values of knobs are converted, the parser's other arguments are not.
+
+    Args:
+        positional: The argument without a flag. If it is missing, a file that a flag before it has taken is meant.
 
     Raises:
         UserError: an unknown flag, with close names; a stray word; a value of the wrong type.
@@ -223,4 +281,18 @@ def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str], knobs: Kno
         options = [option[2:] for action in parser._actions for option in action.option_strings]
         known = [name for name in options if name not in knobs or not knobs[name].hidden]
         raise unknown(flags[0], known, what="flag") if flags else UserError(f"unexpected {rest[0]!r}; see --help")
-    return {name: convert(knobs[name], v, "--") if name in knobs else v for name, v in vars(given).items()}
+    values = {name: value for name, value in vars(given).items() if name != "quiet"}
+    if positional and not values.get(positional):
+        values[positional] = _taken_file(values, knobs)
+    return {name: convert(knobs[name], v, "--") if name in knobs else v for name, v in values.items()}
+
+
+def _taken_file(values: dict[str, Any], knobs: Knobs) -> str | None:
+    """Give back the file that a list or a switch took as its last value: `--reward_funcs local FILE`, `--list FILE`."""
+    for name, value in values.items():
+        switch = name in knobs and knobs[name].kinds == ["bool"]
+        words = value if isinstance(value, list) else [value] if switch else []
+        if words and len(words) + switch > 1 and Path(words[-1]).exists():
+            values[name] = "true" if switch else words[:-1]
+            return words[-1]
+    return None

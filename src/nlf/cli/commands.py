@@ -6,13 +6,19 @@ A command's module is imported after its arguments have been checked, so help an
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from nlf import config
-from nlf.cli.arguments import DEFAULTS, Knob, Parser, add_knobs, knobs_of, parse_flags, read_recipe, unknown
-from nlf.cli.output import log_to_stderr
-from nlf.data.files import ASSETS
+from nlf.cli.arguments import (
+    DEFAULTS,
+    Knob,
+    Parser,
+    add_knobs,
+    knobs_of,
+    parse_flags,
+    read_recipe,
+    shipped_or_file,
+)
 from nlf.errors import UserError
 
 
@@ -40,7 +46,6 @@ class Command:
         if other is None:
             self.check_required(given, knobs)
         options = self.options(given, knobs)
-        log_to_stderr()
         module, run = other or (self.module, self.run)
         print(getattr(importlib.import_module(module), run)(options))
         return 0
@@ -58,7 +63,7 @@ class Command:
             plain = knobs[self.positional]
             parser.add_argument(plain.name, nargs="*" if plain.listed else "?", help=plain.help)
         add_knobs(parser, flags, required=self.required)
-        given = parse_flags(parser, argv, flags)
+        given = parse_flags(parser, argv, flags, self.positional)
         return {name: value for name, value in given.items() if name != self.positional or value}
 
     def check_required(self, given: dict[str, Any], knobs: dict[str, Knob]) -> None:
@@ -67,7 +72,11 @@ class Command:
             if not given.get(needed):
                 what = knobs[needed].help.rstrip(".")
                 flag = needed if needed == self.positional else f"--{needed}"
-                raise UserError(f"{flag} is missing: {what[0].lower()}{what[1:]}; {self.usage.splitlines()[0]}")
+                lists = [name for name in given if knobs[name].listed] if needed == self.positional else []
+                hint = f"put it before --{lists[0]}, which takes every word after it" if lists else ""
+                raise UserError(
+                    f"{flag} is missing: {what[0].lower()}{what[1:]}; {hint or self.usage.splitlines()[0]}"
+                )
 
     def options(self, given: dict[str, Any], knobs: dict[str, Knob]) -> config.Options:
         """The options of the command. Given options come before options of the task, and these before defaults.
@@ -75,24 +84,9 @@ class Command:
         Raises:
             UserError: the task cannot be read, or a value is not allowed.
         """
-        task = task_file(given["task"]) if given.get("task") else None
+        task = shipped_or_file(given["task"], "tasks", "task") if given.get("task") else None
         values = (read_recipe(task, knobs) if task else {}) | given
-        if "reward_funcs" in values:  # also `local,sentiment`
-            values["reward_funcs"] = [name for each in values["reward_funcs"] for name in each.split(",")]
         return config.COMMAND_OPTIONS[self.name](**values)
-
-
-def task_file(name: str) -> Path:
-    """The file of a task: an embedded one, by its name, or the named file.
-
-    Raises:
-        UserError: there is no such task and no such file.
-    """
-    known = {path.stem: path for path in sorted((ASSETS / "tasks").glob("*.yaml"))}
-    path = known.get(name, Path(name))
-    if not path.is_file():
-        raise unknown(name, known, what="task (or file)")
-    return path
 
 
 def list_command(options: config.ScoreOptions) -> str:

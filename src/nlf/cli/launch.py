@@ -7,8 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nlf.cli.arguments import unknown
-from nlf.data.files import ASSETS
+from nlf.cli.arguments import shipped, unknown
 from nlf.data.yaml_files import read_mapping
 from nlf.errors import UserError
 
@@ -24,8 +23,7 @@ LAUNCH_FLAGS = {  # flags that `accelerate launch` gets: type and help
 
 def accelerate_configs() -> dict[str, Path]:
     """The embedded accelerate configurations, by name."""
-    folder = ASSETS / "accelerate_configs"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return shipped("accelerate_configs")
 
 
 def launch(name: str, wanted: dict[str, Any], argv: Sequence[str], use_cpu: bool) -> None:

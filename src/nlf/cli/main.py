@@ -10,7 +10,7 @@ from nlf import __version__
 from nlf.cli import commands
 from nlf.cli.arguments import Parser, parse_flags, unknown
 from nlf.cli.launch import without
-from nlf.cli.output import is_first_process, show
+from nlf.cli.output import is_first_process, log_to_stderr, show
 from nlf.cli.train import train
 from nlf.errors import UserError
 from nlf.secrets import is_secret, masked
@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0; 2 for a mistake, with one line on stderr; 130 for Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    log_to_stderr(quiet="--quiet" in argv)
     try:
         code = dispatch(argv)
         sys.stdout.flush()
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return complain(error, argv)
     except KeyboardInterrupt:
-        print(interrupted(argv), file=sys.stderr)
+        on_own_line(interrupted(argv))
         return 130
     except BrokenPipeError:  # the reader of the pipe, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -79,9 +80,16 @@ def complain(error: Exception, argv: Sequence[str] = ()) -> int:
     exit code.
     """
     if is_first_process():
-        clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # removes a half-drawn progress bar
-        print(f"{clear}nlf: error:", masked(" ".join(str(error).split()), secrets_in(argv)), file=sys.stderr)
+        on_own_line(f"nlf: error: {masked(' '.join(str(error).split()), secrets_in(argv))}")
     return 2
+
+
+def on_own_line(text: str) -> None:
+    """Print a line on stderr, after removing every progress bar."""
+    from nlf.data.progress import close_bars
+
+    close_bars()
+    print(text, file=sys.stderr)
 
 
 def interrupted(argv: list[str]) -> str:

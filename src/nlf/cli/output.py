@@ -1,7 +1,12 @@
-"""Output of the commands: the log, tables of names and values, and the process that prints."""
+"""Output of the commands: the log, tables of names and values, and the process that prints.
+
+Results go to stdout; the log, bars and errors go to stderr.
+"""
 
 import logging
 import os
+import sys
+import warnings
 
 
 def is_first_process() -> bool:
@@ -9,10 +14,30 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def log_to_stderr() -> None:
-    """Send the library's log to the terminal, from the first process only."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("nlf").setLevel(logging.INFO if is_first_process() else logging.WARNING)
+class AboveBars(logging.StreamHandler):
+    """Writes the log to stderr; each message gets lines of its own, above progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from nlf.data.progress import above_bars
+
+        with above_bars():
+            super().emit(record)
+
+
+def log_to_stderr(quiet: bool = False) -> None:
+    """Send the library's log to stderr, from the first process only; where stderr is no terminal, no library shows bars.
+
+    Args:
+        quiet: Show errors only.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[AboveBars()])
+    level = logging.ERROR if quiet else logging.INFO if is_first_process() else logging.WARNING
+    logging.getLogger("nlf").setLevel(level)
+    if quiet or not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read by tqdm when it is imported
+    if quiet:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        warnings.simplefilter("ignore")
 
 
 def show(table: dict[str, str]) -> int:

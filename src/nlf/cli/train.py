@@ -21,10 +21,12 @@ from nlf.cli.arguments import (
     parse_flags,
     read_recipe,
     retired_knobs,
+    shipped,
+    shipped_or_file,
     train_knobs,
 )
 from nlf.cli.launch import LAUNCH_FLAGS, accelerate_configs, launch, without
-from nlf.cli.output import is_first_process, log_to_stderr, show
+from nlf.cli.output import is_first_process, show
 from nlf.data.run_folder import check_free, without_unused
 from nlf.errors import UserError
 
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TRAIN_USAGE = (
-    """nlf train [--config FILE.yaml] [--NAME VALUE ...]
+    """nlf train [--config NAME|FILE.yaml] [--NAME VALUE ...]
 
 Align a language model with language tags. Each iteration samples completions, scores them, tags them by quantile of the
 reward, and trains on them. Without arguments, the command trains the embedded model, in minutes on two cores.
@@ -66,7 +68,8 @@ def train_parser(knobs: Mapping[str, Knob], short: bool = True) -> argparse.Argu
     parser = Parser(prog="nlf train", usage=TRAIN_USAGE, add_help=False)
     run = parser.add_argument_group("Run")
     run.add_argument("--help", "-h", nargs="?", metavar="all", help="Show this page; with 'all', show every knob.")
-    run.add_argument("--config", metavar="FILE", help="YAML file of knobs; recipes/ has examples.")
+    recipes = ", ".join(shipped("recipes"))
+    run.add_argument("--config", metavar="NAME|FILE", help=f"A YAML file of knobs, or a shipped recipe: {recipes}.")
     run.add_argument("--dry_run", action="store_true", help=DRY_RUN)
     names = ", ".join(accelerate_configs())
     run.add_argument(
@@ -130,7 +133,7 @@ def settings_of(recipe: str | None, flags: Mapping[str, Any], knobs: Mapping[str
         UserError: the recipe cannot be read; or a retired knob has a value that training no longer knows, as a flag or,
             if it changes results, in the recipe.
     """
-    read = recipe_settings(recipe, knobs) if recipe else {}
+    read = recipe_settings(str(shipped_or_file(recipe, "recipes", "recipe")), knobs) if recipe else {}
     values = config.current(read | dict(flags))
     given = {name: value for name, value in flags.items() if name in values}
     return values | given  # a retired knob of the recipe does not change what a flag says
@@ -173,7 +176,6 @@ def run(values: dict[str, Any]) -> int:
     from nlf.data.locks import locked_folder
 
     resume = values.pop("resume_from_checkpoint", None)
-    log_to_stderr()
     if isinstance(resume, str) and not (Path(resume) / MARKER).is_file():
         raise UserError(
             f"{resume} is not a complete checkpoint: it has no {MARKER}, which is written last; name another one, or give "
@@ -187,6 +189,7 @@ def run(values: dict[str, Any]) -> int:
         if is_first_process():
             from nlf.report import write_report
 
+            print(f"model: {args.output_dir}")
             print(f"report: {write_report([Path(args.output_dir)])}")
     return 0
 

@@ -189,7 +189,9 @@ class ObjectiveOptions(Options):
 class LogOptions(Options):
     """Completions in the log."""
 
-    num_completions_to_print: int = knob(3, "Completions that each evaluation logs; 0 logs none.", least=0)
+    num_completions_to_print: int = knob(
+        0, "Completions that each evaluation logs; they may hold offensive language.", least=0
+    )
 
 
 OPTION_GROUPS: dict[str, type[Options]] = {

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from nlf.errors import UserError
 
-ASSETS = Path(__file__).resolve().parents[1] / "assets"  # the embedded model, scorers, prompts, tasks, judges
+ASSETS = Path(__file__).resolve().parents[1] / "assets"  # the embedded model, scorers, prompts, recipes, tasks, judges
 EMBEDDED = "embedded"  # the name of the shipped model, and of the shipped prompts
 
 

@@ -21,3 +21,8 @@ def text_table(rows: Sequence[Sequence[str]], align: str = "<") -> str:
         "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(cells, sides, widths, strict=True)).rstrip()
         for cells in rows
     )
+
+
+def rounded(value: float) -> str:
+    """A number in three significant digits, or whole from 1,000 on."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}"

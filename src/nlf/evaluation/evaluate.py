@@ -9,6 +9,7 @@ The reader of the perplexity is the base model or `eval_model`; it reads bare pr
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from nlf.data.files import json_text, refuse_other, write_text
 from nlf.data.generations import Divergence, Generation, Row, annotate, read, refuse_other_lines
 from nlf.data.locks import locked_files, locked_folder
 from nlf.data.markdown import markdown_table
-from nlf.data.progress import progress_bar
+from nlf.data.progress import duration, progress_bar
 from nlf.data.prompts import PromptRow, other_columns
 from nlf.data.run_folder import DISTILLED, RESULTS, SCHEMA_VERSION, run_settings
 from nlf.errors import UserError
@@ -123,7 +124,7 @@ def evaluate(options: EvaluateOptions, compare: Compare, scorers: Scorers | None
         ]
         results = results_of(options, policy, instruments, by_set)
         write_text(folder / RESULTS, json_text(results, indent=1) + "\n")
-    return comparison(results)
+    return f"{comparison(results)}\n\nresults: {folder / RESULTS}"
 
 
 def loaded(options: EvaluateOptions, sets: Sequence[PromptSet], scorers: Scorers) -> tuple[Policy, Instruments]:
@@ -201,7 +202,7 @@ def measured_system(
     system: System, prompts: PromptSet, instruments: Instruments, options: EvaluateOptions, folder: Path
 ) -> Evaluated:
     """Sample, score and measure one system; finished lines of its file are kept."""
-    rows, path = prompts.rows[: system.num_prompts], folder / prompts.file(system)
+    rows, path, start = prompts.rows[: system.num_prompts], folder / prompts.file(system), time.monotonic()
     sample_system(path, system, rows, options)
     score_file(path, instruments.scorers.all, block=options.prompts_per_part)
     measure_file(path, instruments.reader, batch_tokens=options.sampling_batch_tokens)
@@ -212,6 +213,9 @@ def measured_system(
     scorers = instruments.scorers
     found = metrics_of(
         lines, scorers.rewards, scorers.weights, likelihoods, options.threshold, auditors=scorers.auditors
+    )
+    logger.info(
+        "%s: %d × %d completions, %s", path.name, len(rows), found.num_generations, duration(time.monotonic() - start)
     )
     return Evaluated(entry_of(system, prompts, path, len(rows), found), found)
 

@@ -94,14 +94,14 @@ def sample_file(
     tag: str | None,
     *,
     part: int = 64,
-    what: str = "sampling",
+    what: str = "prompts",
 ) -> None:
     """Append the missing completions of these prompts to a generations file.
 
     Args:
         tag: The words before each prompt; None = the bare prompt.
         part: Prompts sampled and written at a time.
-        what: Name of the progress bar.
+        what: The text after "sampling" before the progress bar.
 
     Raises:
         UserError: the file holds other samples or is being written by another command, a prompt does not fit the model, the file cannot be written, or the sampler
@@ -110,7 +110,7 @@ def sample_file(
     settings, prompts, n = settings_of(sampler, tag), numbered(rows), sampler.options.num_generations
     with locked_files(path):
         done = done_already(path, rows, tag, settings, part)
-        advance = progress_bar(what, len(rows) * n, done * n)
+        advance = progress_bar(f"sampling {what}", len(rows) * n, done * n)
         while done < len(rows):
             stop = min((done // part + 1) * part, len(rows))
             append(path, sample_lines(sampler, prompts[done:stop], tag, settings, advance))

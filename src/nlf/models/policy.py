@@ -129,7 +129,7 @@ def load_model(
     if Path(path).is_dir():
         source.pop("revision")
     try:
-        with _progress_bar_hidden(name_or_path == EMBEDDED):  # the embedded model loads at once
+        with hidden_bars(name_or_path == EMBEDDED):  # the embedded model loads at once
             model, tokenizer = _from_pretrained(path, source, dtype, attn_implementation)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -160,8 +160,8 @@ def _from_pretrained(
 
 
 @contextlib.contextmanager
-def _progress_bar_hidden(hidden: bool) -> Iterator[None]:
-    """Inside the `with` block, transformers shows no progress bar if `hidden`."""
+def hidden_bars(hidden: bool = True) -> Iterator[None]:
+    """Inside the `with` block, or the decorated function, transformers shows no progress bar if `hidden`."""
     hidden = hidden and transformers_logging.is_progress_bar_enabled()
     if hidden:
         transformers_logging.disable_progress_bar()
@@ -272,6 +272,7 @@ def switch_off_dropout(model: nn.Module) -> None:
 # ---- saving -------------------------------------------------------------------------------------------------------
 
 
+@hidden_bars()
 def save_policy(policy: Policy, folder: str | Path) -> None:
     """Write the tagged model as a Hugging Face model folder with `tags.json`. LoRA is merged into the weights."""
     folder = Path(folder)

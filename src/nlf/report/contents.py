@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from nlf.report import figures, tables
 from nlf.report.plots import Drawing
 from nlf.report.reading import Run
-from nlf.report.results import System, main_metric, others
+from nlf.report.results import System, distilled, main_metric, others
 from nlf.report.samples import HARMLESS, Sample, Samples, Scored, about, read_all, scored_by, side_by_side
 from nlf.report.wording import number
 
@@ -40,7 +40,9 @@ class Contents:
     about: str  # title
     outcome: list[str]  # sentences below the title
     sources: list[Source]
-    has_others: bool  # whether tags beside the main one are shown
+    others_on: str  # the prompts of the tags beside the main one; empty if no such tag is shown
+    evaluated_on: str  # the prompts of the evaluations during training
+    has_distilled: bool  # whether the distilled model is shown
     veils: bool  # whether any text is blurred
     scored: Scored
     curves: list[figures.Plot]
@@ -83,7 +85,9 @@ def contents(runs: Sequence[Run], num_samples: int, seed: int, drawing: Drawing)
         about=title,
         outcome=outcome,
         sources=sources,
-        has_others=any(others(each.on(name)) for each in runs for name in names),
+        others_on=next((tables.prompts_of(s) for each in runs for name in names for s in others(each.on(name))), ""),
+        evaluated_on=f"at most {run.config.get('max_eval_prompts') or 'all'} evaluation prompts",
+        has_distilled=any(distilled(each.systems) for each in runs),
         veils=any(_has_veil(sample) for source in sources for sample in source.samples),
         scored=scored,
         curves=figures.curves(runs, drawing),

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from nlf.report.plots import SERIES, Band, Curve, Drawing, Point, Ridge, Trail, steps
 from nlf.report.reading import Run
-from nlf.report.results import System, aligned, base_of, featured, main_metric, others, tags_reversed
+from nlf.report.results import System, aligned, base_of, distilled, featured, main_metric, others, tags_reversed
 from nlf.report.samples import Samples, Scored
 from nlf.report.tables import bounds, prefers_higher, tags_of
 from nlf.report.wording import family, is_number, label, title
@@ -44,7 +44,7 @@ def ink_of(index: int) -> str:
 def tradeoff(runs: Sequence[Run], source: str, drawing: Drawing) -> Plot | None:
     """Plot the main metric against perplexity; a line joins the guided systems by growing scale g."""
     systems = [system for run in runs for system in run.on(source)]
-    name = main_metric(systems)
+    name = main_metric(runs[0].on(source)) or main_metric(systems)
     if name is None:
         return None
     trails = [_trail(run, i, source, name, len(runs) > 1) for i, run in enumerate(runs)]
@@ -65,18 +65,19 @@ def tradeoff(runs: Sequence[Run], source: str, drawing: Drawing) -> Plot | None:
 
 
 def _trail(run: Run, index: int, source: str, name: str, several: bool) -> Trail:
-    """The points of a run: the main tag by growing guidance, then the other tags and the base."""
+    """The points of a run: the main tag by growing guidance, then the distilled model, the other tags and the base."""
     systems = run.on(source)
     ink = ink_of(index)
     colours = _tag_inks(run)
     curve = [_point(s, name, _strength(s), ink) for s in aligned(systems)]
+    plain = [_point(s, name, s["name"], ink if several else "s3", "D") for s in distilled(systems)]
     rest = [
         _point(s, name, s["tag"] or s["name"], ink if several else colours.get(s["tag"] or "", "muted"), "v")
         for s in others(systems)
     ]
     base = base_of(systems)
     start = [_point(base, name, "base", ink if several else "ink", "s")] if base else []
-    joined, single = ([p for p in points if p] for points in (curve, rest + start))
+    joined, single = ([p for p in points if p] for points in (curve, plain + rest + start))
     return Trail(joined + single, len(joined), ink)
 
 
@@ -132,13 +133,14 @@ def _ridge(run: Run, system: System, samples: Samples) -> Ridge:
     return Ridge(label(system["tag"] or system["name"]) + strength, values, ink)
 
 
-LINES = (("muted", ""), ("s1", "dashed"), ("s2", "dotted"))  # colours and dashes of the length distributions
+LINES = (("muted", ""), ("s1", "dashed"), ("s2", "dotted"), ("s3", ""))  # colours and dashes of the lengths
 
 
 def lengths(run: Run, source: str, samples: dict[str, Samples], drawing: Drawing) -> Plot | None:
-    """Plot the completion lengths of the base, the main tag and the guided policy."""
+    """Plot the completion lengths of the base, the main tag, the guided policy and the distilled model."""
     systems = run.on(source)
-    shown = [system for system in featured(systems) if system["id"] in samples]
+    plain = distilled(systems)
+    shown = [s for s in sorted(featured(systems), key=plain.__contains__) if s["id"] in samples]
     rows = [Ridge(s["name"], samples[s["id"]].lengths, k[0]) for s, k in zip(shown, LINES, strict=False)]
     if not rows:
         return None

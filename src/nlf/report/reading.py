@@ -4,6 +4,7 @@ A broken `results.json` stops the report. A broken log or settings file is left 
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 
 from nlf.data.run_folder import CONFIG, FACTS, METRICS, RESULTS, settings_in
 from nlf.errors import UserError
-from nlf.report.results import Results, System, read_results, source_of
-from nlf.report.wording import is_number
+from nlf.report.results import SCORED, Results, System, read_results, source_of
+from nlf.report.wording import family, is_number
 
 FRONTIER = "frontier.json"  # of benchmarks/frontier.py; a frontier has a separate page
 
@@ -56,7 +57,30 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     """
     if not paths:
         raise UserError("report: no run is named; expected one or more run folders: nlf report RUN [RUN ...]")
-    return [_read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    runs = [_read_run(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+    _tell_scorers_apart([run.results for run in runs if run.results])
+    return runs
+
+
+def _tell_scorers_apart(results: Sequence[Results]) -> None:
+    """If the scorers of runs differ, add the scorer to the names of the metrics that come from it.
+
+    Results of several scorers hold such names already.
+    """
+    if len({tuple(map(str, each["scorers"])) for each in results}) < 2:
+        return
+    for each in results:
+        if len(each["scorers"]) == 1:
+            for entry in [*each["systems"], *each["differences"]]:
+                entry["metrics"] = {
+                    _with_scorer(name, each["scorers"][0]): value for name, value in entry["metrics"].items()
+                }
+
+
+def _with_scorer(name: str, scorer: str) -> str:
+    """`reward/local@1_ci95` for `reward_ci95`; a metric that needs no scorer keeps its name."""
+    base = re.sub(r"_(stderr|ci95)$", "", name)
+    return f"{base}/{scorer}{name[len(base) :]}" if family(base) in SCORED else name
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

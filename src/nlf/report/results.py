@@ -14,8 +14,10 @@ from nlf.data.run_folder import SCHEMA_VERSION
 from nlf.errors import UserError
 from nlf.report.wording import family, is_number
 
+PLAIN = ("distilled", "student")  # names of the model that `nlf distill` makes, which needs no tag
 # The metrics that can decide a comparison, by rank. A thresholded metric ranks above the mean of the same scores.
 MAIN_METRICS = ("toxicity_probability", "positive_fraction", "toxic_fraction", "toxicity", "positive", "reward")
+SCORED = {*MAIN_METRICS, "expected_max_toxicity"}  # the metrics of a scorer
 
 
 class SampleSize(TypedDict, total=False):
@@ -88,25 +90,31 @@ def base_of(systems: Sequence[System]) -> System | None:
     return next((system for system in systems if system["model"] == "base"), None)
 
 
+def distilled(systems: Sequence[System]) -> list[System]:
+    """The plain model, which most people use; empty if the run was not distilled."""
+    return [system for system in systems if system["name"] in PLAIN and system["tag"] is None]
+
+
 def aligned(systems: Sequence[System]) -> list[System]:
     """The policy under its main tag: first without guidance, then by growing guidance scale."""
-    policy = [system for system in systems if system["model"] != "base"]
+    plain = distilled(systems)
+    policy = [system for system in systems if system["model"] != "base" and system not in plain]
     main = next((system for system in policy if not system["guidance_scale"]), policy[0] if policy else None)
     same = [system for system in policy if main and system["tag"] == main["tag"]]
     return sorted(same, key=lambda system: system["guidance_scale"])
 
 
 def featured(systems: Sequence[System]) -> list[System]:
-    """The base, the policy under its main tag, and the guided policy whose scale is nearest to 1."""
+    """The distilled model, the base, the policy under its main tag, and the guided policy whose scale is nearest to 1."""
     main = aligned(systems)
     guided = sorted((s for s in main if s["guidance_scale"]), key=lambda s: abs(s["guidance_scale"] - 1))
     plain = [system for system in main if not system["guidance_scale"]]
-    return [*filter(None, [base_of(systems)]), *plain[:1], *guided[:1]]
+    return [*distilled(systems), *filter(None, [base_of(systems)]), *plain[:1], *guided[:1]]
 
 
 def others(systems: Sequence[System]) -> list[System]:
     """The policy under its other tags."""
-    taken = [id(system) for system in [base_of(systems), *aligned(systems)]]
+    taken = [id(system) for system in [base_of(systems), *distilled(systems), *aligned(systems)]]
     return [system for system in systems if id(system) not in taken]
 
 

@@ -7,10 +7,11 @@ from typing import Any
 from nlf.evaluation.metrics import describe, higher_is_better
 from nlf.report.reading import Run
 from nlf.report.results import (
-    MAIN_METRICS,
+    SCORED,
     System,
     aligned,
     base_of,
+    distilled,
     featured,
     main_metric,
     others,
@@ -23,11 +24,11 @@ HEADLINE = (
     *("toxicity_probability", "expected_max_toxicity", "toxicity", "positive_fraction", "positive"),
     *("reward", "perplexity", "dist-2"),
 )
+SWEEP = ("toxicity_probability", "toxicity", "positive_fraction", "positive", "reward", "perplexity", "dist-2")
 SHAPE = (
     *("completion_length", "ended_fraction", "dist-1", "dist-2", "dist-3", "corpus_dist-2", "self_bleu"),
     "repetition",
 )
-AIMED_AT = {*MAIN_METRICS, "expected_max_toxicity"}  # better and worse swap where the tags are reversed
 SECRET = ("token", "api_key", "password", "secret")  # endings of the settings whose values stay private
 TRAINING = (
     *("model_name_or_path", "model_revision", "ref_model_name_or_path", "use_peft", "dataset", "eval_dataset"),
@@ -65,6 +66,7 @@ class Row:
     name: str
     tag: str | None  # where the name does not say it
     samples: str  # prompts × completions
+    prompts: str  # which prompts the row is about
     base: bool
     cells: list[Cell]
 
@@ -80,6 +82,11 @@ class Table:
         return len({row.run for row in self.rows}) > 1
 
     @property
+    def mixed(self) -> bool:
+        """Whether the rows are about different numbers of prompts."""
+        return len({row.prompts for row in self.rows}) > 1
+
+    @property
     def compared(self) -> bool:
         """Whether any row has differences from a base."""
         return any(cell.p_value for row in self.rows for cell in row.cells)
@@ -92,11 +99,11 @@ def prefers_higher(run: Run, name: str, systems: Sequence[System]) -> bool | Non
     """
     said = run.results["higher_is_better"].get(name) if run.results else None
     higher = said if isinstance(said, bool) else higher_is_better(name)
-    return not higher if higher is not None and family(name) in AIMED_AT and tags_reversed(systems) else higher
+    return not higher if higher is not None and family(name) in SCORED and tags_reversed(systems) else higher
 
 
 def headline(runs: Sequence[Run], source: str) -> Table:
-    """The main metrics of the base and the aligned systems of every run, on one prompt source."""
+    """The main metrics of the distilled model, the base and the aligned systems of every run, on one prompt source."""
     return _table(runs, source, _headline_families(runs, source), main_systems)
 
 
@@ -105,28 +112,41 @@ def sweep(run: Run, source: str) -> Table | None:
     found = others(run.on(source))
     if not found:
         return None
-    return _table([run], source, _headline_families([run], source), lambda systems: [*featured(systems)[:2], *found])
+    families = [name for name in _headline_families([run], source) if name in SWEEP]
+    return _table([run], source, families, lambda systems: [*start_of(systems), *aligned(systems)[:1], *found])
 
 
 def shape(run: Run, source: str) -> Table:
     """Length and diversity of every system."""
-    return _table([run], source, SHAPE, lambda systems: systems)
+    return _table([run], source, SHAPE, distilled_first)
 
 
 def everything(run: Run, source: str) -> Table:
     """Every metric of every system."""
-    return _table([run], source, None, lambda systems: systems)
+    return _table([run], source, None, distilled_first)
 
 
 def main_systems(systems: Sequence[System]) -> list[System]:
-    """The base, the main tag, and the main tag with guidance."""
-    return [*filter(None, [base_of(systems)]), *aligned(systems)]
+    """The distilled model, the base, the main tag, and the main tag with guidance."""
+    return [*distilled(systems), *start_of(systems), *aligned(systems)]
+
+
+def distilled_first(systems: Sequence[System]) -> list[System]:
+    """All systems; the distilled model comes first."""
+    plain = distilled(systems)
+    return plain + [system for system in systems if system not in plain]
+
+
+def start_of(systems: Sequence[System]) -> list[System]:
+    """The base in a list; an empty list if there is none."""
+    return [*filter(None, [base_of(systems)])]
 
 
 def _headline_families(runs: Sequence[Run], source: str) -> list[str]:
-    """The families of `HEADLINE`; the reward only if it is the main metric."""
-    name = main_metric([system for run in runs for system in run.on(source)])
-    return [each for each in HEADLINE if each != "reward" or family(name or "reward") == "reward"]
+    """The families of `HEADLINE`; the reward only if it is the main metric of one of the runs."""
+    names = [main_metric(run.on(source)) for run in runs if source in run.sources]
+    rewards = any(name is None or family(name) == "reward" for name in names)
+    return [each for each in HEADLINE if each != "reward" or rewards]
 
 
 def _table(
@@ -159,8 +179,9 @@ def _row(run: Run, system: System, columns: Sequence[Column]) -> Row:
     cells = [_cell(run, system, differences.get(column.name), column.name) for column in columns]
     tag = system["tag"] if system["tag"] and system["tag"] not in system["name"] else None
     return Row(
-        run.name, clip(system["name"], 120), tag and clip(tag, 120), _size(system), system["model"] == "base", cells
-    )
+        run.name, clip(system["name"], 120), tag and clip(tag, 120), _size(system), prompts_of(system),
+        system["model"] == "base", cells,
+    )  # fmt: skip
 
 
 def _size(system: System) -> str:
@@ -168,6 +189,17 @@ def _size(system: System) -> str:
     prompts = (system["n_samples"] or {}).get("effective")
     each = system["num_generations"]
     return f"{prompts:,} × {each}" if is_number(prompts) and is_number(each) else "–"
+
+
+def prompts_of(system: System) -> str:
+    """`100 prompts`, or `first 40 of 100 prompts`."""
+    sizes = system["n_samples"] or {}
+    original, effective = sizes.get("original"), sizes.get("effective")
+    if not is_number(effective):
+        return "an unknown number of prompts"
+    return (
+        count(effective, "prompt") if original in (None, effective) else f"first {effective:,} of {original:,} prompts"
+    )
 
 
 def _cell(run: Run, system: System, difference: Any, name: str) -> Cell:
@@ -220,8 +252,10 @@ def headings(runs: Sequence[Run]) -> tuple[str, list[str]]:
     """The title of the page, and the sentences on training and outcome of its first run."""
     run = runs[0]
     tags = tags_of(run)
+    words = f"words from “{clip(tags[0], 60)}” to “{clip(tags[-1], 60)}”" if tags else ""
+    plain = f"aligned by {words}, then distilled into a plain model"
     about = f"{model_name(run)}, " + (
-        f"steered by words from “{clip(tags[0], 60)}” to “{clip(tags[-1], 60)}”" if tags else "measured"
+        plain if words and distilled(run.systems) else f"steered by {words}" if words else "measured"
     )
     if len(runs) > 1:
         about += f", compared with {count(len(runs) - 1, 'other run')}"
@@ -257,6 +291,8 @@ def _outcome(run: Run, source: str) -> str:
 
 def _spoken(name: str) -> str:
     """`the best tag with guidance 1`."""
+    if name == "distilled":
+        return "the distilled model"
     return ("the " if name.startswith(("base", "best tag")) else "") + name.replace(", guidance", " with guidance")
 
 

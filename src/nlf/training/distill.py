@@ -38,6 +38,7 @@ from nlf.models.encoder import pass_tokens
 from nlf.models.identity import ModelIdentity
 from nlf.models.policy import Policy, add_adapter, lora_config, save_policy, switch_off_dropout
 from nlf.models.reading import LogitsPlan, plan_logits
+from nlf.training.console import Console
 from nlf.training.lessons import (
     Lesson,
     LessonDataset,
@@ -223,7 +224,7 @@ def completions_of(
         teacher, sampling, seed=options.seed, token_budget=options.sampling_batch_tokens,
         max_prompt_length=run.get("max_prompt_length"),
     ) as sampler:  # fmt: skip
-        sample_file(path, sampler, prompts, lesson.tag, what="distilling")
+        sample_file(path, sampler, prompts, lesson.tag, what="teacher")
     return [
         TeacherCompletion(lesson, line, j)
         for line in read(path)
@@ -244,6 +245,7 @@ class DistillTrainer(Trainer):
 
     def __init__(self, student: Policy, *args, teacher: Policy, top_k: int = 0, **kwargs):
         super().__init__(student.model, *args, **kwargs)
+        Console("distilling").show_in(self)
         self.student, self.teacher, self.top_k = student, teacher, top_k
         self.loss_is_scaled_for_ga = True  # the loss is already divided by the counts of the step
 
@@ -335,7 +337,7 @@ def distill_command(options: DistillOptions) -> str:
             return [System("base", start), guided, System("student", student)]
         return [System("base", start), guided, System("student, best tag", student, tags_of(student).best)]
 
-    return f"{evaluate(comparison, compared, scorers)}\nThe plain model is {folder}."
+    return f"{evaluate(comparison, compared, scorers)}\nmodel: {folder}"
 
 
 def evaluation_options(options: DistillOptions, folder: Path) -> EvaluateOptions:

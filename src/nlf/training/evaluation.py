@@ -7,6 +7,7 @@ import numpy as np
 
 from nlf.data.feedback import AttributeFeedback, Cut, Feedback
 from nlf.data.generations import Generation
+from nlf.data.markdown import rounded
 from nlf.data.pool import Pool
 from nlf.data.prompts import NumberedPrompt
 from nlf.evaluation.pipeline import divergence_of, metrics_of
@@ -168,7 +169,8 @@ def log_completions(lines: Sequence[Generation], rewards: Sequence[Reward], coun
     """Log the first completion of `count` prompts with its rewards; the prompts are evenly spread over the lines."""
     for i in np.linspace(0, len(lines) - 1, count).astype(int).tolist():
         line = lines[i]
-        scores = ", ".join(f"{r.label} {line['scores'][r.label]['reward'][0]}" for r in rewards)
+        found = [(reward.label, line["scores"][reward.label]["reward"][0]) for reward in rewards]
+        scores = ", ".join(f"{label} {'–' if value is None else rounded(value)}" for label, value in found)
         logger.info(
             "step %d | %s | %s ⟶ %s | %s", step, line["feedback"], line["prompt"], line["completions"][0], scores
         )

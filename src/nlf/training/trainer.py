@@ -31,7 +31,7 @@ from nlf.data.prompts import PromptRow, as_prompts, numbered
 from nlf.errors import UserError
 from nlf.method.losses import Coefficients, StepTotals, alt_loss
 from nlf.models.encoder import pass_tokens
-from nlf.models.policy import Policy, load_model, prepare_policy, save_policy, save_scheme
+from nlf.models.policy import Policy, hidden_bars, load_model, prepare_policy, save_policy, save_scheme
 from nlf.models.reading import LogitsPlan, plan_logits
 from nlf.models.sharding import load_whole, place_reference, skeleton, trainable_digest, whole
 from nlf.sampling import Sampler
@@ -39,6 +39,7 @@ from nlf.sampling.rollout_table import PromptSampler
 from nlf.training.batches import Group, PoolDataset, collate
 from nlf.training.collector import RolloutCollector, Scoring, Source
 from nlf.training.config import ALTConfig, compile_for_all_shapes
+from nlf.training.console import Console
 from nlf.training.distill import distill
 from nlf.training.evaluation import (
     add_scores,
@@ -146,6 +147,7 @@ class ALTTrainer(HubTrainer):
             optimizers=optimizers,
         )
         self.add_callback(IterationCallback(self))
+        Console("training", args.steps_per_iteration).show_in(self)
         self.loss_is_scaled_for_ga, self.model_accepts_loss_kwargs = True, False
         self._place_models()
 
@@ -444,6 +446,7 @@ class ALTTrainer(HubTrainer):
 
     # ---- checkpoints and stopping -----------------------------------------------------------------------------------
 
+    @hidden_bars()
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Write the model, its tokenizer and its tags, without Trainer's pickled `training_args.bin`."""
         if self.args.should_save:
