@@ -161,6 +161,7 @@ REFUSED = {
     ),
     "accelerator_config split_batches": ({"accelerator_config": {"split_batches": True}}, "are fixed"),
     "accelerator_config dispatch_batches": ({"accelerator_config": {"dispatch_batches": True}}, "its own batches"),
+    "optim galore_adamw_layerwise": ({"optim": "galore_adamw_layerwise"}, "checkpoints do not hold its state"),
     "accelerator_config num_steps": (
         {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 2}}},
         "set gradient_accumulation_steps",
