@@ -40,7 +40,15 @@ def settings(folder, **changes) -> ALTConfig:
     return ALTConfig(**values | changes)
 
 
-def make(folder, architecture="gpt2", reward=tiny.vowels, prompts=tiny.PROMPTS, peft_config=None, **changes):
+def make(
+    folder,
+    architecture="gpt2",
+    reward=tiny.vowels,
+    prompts=tiny.PROMPTS,
+    peft_config=None,
+    disable_dropout=True,
+    **changes,
+):
     """A trainer of a tiny model; `changes` are settings."""
     return ALTTrainer(
         tiny.model(architecture),
@@ -50,6 +58,7 @@ def make(folder, architecture="gpt2", reward=tiny.vowels, prompts=tiny.PROMPTS, 
         eval_dataset=prompts[:3],
         processing_class=tiny.tokenizer(),
         peft_config=peft_config,
+        disable_dropout=disable_dropout,
     )
 
 

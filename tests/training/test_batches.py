@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pyarrow as pa
 import pytest
+import runs
 import tiny
 import torch
 from hypothesis import given
@@ -148,3 +149,41 @@ def test_a_middle_quantile_is_contrasted_with_either_extreme():
 def test_a_prompt_over_the_context_is_named():
     with pytest.raises(UserError, match=r"prompt 2 \('the river the river.*--max_prompt_length"):
         encoder().check_fits([{"prompt": "hi"}, {"prompt": "the river " * 50}], 64, 20)
+
+
+REFUSED = {
+    "ignore_data_skip": ({"ignore_data_skip": True}, "a resumed run would train on other rollouts"),
+    "auto_find_batch_size": ({"auto_find_batch_size": True}, "set per_device_train_batch_size"),
+    "dataloader_in_order false": ({"dataloader_in_order": False}, "steps would mix their rollouts"),
+    "dataloader_multiprocessing_context spawn": ({"dataloader_multiprocessing_context": "spawn"}, "or set fork"),
+    "train_sampling_strategy group_by_length": (
+        {"train_sampling_strategy": "group_by_length"},
+        "micro-batches are grouped by length already",
+    ),
+    "accelerator_config split_batches": ({"accelerator_config": {"split_batches": True}}, "are fixed"),
+    "accelerator_config dispatch_batches": ({"accelerator_config": {"dispatch_batches": True}}, "its own batches"),
+    "optim galore_adamw_layerwise": ({"optim": "galore_adamw_layerwise"}, "checkpoints do not hold its state"),
+    "accelerator_config num_steps": (
+        {"accelerator_config": {"gradient_accumulation_kwargs": {"num_steps": 2}}},
+        "set gradient_accumulation_steps",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_arguments_that_would_silently_train_on_other_batches_are_refused(tmp_path, name):
+    changes, why = REFUSED[name]
+    with pytest.raises(UserError, match=f"^{name}: not supported in training, .*{why}"):
+        runs.settings(tmp_path, **changes)
+
+
+def test_workers_that_would_keep_the_first_pool_for_ever_are_switched_off(tmp_path, caplog):
+    """Every iteration trains on its own pool, with a worker too."""
+    small = {"steps_per_iteration": 1, "eval_strategy": "no"}
+    runs.make(tmp_path / "alone", **small).train()
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    runs.make(tmp_path / "worker", **small, **workers).train()
+    assert caplog.messages == [
+        "dataloader_persistent_workers: switched off, because every iteration trains on a new pool"
+    ]
+    assert runs.same(runs.weights(tmp_path / "alone"), runs.weights(tmp_path / "worker"))

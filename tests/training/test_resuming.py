@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import tiny
 import torch
 from runs import lines, make, same, weights
 from transformers import EarlyStoppingCallback, TrainerCallback
@@ -233,9 +234,19 @@ def test_checkpoints_without_optimizer_are_not_resumed_from(tmp_path, run, caplo
     assert same(ended, weights(run[1]))
 
 
-@pytest.mark.parametrize("changes", [{"neftune_noise_alpha": 5.0}, {"disable_dropout": False}])
+def seeding(prompts, completions, completion_ids, **kwargs) -> list[float]:
+    """A reward that changes the global random state."""
+    torch.manual_seed(len(completions[0]))
+    return tiny.vowels(prompts, completions, completion_ids)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"neftune_noise_alpha": 5.0}, {"disable_dropout": False, "reward": seeding}],
+    ids=["neftune", "dropout"],
+)
 def test_noise_goes_on_where_it_stopped(tmp_path, caplog, changes):
-    """The trial passes of the first step must not draw from the generator of NEFTune and dropout."""
+    """Neither the trial passes of the first step nor rewards draw from the generator of NEFTune and dropout."""
     changes = changes | {"eval_strategy": "no"}
     make(tmp_path / "whole", **changes).train()
     _, ended = cut_and_resumed(tmp_path / "cut", caplog, **changes)

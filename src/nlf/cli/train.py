@@ -58,7 +58,7 @@ DRY_RUN = (
 
 def train_settings_knobs() -> dict[str, Knob]:
     """The knobs of train: `resume_from_checkpoint` takes true or a checkpoint's folder; retired knobs are read too."""
-    help = "Resume the run in output_dir, from its last complete checkpoint (true) or from the checkpoint folder given here."
+    help = "Resume the run in output_dir, from its newest whole checkpoint (true) or from the checkpoint folder given here."
     resume = Knob("resume_from_checkpoint", "bool | str | None", None, help, "Run", short=True)
     return train_knobs() | {resume.name: resume} | retired_knobs()
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from accelerate import Accelerator
 from transformers import TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from nlf import config
 from nlf.errors import UserError
@@ -136,7 +137,7 @@ def check_batches(args: ALTConfig) -> None:
     Raises:
         UserError: there is such an argument.
     """
-    loading = args.accelerator_config
+    loading, optimizer = args.accelerator_config, OptimizerNames(args.optim).value
     refused = {  # argument: whether it is set, and why it cannot be
         "ignore_data_skip": (args.ignore_data_skip, "a resumed run would train on other rollouts"),
         "auto_find_batch_size": (
@@ -159,7 +160,10 @@ def check_batches(args: ALTConfig) -> None:
             "set gradient_accumulation_steps",
         ),
         "parallelism_config": (args.parallelism_config, "each rank trains on rollouts of its own"),
-        f"optim {args.optim}": ("layerwise" in str(args.optim), "checkpoints do not hold its state"),
+        f"optim {optimizer}": (
+            any(word in optimizer for word in ("layerwise", "lomo")),
+            "checkpoints do not hold its state",
+        ),
     }
     for name, (is_set, why) in refused.items():
         if is_set:

@@ -537,7 +537,9 @@ class IterationCallback(TrainerCallback):
         state.best_model_checkpoint = str(best) if best.is_dir() else None  # the run's folder may have moved since
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.trainer.refresh()
+        # Rewards may draw random numbers. Dropout must not see that, because a resumed run calls them for fewer parts.
+        with torch.random.fork_rng([args.device] if args.device.type == "cuda" else []):
+            self.trainer.refresh()
 
     def on_step_end(self, args, state, control, **kwargs):
         self.trainer.adapt()
