@@ -162,7 +162,7 @@ def check_arguments(args: TrainingArguments, steps: int) -> None:
     _check_trackers(args)
     _check_device(args)
     _check_activations(args)
-    _check_steps(args)
+    _check_workers(args)
     _check_hub(args)
     _check_optimizer(args, steps)
 
@@ -195,11 +195,9 @@ def _check_activations(args: TrainingArguments) -> None:
             checkpoint(torch.square, torch.ones(1), **cast("dict[str, Any]", given))
 
 
-def _check_steps(args: TrainingArguments) -> None:
+def _check_workers(args: TrainingArguments) -> None:
     if args.dataloader_multiprocessing_context is not None and args.dataloader_num_workers == 0:
         raise UserError("dataloader_multiprocessing_context needs dataloader_num_workers of 1 or more")
-    if args.save_strategy == SaveStrategy.STEPS and args.save_steps == 0:
-        raise UserError("save_strategy steps needs save_steps of 1 or more, or a share of all steps below 1")
 
 
 def _check_hub(args: TrainingArguments) -> None:

@@ -37,6 +37,7 @@ class Inputs:
         eval_prompts: The prompt rows that evaluation samples; None = there is no evaluation.
         conversational: Prompts are messages, not text.
         reference_device: The device of the reference; None = the device of the policy.
+        all_prompts: The prompt rows of training, and those of evaluation if training evaluates.
     """
 
     prompts: list[PromptRow]
@@ -44,11 +45,7 @@ class Inputs:
     rewards: list[Reward]
     conversational: bool
     reference_device: torch.device | None
-
-    @property
-    def all_prompts(self) -> list[PromptRow]:
-        """The prompt rows of training and evaluation."""
-        return self.prompts + (self.eval_prompts or [])
+    all_prompts: list[PromptRow]
 
 
 def check_inputs(
@@ -81,8 +78,8 @@ def check_inputs(
         )
     rewards = _resolved_rewards(args, args.reward_funcs if reward_funcs is None else reward_funcs)
     check_metric(args, rewards)
-    conversational = all_conversations(prompts + (eval_prompts or []))
-    return Inputs(prompts, eval_prompts, rewards, conversational, reference_device)
+    read = prompts + eval_prompts if eval_prompts and args.evaluates else prompts
+    return Inputs(prompts, eval_prompts, rewards, all_conversations(read), reference_device, read)
 
 
 def folder_of(args: ALTConfig) -> Path:
