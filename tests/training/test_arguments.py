@@ -43,7 +43,7 @@ REFUSED = {
     "fp16": [(True, "fp16 needs a GPU")],
     "tf32": [(True, "--tf32 requires")],
     "deepspeed": [("ds.json", "pip install deepspeed")],
-    "fsdp": [("full_shard", "several processes"), (True, "several processes")],
+    "fsdp": [(5, "str | null"), ("full_shred", "full_shred")],
     "ddp_backend": [("x", "expected one of nccl"), ("gloo", "several processes")],
     "push_to_hub": [(True, "needs a token")],
     "use_liger_kernel": [(True, "pip install liger-kernel")],
@@ -130,6 +130,12 @@ def test_the_direction_of_a_metric_is_its_own():
             args(eval_strategy="no", **values)
     with pytest.raises(UserError, match="save and eval strategy to match"):
         args(load_best_model_at_end=True, save_strategy="steps")
+
+
+def test_sharding_by_one_process_is_refused_before_sampling(tmp_path):
+    for value in (True, "full_shard"):
+        with pytest.raises(UserError, match="fsdp needs several processes"):
+            runs.make(tmp_path / "run", fsdp=value)
 
 
 def test_an_unknown_metric_is_refused_before_sampling(tmp_path):

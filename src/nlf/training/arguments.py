@@ -140,11 +140,8 @@ def check_start(args: TrainingArguments) -> None:
         raise UserError("deepspeed is not installed: `pip install deepspeed`, or use --accelerate_config fsdp2")
     if args.fsdp and args.deepspeed:
         raise UserError("fsdp and deepspeed exclude each other; leave one of them out")
-    several = ["fsdp"] if args.fsdp else ["ddp_backend"] if args.ddp_backend else []
-    if several and "WORLD_SIZE" not in os.environ:
-        raise UserError(
-            f"{several[0]} needs several processes; start with torchrun or --accelerate_config, or leave it out"
-        )
+    if args.ddp_backend and "WORLD_SIZE" not in os.environ:
+        raise UserError("ddp_backend needs several processes; start with torchrun or --accelerate_config")
 
 
 # ---- after TrainingArguments is made ------------------------------------------------------------------------------
