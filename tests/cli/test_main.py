@@ -385,6 +385,10 @@ def test_a_process_for_each_gpu_of_each_machine(monkeypatch):
         (["--accelerate_config", "multi_gpu", "--use_cpu"], "add --num_processes N"),
         (["--accelerate_config", "multi_gpu", "--num_processes", "two"], "invalid int value: 'two'"),
         (["--accelerate_config", str(RECIPE)], "expected an accelerate config"),
+        (["--accelerate_config", "multi_gpu", "--num_processes", "0"], "--num_processes: 0 where a number above 0"),
+        (["--accelerate_config", "multi_gpu", "--main_process_port", "99999"], "65535 at most"),
+        (["--accelerate_config", "multi_gpu", "--mixed_precision", "int8"], "one of no, bf16, fp16"),
+        (["--accelerate_config", "multi_gpu", "--num_machines", "2", "--machine_rank", "2"], "count from 0"),
         (["--num_processes", "2"], "--num_processes belongs to --accelerate_config"),
     ],
 )

@@ -262,6 +262,13 @@ def test_sentiment_turns_the_tags_round(words, tmp_path):
     assert {each["against"] for each in found["differences"]} <= set(ids)
 
 
+def test_reversed_prompts_of_a_model_without_tags_are_refused(folder, tmp_path, capsys):
+    prompts = str(folder / "prompts.jsonl")
+    argv = ["evaluate", "--model", str(folder / "base"), "--prompts", prompts, "--reverse_prompts", prompts, *FLAGS]
+    assert main([*argv, "--output_dir", str(tmp_path / "out")]) == 2
+    assert "has no tags whose order could be reversed" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_model_without_tags_and_without_a_base(folder, tmp_path, capsys):
     flags = ["--prompts", str(folder / "prompts.jsonl"), "--output_dir", str(tmp_path), *FLAGS]
     assert main(["evaluate", "--model", str(folder / "base"), *flags]) == 0

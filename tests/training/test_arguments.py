@@ -8,7 +8,7 @@ import runs
 import tiny
 from transformers import TrainingArguments
 
-from nlf import ALTConfig, config
+from nlf import ALTConfig, ALTTrainer, config
 from nlf.cli.arguments import inherited_knobs
 from nlf.cli.main import main
 from nlf.cli.train import prompt_rows
@@ -19,7 +19,7 @@ REFUSED = {
     "optim": [("nope", "expected one of adamw_torch"), ("adamw_bnb_8bit", "bitsandbytes"), ("lomo", "lomo_optim")],
     "optim_args": [("momentum", "'name=value'"), ("a=1", "has no effect on optim adamw_torch_fused")],
     "optim_target_modules": [(["x"], "has no effect on optim")],
-    "seed": [(-1, "0 or more"), (2**32, "4294967295 at most")],
+    "seed": [(-1, "0 or more"), (2**32, "below 2**32")],
     "per_device_train_batch_size": [(0, "above 0")],
     "gradient_accumulation_steps": [(0, "above 0")],
     "num_train_epochs": [(float("inf"), "finite"), (0, "whole number"), (1.5, "whole number")],
@@ -35,14 +35,15 @@ REFUSED = {
         ({"num_cycles": "two"}, "could not convert"),
     ],
     "warmup_steps": [(-1, "whole number of steps"), (1.5, "a share of all steps")],
-    "logging_steps": [(-1, "whole number"), (2.5, "whole number"), (0, "non-zero")],
+    "logging_steps": [(-1, "whole number"), (2.5, "whole number"), (0, "whole number of steps")],
+    "save_steps": [(0, "whole number of steps")],
     "eval_strategy": [("sometimes", "no, steps, epoch")],
     "save_total_limit": [(0, "above 0")],
     "adam_beta1": [(1.0, "below 1")],
     "fp16": [(True, "fp16 needs a GPU")],
     "tf32": [(True, "--tf32 requires")],
     "deepspeed": [("ds.json", "pip install deepspeed")],
-    "fsdp": [("full_shard", "several processes"), (True, "several processes")],
+    "fsdp": [(5, "str | null"), ("full_shred", "full_shred")],
     "ddp_backend": [("x", "expected one of nccl"), ("gloo", "several processes")],
     "push_to_hub": [(True, "needs a token")],
     "use_liger_kernel": [(True, "pip install liger-kernel")],
@@ -131,6 +132,12 @@ def test_the_direction_of_a_metric_is_its_own():
         args(load_best_model_at_end=True, save_strategy="steps")
 
 
+def test_sharding_by_one_process_is_refused_before_sampling(tmp_path):
+    for value in (True, "full_shard"):
+        with pytest.raises(UserError, match="fsdp needs several processes"):
+            runs.make(tmp_path / "run", fsdp=value)
+
+
 def test_an_unknown_metric_is_refused_before_sampling(tmp_path):
     with pytest.raises(UserError, match="'perplexiti': did you mean 'perplexity'"):
         runs.make(tmp_path / "run", metric_for_best_model="perplexiti", greater_is_better=True)
@@ -139,8 +146,6 @@ def test_an_unknown_metric_is_refused_before_sampling(tmp_path):
 
 
 def test_evaluations_without_prompts_are_refused(tmp_path):
-    from nlf import ALTTrainer
-
     for values in ({"eval_on_start": True}, {"load_best_model_at_end": True}):
         args = runs.settings(tmp_path / "run", **values)
         with pytest.raises(UserError, match="eval_dataset"):
@@ -184,6 +189,21 @@ def test_evaluation_prompts_are_left_alone_where_nothing_is_evaluated(tmp_path):
         assert len(rows) == len(tiny.PROMPTS) and eval_rows is None
     assert ALTConfig(use_cpu=True, eval_strategy="no").evaluates is False
     assert ALTConfig(use_cpu=True, eval_strategy="no", eval_on_start=True).evaluates is True
+
+
+def test_a_trainer_that_does_not_evaluate_does_not_check_evaluation_prompts(tmp_path):
+    other = [{"prompt": [{"role": "user", "content": "hello"}]}, {"prompt": [{"role": "user", "content": "a " * 500}]}]
+
+    def make(**values):
+        args = runs.settings(tmp_path / "run", **values)
+        return ALTTrainer(
+            tiny.model(), tiny.vowels, args, train_dataset=tiny.PROMPTS, eval_dataset=other,
+            processing_class=tiny.tokenizer(),
+        )  # fmt: skip
+
+    assert make(eval_strategy="no").inputs.conversational is False
+    with pytest.raises(UserError, match="some are messages"):
+        make()
 
 
 def test_evaluation_prompts_of_another_kind_are_named(tmp_path, capsys):

@@ -292,7 +292,7 @@ def test_compiled_training_is_the_same_and_resumes(tmp_path, unbroken):
 
 
 def test_compilers_that_are_not_there_are_refused(tmp_path):
-    with pytest.raises(UserError, match="torch_compile_backend 'inducter': expected one of .*inductor"):
+    with pytest.raises(UserError, match="torch_compile_backend 'inducter': did you mean 'inductor'"):
         settings(tmp_path, torch_compile_backend="inducter")
     with pytest.raises(UserError, match="torch_compile_mode 'fast': expected one of default, .*max-autotune"):
         settings(tmp_path, torch_compile=True, torch_compile_mode="fast")

@@ -1,5 +1,6 @@
 """`nlf train --accelerate_config`: start the same command through `accelerate launch`, one process for each GPU."""
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nlf.cli.arguments import shipped, unknown
+from nlf.config import Rule, bounds, check_value
 from nlf.data.yaml_files import read_mapping
 from nlf.errors import UserError
 
@@ -18,6 +20,13 @@ LAUNCH_FLAGS = {  # flags that `accelerate launch` gets: type and help
     "main_process_ip": (str, "address of machine 0"),
     "main_process_port": (int, "a free port of machine 0"),
     "mixed_precision": (str, "no, bf16 or fp16 [bf16]"),
+}
+LAUNCH_RULES = {
+    "num_processes": bounds(above=0),
+    "num_machines": bounds(above=0),
+    "machine_rank": bounds(least=0),
+    "main_process_port": bounds(least=1, most=65535),
+    "mixed_precision": Rule(("no", "bf16", "fp16").__contains__, "one of no, bf16, fp16"),
 }
 
 
@@ -36,9 +45,13 @@ def launch(name: str, wanted: dict[str, Any], argv: Sequence[str], use_cpu: bool
         use_cpu: The run uses the CPU only.
 
     Raises:
-        UserError: there is no such configuration; DeepSpeed or the GPUs that it needs are missing; or torchrun has
+        UserError: a flag is out of bounds; there is no such configuration; DeepSpeed or the GPUs that it needs are missing; or torchrun has
             already started this process.
     """
+    for flag, value in wanted.items():
+        check_value(f"--{flag}", value, LAUNCH_RULES.get(flag))
+    if wanted.get("machine_rank", 0) >= wanted.get("num_machines", math.inf):
+        raise UserError(f"--machine_rank {wanted['machine_rank']}: the {wanted['num_machines']} machines count from 0")
     if "RANK" in os.environ:
         raise UserError("--accelerate_config starts the processes itself: leave out torchrun, or this flag")
     known = accelerate_configs()

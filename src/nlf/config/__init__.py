@@ -2,8 +2,8 @@
 
 The default, the help, the type, the choices and the bounds of a knob stand in its field (`knobs`). Nothing heavy is
 imported, so `nlf train --help` is quick. `nlf.training.config.ALTConfig` joins `RunOptions` with transformers'
-`TrainingArguments`, whose defaults change only where `TRAINING_DEFAULTS` says so. Names are TRL's wherever TRL has the
-thing.
+`TrainingArguments`; `inherited` holds its defaults and bounds, and the arguments that do nothing here. Names are TRL's
+wherever TRL has the thing. One rule reads every value: `values`.
 
 Departures from the published code: K tags make K quantiles, top-k and top-p are off by default, and the coefficients
 alone choose the objective.

@@ -46,7 +46,10 @@ TRAINING_RULES: dict[str, Rule] = {  # bounds that TrainingArguments does not ch
     **dict.fromkeys(("learning_rate", "max_grad_norm", "weight_decay", "adam_epsilon", "eval_delay"), bounds(least=0)),
     **dict.fromkeys(("dataloader_num_workers",), bounds(least=0)),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), Rule(lambda n: 0 <= n < 1, "a number from 0 to below 1")),
-    **dict.fromkeys(("warmup_steps", "logging_steps", "eval_steps", "save_steps"), STEPS),
+    **dict.fromkeys(("warmup_steps", "eval_steps"), STEPS),
+    **dict.fromkeys(
+        ("logging_steps", "save_steps"), Rule(lambda n: n > 0 and _are_steps(n), f"1 or more: {STEPS.expected}")
+    ),
     **dict.fromkeys(
         ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
         Rule(lambda given: isinstance(given, dict), 'names and values, such as {"num_cycles": 2},'),

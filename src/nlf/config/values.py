@@ -90,9 +90,10 @@ def numbers_in(value: Any) -> Iterator[float]:
 
 def check_finite(name: str, value: Any) -> None:
     """Raise UserError if a number of the value is NaN, infinite, or too large to compute with."""
+    digits = 63 if isinstance(value, dict) else 32  # a count over 2**32 is a mistake
     for number in numbers_in(value):
-        top, words = (LARGEST, "a finite number") if isinstance(number, float) else (2**63 - 1, "a number below 2**63")
-        if not abs(number) <= top:  # NaN compares with nothing
+        words = "a finite number" if isinstance(number, float) else f"a number below 2**{digits}"
+        if not abs(number) <= (LARGEST if isinstance(number, float) else 2**digits - 1):  # NaN compares with nothing
             raise UserError(f"{name}: {shown(value)} where {words} was expected")
 
 

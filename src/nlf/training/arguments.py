@@ -138,11 +138,8 @@ def check_start(args: TrainingArguments) -> None:
         raise UserError("deepspeed is not installed: `pip install deepspeed`, or use --accelerate_config fsdp2")
     if args.fsdp and args.deepspeed:
         raise UserError("fsdp and deepspeed exclude each other; leave one of them out")
-    several = ["fsdp"] if args.fsdp else ["ddp_backend"] if args.ddp_backend else []
-    if several and "WORLD_SIZE" not in os.environ:
-        raise UserError(
-            f"{several[0]} needs several processes; start with torchrun or --accelerate_config, or leave it out"
-        )
+    if args.ddp_backend and "WORLD_SIZE" not in os.environ:
+        raise UserError("ddp_backend needs several processes; start with torchrun or --accelerate_config")
 
 
 # ---- after TrainingArguments is made ------------------------------------------------------------------------------
@@ -160,7 +157,7 @@ def check_arguments(args: TrainingArguments, steps: int) -> None:
     _check_trackers(args)
     _check_device(args)
     _check_activations(args)
-    _check_steps(args)
+    _check_workers(args)
     _check_optimizer(args, steps)
 
 
@@ -192,11 +189,9 @@ def _check_activations(args: TrainingArguments) -> None:
             checkpoint(torch.square, torch.ones(1), **cast("dict[str, Any]", given))
 
 
-def _check_steps(args: TrainingArguments) -> None:
+def _check_workers(args: TrainingArguments) -> None:
     if args.dataloader_multiprocessing_context is not None and args.dataloader_num_workers == 0:
         raise UserError("dataloader_multiprocessing_context needs dataloader_num_workers of 1 or more")
-    if args.save_strategy == SaveStrategy.STEPS and args.save_steps == 0:
-        raise UserError("save_strategy steps needs save_steps of 1 or more, or a share of all steps below 1")
 
 
 def _check_optimizer(args: TrainingArguments, steps: int) -> None:

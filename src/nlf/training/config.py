@@ -102,11 +102,13 @@ class ALTConfig(
 
 
 def check_world(args: ALTConfig) -> None:
-    """Check that all started processes train together.
+    """Check that all started processes train together, and that there are several if weights are sharded.
 
     Raises:
-        UserError: there is no GPU, so that each process would train alone in the same folder.
+        UserError: there is no GPU, so that each process would train alone in the same folder; or `fsdp` has one process.
     """
+    if args.fsdp and args.world_size == 1:
+        raise UserError("fsdp needs several processes; start with torchrun or --accelerate_config, or leave fsdp out")
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != args.world_size:
         raise UserError(

@@ -42,6 +42,7 @@ class Inputs:
         eval_prompts: The prompt rows that evaluation samples; None = there is no evaluation.
         conversational: Prompts are messages, not text.
         reference_device: The device of the reference; None = the device of the policy.
+        all_prompts: The prompt rows of training, and those of evaluation if training evaluates.
         embedded: The prompts to train on are the embedded ones.
     """
 
@@ -50,12 +51,8 @@ class Inputs:
     rewards: list[Reward]
     conversational: bool
     reference_device: torch.device | None
+    all_prompts: list[PromptRow]
     embedded: bool = False
-
-    @property
-    def all_prompts(self) -> list[PromptRow]:
-        """The prompt rows of training and evaluation."""
-        return self.prompts + (self.eval_prompts or [])
 
     def recorded(self, run_dir: Path) -> dict[str, Any]:
         """The sources that `config.yaml` names: data sets from Python are files in the run's folder."""
@@ -110,8 +107,10 @@ def check_inputs(
     rewards = _resolved_rewards(args, args.reward_funcs if reward_funcs is None else reward_funcs)
     check_metric(args, rewards)
     check_calls(rewards, {name for row in prompts + (eval_prompts or []) for name in other_columns(row)})
-    conversational = all_conversations(prompts + (eval_prompts or []))
-    return Inputs(prompts, eval_prompts, rewards, conversational, reference_device, train_dataset is None)
+    read = prompts + eval_prompts if eval_prompts and args.evaluates else prompts
+    return Inputs(
+        prompts, eval_prompts, rewards, all_conversations(read), reference_device, read, train_dataset is None
+    )
 
 
 def folder_of(args: ALTConfig) -> Path:
