@@ -122,17 +122,6 @@ def test_flags_override_the_file(trained, tmp_path):
     assert resume is True
 
 
-def test_distillation_is_the_last_stage_where_it_is_asked_for(trained, monkeypatch, tmp_path):
-    import nlf.training.distill
-
-    taught = []
-    monkeypatch.setattr(nlf.training.distill, "distill", lambda **knobs: taught.append(knobs))
-    main(["train", "--output_dir", str(tmp_path / "a"), "--use_cpu"])
-    assert taught == []
-    main(["train", "--output_dir", str(tmp_path / "b"), "--use_cpu", "--distill"])
-    assert taught == [{"model": str(tmp_path / "b")}]
-
-
 def test_resume_from_a_checkpoint_folder(trained, tmp_path):
     main(["train", "--output_dir", str(tmp_path), "--use_cpu", "--resume_from_checkpoint", "runs/x/checkpoint-20"])
     assert trained[0][3] == "runs/x/checkpoint-20"

@@ -30,6 +30,7 @@ RewardFunction = str | Callable | Reward
 # A judge's sentence leaves room for this many tokens of a completion at least. The stamps of runs with judges hold the
 # sentence's limit, so another number would make older runs impossible to resume.
 LEAST_ROOM = 20
+CONTEXT = ("trainer_state", "log_metric")  # what TRL's trainers offer to rewards; `log_extra` has no columns here
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ def check_inputs(
             f"{len(eval_prompts)} evaluation prompts for {args.world_size} processes; give at least one prompt a process"
         )
     rewards = _resolved_rewards(args, args.reward_funcs if reward_funcs is None else reward_funcs)
-    check_calls(rewards, {name for row in prompts + (eval_prompts or []) for name in other_columns(row)})
+    columns = {name for row in prompts + (eval_prompts or []) for name in other_columns(row)}
+    check_calls(rewards, columns, CONTEXT)
     conversational = all_conversations(prompts + (eval_prompts or []))
     return Inputs(prompts, eval_prompts, rewards, conversational, reference_device, train_dataset is None)
 
