@@ -8,7 +8,7 @@ import yaml
 import nlf
 from nlf import config
 from nlf.cli.arguments import read_recipe, train_knobs
-from nlf.method.tags import TagScheme
+from nlf.method.tags import DEFAULT_TAGS, TagScheme
 
 FOLDER = Path(nlf.__file__).parent / "assets" / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -34,7 +34,7 @@ def test_recipe_parses(path, tmp_path):
     resolved = settings(path.stem)
     options = train_options(values)
     assert resolved.output_dir == f"runs/{path.stem}"
-    TagScheme(tuple(options.tags), options.tag_template, options.separator)
+    TagScheme(tuple(options.tags or DEFAULT_TAGS), options.tag_template, options.separator)
     args, model, data = build({**values, "output_dir": str(tmp_path), "use_cpu": True})
     for name, value in values.items():
         owner = next(each for each in (args, model, data) if hasattr(each, name))
@@ -44,6 +44,7 @@ def test_recipe_parses(path, tmp_path):
 def test_the_demo_is_the_defaults():
     values = yaml.safe_load((FOLDER / "toxicity-embedded.yaml").read_text(encoding="utf-8"))
     defaults = {name: knob.default for name, knob in train_knobs().items()} | vars(config.RunOptions())
+    assert values.pop("tags") == list(DEFAULT_TAGS)  # the words of the default reward
     assert {n: v for n, v in values.items() if v != defaults[n]} == {}
 
 

@@ -13,7 +13,7 @@ from nlf.cli import arguments, launch
 from nlf.cli import main as cli
 from nlf.cli import train as train_command
 from nlf.cli.main import main
-from nlf.data.run_folder import mark_complete
+from nlf.data.checkpoints import MARKER
 from nlf.errors import UserError
 
 RECIPE = Path(__file__).parents[2] / "recipes/toxicity-embedded.yaml"
@@ -139,22 +139,12 @@ def test_flags_override_the_file(trained, tmp_path):
     assert resume is True
 
 
-def test_distillation_is_the_last_stage_where_it_is_asked_for(trained, monkeypatch, tmp_path):
-    import nlf.training.distill
-
-    taught = []
-    monkeypatch.setattr(nlf.training.distill, "distill", lambda **knobs: taught.append(knobs))
-    main(["train", "--output_dir", str(tmp_path / "a"), "--use_cpu"])
-    assert taught == []
-    main(["train", "--output_dir", str(tmp_path / "b"), "--use_cpu", "--distill"])
-    assert taught == [{"model": str(tmp_path / "b")}]
-
-
 def test_resume_from_a_checkpoint_folder(trained, tmp_path, capsys):
     folder = tmp_path / "checkpoint-20"
     flags = ["train", "--output_dir", str(tmp_path), "--use_cpu", "--resume_from_checkpoint", str(folder)]
     assert main(flags) == 2 and "checkpoint-20 is not a complete checkpoint" in capsys.readouterr().err
-    mark_complete(folder, {})
+    folder.mkdir()
+    (folder / MARKER).touch()
     main(flags)
     assert trained[0][3] == str(folder)
 

@@ -21,7 +21,7 @@ from nlf.data.feedback import AttributeRules, RewardRules, coin, make_feedback, 
 from nlf.data.pool import Pool
 from nlf.data.rollouts import SCHEMA
 from nlf.errors import UserError
-from nlf.method.tags import TagScheme, diagonal, mirror
+from nlf.method.tags import DEFAULT_TAGS, TagScheme, diagonal, mirror
 from nlf.models.encoder import PromptEncoder
 from nlf.rewards import Judgement
 from nlf.training.settings import run_settings
@@ -411,14 +411,22 @@ def test_a_run_on_two_attributes(tmp_path):
     pools = [row for row in lines(tmp_path) if "pool/size" in row]
     assert {"reward/early", "reward/short", "attribute/size/quantile/2/low"} <= pools[0].keys()
     kept = json.loads(json.dumps(run_settings(trainer.args, trainer.options)))
-    assert [each["reward"] for each in kept["attributes"]] == kept["reward_funcs"] == ["early", "short"]
+    assert (
+        [each["reward"] for each in kept["attributes"]]
+        == kept["reward_funcs"]
+        == [f"{__name__}:early", f"{__name__}:short"]
+    )
 
 
 def test_the_judges_categories_are_the_tags(tmp_path):
     with pytest.raises(
         UserError, match=r"answers with \['good', .*\], the tags are \['Lowest Toxicity', .*best first"
     ):
-        make(tmp_path, reward=Categories())
+        make(tmp_path, reward=Categories(), tags=list(DEFAULT_TAGS))
+    own = make(
+        tmp_path, reward=Categories(), **{k: v for k, v in FOUR.items() if k != "tags"} | {"quantile_weights": None}
+    )
+    assert list(own.scheme.tags) == list(Categories.tags)
     with pytest.raises(UserError, match="set quantile_rule levels"):
         make(tmp_path, reward=Categories(), **FOUR | {"quantile_rule": "even"})
 

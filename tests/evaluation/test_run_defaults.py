@@ -10,7 +10,13 @@ from nlf.data.run_folder import trained_run
 from nlf.errors import UserError
 from nlf.evaluation.run_defaults import recorded_prompts, scorers_of, with_prompts
 
-RECORD = {"dataset": "train.jsonl", "eval_dataset": "test.jsonl", "dataset_prompt_column": "text", "max_prompts": 7}
+RECORD = {
+    "reward_funcs": ["local"],
+    "dataset": "train.jsonl",
+    "eval_dataset": "test.jsonl",
+    "dataset_prompt_column": "text",
+    "max_prompts": 7,
+}
 
 
 def run_of(folder, facts=(), **settings) -> str:
@@ -108,5 +114,7 @@ def test_a_student_and_a_checkpoint_belong_to_their_run(tmp_path):
     run_of(tmp_path / "elsewhere", {"distilled_from": run}, teacher="x")
     for model in ("run", "run/distilled", "elsewhere", "run/checkpoint-3"):
         assert trained_run(tmp_path / model)["dataset"] == "train.jsonl"
-    run_of(tmp_path / "orphan", {"distilled_from": "gone"}, teacher="x")
-    assert trained_run(tmp_path / "orphan") == {} == trained_run(tmp_path / "checkpoint-3")
+    assert trained_run(tmp_path / "checkpoint-3") == {}
+    orphan = run_of(tmp_path / "orphan", {"distilled_from": "gone"}, teacher="x")
+    with pytest.raises(UserError, match="does not record its rewards; name them with --reward_funcs"):
+        labels(orphan)

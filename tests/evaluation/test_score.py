@@ -381,7 +381,7 @@ def test_other_mistakes(tmp_path):
         score_file(path, [Reward(Length()), Reward(Length())])
     with pytest.raises(UserError, match="unknown reward"):
         command(path, "locl")
-    with pytest.raises(UserError, match="attribute 'x' of shape"):
+    with pytest.raises(UserError, match="attribute 'x', returned 0 values for 1 completions"):
         score_rows([generation(0, ["a"])], Reward(type("S", (Length,), {"attributes": lambda self, t: {"x": []}})()))
 
 

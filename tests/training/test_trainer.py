@@ -403,7 +403,7 @@ def test_config_yaml_can_be_given_back(unbroken):
 
     values = read_recipe(unbroken / "config.yaml", train_settings_knobs())
     args, _, _ = build({**values, "reward_funcs": ["local"]})
-    assert args.learning_rate == 1e-2 and args.steps_per_iteration == 3 and args.tags[0] == "Lowest Toxicity"
+    assert args.learning_rate == 1e-2 and args.steps_per_iteration == 3 and args.tags[0] == "Maximum Vowels"
 
 
 def test_a_reward_of_trl_sees_the_state_and_logs(tmp_path):

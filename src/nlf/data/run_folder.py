@@ -133,17 +133,19 @@ def run_settings(run_dir: Path) -> dict:
 
 def trained_run(model: str | Path) -> dict:
     """The settings of the run that made a model: of the folder itself, of the run that a checkpoint in it belongs to, or of
-    the run that a student was distilled from; empty if the model is of no known run.
+    the run that a student was distilled from; empty if `nlf train` did not make the model.
 
     Raises:
         UserError: a file of settings cannot be read.
     """
     folder = Path(model)
-    found = run_settings(folder)
-    places = [found["distilled_from"], folder.resolve().parent] if "distilled_from" in found else []
-    if not found and re.fullmatch(r"checkpoint-\d+", folder.name):
+    found, places = run_settings(folder), [folder]
+    if "distilled_from" in found:
+        places = [Path(found["distilled_from"]), folder.resolve().parent]
+    elif re.fullmatch(r"checkpoint-\d+", folder.name):
         places = [folder.resolve().parent]
-    return next((run for place in places if (run := run_settings(Path(place)))), {} if places else found)
+    runs = (run for place in places if "reward_funcs" in (run := run_settings(place)))
+    return next(runs, found if "distilled_from" in found else {})
 
 
 def settings_in(path: Path) -> dict:

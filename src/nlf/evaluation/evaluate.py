@@ -409,7 +409,7 @@ NO_ATTRIBUTE = {"reward", "perplexity", "dist-2"}  # columns whose values are no
 
 def comparison(results: dict[str, Any]) -> str:
     """The systems as a Markdown table with 95 % intervals; columns without a value are left out."""
-    auditors = tuple(f"/{label}" for label in results["auditors"])
+    auditors = tuple(f"/{label}" for label in results.get("auditors", ()))
     names = [
         name
         for name in metric_names(results["systems"])

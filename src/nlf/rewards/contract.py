@@ -184,15 +184,18 @@ def _scores(reward: Reward, name: str, returned: list, texts: Sequence[str]) -> 
     return Scores(values, {name: values}, attributes, reward.label, [each.feedback for each in judgements])
 
 
-def check_calls(rewards: Sequence[Reward], columns: Iterable[str]) -> None:
+def check_calls(rewards: Sequence[Reward], columns: Iterable[str], context: Iterable[str] = ()) -> None:
     """Check before any work that each reward can be called with the columns of a data set.
 
+    Args:
+        context: Names of the further arguments of `score`.
+
     Raises:
-        UserError: a function does not take an argument that it is called with.
+        UserError: a function does not take an argument that it is called with, or needs another one.
     """
     given = dict.fromkeys(["prompts", "completions", "completion_ids", *(set(columns) - RESERVED)])
     for reward in rewards:
-        _check_signature(reward, given)
+        _check_signature(reward, {**given, **_taken(reward, dict.fromkeys(context))})
 
 
 def check_weights(rewards: Sequence[Reward], weights: Sequence[float] | None) -> None:

@@ -325,8 +325,8 @@ def distill_command(options: DistillOptions) -> str:
     """
     with student_folder(options) as folder:
         comparison = evaluation_options(options, folder)
-        scorers = scorers_of(comparison, options.model)
         teacher = load_for_commands(options.model, options)
+        scorers = scorers_of(comparison, options.model)  # before the work: a reward may have to be named
         distill_from(teacher, options)
     lesson = lessons(teacher, options)[0]
     guided = System("teacher", teacher, lesson.tag, lesson.negative, lesson.scale)

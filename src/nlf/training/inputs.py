@@ -31,6 +31,7 @@ RewardFunction = str | Callable | Reward
 # A judge's sentence leaves room for this many tokens of a completion at least. The stamps of runs with judges hold the
 # sentence's limit, so another number would make older runs impossible to resume.
 LEAST_ROOM = 20
+CONTEXT = ("trainer_state", "log_metric")  # what TRL's trainers offer to rewards; `log_extra` has no columns here
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def check_inputs(
         )
     rewards = _resolved_rewards(args, args.reward_funcs if reward_funcs is None else reward_funcs)
     check_metric(args, rewards)
-    check_calls(rewards, {name for row in prompts + (eval_prompts or []) for name in other_columns(row)})
+    check_calls(rewards, {name for row in prompts + (eval_prompts or []) for name in other_columns(row)}, CONTEXT)
     read = prompts + eval_prompts if eval_prompts and args.evaluates else prompts
     return Inputs(
         prompts, eval_prompts, rewards, all_conversations(read), reference_device, read, train_dataset is None

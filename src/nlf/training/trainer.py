@@ -52,6 +52,7 @@ from nlf.training.evaluation import (
 )
 from nlf.training.hub import Hub, HubTrainer
 from nlf.training.inputs import (
+    CONTEXT,
     RewardFunction,
     check_inputs,
     encoder_of,
@@ -387,11 +388,8 @@ class ALTTrainer(HubTrainer):
         """The rewards and the arguments of their calls. With several ranks, the first rank calls the remote rewards."""
         rewards = self.inputs.rewards
         remote = [reward for reward in rewards if reward.remote and self.args.world_size > 1]
-        # TRL's trainers also offer `log_extra`, for which rollouts have no columns.
-        context = {
-            "trainer_state": self.state,
-            "log_metric": lambda name, value: self.reward_metrics[name].append(value),
-        }
+        log_metric = lambda name, value: self.reward_metrics[name].append(value)  # noqa: E731
+        context = dict(zip(CONTEXT, (self.state, log_metric), strict=True))
         return Scoring(rewards, self.args.reward_weights, remote, self.encoder.sentence, context)
 
     def is_outdated(self, iteration: int) -> bool:
