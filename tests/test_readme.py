@@ -87,6 +87,18 @@ def test_pip_installs_the_checkout():
     assert (ROOT / "pyproject.toml").is_file() and "pypi.org" not in README
 
 
+def test_no_page_installs_a_package_of_this_name_from_an_index():
+    """Anyone can take a free name on a package index."""
+    pages = [
+        *ROOT.glob("*.*"),
+        *(path for folder in ("docs", "src", "recipes", "examples", "tools") for path in (ROOT / folder).rglob("*")),
+    ]
+    for path in pages:
+        if path.suffix in (".md", ".py", ".toml", ".cff", ".yaml", ".txt", ".j2"):
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"install (-\S+ )*[\"']?nlf\b|pypi\.org/project|reinstall nlf", text), path
+
+
 def test_the_blocks_work_one_after_another(folder, capsys):
     for language, text in BLOCKS:
         if language == "python":

@@ -115,7 +115,9 @@ def _forms(keys: frozenset[str]) -> tuple[list[str], set[str]]:
     forms = []
     for key in keys:
         raw = key.encode()
-        shifted = [base64.b64encode(b"\0" * shift + raw).decode()[shift and shift + 1 : -1] for shift in range(3)]
+        shifted = [
+            base64.b64encode(b"\0" * shift + raw).decode().rstrip("=")[shift and shift + 1 :] for shift in range(3)
+        ]
         written = [key, quote(key, safe=""), raw.hex(), *shifted]
         forms += [_plain(each) for each in [*written, *(each[::-1] for each in written)]]
     return forms, {form[i : i + PIECE] for form in forms for i in range(len(form) - PIECE + 1)}

@@ -1,5 +1,6 @@
 """The command line: quick help, one-line mistakes with exit code 2, flags over the file, plans, Ctrl-C."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from nlf.cli.main import main
 from nlf.data.checkpoints import MARKER
 from nlf.errors import UserError
 
-RECIPE = Path(__file__).parents[2] / "recipes/toxicity-embedded.yaml"
+RECIPE = Path(__file__).parents[2] / "src/nlf/assets/recipes/toxicity-embedded.yaml"
+TOKEN = "hf_TokenOfThisTest99"
 
 
 @pytest.fixture
@@ -294,6 +296,45 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys, argv):
     err = capsys.readouterr().err
     assert err.count("--resume_from_checkpoint true") == 1
     assert f"nlf {' '.join(argv)}" in err
+
+
+@pytest.mark.parametrize("words", [["--hub_token", TOKEN], [f"--hub_token={TOKEN}"], ["--hub-token", TOKEN]])
+def test_ctrl_c_does_not_repeat_a_token(monkeypatch, capsys, words):
+    def stop(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "train", (stop, ""))
+    assert main(["train", *words, "--beta", "2"]) == 130
+    err = capsys.readouterr().err
+    assert "nlf train --beta 2 --resume_from_checkpoint true (and --hub_token)" in err and TOKEN not in err
+
+
+def test_an_error_does_not_repeat_a_token_or_a_key(monkeypatch, capsys):
+    def fail(argv):
+        raise UserError(f"wrong: {TOKEN.upper()} and sk-key-of-this-test")
+
+    monkeypatch.setitem(cli.COMMANDS, "train", (fail, ""))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-key-of-this-test")
+    assert fails(capsys, "train", "--hub_token", TOKEN) == "nlf: error: wrong: [key] and [key]\n"
+
+
+def test_a_token_of_the_wrong_type_is_not_shown(capsys, tmp_path):
+    (tmp_path / "r.yaml").write_text(f"hub_token: [{TOKEN}, x]\n")
+    said = fails(capsys, "train", "--config", str(tmp_path / "r.yaml"))
+    assert "r.yaml:1: hub_token: a value where str | null was expected" in said and TOKEN not in said
+
+
+def test_a_token_travels_to_the_started_processes_by_the_environment(monkeypatch, capsys):
+    monkeypatch.setattr(os, "execv", lambda program, words: seen.extend(words))
+    monkeypatch.setattr(train_command, "run", lambda values: 0)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("HF_TOKEN", "old")
+    seen: list[str] = []
+    words = ["--accelerate_config", "multi_gpu", "--num_processes", "2", "--hub_token", TOKEN, "--push_to_hub", "true"]
+    with contextlib.suppress(UserError):  # execv would not have returned
+        train_command.train(words)
+    assert os.environ["HF_TOKEN"] == TOKEN and "--push_to_hub" in seen
+    assert TOKEN not in " ".join(seen) and "--hub_token" not in seen
 
 
 def test_errors_are_joined_to_one_line_and_shown_by_the_first_process_only(monkeypatch, capsys):

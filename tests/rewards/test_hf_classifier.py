@@ -257,3 +257,13 @@ def test_detoxify_does_not_guess(tmp_path, monkeypatch):
     monkeypatch.setitem(DETOXIFY, "original", saved(tmp_path, BERT, ["calm", "toxic"]))
     with pytest.raises(UserError, match="has the labels calm, toxicity; expected toxicity first"):
         Detoxify("original")
+
+
+def test_code_in_a_models_folder_is_not_run_nor_asked_about(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "odd", "auto_map": {"AutoConfig": "odd.Config"}}')
+    (folder / "odd.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(UserError, match="cannot load a classifier: ") as caught:
+        HFClassifier(str(folder))
+    assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()

@@ -268,6 +268,11 @@ WRONG = {
     "instructions: x\nmax_score: 3\ntemperature: hot": "temperature 'hot' where 0 or more",
     "instructions: x\nmax_score: 3\nmax_characters: null": "max_characters 'None' where a whole number above 0",
     "instructions: x\nmax_score: 3\nextra_body: {stream: true}": "without model, messages, stream",
+    "instructions: x\nmax_score: 3\nextra_body: {day: 2024-01-01}": "names and values of JSON",
+    "instructions: x\nmax_score: 3\nextra_body: {top_p: .inf}": "names and values of JSON",
+    "instructions: x\nmax_score: 3\nextra_body: &a {b: *a}": "names and values of JSON",
+    "instructions: x\nmax_score: 3\ntemperature: .inf": "temperature 'inf' where 0 or more",
+    "instructions: x\nmax_score: 1000000000": "a whole number above 0 and below 1000",
     "instructions: x\nmax_score: 3\nexamples: [x]": "example 1: expected prompt, completion and answer",
     "instructions: x\ncategories: [a, b]\nexamples: [{prompt: p, completion: c, answer: c}]": "answer 'c' where one of a, b",
     "instructions: x\nmax_score: 3\nexamples: [{prompt: p, completion: c, answer: {score: 1}}]": "analysis, feedback and score",
@@ -460,6 +465,31 @@ def test_without_a_key(monkeypatch):
     assert judge.base_url == OPENAI
     with pytest.raises(UserError, match="judge:dialogue-categories: no key; set OPENAI_API_KEY, or OPENAI_BASE_URL"):
         ask(judge, "a")
+
+
+@pytest.mark.parametrize("echo", [KEY, KEY[::-1], KEY.upper(), f"{KEY[:12]} {KEY[12:]}"])
+def test_a_judge_that_echoes_the_key_neither_shows_nor_keeps_it(made, folder, caplog, echo):
+    with ChatServer(lambda prompt, completion: f"your key is {echo}", structured="ignore") as server:
+        assert rewards_of(made(server), "a") == [None]
+    remote.export_cache(folder / "out.jsonl")
+    kept = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file()).lower()
+    assert "gave an unreadable answer: 'your key is [key]'" in caplog.text and b"your key is [key]" in kept
+    for part in ("0123456789", "9876543210", "secret-", "-terces"):
+        assert part not in caplog.text and part.encode() not in kept
+
+
+def test_a_sentence_with_the_key_is_no_feedback_with_the_key(made):
+    answer = {"analysis": "", "feedback": f"Fine, {KEY}.", "score": 2}
+    with ChatServer(lambda prompt, completion: answer) as server:
+        assert ask(made(server, SENTENCES), "a") == [Judgement(2.0, feedback="Fine, [key].")]
+
+
+@pytest.mark.parametrize("url", ["http://h:99999", "http://user:pass@h", "http://a..b", "h:80"])
+def test_a_template_with_an_address_that_nobody_can_connect_to(folder, url):
+    (folder / "t.yaml").write_text(yaml.safe_dump({**CATEGORIES, "base_url": url}))
+    with pytest.raises(UserError, match=r"judge:t: base_url: expected http\(s\)://host") as caught:
+        Judge(str(folder / "t.yaml"))
+    assert "pass" not in str(caught.value)
 
 
 def test_texts_conversations_and_long_ones(made, caplog):

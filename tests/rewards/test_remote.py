@@ -401,6 +401,48 @@ def test_what_another_one_finds_meanwhile_is_not_asked_about(monkeypatch):
     assert rewards_of(scorer, texts) == [1.0] + [7.0] * 9 and scorer.asked == ["0"]
 
 
+def test_a_damaged_answer_is_asked_for_again(caplog):
+    scorer = Scripted()
+    assert rewards_of(scorer, ["a", "bb"]) == [1.0, 2.0]
+    with remote.Cache(remote.cache_path(RemoteOptions())) as cache:
+        cache.connection.execute("UPDATE answers SET found = 'x'")
+    assert rewards_of(scorer, ["a", "bb"]) == [1.0, 2.0] and sorted(scorer.asked) == ["a", "a", "bb", "bb"]
+    assert "2 answers are damaged" in caplog.text
+
+
+def test_an_answer_of_another_type_is_asked_for_again():
+    scorer = Scripted()
+    assert rewards_of(scorer, ["a"]) == [1.0]
+    scorer.answer_type = str
+    with pytest.raises(ValueError, match="could not convert"):
+        scorer.script["a"] = iter(["b"])
+        ask(scorer, ["a"])
+    assert scorer.asked == ["a", "a"]
+
+
+def test_a_user_without_a_home_is_told_to_name_a_folder(monkeypatch):
+    monkeypatch.delenv("NLF_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "expanduser", lambda path: (_ for _ in ()).throw(RuntimeError("no home")))
+    with pytest.raises(UserError, match="no home folder; set NLF_CACHE"):
+        remote.cache_path(RemoteOptions())
+
+
+def test_secrets_of_a_scorer_are_masked_in_answers_and_refusals(folder, caplog):
+    class Echo(Scripted):
+        def secrets(self):
+            return ["my-own-secret-1234"]
+
+        def read(self, answer):
+            return Judgement(None, feedback=answer)
+
+    scorer = Echo({"a": ["it is my-own-secret-1234"], "b": [Refused("MY-OWN-SECRET-1234 is wrong")]})
+    assert [each.feedback for each in ask(scorer, ["a", "b"])] == ["it is [key]", None]
+    assert "[key] is wrong: 1" in caplog.text
+    for path in (folder / "cache").iterdir():
+        assert b"secret-1234" not in path.read_bytes().lower()
+
+
 # ---- rate and progress ----------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import sqlite3
 from bisect import bisect_left
 
@@ -121,6 +122,71 @@ def test_an_older_table_of_that_name_is_said_so(tmp_path):
         cache.get(["a"])
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        b"x",
+        b"",
+        b"[1]",
+        b"null",
+        b"{}",
+        b'{"answer": 1, "refused": "x"}',
+        b'{"refused": 1}',
+        b'{"answer": 5}',
+        b"\xff",
+        7,
+        b"[" * 99_999,
+    ],
+)
+def test_a_damaged_row_is_asked_for_again_with_a_line(tmp_path, caplog, row):
+    path = tmp_path / "c"
+    with Cache(path) as cache:
+        for key in "ab":
+            cache.put(key, "s", {"answer": {"x": 1}})
+        cache.connection.execute("UPDATE answers SET found = ? WHERE key = 'a'", (row,))
+        if row != b'{"answer": 5}':
+            assert [each["key"] for each in cache.rows()] == ["b"]
+            assert f"{path}: 1 answers are damaged and left out" in caplog.text
+        assert cache.get("ab", dict) == {"b": {"answer": {"x": 1}}}
+        assert f"{path}: 1 answers are damaged; they count as not yet asked for" in caplog.text
+        cache.put("a", "s", {"answer": {"x": 2}})
+        assert cache.get("a", dict) == {"a": {"answer": {"x": 2}}}
+
+
+def test_new_files_are_for_their_owner_alone_whatever_the_umask(tmp_path):
+    old = os.umask(0)
+    try:
+        with Cache(tmp_path / "cache" / "scores.sqlite") as cache:
+            cache.put("a", "s", {"answer": 1})
+            modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "cache").iterdir()}
+    finally:
+        os.umask(old)
+    assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
+    assert len(modes) == 3 and set(modes.values()) == {0o600}
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-journal"])
+def test_a_symbolic_link_that_another_user_planted_is_not_followed(tmp_path, suffix):
+    (tmp_path / f"pace.sqlite{suffix}").symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match=f"pace.sqlite{suffix} is a symbolic link.*NLF_CACHE"), Pace(tmp_path):
+        pass
+    assert not (tmp_path / "victim").exists()
+
+
+def test_a_file_of_another_user_in_a_folder_for_everyone_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "scores.sqlite").touch()
+    tmp_path.chmod(0o777)
+    monkeypatch.setattr("nlf.rewards.cache.os.getuid", lambda: 12345)
+    with pytest.raises(UserError, match="another user owns it"), Cache(tmp_path / "scores.sqlite"):
+        pass
+
+
+def test_a_pipe_in_the_place_of_the_cache_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "c")
+    with pytest.raises(UserError, match="it is not a file"), Cache(tmp_path / "c"):
+        pass
+
+
 # ---- pace -----------------------------------------------------------------------------------------------------------
 
 
@@ -164,3 +230,13 @@ def test_services_have_a_pace_each_and_processes_share_it(monkeypatch, tmp_path)
         assert one.start("a", 2) == 0
         assert other.start("a", 2) == pytest.approx(gap(2))
         assert other.start("b", 2) == 0
+
+
+def test_a_damaged_or_future_pace_costs_one_pause_at_most(tmp_path, monkeypatch):
+    monkeypatch.setattr("nlf.rewards.cache.time.time", lambda: 1000.0)
+    with Pace(tmp_path) as pace:
+        for last, wait in [("soon", 0), (None, 0), (1e300, gap(2)), (-1e300, 0)]:
+            pace.connection.execute("DROP TABLE pace")
+            pace.connection.execute("CREATE TABLE pace (service TEXT PRIMARY KEY, last REAL)")
+            pace.connection.execute("INSERT INTO pace VALUES ('a', ?)", (last,))
+            assert pace.start("a", 2) == pytest.approx(wait)

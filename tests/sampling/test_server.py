@@ -1,5 +1,6 @@
 """Sampling by a server: every dialect, every fault, `transformers serve`, and what is refused."""
 
+import asyncio
 import json
 import logging
 
@@ -34,6 +35,7 @@ def quick(monkeypatch):
 
 def sampler(url, model=MODEL, timeout=600.0, **options):
     known = {"banned": options.pop("banned_token_ids", ()), "context": options.pop("context", float("inf"))}
+    known["size"] = options.pop("size", float("inf"))
     return ServerSampler(url, model, TOKENIZER, Vocabulary((EOS,), **known), timeout=timeout, **options)
 
 
@@ -174,6 +176,55 @@ def test_mistakes_are_named_in_one_line(monkeypatch):
         with pytest.raises(UserError, match="over the model's context of 8"):
             sample(sampler(server.url, context=8))
         assert sample(sampler(server.url), []) == [] and len(server.requests) == asked
+
+
+CHOICES = [5, [], {"token_ids": "x"}, {"token_ids": [1.5]}, {"token_ids": [True]}, {"token_ids": [-1]}, {"token_ids": [300]},
+           {"token_ids": [2**70]}, {"text": 5}]  # fmt: skip
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_choice_that_is_no_completion_is_tried_again(choice, monkeypatch):
+    answers = iter([{"choices": [choice]}] * 2)
+
+    async def post(*_):
+        return next(answers, {"choices": [{"token_ids": [1, 2]}]})
+
+    monkeypatch.setattr(module, "post", post)
+    assert sample(sampler("http://host", size=300), ASKED[:1], num_generations=1) == [[[1, 2]]]
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_a_server_that_echoes_the_key_gets_it_into_no_completion(monkeypatch, ids):
+    key = "sk-secret-0123456789"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+
+    async def post(*_):
+        return {
+            "choices": [
+                {"text": f"it is {key}"} | ({"token_ids": TOKENIZER(f"it is {key}")["input_ids"]} if ids else {})
+            ]
+        }
+
+    monkeypatch.setattr(module, "post", post)
+    [[found]] = sample(sampler("http://host"), ASKED[:1], num_generations=1)
+    assert TOKENIZER.decode(found) == "it is [key]"
+
+
+def test_a_server_that_asks_to_wait_for_ever_is_given_up(monkeypatch):
+    with CompletionsServer(faults=["429 after"], after="99999999999") as server:
+        with pytest.raises(UserError, match="the service asks to wait 99,999,999,999 seconds .*run again later"):
+            sample(sampler(server.url))
+        assert len(server.requests) == 1
+
+
+def test_a_long_wait_is_said(monkeypatch, caplog):
+    real = asyncio.sleep
+    monkeypatch.setattr(asyncio, "sleep", lambda seconds: real(0))
+    with CompletionsServer(faults=["429 after"], after="120") as server:
+        assert sample(sampler(server.url)) == expected()
+    assert warnings(caplog) == [
+        f"{server.url}/v1/completions: the service asks to wait 120 seconds (HTTP 429); waiting"
+    ]
 
 
 # ---- transformers serve ---------------------------------------------------------------------------------------------

@@ -142,6 +142,14 @@ def test_push_to_hub_of_a_run_that_did_not_ask_for_it(hub, tmp_path):
     assert [message for _, message, _ in hub.commits] == ["by hand"] and hub.commits[0][2].keys() == MODEL
 
 
+def test_only_the_first_process_uploads(hub, tmp_path, monkeypatch):
+    trainer = runs.make(tmp_path / "run", **PUSH)
+    monkeypatch.setattr(trainer, "is_world_process_zero", lambda: False)
+    trainer.push_to_hub()
+    trainer.push_checkpoint()
+    assert not hub.created and not hub.commits
+
+
 def test_the_token_is_in_no_text_of_the_settings(tmp_path):
     args = runs.settings(tmp_path, **PUSH)
     assert TOKEN not in repr(args) + str(args) + json.dumps(args.to_dict(), default=str)

@@ -21,6 +21,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -162,7 +163,7 @@ def make_policy(
 def _load_base(base: str, revision: str) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Load the configuration and the tokenizer of the base model."""
     path = model_path(base)
-    shared = {} if Path(path).is_dir() else {"revision": revision}
+    shared: dict[str, Any] = {"trust_remote_code": False} | ({} if Path(path).is_dir() else {"revision": revision})
     try:
         config, tokenizer = AutoConfig.from_pretrained(path, **shared), AutoTokenizer.from_pretrained(path, **shared)
     except (OSError, ValueError) as error:

@@ -172,9 +172,13 @@ def _load(source: str, use_safetensors: bool | None = None) -> tuple[PreTrainedM
     dtype = torch.bfloat16 if best_device().type == "cuda" else torch.float32
     try:
         with torch.random.fork_rng(devices=[]):
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
             model, found = AutoModelForSequenceClassification.from_pretrained(
-                source, dtype=dtype, use_safetensors=use_safetensors, output_loading_info=True
+                source,
+                dtype=dtype,
+                use_safetensors=use_safetensors,
+                trust_remote_code=False,  # by default transformers asks the person
+                output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -77,11 +77,13 @@ class LocalScorer:
             blob, self.card = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
         except OSError as error:
             raise UserError(
-                f"{self.name} scorer: cannot read {error.filename}: reinstall nlf or rebuild it"
+                f"{self.name} scorer: cannot read {error.filename}: run `pip install .` in the source of nlf again, "
+                "or rebuild it"
             ) from error
         if hashlib.sha256(blob).hexdigest() != self.card["sha256"]:
             raise UserError(
-                f"{self.name} scorer: {path} is not the file its .json names (sha256 differs): reinstall nlf"
+                f"{self.name} scorer: {path} is not the file its .json names (sha256 differs): run `pip install .` in "
+                "the source of nlf again"
             )
         found, expected = f"{self.card['name']}@{self.card['version']}", f"{self.name}@{self.version}"
         if found != expected:

@@ -6,6 +6,7 @@ makes instructions in a completion weaker, not harmless (docs/judges.md).
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -136,23 +137,37 @@ def _quoted(text: str) -> str:
 Rule = tuple[Callable[[Any], Any], str]  # a test of a value, and the allowed values in words
 TEXT: Rule = (lambda v: isinstance(v, str) and v.strip(), "some text")
 COUNT: Rule = (lambda v: type(v) is int and v > 0, "a whole number above 0")
+MOST_LEVELS = 1000  # the schema of an answer lists them
 RESERVED = ("model", "messages", "stream", "n", "response_format")  # fields of a request that a template cannot set
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("instructions", "model", "base_url"), TEXT),
-    **dict.fromkeys(("max_score", "max_tokens", "max_characters"), COUNT),
+    **dict.fromkeys(("max_tokens", "max_characters"), COUNT),
+    "max_score": (
+        lambda v: type(v) is int and 0 < v < MOST_LEVELS,
+        f"a whole number above 0 and below {MOST_LEVELS}",
+    ),
     "categories": (
         lambda v: isinstance(v, list) and all(map(TEXT[0], v)) and len(set(map(folded, v))) == len(v) > 1,
         "two or more different texts, best first",
     ),
     "examples": (lambda v: isinstance(v, list), "a list of {prompt, completion, answer}"),
-    "temperature": (lambda v: type(v) in (int, float) and v >= 0, "0 or more"),
+    "temperature": (lambda v: type(v) in (int, float) and 0 <= v < math.inf, "0 or more"),
     "seed": (lambda v: type(v) is int, "a whole number"),
     "structured": (lambda v: isinstance(v, bool), "true or false"),
     "extra_body": (
-        lambda v: isinstance(v, dict) and not v.keys() & set(RESERVED),
-        f"names and values, without {', '.join(RESERVED)}",
+        lambda v: isinstance(v, dict) and not v.keys() & set(RESERVED) and _is_json(v),
+        f"names and values of JSON, without {', '.join(RESERVED)}",
     ),
 }
+
+
+def _is_json(value: object) -> bool:
+    """Whether a value of YAML can be sent: YAML also has dates, infinity, and lists that hold themselves."""
+    try:
+        json.dumps(value, allow_nan=False, sort_keys=True)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def read_template(argument: str) -> Template:
