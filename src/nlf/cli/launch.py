@@ -1,5 +1,6 @@
 """`nlf train --accelerate_config`: start the same command through `accelerate launch`, one process for each GPU."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from typing import Any
 
 from nlf.cli.arguments import shipped, unknown
 from nlf.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 LAUNCH_FLAGS = {  # flags that `accelerate launch` gets: type and help
     "num_processes": (int, "processes on all machines together [one for each GPU]"),
@@ -63,9 +66,7 @@ def check_kind(name: str, kind: str, use_cpu: bool) -> None:
     if kind == "DEEPSPEED" and find_spec("deepspeed") is None:
         raise UserError(f"accelerate config {name} needs DeepSpeed: pip install deepspeed, or use fsdp2")
     if use_cpu and kind in ("FSDP", "DEEPSPEED"):
-        print(
-            f"nlf: {name}: accelerate shards on GPUs only; on CPU each process holds the whole model", file=sys.stderr
-        )
+        logger.warning("%s: accelerate shards on GPUs only; on CPU each process holds the whole model", name)
 
 
 def own_arguments(argv: Sequence[str], precision: str | None) -> list[str]:
