@@ -17,7 +17,7 @@ demo: $(READY)
 	@if [ ! -f $(RUN)/distilled/run.json ]; then $(BIN)/nlf train --output_dir $(RUN) --distill --resume_from_checkpoint true; fi
 	@$(BIN)/nlf evaluate --model $(RUN) --max_prompts 100 --sweep_tags --guidance_scales 0.5 1
 	@$(BIN)/nlf report $(RUN)
-	@echo "The aligned model is $(RUN); its figures are $(RUN)/evaluation/results.json, its samples are beside them."
+	@echo "The plain model is $(RUN)/distilled; the model with tags is $(RUN). Figures and samples are in $(RUN)/evaluation."
 
 # nlf beside GRPO, supervised training and best-of-n: hours with three seeds; `make frontier FLAGS=--quick` is 20 minutes.
 frontier: $(READY)

@@ -42,6 +42,7 @@ from nlf.models.policy import load_model, prepare_policy
 from nlf.rewards.registry import resolve_reward
 from nlf.training.batches import Example
 from nlf.training.config import ALTConfig
+from nlf.training.console import Console
 from nlf.training.trainer import ALTTrainer
 
 LEARNING_RATE = 1e-5  # small, so that completions hardly change
@@ -101,7 +102,8 @@ class Paced(TrainerCallback):
 
 def quietly(trainer: Trainer) -> None:
     """Train without printing logs."""
-    trainer.remove_callback(PrinterCallback)
+    for callback in (PrinterCallback, Console):
+        trainer.remove_callback(callback)
     trainer.train()
 
 

@@ -542,3 +542,19 @@ def test_an_error_starts_on_its_own_line_though_a_bar_is_open(monkeypatch):
     monkeypatch.setitem(cli.COMMANDS, "train", (fail, ""))
     assert main(["train"]) == 2
     assert sys.stderr.getvalue().splitlines()[-1] == "nlf: error: wrong"
+
+
+def test_a_traceback_starts_on_its_own_line_too(monkeypatch):
+    import io
+
+    from tqdm.auto import tqdm
+
+    def fail(argv):
+        tqdm(total=3, file=sys.stderr, disable=False, leave=False).update(1)
+        raise ValueError("a mistake in a reward function")
+
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setitem(cli.COMMANDS, "train", (fail, ""))
+    with pytest.raises(ValueError, match="a mistake"):
+        main(["train"])
+    assert sys.stderr.getvalue().endswith("\r")

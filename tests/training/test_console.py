@@ -85,6 +85,15 @@ def test_a_run_without_evaluation_has_its_figures_too(monkeypatch):
     assert "iteration 1 of 2: reward 0.714, time left 0 s" in printed
 
 
+def test_an_iteration_that_ends_on_an_evaluated_step_is_told_once(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    console, args = Console("training", 2), SimpleNamespace(disable_tqdm=False)
+    state = SimpleNamespace(global_step=2, max_steps=4, is_world_process_zero=True)
+    console.on_evaluate(args, state, None, metrics=EVALUATION)
+    console.on_epoch_end(args, state, SimpleNamespace(should_evaluate=False))
+    assert len(sys.stderr.getvalue().splitlines()) == 1
+
+
 def test_no_completion_is_shown_unasked_and_no_callback_of_trainer_prints(tmp_path, capsys, caplog):
     caplog.set_level("INFO", "nlf")
     trainer = make(tmp_path, num_train_epochs=1, steps_per_iteration=1)
@@ -101,6 +110,6 @@ def test_completions_that_are_asked_for_have_rounded_scores(caplog):
 
     caplog.set_level("INFO", "nlf")
     scores = {"local@1": {"reward": [0.7138720000000001]}}
-    line = {"feedback": "Good", "prompt": "Once", "completions": [" more"], "scores": scores}
+    line = {"feedback": "Good", "prompt": "Once", "completions": [" more\n\x1b[2J!"], "scores": scores}
     log_completions([line], [SimpleNamespace(label="local@1")], 1, 40)
-    assert caplog.messages == ["step 40 | Good | Once ⟶  more | local@1 0.714"]
+    assert caplog.messages == ["step 40 | Good | Once ⟶ more �[2J! | local@1 0.714"]

@@ -1,5 +1,6 @@
 """`nlf train --accelerate_config`: start the same command through `accelerate launch`, one process for each GPU."""
 
+import logging
 import math
 import os
 import sys
@@ -12,6 +13,8 @@ from nlf.cli.arguments import shipped, unknown
 from nlf.config import Rule, bounds, check_value
 from nlf.data.yaml_files import read_mapping
 from nlf.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 LAUNCH_FLAGS = {  # flags that `accelerate launch` gets: type and help
     "num_processes": (int, "processes on all machines together [one for each GPU]"),
@@ -77,9 +80,7 @@ def check_kind(name: str, kind: str, use_cpu: bool) -> None:
     if kind == "DEEPSPEED" and find_spec("deepspeed") is None:
         raise UserError(f"accelerate config {name} needs DeepSpeed: pip install deepspeed, or use fsdp2")
     if use_cpu and kind in ("FSDP", "DEEPSPEED"):
-        print(
-            f"nlf: {name}: accelerate shards on GPUs only; on CPU each process holds the whole model", file=sys.stderr
-        )
+        logger.warning("%s: accelerate shards on GPUs only; on CPU each process holds the whole model", name)
 
 
 def own_arguments(argv: Sequence[str], precision: str | None) -> list[str]:

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return complain(error, argv)
     except KeyboardInterrupt:
-        on_own_line(interrupted(argv))
+        on_own_line("\n" * sys.stderr.isatty() + interrupted(argv))  # a terminal shows ^C first
         return 130
     except BrokenPipeError:  # the reader of the pipe, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in DISK_ERRORS:
             raise
         return complain(error, argv)
+    finally:
+        close_bars()  # before a traceback
 
 
 def dispatch(argv: list[str]) -> int:
@@ -86,10 +88,16 @@ def complain(error: Exception, argv: Sequence[str] = ()) -> int:
 
 def on_own_line(text: str) -> None:
     """Print a line on stderr, after removing every progress bar."""
-    from nlf.data.progress import close_bars
-
     close_bars()
     print(text, file=sys.stderr)
+
+
+def close_bars() -> None:
+    """Remove every progress bar."""
+    if "tqdm" in sys.modules:
+        from nlf.data import progress
+
+        progress.close_bars()
 
 
 def interrupted(argv: list[str]) -> str:

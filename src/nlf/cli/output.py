@@ -25,7 +25,9 @@ class AboveBars(logging.StreamHandler):
 
 
 def log_to_stderr(quiet: bool = False) -> None:
-    """Send the library's log to stderr, from the first process only; where stderr is no terminal, no library shows bars.
+    """Send the library's log to stderr, from the first process only, and tell tqdm which bars to show.
+
+    No library shows bars where stderr is no terminal, nor for work of less than a second.
 
     Args:
         quiet: Show errors only.
@@ -33,8 +35,9 @@ def log_to_stderr(quiet: bool = False) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[AboveBars()])
     level = logging.ERROR if quiet else logging.INFO if is_first_process() else logging.WARNING
     logging.getLogger("nlf").setLevel(level)
+    os.environ.setdefault("TQDM_DELAY", "1")  # tqdm reads both when it is imported
     if quiet or not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # read by tqdm when it is imported
+        os.environ.setdefault("TQDM_DISABLE", "1")
     if quiet:
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         warnings.simplefilter("ignore")

@@ -26,3 +26,8 @@ def text_table(rows: Sequence[Sequence[str]], align: str = "<") -> str:
 def rounded(value: float) -> str:
     """A number in three significant digits, or whole from 1,000 on."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}"
+
+
+def printable(text: str) -> str:
+    """A text in one line, without characters that steer a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(text.split()))

@@ -24,6 +24,7 @@ import httpx2
 from tqdm.auto import tqdm
 
 from nlf.config import RemoteOptions
+from nlf.data.progress import has_bars
 from nlf.errors import UserError
 from nlf.rewards.cache import Cache, Found, Pace, digest, gap
 from nlf.rewards.contract import Judgement, completion_text
@@ -240,7 +241,7 @@ class _Asking:
         if seconds > LONG:
             hours = f"at least {seconds / 3600:,.1f} hours at {self.rate:g} a second"
             logger.info(f"{name}: {len(todo):,} requests, {hours}")
-        bar = tqdm(total=len(todo), desc=name, unit="text", delay=5, disable=None, leave=False)
+        bar = tqdm(total=len(todo), desc=name, unit="text", delay=5, disable=not has_bars(), leave=False)
         pace = Pace(cache_folder()) if self.rate else contextlib.nullcontext()
         with bar as self.bar, pace as self.pace:
             for _ in range(2):  # the second round is for texts that used up their tries

@@ -45,6 +45,7 @@ class Console(TrainerCallback):
         self.reward: Figures = {}  # of the iteration's completions
         self.headings: list[str] = []  # of the last table
         self.started = (time.monotonic(), 0)  # when and at which step
+        self.told = -1  # the step of the last row
 
     def show_in(self, trainer: Trainer) -> None:
         """Show the progress of this trainer, in place of its own printing callbacks."""
@@ -68,7 +69,7 @@ class Console(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         self.on_train_end(args, state, control)
-        if self.steps_per_iteration and not control.should_evaluate:
+        if self.told != state.global_step and not control.should_evaluate:
             self._tell(state, {})
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -111,6 +112,7 @@ class Console(TrainerCallback):
         """The figures of an iteration: a row of a table, or a line."""
         if not state.is_world_process_zero or not self.steps_per_iteration:
             return
+        self.told = state.global_step
         figures = self.reward | evaluation | {"time left": self._time_left(state)}
         if not self.bars:
             say(f"{self._iteration(state)}: {_listed(figures)}")

@@ -7,7 +7,7 @@ import numpy as np
 
 from nlf.data.feedback import AttributeFeedback, Cut, Feedback
 from nlf.data.generations import Generation
-from nlf.data.markdown import rounded
+from nlf.data.markdown import printable, rounded
 from nlf.data.pool import Pool
 from nlf.data.prompts import NumberedPrompt
 from nlf.evaluation.pipeline import divergence_of, metrics_of
@@ -171,6 +171,5 @@ def log_completions(lines: Sequence[Generation], rewards: Sequence[Reward], coun
         line = lines[i]
         found = [(reward.label, line["scores"][reward.label]["reward"][0]) for reward in rewards]
         scores = ", ".join(f"{label} {'–' if value is None else rounded(value)}" for label, value in found)
-        logger.info(
-            "step %d | %s | %s ⟶ %s | %s", step, line["feedback"], line["prompt"], line["completions"][0], scores
-        )
+        texts = (printable(str(text)) for text in (line["prompt"], line["completions"][0]))
+        logger.info("step %d | %s | %s ⟶ %s | %s", step, line["feedback"], *texts, scores)
