@@ -25,7 +25,10 @@ MODEL_FILES = (  # patterns of the files of a model folder, its `README.md` asid
     *("special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model", "*.bpe.model"),
     *("chat_template*", "additional_chat_templates", "modeling_*.py", "configuration_*.py", "tokenization_*.py"),
 )
-RUN_FILES = (CONFIG, FACTS, METRICS, "rollouts", "checkpoint-*", DISTILLED, "report.html", "README.md", *MODEL_FILES)
+RUN_FILES = (
+    *(CONFIG, FACTS, METRICS, "rollouts", ".sampling", "checkpoint-*", DISTILLED, "report.html", "README.md"),
+    *MODEL_FILES,
+)
 AGAIN = {"iteration", "train_runtime"}  # keys of the lines that start an iteration or end a run
 
 # Settings that do not change the result; a resumed run may change them.
