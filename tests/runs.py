@@ -1,9 +1,11 @@
 """Runs of a tiny model: make a trainer, read its folder, and kill a run at a given call."""
 
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 
 import tiny
@@ -11,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from nlf.data import run_folder as rundir
+from nlf.data.locks import locked_files, locked_folder
 from nlf.training.config import ALTConfig
 from nlf.training.trainer import ALTTrainer
 
@@ -80,6 +83,28 @@ def same(left: dict, right: dict) -> bool:
 def die() -> None:
     """Kill this process; no handler runs."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def locked_by_another(*paths):
+    """Hold the locks of folders, or of files, in another process inside the `with` block."""
+    ready = fork.Event()
+
+    def hold():
+        with contextlib.ExitStack() as held:
+            for path in map(Path, paths):
+                held.enter_context(locked_files(path) if path.is_file() else locked_folder(path))
+            ready.set()
+            time.sleep(60)
+
+    process = fork.Process(target=hold)
+    process.start()
+    try:
+        assert ready.wait(30)
+        yield process.pid
+    finally:
+        process.kill()
+        process.join()
 
 
 def on_call(target, name: str, number: int) -> None:

@@ -5,6 +5,7 @@ code is refused unrun.
 import json
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
@@ -249,7 +250,7 @@ def test_a_folder_that_is_taken_and_a_base_that_is_none(tmp_path, base):
     published(tmp_path / "x.pth")
     run(tmp_path / "x.pth", base, tmp_path / "out")
     before = (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns
-    with pytest.raises(UserError, match="holds a model or a run already"):
+    with pytest.raises(UserError, match="out/config.json is there already and would be overwritten; move it away"):
         run(tmp_path / "x.pth", base, tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="--base_model .*nowhere: cannot be loaded"):
@@ -275,3 +276,40 @@ def test_published_weights_give_the_published_logits(parity_dir, tmp_path):
     with torch.no_grad():
         found = policy.model(torch.cat(list(case.values()), 1)).logits[:, -length - 1 : -1]
     assert found.numpy() == pytest.approx(arrays["no_padding/policy_logits"], rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("member", ["data.pkl", "data/0", "version"])
+def test_a_flipped_bit_is_found_in_every_member_though_the_values_are_finite(tmp_path, base, member):
+    published(tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth") as members:
+        info = next(each for each in members.infolist() if each.filename == f"x/{member}")
+        content = members.read(info)
+    whole = bytearray((tmp_path / "x.pth").read_bytes())
+    place = whole.index(content, info.header_offset) + len(content) // 2
+    whole[place] ^= 1
+    (tmp_path / "x.pth").write_bytes(whole)
+    with pytest.raises(
+        UserError, match=f"x.pth: damaged: the checksum of x/{member} in it is wrong; copy the file again"
+    ):
+        run(tmp_path / "x.pth", base, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_error_advises_to_load_unsafely(tmp_path):
+    torch.save({"policy_model": torch.nn.Linear(1, 1)}, tmp_path / "module.pth")
+    with pytest.raises(
+        UserError, match=r"plain values \(torch.nn.modules.linear.Linear\); nothing in it was run"
+    ) as found:
+        read_checkpoint(tmp_path / "module.pth")
+    assert not {"weights_only", "safe_globals", "trust"} & set(str(found.value).replace("`", " ").split())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.yaml", "adapter/mine"])
+def test_a_file_that_the_import_would_overwrite_is_refused_before_the_checkpoint_is_read(tmp_path, base, name):
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    (tmp_path / "out" / "README.md").write_text("mine")  # no import writes it
+    with pytest.raises(UserError, match=f"out/{name.split('/')[0]} is there already and would be overwritten"):
+        run(tmp_path / "none.pth", base, tmp_path / "out")
+    assert path.read_text() == "mine"

@@ -108,7 +108,7 @@ def test_mending_keeps_whole_lines(tmp_path_factory, lines, cut):
 def test_mending_a_line_longer_than_what_is_read_at_once(tmp_path):
     path = tmp_path / "x.jsonl"
     append(path, [{"text": "short"}, {"text": "long" * 50_000}])
-    path.write_bytes(path.read_bytes()[:-1])
+    path.write_bytes(path.read_bytes()[:-2])
     assert mend(path) and list(read_lines(path)) == [{"text": "short"}]
     assert not mend(path) and not mend(tmp_path / "none.jsonl")
 
@@ -178,3 +178,12 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert list(read_lines(path)) == rows("a") and list(tmp_path.iterdir()) == [path]
     assert json.loads(path.read_text()) == rows("a")[0]
+
+
+def test_a_whole_last_line_that_lacks_its_end_is_kept(tmp_path):
+    """Editors save files in this way."""
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "two"}')
+    assert mend(path) and not mend(path)
+    append(path, [{"text": "three"}])
+    assert [row["text"] for row in read_lines(path)] == ["one", "two", "three"]

@@ -195,7 +195,7 @@ def test_a_disk_that_fills_up_within_a_file(tmp_path):
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "rollouts").write_text("a file")
     with pytest.raises(
-        UserError, match="cannot write .*; free some space and run again, or choose another --output_dir"
+        UserError, match="cannot write .*: Not a directory; move away what is there, or choose another"
     ):
         write_part(part_path(tmp_path, 0, 0), table([row()]), STAMP)
 

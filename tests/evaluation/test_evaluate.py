@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
+from runs import locked_by_another
 
 from nlf.cli.main import main
 from nlf.data import generations
@@ -348,3 +349,30 @@ def test_the_table_tells_scorers_apart():
 def test_higher_is_better_is_known_for_what_is_shown():
     for name in evaluate.COLUMNS:
         assert metrics.higher_is_better(name) is not None, name
+
+
+@pytest.mark.parametrize("name", ["results.json", "generations-base.jsonl"])
+def test_files_of_another_program_are_refused_before_a_model_is_loaded(words, tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setattr(evaluate, "load_for_commands", lambda *args: pytest.fail("a model was loaded"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text('{"mine": 1}\n')
+    assert main(words) == 2
+    assert f"out/{name}" in capsys.readouterr().err
+    assert (tmp_path / "out" / name).read_text() == '{"mine": 1}\n'
+
+
+def test_a_second_evaluation_is_refused_and_one_elsewhere_is_not(words, tmp_path, capsys):
+    with locked_by_another(tmp_path / "out", tmp_path / "other run"):
+        assert main(words) == 2
+        assert f"{tmp_path}/out is being written by" in capsys.readouterr().err
+        assert main([*words, "--output_dir", str(tmp_path / "elsewhere"), "--max_prompts", "2"]) == 0
+    assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == [
+        *("generations-base.jsonl", "generations-best-tag-guidance-0-5.jsonl"),
+        *("generations-best-tag-guidance-1.jsonl", "generations-best-tag.jsonl", "results.json"),
+    ]
+
+
+def test_a_run_that_is_being_trained_is_not_evaluated(words, folder, tmp_path, capsys):
+    with locked_by_another(folder / "run"):
+        assert main(words) == 2
+    assert "run is being written by" in capsys.readouterr().err and not (tmp_path / "out").exists()

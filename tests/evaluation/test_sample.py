@@ -4,6 +4,7 @@ import json
 
 import pytest
 import tiny
+from runs import locked_by_another
 
 from nlf.cli.main import main
 from nlf.config import SamplingOptions
@@ -186,3 +187,30 @@ def test_a_prompt_that_does_not_fit_says_so_and_keeps_what_is_done(tmp_path):
     ):
         sample_file(tmp_path / "x.jsonl", sampler, rows, None, part=1)
     assert len(list(read_lines(tmp_path / "x.jsonl"))) == 1
+
+
+def no_model(monkeypatch):
+    """Make loading a model fail, to show that a mistake is found before."""
+    monkeypatch.setattr(sample, "load_for_commands", lambda *args: pytest.fail("a model was loaded"))
+
+
+@pytest.mark.parametrize(
+    "content", ['{"prompt_text": "mine"}', '{"prompt_text": "mine"}\n', "my notes", '{"prompt": "a"}\n', "\x00\n"]
+)
+def test_a_file_of_another_program_stays_though_its_last_line_has_no_end(
+    words, tmp_path, capsys, monkeypatch, content
+):
+    no_model(monkeypatch)
+    path = tmp_path / "out/generations.jsonl"
+    path.parent.mkdir()
+    path.write_text(content)
+    assert main(words) == 2
+    assert "out/generations.jsonl:1" in capsys.readouterr().err
+    assert path.read_text() == content and list(path.parent.iterdir()) == [path]
+
+
+def test_a_second_command_in_the_folder_is_refused_before_it_loads_a_model(words, tmp_path, capsys, monkeypatch):
+    no_model(monkeypatch)
+    with locked_by_another(tmp_path / "out"):
+        assert main(words) == 2
+    assert f"{tmp_path}/out is being written by" in capsys.readouterr().err

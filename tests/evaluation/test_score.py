@@ -2,6 +2,7 @@
 
 import csv
 import json
+import stat
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from runs import locked_by_another
 
 from nlf.cli.main import main
 from nlf.data.generations import read, text_digest
@@ -400,3 +402,55 @@ def test_rewards_may_be_one_word_with_commas(tmp_path, capsys):
     path.write_text('{"text": "a calm day"}\n')
     assert main(["score", str(path), "--reward", "local,tiny:vowels"]) == 0
     assert set(json.loads(path.read_text())["scores"]) == {"local@1", "vowels"}
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.csv", "t.parquet"])
+def test_a_private_file_stays_private_and_so_does_its_journal(tmp_path, name):
+    path = write_rows(tmp_path / name, [{"text": "secret"}])
+    path.chmod(0o600)
+    with pytest.raises(KeyboardInterrupt):
+        score_file(path, [Reward(Length(fail_after=0))])
+    journal = next(tmp_path.glob(".*.journal"))
+    score_file(path, [Reward(Length())])
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and not journal.exists()
+
+
+def test_a_journal_has_the_permissions_of_its_file(tmp_path):
+    path = write_rows(tmp_path / "t.jsonl", [{"text": "a"}, {"text": "b"}])
+    path.chmod(0o600)
+    with pytest.raises(KeyboardInterrupt):
+        score_file(path, [Reward(Length(fail_after=1))], block=1)
+    assert stat.S_IMODE(next(tmp_path.glob(".*.journal")).stat().st_mode) == 0o600
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_a_text_is_scored(tmp_path, monkeypatch):
+    path, scorer = write_rows(tmp_path / "t.jsonl", [{"text": "a"}]), Length()
+    monkeypatch.setattr("nlf.data.files.os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match="cannot write .*t.jsonl: Permission denied; make it writable"):
+        score_file(path, [Reward(scorer)])
+    assert scorer.seen == []
+
+
+def test_a_second_command_on_a_file_is_refused_and_other_files_beside_it_are_not(tmp_path, capsys):
+    first, second = (write_rows(tmp_path / name, [{"text": "a"}]) for name in ("a.jsonl", "a.jsonl.csv"))
+    with locked_by_another(first):
+        assert main(["score", str(first)]) == 2
+        assert f"{first} is being written by" in capsys.readouterr().err
+        assert main(["score", str(second)]) == 0
+    assert "scores" not in first.read_text() and "scores" in second.read_text()
+
+
+def test_a_link_to_a_file_is_scored_in_the_file(tmp_path):
+    path = write_rows(tmp_path / "t.jsonl", [{"text": "a"}])
+    (tmp_path / "link.jsonl").symlink_to(path)
+    score_file(tmp_path / "link.jsonl", [Reward(Length())])
+    assert (tmp_path / "link.jsonl").is_symlink() and "scores" in path.read_text()
+
+
+def test_an_export_does_not_overwrite_another_file(tmp_path, capsys):
+    (tmp_path / "notes.jsonl").write_text("mine\n")
+    command = ["score", "--export_cache", str(tmp_path / "notes.jsonl"), "--cache_dir", str(tmp_path / "cache")]
+    assert main(command) == 2
+    assert "notes.jsonl is there already and would be overwritten" in capsys.readouterr().err
+    (tmp_path / "notes.jsonl").write_text('{"key": "k", "scorer": "s", "answer": 1}\n')
+    assert main(command) == 0  # an earlier export

@@ -530,3 +530,15 @@ def test_text_digests_of_the_made_up_runs_are_true(run):
 def test_colours_of_tags_go_from_best_to_worst():
     assert steps(5) == ["t1", "t3", "t4", "t5", "t7"]  # 0, 1.5, 3, 4.5 and 6 steps of 6; halves round to even
     assert steps(1) == ["t1"] and steps(2) == ["t1", "t7"] and steps(0) == []
+
+
+@pytest.mark.parametrize("text", ["<!doctype html>mine", "my notes"])
+def test_a_page_of_another_program_is_not_overwritten_and_one_of_ours_is(run, tmp_path, text):
+    path = tmp_path / "page.html"
+    path.write_text(text)
+    with pytest.raises(UserError, match="page.html is there already and would be overwritten; move it away"):
+        write_report([run], path)
+    assert path.read_text() == text
+    path.write_text("")  # as mktemp makes it
+    page = write_report([run], path).read_text()
+    assert write_report([run], path).read_text() == page

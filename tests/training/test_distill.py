@@ -528,7 +528,7 @@ def test_a_folder_that_holds_something_else_stays_as_it_is(run, tmp_path, what):
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.yaml").write_text("dataset: embedded\n")
     files = {path: path.stat().st_mtime_ns for path in places[what].iterdir()}
-    with pytest.raises(UserError, match="holds a run or a model that is not a student; choose another --output_dir"):
+    with pytest.raises(UserError, match="is there already and would be overwritten; move it away, or choose another"):
         distill(model=str(run), output_dir=str(places[what]), **FLAGS)
     assert {path: path.stat().st_mtime_ns for path in places[what].iterdir()} == files
 

@@ -80,17 +80,17 @@ def read_checkpoint(path: Path) -> dict:
         zipped = _check_zip(path)
         with warnings.catch_warnings(action="ignore"):  # about pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}; {EXPECTED}") from error
     except UserError:
         raise
+    except pickle.UnpicklingError as error:
+        named = REFUSED.search(str(error))
+        what = f" ({named[1]})" if named else ", or is damaged"
+        raise UserError(
+            f"{path}: refused: the pickle holds more than tensors and plain values{what}; nothing in it was run; {EXPECTED}"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}; {EXPECTED}") from error
     except Exception as error:  # a damaged pickle can raise anything
-        refused = REFUSED.search(str(error))
-        if refused and isinstance(error, pickle.UnpicklingError):
-            raise UserError(
-                f"{path}: refused: it holds {refused[1]}, which is no tensor and no plain value and may run code; "
-                f"nothing in it was run; {EXPECTED}"
-            ) from error
         raise UserError(f"{path}: damaged, or not a checkpoint; {EXPECTED}") from error
     weights = content.get(WEIGHTS) if isinstance(content, dict) else None
     if not isinstance(weights, Mapping) or not weights:
@@ -113,9 +113,13 @@ def _check_zip(path: Path) -> bool:
             with zipfile.ZipFile(path) as members:
                 damaged = members.testzip()
         except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-            raise UserError(f"{path}: damaged: the file is cut off, or no zip file; copy it again") from error
+            raise UserError(
+                f"{path}: damaged: the file is cut off, or no zip file; copy it again; {EXPECTED}"
+            ) from error
         if damaged:
-            raise UserError(f"{path}: damaged: the checksum of {damaged} in it is wrong; copy the file again")
+            raise UserError(
+                f"{path}: damaged: the checksum of {damaged} in it is wrong; copy the file again; {EXPECTED}"
+            )
     return zipped
 
 

@@ -176,9 +176,7 @@ def _is_empty(path: Path) -> bool:
 
 
 def _in_the_way(path: Path) -> UserError:
-    return UserError(
-        f"{path} is there already, and this command did not write it; move it away, or choose another place"
-    )
+    return UserError(f"{path} is there already and would be overwritten; move it away, or choose another place")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -138,20 +138,15 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.writelines(_line(row).encode() for row in rows)
 
 
-def append(path: Path, rows: Sequence[Mapping[str, Any]], mode: int = 0o666) -> None:
+def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add lines to a file in one write. The lines are on disk when this function returns.
-
-    Args:
-        mode: The permissions of a new file, which the umask restricts further.
 
     Raises:
         UserError: the folder cannot be written or the disk is full.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(
-            path, "a", encoding="utf-8", newline="\n", opener=lambda name, flags: os.open(name, flags, mode)
-        ) as file:
+        with open(path, "a", encoding="utf-8", newline="\n") as file:
             file.write("".join(map(_line, rows)))
             file.flush()
             os.fsync(file.fileno())
@@ -288,8 +283,9 @@ def annotate(
     while picked := list(islice(rows, block)):
         todo = [(i, row) for i, row in picked if lacking(i, row)]
         if todo:
-            check_writable(path)
-            append(journal, [], mode_of(path))  # what cannot be written is found before the measurement
+            check_writable(path)  # before the measurement
+            with writing(journal):
+                journal.touch(mode_of(path))
             entries = _entries(todo, measure, lines)
             append(journal, entries)
             known |= {entry["line"]: entry["found"] for entry in entries}

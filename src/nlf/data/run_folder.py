@@ -24,7 +24,7 @@ MODEL_FILES = (  # patterns of the files of a model folder, its `README.md` asid
     *("chat_template*", "additional_chat_templates", "modeling_*.py", "configuration_*.py", "tokenization_*.py"),
 )
 RUN_FILES = (
-    *(CONFIG, FACTS, METRICS, "rollouts", "checkpoint-*", DISTILLED, "report.html", "README.md"),
+    *(CONFIG, FACTS, METRICS, "rollouts", ".sampling", "checkpoint-*", DISTILLED, "report.html", "README.md"),
     *RECORDED.values(),
     *MODEL_FILES,
 )
