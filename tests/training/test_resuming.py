@@ -14,6 +14,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from nlf.data.checkpoints import MARKER, NotWhole, clear_checkpoint
 from nlf.data.rollouts import iteration_dir, part_path
+from nlf.data.run_folder import METRICS
 from nlf.errors import UserError
 from nlf.training.resuming import choose_checkpoint
 
@@ -267,8 +268,8 @@ def test_a_callback_goes_on_counting_and_what_it_ended_stays_ended(tmp_path, cap
     assert max(row["step"] for row in lines(tmp_path)) == 3
 
 
-def test_a_stop_at_the_end_of_an_iteration_does_not_lose_its_evaluation(tmp_path):
-    trainer = make(tmp_path)
+def test_a_stop_at_the_end_of_an_iteration_neither_loses_nor_repeats_lines_of_the_log(tmp_path):
+    trainer = make(tmp_path, eval_on_start=True)
 
     class StopAt3(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -277,9 +278,11 @@ def test_a_stop_at_the_end_of_an_iteration_does_not_lose_its_evaluation(tmp_path
     trainer.callback_handler.callbacks.insert(0, StopAt3())
     with pytest.raises(SystemExit):
         trainer.train()
-    make(tmp_path).train(resume_from_checkpoint=True)
+    with open(tmp_path / METRICS, "ab") as file:
+        file.write(b'12\n{"loss": 1}\n\xff{"step": 9, "lo')  # no lines of ours, and one that is torn
+    make(tmp_path, eval_on_start=True).train(resume_from_checkpoint=True)
     logged = lines(tmp_path)
-    assert [row["step"] for row in logged if "eval_reward" in row] == [3, 6]
+    assert [row["step"] for row in logged if "eval_reward" in row] == [0, 3, 6]
     assert [row["step"] for row in logged if "pool/size" in row] == [0, 3]
     assert [row["step"] for row in logged if "loss" in row] == [1, 2, 3, 4, 5, 6]
 

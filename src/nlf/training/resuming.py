@@ -148,7 +148,9 @@ def _as_asked(asked: Path, candidates: Sequence[Path], why_not: Callable[[Path],
     if why is None:
         return asked
     whole = next((path for path in candidates if path != asked and why_not(path) is None), None)
-    newest = (
-        f"the newest whole checkpoint is {whole}" if whole else "no checkpoint is whole, so true starts the run over"
+    instead = (
+        f"the newest whole checkpoint is {whole}: give --resume_from_checkpoint {whole}, or true"
+        if whole
+        else "no checkpoint is whole: --resume_from_checkpoint true starts the run over"
     )
-    raise UserError(f"{asked} cannot be resumed: {why}; {newest}: give --resume_from_checkpoint {whole or 'true'}")
+    raise UserError(f"{asked} cannot be resumed: {why}; {instead}")
