@@ -1,10 +1,11 @@
 """Small models, tokenizers and rewards that tests build in a second, without downloads."""
 
 import functools
+import json
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaTokenizer, PreTrainedTokenizerFast
 
 SENTENCES = [
     "the weather is warm and the river is calm today",
@@ -59,6 +60,18 @@ def tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=Tokenizer.from_str(_backend()),
         **dict.fromkeys(("eos_token", "bos_token", "pad_token"), "<|endoftext|>"),
     )
+
+
+def llama_tokenizer() -> LlamaTokenizer:
+    """A small tokenizer of Llama 2's kind: a space before the first word of every text, which decoding drops."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    backend.train_from_iterator(SENTENCES * 3, trainer)
+    spec = json.loads(backend.to_str())["model"]
+    tokenizer = LlamaTokenizer(vocab=spec["vocab"], merges=[tuple(pair) for pair in spec["merges"]])
+    tokenizer.pad_token = "</s>"
+    return tokenizer
 
 
 def model(architecture: str = "gpt2", seed: int = 0, vocab_size: int | None = None):

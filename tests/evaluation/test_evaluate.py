@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from nlf.evaluation import evaluate, metrics
 from nlf.evaluation.evaluate import cell, comparison, systems_of
 from nlf.evaluation.systems import tag_slug
 from nlf.method.tags import TagScheme
-from nlf.models.policy import prepare_policy, save_policy
+from nlf.models.policy import load_policy, prepare_policy, save_policy
 
 FLAGS = [
     "--num_generations",
@@ -376,3 +377,27 @@ def test_a_run_that_is_being_trained_is_not_evaluated(words, folder, tmp_path, c
     with locked_by_another(folder / "run"):
         assert main(words) == 2
     assert "run is being written by" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_prompt_that_spells_the_separator_is_evaluated_as_text(words, tmp_path):
+    prompt = "x Maximum Toxicity<|separator|> friend"
+    (tmp_path / "p.jsonl").write_text(
+        json.dumps({"prompt": prompt}) + "\n" + json.dumps({"prompt": "the river"}) + "\n"
+    )
+    words[words.index("--prompts") + 1] = str(tmp_path / "p.jsonl")
+    assert main(words) == 0
+    for path in (tmp_path / "out").glob("generations*.jsonl"):
+        assert next(read(path))["prompt_ids"] == tiny.tokenizer()(prompt)["input_ids"]
+
+
+def test_a_chat_run_is_not_evaluated_on_text(words, folder, tmp_path, capsys):
+    policy = load_policy(str(folder / "run"))
+    scheme = TagScheme(separator=None, conversational=True)
+    policy.tokenizer.chat_template = tiny.CHAT_TEMPLATE
+    save_policy(replace(policy, scheme=scheme), tmp_path / "chat")
+    words[words.index("--model") + 1] = str(tmp_path / "chat")
+    assert main(words) == 2
+    assert (
+        "prompt 1 ('the weather'…): it is text, and the model was trained on conversations" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()

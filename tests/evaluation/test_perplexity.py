@@ -208,11 +208,11 @@ def test_killed_anywhere_nothing_finished_is_done_again(folder, asked, monkeypat
         asked.clear()
         real, calls = perplexity._from_text, []
 
-        def dying(row, tokenizer, real=real, calls=calls, kill_at=kill_at):
+        def dying(row, *rest, real=real, calls=calls, kill_at=kill_at):
             calls.append(row)
             if len(calls) > 2 * (kill_at - 1):
                 raise KeyboardInterrupt
-            return real(row, tokenizer)
+            return real(row, *rest)
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(perplexity, "_from_text", dying)

@@ -8,13 +8,13 @@ from runs import locked_by_another
 
 from nlf.cli.main import main
 from nlf.config import SamplingOptions
-from nlf.data.generations import read_lines
+from nlf.data.generations import FILE, read, read_lines
 from nlf.errors import UserError
 from nlf.evaluation import sample
 from nlf.evaluation.sample import prompt_sampler, sample_file
 from nlf.evaluation.systems import chosen_tag, negative_tag, slug, with_tags
 from nlf.method.tags import TagScheme
-from nlf.models.policy import prepare_policy, save_policy, save_scheme
+from nlf.models.policy import prepare_policy, save_policy
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_other_weights_are_refused(words, tmp_path, capsys):
 
 def test_tags_of_ones_own(folder, words, tmp_path):
     scheme = TagScheme(("Lowest Negativity", "Maximum Negativity"))
-    save_scheme(scheme, tmp_path)
+    (tmp_path / "tags.json").write_text(scheme.to_json())
     assert main([*words, "--max_prompts", "1", "--tags", str(tmp_path / "tags.json")]) == 0
     (line,) = read_lines(tmp_path / "out/generations.jsonl")
     assert line["feedback"] == "Lowest Negativity"
@@ -214,3 +214,32 @@ def test_a_second_command_in_the_folder_is_refused_before_it_loads_a_model(words
     with locked_by_another(tmp_path / "out"):
         assert main(words) == 2
     assert f"{tmp_path}/out is being written by" in capsys.readouterr().err
+
+
+def chat_run(folder) -> str:
+    """A tagged tiny model that was trained on conversations."""
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = tiny.CHAT_TEMPLATE
+    scheme = TagScheme(separator=None, conversational=True)
+    save_policy(prepare_policy(tiny.model("llama"), tokenizer, scheme), folder)
+    return str(folder)
+
+
+def test_a_chat_run_is_not_sampled_on_text_nor_a_text_run_on_messages(words, tmp_path, capsys):
+    words[words.index("--model") + 1] = chat_run(tmp_path / "chat")
+    assert main(words) == 2
+    assert "trained on conversations, with the tag in the system message" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    talks = [{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in tiny.PROMPTS]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talks))
+    words[words.index("--prompts") + 1] = str(tmp_path / "talks.jsonl")
+    assert main(words) == 0
+    assert next(read(tmp_path / "out" / FILE))["feedback"] == "Lowest Toxicity"
+
+
+def test_messages_for_a_text_run_are_one_line(words, tmp_path, capsys):
+    (tmp_path / "talks.jsonl").write_text(json.dumps({"prompt": [{"role": "user", "content": "hi"}]}) + "\n")
+    words[words.index("--prompts") + 1] = str(tmp_path / "talks.jsonl")
+    assert main(words) == 2
+    assert "prompt 1" in (told := capsys.readouterr().err) and "Traceback" not in told
+    assert not (tmp_path / "out").exists()

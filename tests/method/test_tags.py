@@ -7,8 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nlf.errors import UserError
-from nlf.method.tags import DEFAULT_TAGS, TagScheme
-from nlf.models.policy import save_scheme
+from nlf.method.tags import DEFAULT_TAGS, TagScheme, read_file
 
 WORDS = st.text(min_size=1, max_size=12).filter(str.strip)
 # tags and text between the fields share letters, so that some schemes cannot tell their tags apart
@@ -92,9 +91,14 @@ def test_schemes_that_cannot_work_are_refused(fields, message):
 
 def test_saved_beside_the_model_and_read_back(tmp_path):
     scheme = TagScheme(("sweet", "sour ü"), "({feedback}) {prompt}")
-    save_scheme(scheme, tmp_path / "model")
-    assert TagScheme.load(tmp_path / "model") == scheme
-    assert [p.name for p in (tmp_path / "model").iterdir()] == ["tags.json"]
+    (tmp_path / "tags.json").write_text(scheme.to_json(["<sep>"]), encoding="utf-8")
+    assert TagScheme.load(tmp_path) == TagScheme.load(tmp_path / "tags.json") == scheme
+    assert read_file(tmp_path) == (scheme, ["<sep>"])
+
+
+def test_a_file_of_an_older_version_names_no_added_tokens(tmp_path):
+    (tmp_path / "tags.json").write_text('{"tags": ["a", "b"], "template": "{feedback}|{prompt}", "separator": "|"}')
+    assert read_file(tmp_path) == (TagScheme(("a", "b"), "{feedback}|{prompt}", "|"), None)
 
 
 @pytest.mark.parametrize(

@@ -380,7 +380,10 @@ def test_conversations_with_their_tags(tmp_path):
     assert load_policy(str(folder)).scheme.tags == TagScheme().tags
     card = (folder / "README.md").read_text()
     assert "pypi.org" not in card
-    assert "[{'role': 'system', 'content': 'Lowest Toxicity'}, {'role': 'user', 'content': 'Hello'}]" in card
+    assert (
+        "[{'role': 'system', 'content': 'Lowest Toxicity'}, {'role': 'user', 'content': 'What is the weather like"
+        in card
+    )
 
 
 def test_a_teacher_cut_to_few_tokens(run, tmp_path, losses, capsys):
@@ -549,3 +552,20 @@ def test_a_full_disk(run, tmp_path, size, capfd):
     assert process.exitcode == 2 and len(errors) == 1 and "cannot write" in errors[0], errors
     assert not (tmp_path / "config.json").exists() and not list(tmp_path.glob(".saving*"))
     assert (distill(model=str(run), output_dir=str(tmp_path), **FLAGS) / "model.safetensors").is_file()
+
+
+def test_prompts_of_another_kind_are_refused_before_anything_is_written(tmp_path):
+    run = save_run(tmp_path, template=tiny.CHAT_TEMPLATE, prompts=CONVERSATIONS)
+    (tmp_path / "texts.txt").write_text("the river\n")
+    fields = json.loads((run / "tags.json").read_text())
+    (run / "tags.json").write_text(json.dumps({**fields, "conversational": True}))
+    with pytest.raises(UserError, match="trained on conversations"):
+        distill(model=str(run), prompts=[str(tmp_path / "texts.txt")], **FLAGS)
+    assert not (run / "distilled").exists()
+
+
+def test_a_tag_that_is_a_word_of_the_vocabulary_leaves_the_base_acceptable(tmp_path):
+    base = tiny.save(tmp_path / "base")
+    policy = prepare_policy(tiny.model(), tiny.tokenizer(), TagScheme(("a", "is")))
+    save_policy(policy, tmp_path / "run")
+    assert load_policy(str(tmp_path / "run")).has_tokens_of(load_policy(base))

@@ -1,8 +1,12 @@
-"""The model card: tags, example and the figures of the last evaluation."""
+"""The model card: tags, an example that gives the trained ids, and the figures of the last evaluation."""
 
+import tiny
 from runs import make
+from tokenizers import processors
 
-from nlf.training.model_card import model_card
+from nlf.method.tags import TagScheme
+from nlf.models.policy import Policy, prepare_policy
+from nlf.training.model_card import model_card, text_for, usage
 
 
 def test_the_card_says_how_to_use_the_model_and_links_to_no_package_index(tmp_path):
@@ -20,3 +24,38 @@ def test_the_card_says_how_to_use_the_model_and_links_to_no_package_index(tmp_pa
     assert "pypi.org" not in card and "nan" not in card
     without = model_card(tmp_path / "run", trainer.policy, trainer.args, history[1:2], "vowels")
     assert "Last evaluation" not in without
+
+
+def test_the_card_of_a_chat_run_shows_messages(tmp_path):
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = tiny.CHAT_TEMPLATE
+    scheme = TagScheme(separator=None, conversational=True)
+    policy = prepare_policy(tiny.model(), tokenizer, scheme)
+    args = make(tmp_path / "run").args
+    card = model_card(tmp_path / "run", policy, args, [], "vowels")
+    assert "write([{'role': 'system', 'content': 'Lowest Toxicity'}, {'role': 'user', 'content': " in card
+    assert "It reads a tag in the system message" in card and "<|separator|>" not in card
+
+
+def test_the_card_shows_a_text_with_the_trained_ids():
+    tokenizer = tiny.llama_tokenizer()
+    tokenizer.add_tokens(["<|separator|>"], special_tokens=True)
+    last = len(tokenizer) - 1
+    policy = Policy(
+        tiny.model("llama", vocab_size=last + 1), tokenizer, TagScheme(("good", "bad")), added_token_ids=(last,)
+    )
+    encoder = policy.encoder()
+    trained = encoder.query_ids("good", encoder.prompt_ids("the weather"))
+    assert text_for(policy, "good", "the weather") == "good<|separator|> the weather"
+    assert tokenizer("good<|separator|> the weather")["input_ids"] == trained
+    assert tokenizer("good<|separator|>the weather")["input_ids"] != trained
+
+
+def test_a_card_whose_text_cannot_give_the_trained_ids_shows_the_command():
+    tokenizer = tiny.tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
+    )
+    policy = prepare_policy(tiny.model(), tokenizer, TagScheme(("a b", "c"), "{feedback}: {prompt}", None))
+    shown = usage(policy, "runs/x y", "a b", conversational=False)
+    assert "nlf sample --model 'runs/x y' --tag 'a b'" in shown and "```python" not in shown

@@ -1,5 +1,6 @@
 """The trainer on a tiny model: one call runs all iterations, and a stop anywhere changes no result."""
 
+import json
 import os
 import signal
 
@@ -11,6 +12,7 @@ from runs import fork, lines, make, on_call, same, settings, weights
 
 from nlf.data.checkpoints import MARKER, clear_checkpoint, numbered
 from nlf.errors import UserError
+from nlf.models.policy import load_policy
 from nlf.models.reading import unwrapped
 from nlf.training.trainer import ALTTrainer
 
@@ -434,3 +436,22 @@ def test_short_completions_leave_a_sentence_the_room_that_older_runs_left(tmp_pa
         for length in (5, 20, 21)
     ]
     assert limits[0] == limits[1] == limits[2] + 1
+
+
+def test_ids_that_the_reference_lacks_are_never_read(tmp_path):
+    """A padding token without a row, and prompts that spell the separator."""
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    rows = [{"prompt": "what is <|separator|> for"}, {"prompt": "the [PAD] river"}, *tiny.PROMPTS]
+    args = settings(tmp_path / "run", num_train_epochs=1, steps_per_iteration=2)
+    trainer = ALTTrainer(tiny.model(), tiny.vowels, args, train_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    assert load_policy(str(tmp_path / "run")).added_token_ids == (301, 300)
+    assert json.loads((tmp_path / "run/tags.json").read_text())["added_tokens"] == ["<|separator|>", "[PAD]"]
+    assert json.loads((tmp_path / "run/tags.json").read_text())["conversational"] is False
+
+
+def test_evaluation_prompts_of_another_kind_are_refused(tmp_path):
+    trainer = make(tmp_path / "run")
+    with pytest.raises(UserError, match="it is a conversation, and the model was trained on texts"):
+        trainer.evaluate([{"prompt": [{"role": "user", "content": "hi"}]}])

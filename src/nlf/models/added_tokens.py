@@ -120,7 +120,7 @@ def added_ids(folder: str | None, tokenizer: PreTrainedTokenizerBase, rows: int)
     beyond = sorted(i for i in vocabulary.values() if i >= rows)
     if any(i not in tokenizer.added_tokens_decoder for i in beyond):
         raise UserError(
-            f"the tokenizer has ids up to {beyond[-1]}, the model {folder or ''} only {rows} rows; expected the tokenizer that "
+            f"the tokenizer has ids up to {beyond[-1]}, {folder or 'the model'} only {rows} rows; expected the tokenizer that "
             "belongs to the model"
         )
     return tuple(dict.fromkeys([*added, *beyond]))

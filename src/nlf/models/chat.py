@@ -15,8 +15,8 @@ CLOCK = "strftime_now"
 WRITTEN = {f"%{letter}": DATE.strftime(f"%{letter}") for letter in "dmHIMSjaAwbByYpfzZUWcxX"}
 WRITTEN |= {f"%-{letter}": WRITTEN[f"%{letter}"].lstrip("0") or "0" for letter in "dmHIMSj"}
 REPLACED = "".join(f"|replace({directive!r}, {value!r})" for directive, value in WRITTEN.items())
-# The empty expression at the end keeps white space at the start of the template.
-FIXED_CLOCK = "{% macro " + CLOCK + "(format) %}{{ format" + REPLACED + " }}{% endmacro %}{{ '' }}"
+# Templates drop the line break after a block, so the template that follows keeps its white space.
+FIXED_CLOCK = "{% macro " + CLOCK + "(format) %}{{ format" + REPLACED + " }}{% endmacro %}\n"
 
 # All that a template can raise: it is a program of the model's author, and works like Python on the messages.
 TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -69,26 +69,8 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict]) -> str:
         raise UserError(f"the model's chat template fails on messages of {roles}: {reason[:200]}") from error
 
 
-def check_messages(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> None:
-    """Refuse a conversation that the chat template renders without one of its messages.
-
-    Raises:
-        UserError: see above, or the template fails; the error does not name the prompt.
-    """
-    bare = render(tokenizer, messages)
-    if not bare.strip():
-        raise UserError("the model's chat template makes an empty text of it; use another chat model")
-    for number, message in enumerate(messages):
-        other = {**message, "content": f"{message['content']} and more"}
-        if render(tokenizer, [*messages[:number], other, *messages[number + 1 :]]) == bare:
-            raise UserError(
-                f"the model's chat template leaves out message {number + 1}, of role {message['role']!r}; leave the "
-                "message out, or write its text into a user message"
-            )
-
-
-def check_feedback(tokenizer: PreTrainedTokenizerBase, messages: list[dict], feedback: Sequence[str]) -> None:
-    """Refuse a conversation whose system message the chat template refuses or leaves out.
+def check_rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict], feedback: Sequence[str]) -> None:
+    """Refuse a conversation that the chat template fails on, or whose system message it refuses or leaves out.
 
     Args:
         feedback: The words that may be put into the system message, all different.
@@ -96,10 +78,29 @@ def check_feedback(tokenizer: PreTrainedTokenizerBase, messages: list[dict], fee
     Raises:
         UserError: see above; the error does not name the prompt.
     """
+    bare = render(tokenizer, messages)
+    if not bare.strip():
+        raise UserError("the model's chat template makes an empty text of it; use another chat model")
     todo = "the tag goes into it: use a chat model whose template has a system role, or prompts that are text"
     try:
         texts = {render(tokenizer, with_feedback(messages, words)) for words in feedback}
     except UserError as error:
-        raise UserError(f"with a system message {error}; {todo}") from error
-    if len({render(tokenizer, messages), *texts}) <= len(feedback):
+        raise UserError(f"with a system message, {error}; {todo}") from error
+    if len({bare, *texts}) <= len(feedback):
         raise UserError(f"the model's chat template leaves out the system message; {todo}")
+
+
+def check_messages(tokenizer: PreTrainedTokenizerBase, messages: list[dict]) -> None:
+    """Refuse a conversation that the chat template renders without one of its messages.
+
+    Raises:
+        UserError: see above; the error does not name the prompt.
+    """
+    bare = render(tokenizer, messages)
+    for number, message in enumerate(messages):
+        other = {**message, "content": f"{message['content']} and more"}
+        if render(tokenizer, [*messages[:number], other, *messages[number + 1 :]]) == bare:
+            raise UserError(
+                f"the model's chat template leaves out message {number + 1}, of role {message['role']!r}; leave the "
+                "message out, or write its text into a user message"
+            )

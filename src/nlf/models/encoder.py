@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from nlf.data.prompts import Prompt, PromptRow
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
-from nlf.models.chat import check_feedback, check_messages, render, with_feedback
+from nlf.models.chat import check_messages, check_rendered, render, with_feedback
 from nlf.models.memory import Limit
 
 logger = logging.getLogger(__name__)
@@ -195,11 +195,10 @@ class PromptEncoder:
             self.plain_ids(prompt)
             return
         roles = tuple(message["role"] for message in prompt)
+        check_rendered(self.tokenizer, prompt, tags)
         if roles not in shapes:
             check_messages(self.tokenizer, prompt)
             shapes.add(roles)
-        if tags:
-            check_feedback(self.tokenizer, prompt, tags)
         self.prompt_ids(prompt)
 
     def check_fits(
