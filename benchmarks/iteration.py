@@ -32,7 +32,7 @@ from training import COEFS, naive
 from transformers import AutoModelForCausalLM, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 from transformers.utils import logging
 
-from nlf.config import TRAINING_DEFAULTS, RunOptions, TagOptions
+from nlf.config import TRAINING_DEFAULTS, LoopOptions, TagOptions
 from nlf.data.files import model_path
 from nlf.data.prompts import load_prompts
 from nlf.method.quantize import Draws, quantize
@@ -160,7 +160,7 @@ def plain(prompts: int, generations: int, steps: int, objective: str) -> Side:
     reference.resize_token_embeddings(model.get_input_embeddings().num_embeddings, mean_resizing=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)  # Trainer's default
     encoder, scorer, rows = PromptEncoder(tokenizer, scheme), resolve_reward("local"), load_prompts("embedded")
-    batch, weights = TRAINING_DEFAULTS["per_device_train_batch_size"], RunOptions().quantile_weights
+    batch, weights = TRAINING_DEFAULTS["per_device_train_batch_size"], LoopOptions().quantile_weights
     how = argparse.Namespace(device=str(model.device), objective=objective)
     pool: list[dict] = []
     eos = policy.eos_token_ids[0]

@@ -89,13 +89,25 @@ def test_text_that_no_file_can_hold_is_refused():
 
 def test_the_default_quantile_weights_follow_the_number_of_tags():
     weights = lambda **values: config.TrainOptions(**values).quantile_weights  # noqa: E731
-    assert weights() == "auto"  # until the reward has chosen the tags
+    assert weights() == [2.5, 1.0, 1.0, 1.0, 2.5]  # until the reward has chosen the tags
     assert weights(tags=list("abcde")) == [2.5, 1.0, 1.0, 1.0, 2.5]
     assert weights(tags=["good", "bad"]) == [2.5, 2.5]
     assert weights(tags=["a", "b", "c", "d"]) == [2.5, 1.0, 1.0, 2.5]
     attributes = [{"name": "x", "reward": "local", "tags": ["a", "b", "c"]}]
     assert weights(attributes=attributes) == [2.5, 1.0, 2.5]
     assert weights(quantile_weights=None, tags=["a", "b"]) is None
-    for given in ([2.5, 1.0, 1.0, 1.0, 2.5], [], [1.0], "outer"):
+    for given in ([2.5, 1.0, 1.0, 1.0, 2.5], [], [1.0], "outer", 5):
         with pytest.raises(UserError, match="quantile_weights"):
             weights(quantile_weights=given, tags=["good", "bad"])
+
+
+def test_a_parser_of_transformers_leaves_the_types_of_knobs_alone():
+    """HfArgumentParser writes simpler types into the fields: `dict | str | None` becomes `str`."""
+    from transformers import HfArgumentParser
+
+    from nlf import ALTConfig
+
+    parser = HfArgumentParser(ALTConfig)
+    words = ["--use_cpu", "true", "--quantile_weights", "1", "2", "3", "--tags", "a", "b", "c"]
+    for args in (parser.parse_args_into_dataclasses(words)[0], ALTConfig(use_cpu=True, reward_weights=None)):
+        assert len(args.quantile_weights) == len(args.tags) and args.lr_scheduler_kwargs is None

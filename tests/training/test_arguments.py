@@ -48,8 +48,7 @@ REFUSED = {
     "push_to_hub": [(True, "needs a token")],
     "use_liger_kernel": [(True, "pip install liger-kernel")],
     "log_level": [("loud", "expected one of")],
-    "debug": [("foo", "not a valid DebugOption")],
-    "dataloader_multiprocessing_context": [("fork", "dataloader_num_workers"), ("forks", "fork, spawn")],
+    "dataloader_multiprocessing_context": [("fork", "dataloader_num_workers")],
     "activation_checkpointing_kwargs": [({"use_reentrant": False}, "without activation_checkpointing")],
     "output_dir": [("", "path of a folder")],
     "torch_compile_backend": [("x", "expected one of")],
@@ -86,7 +85,14 @@ def test_arguments_that_work_still_work(tmp_path):
 
 OTHER = {bool: lambda old: not old, int: lambda old: old + 1, float: lambda old: old + 0.5, str: lambda old: "other"}
 OTHERS = {
-    **{"label_names": ["x"], "eval_accumulation_steps": 2, "include_for_metrics": ["loss"], "data_seed": 7},
+    **{
+        "label_names": ["x"],
+        "eval_accumulation_steps": 2,
+        "include_for_metrics": ["loss"],
+        "data_seed": 7,
+        "debug": "foo",
+    },
+    **{"dataloader_multiprocessing_context": "spawn"},
     **{"train_sampling_strategy": "group_by_length", "include_num_input_tokens_seen": "all"},
     **{"parallelism_config": "x", "resume_from_checkpoint": "x"},
 }

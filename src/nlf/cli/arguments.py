@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from nlf.config import OPTION_GROUPS, RETIRED, TRAINING_DEFAULTS, TRAINING_SHORT, TRAINING_TYPES, Options
 from nlf.config.knobs import default_of, help_of
-from nlf.config.values import choices_of, converted, type_of
+from nlf.config.values import annotations_of, choices_of, converted, type_of
 from nlf.data.files import ASSETS
 from nlf.data.yaml_files import read_entries
 from nlf.errors import UserError, near_matches
@@ -68,9 +68,12 @@ Knobs = Mapping[str, Knob]
 
 def knobs_of(group: str, options: type[Options]) -> dict[str, Knob]:
     """The knobs of one of our dataclasses, under the heading `group`."""
-    found = {}
+    found, annotations = {}, annotations_of(options)
     for f in fields(options):
-        found[f.name] = Knob(f.name, type_of(f), default_of(f), help_of(f), group, choices_of(f), help_of(f).short)
+        kind = annotations[f.name]
+        found[f.name] = Knob(
+            f.name, type_of(kind), default_of(f), help_of(f), group, choices_of(kind), help_of(f).short
+        )
     return found
 
 

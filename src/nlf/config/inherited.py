@@ -86,9 +86,11 @@ FIXED: dict[str, Fixed] = {
     **dict.fromkeys(("prediction_loss_only", "batch_eval_metrics"), Fixed((False,), OWN_EVALUATION)),
     **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), Fixed((False,), f"{OWN_EVALUATION}; see dtype and bf16")),
     "do_predict": Fixed((False,), "`nlf sample` and `nlf evaluate` use a trained model"),
+    "debug": Fixed(("", []), "transformers' debugging fails on tensors without tokens, which sampling passes make"),
     "data_seed": Fixed((None,), OWN_ORDER),
     "train_sampling_strategy": Fixed(("random", "sequential"), OWN_ORDER),
     "length_column_name": Fixed(("length",), "rollouts are grouped by their own lengths"),
+    "dataloader_multiprocessing_context": Fixed((None, "fork"), "workers get the rollouts by fork"),
     "dataloader_in_order": Fixed((True,), OWN_ORDER),
     "ignore_data_skip": Fixed((False,), OWN_ORDER),
     "dataloader_drop_last": Fixed((False,), "an iteration has steps_per_iteration whole batches"),
@@ -112,7 +114,7 @@ def check_inherited(values: Mapping[str, Any]) -> None:
     """
     for name, value in values.items():
         check_value(name, value, TRAINING_RULES.get(name))
-        if name in FIXED and value not in FIXED[name].values:
+        if name in FIXED and value not in (None, *FIXED[name].values):
             raise UserError(f"{name} {shown(value)} is not a setting of training: {FIXED[name].why}; leave {name} out")
 
 

@@ -7,10 +7,11 @@ the method `check_together` of the dataclass that holds them.
 
 import math
 from collections.abc import Callable
+from copy import copy
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, NamedTuple
 
-from nlf.config.values import choices_of, converted, shown, type_of
+from nlf.config.values import annotations_of, choices_of, converted, shown, type_of
 from nlf.errors import UserError
 
 PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
@@ -21,6 +22,10 @@ class Rule(NamedTuple):
 
     holds: Callable[[Any], bool]
     expected: str
+
+
+class Following(list):
+    """A default that follows other knobs: `Options.complete` replaces it, unless the person gave a value."""
 
 
 class Help(str):
@@ -85,7 +90,7 @@ def like(options: type, name: str, default: Any) -> Any:
 def _field(default: Any, help: Help) -> Any:
     metadata = {"help": help}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+        return field(default_factory=lambda: copy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -120,18 +125,24 @@ def check(options: Options) -> None:
     Raises:
         UserError: the first value that is not allowed, under the name that the person typed.
     """
+    annotations = annotations_of(type(options))
     for f in fields(options):
-        setattr(options, f.name, _typed(f, getattr(options, f.name)))
+        setattr(options, f.name, _typed(f, annotations[f.name], getattr(options, f.name)))
     options.complete()
     for f in fields(options):
         check_value(f.name, getattr(options, f.name), help_of(f).rule)
     options.check_together()
 
 
-def _typed(f: Field, value: Any) -> Any:
+def _typed(f: Field, annotation: Any, value: Any) -> Any:
     """A value as the field's type. transformers' own fields also take objects, which it checks itself."""
-    if isinstance(f.metadata.get("help"), Help) or isinstance(value, PLAIN) or hasattr(value, "tolist"):
-        return converted(f.name, type_of(f), choices_of(f), value)
+    if isinstance(value, Following):
+        return value
+    own = isinstance(f.metadata.get("help"), Help)
+    if not own and value is None and "str" in type_of(annotation):
+        return None  # HfArgumentParser gives it in the place of an empty text or list
+    if own or isinstance(value, PLAIN) or hasattr(value, "tolist"):
+        return converted(f.name, type_of(annotation), choices_of(annotation), value)
     return value
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nlf.config.inherited import check_inherited
-from nlf.config.knobs import Options, Rule, knob
+from nlf.config.knobs import Following, Options, Rule, knob
 from nlf.config.rewards import RewardOptions, TrainRemoteOptions, check_one_each
 from nlf.config.sampling import EvalSamplingOptions, RolloutSamplerOptions, TrainSamplingOptions
 from nlf.config.tags import QuantileRule, TagOptions, attributes_of, join_attributes
@@ -90,11 +90,13 @@ class DataOptions(Options):
     )
 
 
-AUTO = "auto"
+def _are_weights(numbers: list[float]) -> bool:
+    return all(n >= 0 for n in numbers) and any(numbers)
 
 
-def _are_weights(given: list[float] | str) -> bool:
-    return all(n >= 0 for n in given) and any(given) if isinstance(given, list) else given == AUTO
+def _outer_weights(quantiles: int) -> list[float]:
+    """The default weights of this number of quantiles: the best and the worst quantile come more often."""
+    return [2.5, *[1.0] * (quantiles - 2), 2.5]
 
 
 @dataclass
@@ -117,11 +119,12 @@ class LoopOptions(Options):
         "in the pool, and the worst quantile takes the remainder of N / K. levels: the reward is a whole number r from 0 "
         "(the worst) to K-1 and means quantile K-1-r; quantile 0 is the best.",
     )
-    quantile_weights: list[float] | str | None = knob(
-        AUTO,
-        "Each step draws rollouts of each quantile in proportion to these weights, best first. auto: 2.5 for the best and "
-        "the worst quantile, 1 for those between. Null ignores quantiles and draws all scored rollouts equally often.",
-        rule=Rule(_are_weights, "auto, null, or numbers of 0 or more, not all 0,"),
+    quantile_weights: list[float] | None = knob(
+        Following(_outer_weights(5)),
+        "Each step draws rollouts of each quantile in proportion to these weights, best first. The default is 2.5 for the "
+        "best and the worst tag and 1 for the tags between. Null ignores quantiles and draws all scored rollouts equally "
+        "often.",
+        rule=Rule(_are_weights, "numbers of 0 or more, not all 0"),
         short=True,
     )
     prompts_per_part: int = knob(
@@ -226,13 +229,13 @@ class RunOptions(
     def complete(self) -> None:
         super().complete()
         join_attributes(self)
-        if self.tags and self.quantile_weights == AUTO:  # else the reward chooses the tags later
-            self.quantile_weights = [2.5, *[1.0] * (len(self.tags) - 2), 2.5]
+        if self.tags and isinstance(self.quantile_weights, Following):  # else the reward chooses the tags later
+            self.quantile_weights = _outer_weights(len(self.tags))
 
     def check_together(self) -> None:
         super().check_together()
         check_inherited(vars(self))
-        if self.tags and isinstance(self.quantile_weights, list):
+        if self.tags:
             check_one_each("quantile_weights", self.quantile_weights, "tags", self.tags)
         attributes = attributes_of(self.attributes or [])
         rules = {self.quantile_rule, *(attribute.quantile_rule for attribute in attributes)}

@@ -10,8 +10,7 @@ import os
 import re
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import Field
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from nlf.errors import UserError
 
@@ -23,14 +22,19 @@ EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 # ---- types --------------------------------------------------------------------------------------------------------
 
 
-def choices_of(f: Field) -> tuple:
-    """The values that a field of type `Literal[…]` allows; none for any other type."""
-    return get_args(f.type) if get_origin(f.type) is Literal else ()
+def annotations_of(options: type) -> dict[str, Any]:
+    """The annotation of each field. HfArgumentParser writes simpler ones into the fields themselves."""
+    return get_type_hints(options)
 
 
-def type_of(f: Field) -> str:
+def choices_of(annotation: Any) -> tuple:
+    """The values that `Literal[…]` allows; none for any other type."""
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
+
+
+def type_of(annotation: Any) -> str:
     """The types that a field takes, as text: 'float | None'."""
-    return "str" if choices_of(f) else _type_text(f.type)
+    return "str" if choices_of(annotation) else _type_text(annotation)
 
 
 def _type_text(kind: Any) -> str:

@@ -22,6 +22,7 @@ from transformers.integrations import get_available_reporting_integrations, get_
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
+from nlf.config.values import annotations_of
 from nlf.errors import UserError, did_you_mean
 from nlf.evaluation.metrics import METRICS, family, higher_is_better
 from nlf.rewards import Reward
@@ -53,9 +54,10 @@ def check_names(args: TrainingArguments) -> None:
     Raises:
         UserError: the name is unknown; the error lists the known ones.
     """
+    annotations = annotations_of(type(args))
     for f in fields(args):
         check_choice(f.name, getattr(args, f.name), f.metadata.get("choices") or [])
-        for kind in get_args(f.type):
+        for kind in get_args(annotations[f.name]):
             if isinstance(kind, type) and issubclass(kind, Enum):
                 check_choice(f.name, getattr(args, f.name), [member.value for member in kind])
     check_choice("torch_compile_backend", args.torch_compile_backend, [b.value.lower() for b in DynamoBackend])

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from nlf import config
+from nlf.config.values import annotations_of
 from nlf.errors import UserError
 from nlf.models.policy import best_device
 from nlf.models.sharding import load_whole
@@ -26,14 +27,14 @@ logger = logging.getLogger(__name__)
 
 def _with_defaults(base: type, defaults: dict) -> type:
     """A subclass of the dataclass with new defaults, and unchanged types and help texts."""
-    known = {f.name: f for f in fields(base)}
+    known, annotations = {f.name: f for f in fields(base)}, annotations_of(base)
     changed: list[tuple[str, Any, Any]] = []
     for name, value in defaults.items():
         old = known[name]
         default: dict[str, Any] = {"default": value}
         if isinstance(value, list):
             default = {"default_factory": partial(list, value)}
-        changed.append((name, old.type, field(**default, metadata=old.metadata)))
+        changed.append((name, annotations[name], field(**default, metadata=old.metadata)))
     return make_dataclass(f"{base.__name__}Defaults", changed, bases=(base,))
 
 

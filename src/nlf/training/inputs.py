@@ -202,7 +202,6 @@ def encoder_of(
 
 def pool_dataset_of(args: ALTConfig) -> PoolDataset:
     """The training set, which is filled before each epoch."""
-    assert not isinstance(args.quantile_weights, str)  # ALTConfig has put numbers in the place of "auto"
     return PoolDataset(
         args.steps_per_iteration,
         args.total_batch_size,
