@@ -378,9 +378,8 @@ def comparison(results: dict[str, Any]) -> str:
         if not name.endswith(auditors) or metrics.family(name) in AUDITED
     ]
     columns = {name: headed(name) for plain in COLUMNS for name in names if metrics.family(name) == plain}
-    if {
-        metrics.family(name) for name in columns if not name.endswith(auditors)
-    } - NO_ATTRIBUTE:  # the reward is one minus such an attribute
+    own = {metrics.family(name) for name in columns if not name.endswith(auditors)}
+    if own - NO_ATTRIBUTE:  # the reward is one minus such an attribute
         columns = {name: head for name, head in columns.items() if metrics.family(name) != "reward"}
     several = len({(s["prompts"], s["reversed"]) for s in results["systems"]}) > 1
     heads = ["system", *(["prompts from"] if several else []), "prompts", *columns.values()]

@@ -132,6 +132,10 @@ class ALTTrainer(Trainer):
         self.options |= {"max_prompt_length": max_prompt_length, "disable_dropout": disable_dropout}
         if self.policy.identity.name:
             self.options["model_name_or_path"] = self.policy.identity.name
+        elif args.distill:
+            raise UserError(
+                "distill: the student starts from the model's files, and this model has none; save and load it"
+            )
         alone = args.world_size == 1 and not args.deepspeed and not args.fsdp
         limit = pass_tokens(args.device, alone)
         super().__init__(
@@ -229,7 +233,7 @@ class ALTTrainer(Trainer):
             if self.is_world_process_zero():
                 logger.warning("distill: run `nlf distill --model %s` in one process", self.run_dir)
             return
-        self.optimizer = self.lr_scheduler = None  # the student needs their memory
+        self.optimizer = self.lr_scheduler = None  # the student needs their memory, and that of the models
         self.accelerator.free_memory()
         models: list[torch.nn.Module] = [
             each for each in (self.policy.model, self.policy.reference_model) if each is not None
