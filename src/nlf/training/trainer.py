@@ -352,13 +352,16 @@ class ALTTrainer(Trainer):
         """The rewards and the arguments of their calls. With several ranks, the first rank calls the remote rewards."""
         rewards = self.inputs.rewards
         remote = [reward for reward in rewards if reward.remote and self.args.world_size > 1]
-        log_metric = lambda name, value: self.reward_metrics[name].append(value)  # noqa: E731
-        context = dict(zip(CONTEXT, (self.state, log_metric), strict=True))
+        context = dict(zip(CONTEXT, (self.state, self._log_metric), strict=True))
         return Scoring(rewards, self.args.reward_weights, remote, self.encoder.sentence, context)
 
     def is_outdated(self, iteration: int) -> bool:
         """Whether training has changed the weights that an iteration samples; iteration 0 samples the frozen reference."""
         return iteration > 0 and self.state.global_step != iteration * self.args.steps_per_iteration
+
+    def _log_metric(self, name: str, value: float) -> None:
+        """What a reward function calls to log a number."""
+        self.reward_metrics[name].append(value)
 
     def _logged_by_rewards(self) -> dict[str, float]:
         """The means of the metrics that this rank's reward functions logged since the last call."""
