@@ -416,9 +416,9 @@ def comparison(results: dict[str, Any]) -> str:
         if not name.endswith(auditors) or metrics.family(name) in AUDITED
     ]
     columns = {name: headed(name) for plain in COLUMNS for name in names if metrics.family(name) == plain}
-    if {
-        metrics.family(name) for name in columns if not name.endswith(auditors)
-    } - NO_ATTRIBUTE:  # the reward is one minus such an attribute
+    columns = dict(sorted(columns.items(), key=lambda item: item[0].endswith(auditors)))  # the auditor's come last
+    own = {metrics.family(name) for name in columns if not name.endswith(auditors)}
+    if own - NO_ATTRIBUTE:  # the reward is one minus such an attribute
         columns = {name: head for name, head in columns.items() if metrics.family(name) != "reward"}
     several = len({(s["prompts"], s["reversed"]) for s in results["systems"]}) > 1
     heads = ["system", *(["prompts from"] if several else []), "prompts", *columns.values()]

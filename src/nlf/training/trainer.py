@@ -135,6 +135,10 @@ class ALTTrainer(HubTrainer):
         self.options |= {"max_prompt_length": max_prompt_length, "disable_dropout": disable_dropout}
         if self.policy.identity.name:
             self.options["model_name_or_path"] = self.policy.identity.name
+        elif args.distill:
+            raise UserError(
+                "distill: the student starts from the model's files, and this model has none; save and load it"
+            )
         alone = args.world_size == 1 and not args.deepspeed and not args.fsdp
         limit = pass_tokens(args.device, alone)
         super().__init__(
@@ -262,7 +266,7 @@ class ALTTrainer(HubTrainer):
             if self.is_world_process_zero():
                 logger.warning("distill: run `nlf distill --model %s` in one process", self.run_dir)
             return
-        self.optimizer = self.lr_scheduler = None  # the student needs their memory
+        self.optimizer = self.lr_scheduler = None  # the student needs their memory, and that of the models
         self.accelerator.free_memory()
         models: list[torch.nn.Module] = [
             each for each in (self.policy.model, self.policy.reference_model) if each is not None
@@ -388,13 +392,16 @@ class ALTTrainer(HubTrainer):
         """The rewards and the arguments of their calls. With several ranks, the first rank calls the remote rewards."""
         rewards = self.inputs.rewards
         remote = [reward for reward in rewards if reward.remote and self.args.world_size > 1]
-        log_metric = lambda name, value: self.reward_metrics[name].append(value)  # noqa: E731
-        context = dict(zip(CONTEXT, (self.state, log_metric), strict=True))
+        context = dict(zip(CONTEXT, (self.state, self._log_metric), strict=True))
         return Scoring(rewards, self.args.reward_weights, remote, self.encoder.sentence, context)
 
     def is_outdated(self, iteration: int) -> bool:
         """Whether training has changed the weights that an iteration samples; iteration 0 samples the frozen reference."""
         return iteration > 0 and self.state.global_step != iteration * self.args.steps_per_iteration
+
+    def _log_metric(self, name: str, value: float) -> None:
+        """What a reward function calls to log a number."""
+        self.reward_metrics[name].append(value)
 
     def _logged_by_rewards(self) -> dict[str, float]:
         """The means of the metrics that this rank's reward functions logged since the last call."""
