@@ -25,9 +25,7 @@ from shlex import quote
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -37,6 +35,7 @@ from nlf.config import ImportOptions
 from nlf.data.files import model_path, write_folder
 from nlf.errors import UserError
 from nlf.method.tags import DEFAULT_TAGS, FEEDBACK, PROMPT, SEPARATOR, TagScheme
+from nlf.models.loading import load_config, load_tokenizer, loading
 from nlf.models.policy import Policy, save_policy
 
 WEIGHTS = "policy_model"
@@ -144,14 +143,8 @@ def _load_base(base: str, revision: str) -> tuple[PreTrainedConfig, PreTrainedTo
     """Load the configuration and the tokenizer of the base model."""
     path = model_path(base)
     shared = {} if Path(path).is_dir() else {"revision": revision}
-    try:
-        config, tokenizer = AutoConfig.from_pretrained(path, **shared), AutoTokenizer.from_pretrained(path, **shared)
-    except (OSError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(
-            f"--base_model {base}: cannot be loaded: {reason} (expected a hub id or a folder with config.json and "
-            "tokenizer)"
-        ) from error
+    with loading(f"--base_model {base}: cannot be loaded", "a hub id or a folder with config.json and tokenizer"):
+        config, tokenizer = load_config(path, **shared), load_tokenizer(path, **shared)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # as the published code does
     return config, tokenizer

@@ -104,7 +104,8 @@ def seed_of(seed: int, iteration: int, key: int, index: int) -> int:
 
 def context_of(config: Any) -> float:
     """Most tokens that a transformers model reads, by its configuration; infinite if the configuration has no limit."""
-    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or float("inf")
+    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return limit if limit and limit > 0 else float("inf")
 
 
 def check_lengths(prefixes: Sequence[Sequence[Sequence[int]]], new: int, context: float) -> None:

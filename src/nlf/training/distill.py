@@ -31,9 +31,11 @@ from nlf.evaluation.sample import prompt_sampler, sample_file
 from nlf.evaluation.systems import System, load_for_commands, slug
 from nlf.method.prompt_order import choose_prompts
 from nlf.method.tags import TagScheme
-from nlf.models.encoder import PromptEncoder, pass_tokens, with_feedback
+from nlf.models.adapter import add_adapter, lora_config
+from nlf.models.dropout import switch_off_dropout
+from nlf.models.encoder import PADDING, PromptEncoder, pass_tokens, with_feedback
 from nlf.models.identity import ModelIdentity, vocabulary_digest
-from nlf.models.policy import Policy, add_adapter, lora_config, save_policy, switch_off_dropout
+from nlf.models.policy import Policy, save_policy
 from nlf.models.reading import LogitsPlan, plan_logits
 from nlf.training.lessons import (
     Lesson,
@@ -249,7 +251,6 @@ def teach(
     max_prompt_length: int | None,
 ) -> None:
     """Train the student in place."""
-    switch_off_dropout(student.model)
     teacher.model.requires_grad_(False).eval()
     encoder = PromptEncoder(teacher.tokenizer, teacher.scheme, max_prompt_length)
     args = training_arguments(options, folder)
@@ -257,15 +258,14 @@ def teach(
     if options.use_peft:
         lora = lora_config(ModelOptions(lora_r=options.lora_r, lora_alpha=options.lora_alpha))
         student.model = add_adapter(student.model, lora, student.added_token_ids, options.seed)
+    switch_off_dropout(student.model)
     DistillTrainer(
         student,
         args,
         train_dataset=LessonDataset(
             completions, encoder, steps=options.max_steps, batch_size=batch_size, seed=options.seed
         ),
-        data_collator=partial(
-            collate, pad_id=teacher.tokenizer.pad_token_id, pass_tokens=pass_tokens(args.device, args.world_size == 1)
-        ),
+        data_collator=partial(collate, pad_id=PADDING, pass_tokens=pass_tokens(args.device, args.world_size == 1)),
         teacher=teacher,
         top_k=options.teacher_top_k,
     ).train()

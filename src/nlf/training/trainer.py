@@ -29,7 +29,8 @@ from nlf.data.progress import progress_bar
 from nlf.data.prompts import PromptRow, as_prompts, numbered
 from nlf.errors import UserError
 from nlf.method.losses import Coefficients, StepTotals, alt_loss
-from nlf.models.encoder import pass_tokens
+from nlf.models.encoder import PADDING, pass_tokens
+from nlf.models.fit import fitted_tokenizer
 from nlf.models.policy import Policy, load_model, prepare_policy, save_policy, save_scheme
 from nlf.models.reading import LogitsPlan, plan_logits
 from nlf.models.sharding import load_whole, place_reference, skeleton, trainable_digest, whole
@@ -113,6 +114,7 @@ class ALTTrainer(Trainer):
             model, processing_class = load_model(model)
         if processing_class is None:
             raise UserError("processing_class is missing: give the tokenizer that belongs to the model")
+        processing_class = fitted_tokenizer(model, processing_class)
         self.scheme = scheme_of(args, self.inputs.conversational)
         self.policy = prepare_policy(
             model, processing_class, self.scheme,
@@ -127,7 +129,7 @@ class ALTTrainer(Trainer):
         super().__init__(
             model=self.policy.model,
             args=args,
-            data_collator=partial(collate, pad_id=processing_class.pad_token_id, pass_tokens=limit),
+            data_collator=partial(collate, pad_id=PADDING, pass_tokens=limit),
             train_dataset=pool_dataset_of(args),
             eval_dataset=self.inputs.eval_prompts,
             processing_class=processing_class,
