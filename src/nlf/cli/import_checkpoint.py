@@ -35,6 +35,7 @@ from nlf.config import ImportOptions
 from nlf.data.files import model_path, write_folder
 from nlf.errors import UserError
 from nlf.method.tags import DEFAULT_TAGS, FEEDBACK, PROMPT, SEPARATOR, TagScheme
+from nlf.models.fit import give_padding
 from nlf.models.loading import load_config, load_tokenizer, loading
 from nlf.models.policy import Policy, save_policy
 
@@ -145,8 +146,7 @@ def _load_base(base: str, revision: str) -> tuple[PreTrainedConfig, PreTrainedTo
     shared = {} if Path(path).is_dir() else {"revision": revision}
     with loading(f"--base_model {base}: cannot be loaded", "a hub id or a folder with config.json and tokenizer"):
         config, tokenizer = load_config(path, **shared), load_tokenizer(path, **shared)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # as the published code does
+    give_padding(tokenizer, base)
     return config, tokenizer
 
 

@@ -33,17 +33,26 @@ def fitted_tokenizer(model: PreTrainedModel, processing_class: Any, name: str = 
         raise UserError(
             f"{name} is an encoder-decoder model ({type(model).__name__}); expected a causal language model"
         )
+    give_padding(tokenizer, name)
+    _check_rows(model, tokenizer, name)
+    _mend_padding_ids(model, tokenizer)
+    mend_generation_config(model, name)
+    return tokenizer
+
+
+def give_padding(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Pad with the EOS token if the tokenizer has no padding token: every mask excludes padding, so any token will do.
+
+    Raises:
+        UserError: the tokenizer has no EOS token.
+    """
     if tokenizer.eos_token_id is None:
         raise UserError(
             f"the tokenizer of {name} has no EOS token, so no completion would end; set eos_token in its "
             "tokenizer_config.json, or tokenizer.eos_token"
         )
-    _check_rows(model, tokenizer, name)
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # every mask excludes padding, so any token will do
-    _mend_padding_ids(model, tokenizer)
-    mend_generation_config(model, name)
-    return tokenizer
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def _check_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:

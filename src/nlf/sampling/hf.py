@@ -39,8 +39,9 @@ from nlf.models.reading import (
     forward_parameters,
     last_logits,
     said,
+    vocabulary_size,
 )
-from nlf.sampling import Completions, Progress, Request, Requests, check_lengths, context_of
+from nlf.sampling import Completions, Progress, Request, Requests, check_known, check_lengths, context_of
 from nlf.sampling.draw import INF, pick, uniforms
 from nlf.sampling.shared import SharedRows, configs_with_sdpa
 from nlf.sampling.static import Compiled, StaticRows
@@ -93,11 +94,13 @@ class HFSampler:
         """See `nlf.sampling.Sampler`.
 
         Raises:
-            UserError: a prompt is empty or does not fit the context, or the model's scores are not finite.
+            UserError: a prompt is empty, does not fit the context or has tokens that the model lacks, the model's scores
+                are not finite, or see `check_reads`.
         """
         n, new = options.num_generations, options.max_completion_length
         prefixes = _prefixes(requests, options)
         check_lengths(prefixes, new, context_of(self.model.config))
+        check_known(prefixes, vocabulary_size(self.model))
         cost = [len(prefix) * (max(map(len, prefix)) + new) for prefix in prefixes]  # tokens of one completion
         order = sorted(range(len(requests)), key=lambda i: -cost[i])
         rows = [(i, j) for i in order for j in range(n)]

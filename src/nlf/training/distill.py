@@ -32,7 +32,7 @@ from nlf.evaluation.systems import System, load_for_commands, slug
 from nlf.method.prompt_order import choose_prompts
 from nlf.method.tags import TagScheme
 from nlf.models.adapter import add_adapter, lora_config
-from nlf.models.dropout import switch_off_dropout
+from nlf.models.dropout import check_training_mode, switch_off_dropout
 from nlf.models.encoder import PADDING, PromptEncoder, pass_tokens, with_feedback
 from nlf.models.identity import ModelIdentity, vocabulary_digest
 from nlf.models.policy import Policy, save_policy
@@ -95,6 +95,8 @@ def distill_from(teacher: Policy, options: DistillOptions) -> Path:
     prompts = chosen_prompts(options, run)
     student = copy.deepcopy(teacher) if options.keep_tags else load_for_commands(base.model, base, digest=False)
     check_vocabulary(teacher, student, options.model, base.model)
+    switch_off_dropout(student.model)
+    check_training_mode(student.model)
     write_text(folder / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     completions = [
         completion
@@ -258,7 +260,6 @@ def teach(
     if options.use_peft:
         lora = lora_config(ModelOptions(lora_r=options.lora_r, lora_alpha=options.lora_alpha))
         student.model = add_adapter(student.model, lora, student.added_token_ids, options.seed)
-    switch_off_dropout(student.model)
     DistillTrainer(
         student,
         args,

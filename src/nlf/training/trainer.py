@@ -29,6 +29,7 @@ from nlf.data.progress import progress_bar
 from nlf.data.prompts import PromptRow, as_prompts, numbered
 from nlf.errors import UserError
 from nlf.method.losses import Coefficients, StepTotals, alt_loss
+from nlf.models.dropout import check_training_mode
 from nlf.models.encoder import PADDING, pass_tokens
 from nlf.models.fit import fitted_tokenizer
 from nlf.models.policy import Policy, load_model, prepare_policy, save_policy, save_scheme
@@ -138,6 +139,8 @@ class ALTTrainer(Trainer):
         )
         self.add_callback(IterationCallback(self))
         self.loss_is_scaled_for_ga, self.model_accepts_loss_kwargs = True, False
+        if disable_dropout:
+            check_training_mode(self.policy.model)
         self._place_models()
 
     def _start_state(self, args: ALTConfig) -> None:
