@@ -45,14 +45,14 @@ def _inner(configs: Iterable[Any]) -> list[Any]:
 def check_training_mode(model: nn.Module) -> None:
     """Check by passes over a few tokens that a model without dropout answers alike each time in training mode.
 
-    Attention kernels that need a GPU are not tried on a CPU.
+    Attention kernels that need a GPU are not tried on a CPU, nor weights that are elsewhere (on the meta device).
 
     Raises:
         UserError: two passes in training mode differ; or see `check_reads`.
     """
     device, name = next(model.parameters()).device, type(unwrapped(model)).__name__
     kernel = getattr(getattr(model, "config", None), "_attn_implementation", None) or "sdpa"
-    if device.type == "cpu" and kernel not in ("eager", "sdpa"):
+    if device.type == "meta" or (device.type == "cpu" and kernel not in ("eager", "sdpa")):
         return
     ids = torch.tensor([[1, 2, 1, 1, 2, 2, 1, 2]], device=device)
     with _modes_restored(model), torch.no_grad(), torch.random.fork_rng(devices=_with_random_state(device)):

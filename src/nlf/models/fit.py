@@ -34,7 +34,7 @@ def fitted_tokenizer(model: PreTrainedModel, processing_class: Any, name: str = 
             f"{name} is an encoder-decoder model ({type(model).__name__}); expected a causal language model"
         )
     give_padding(tokenizer, name)
-    _check_rows(model, tokenizer, name)
+    check_rows(model, tokenizer, name)
     _mend_padding_ids(model, tokenizer)
     mend_generation_config(model, name)
     return tokenizer
@@ -55,8 +55,12 @@ def give_padding(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         tokenizer.pad_token = tokenizer.eos_token
 
 
-def _check_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Refuse tokens without a row in the model, unless no text becomes them: padding, or the place of an image."""
+def check_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuse tokens without a row in the model, unless no text becomes them: padding, or the place of an image.
+
+    Raises:
+        UserError: a token has no row.
+    """
     rows = vocabulary_size(model)
     used = {tokenizer.eos_token, tokenizer.bos_token}
     lacking = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows)

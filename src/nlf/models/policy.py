@@ -25,7 +25,7 @@ from nlf.method.tags import TagScheme
 from nlf.models.adapter import add_adapter, check_own_adapter
 from nlf.models.dropout import switch_off_dropout
 from nlf.models.fast_gelu import use_fast_gelu
-from nlf.models.fit import fitted_tokenizer
+from nlf.models.fit import check_rows, fitted_tokenizer
 from nlf.models.identity import ModelIdentity, identity_of, revision_of
 from nlf.models.loading import (
     MODEL_SOURCES,
@@ -185,6 +185,8 @@ def prepare_policy(
         check_own_adapter(model)
     elif reference_model is None and peft_config is None:
         reference_model = copy.deepcopy(model)
+    if reference_model is not None:
+        check_rows(reference_model, tokenizer, "the policy, which the reference must know,")
     known = vocabulary_size(model)
     separator = [scheme.separator] if scheme.separator else []
     added = _add_tokens(model, tokenizer, separator, list(scheme.tags) if tag_tokens else [], seed)
