@@ -86,6 +86,32 @@ def model(architecture: str = "gpt2", seed: int = 0, vocab_size: int | None = No
     return made.eval()
 
 
+SHAPE = {  # small sizes, under the names that transformers' configurations have for them
+    **dict.fromkeys(
+        ("hidden_size", "n_embd", "d_model", "word_embed_proj_dim", "lru_width", "attention_hidden_size"), 32
+    ),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "dff"), 48),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "attention_heads", "decoder_attention_heads"), 4),
+    **{"num_key_value_heads": 2, "head_dim": 8, "state_size": 4, "encoder_attention_heads": 4},
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "context_length", "max_seq_len"), 96),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
+    **{"num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+}
+
+
+def any_model(kind: str, seed: int = 0, **changes):
+    """A small random model of any kind that transformers has as a causal LM; `changes` are fields of its configuration."""
+    plain = AutoConfig.for_model(kind)
+    sizes = {name: size for name, size in SHAPE.items() if name in vars(plain) or name in plain.attribute_map}
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = AutoConfig.for_model(kind, **{**sizes, "vocab_size": len(tokenizer()), **ids, **changes})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        made = AutoModelForCausalLM.from_config(config)
+    return made.eval()
+
+
 def save(folder, architecture: str = "gpt2", seed: int = 0) -> str:
     """Save model and tokenizer; returns the folder."""
     model(architecture, seed).save_pretrained(folder)

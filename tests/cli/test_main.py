@@ -257,6 +257,18 @@ def test_planned_sizes_are_those_of_the_weights(tmp_path):
     assert (human(12), human(1234), human(5.6e9)) == ("12 B", "1.23 kB", "5.6 GB")
 
 
+@pytest.mark.parametrize("kept", [4, 100])
+def test_a_cut_off_file_is_found_by_a_dry_run(tmp_path, kept):
+    import tiny
+
+    from nlf.cli.dry_run import safetensors_shapes
+
+    path = Path(tiny.save(tmp_path)) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UserError, match="damaged or cut-off safetensors file"):
+        safetensors_shapes(path)
+
+
 def remote_scorer(completions, **kwargs):
     return [0.0] * len(completions)
 

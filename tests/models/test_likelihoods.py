@@ -1,6 +1,7 @@
 """Likelihoods from shared caches equal those of one plain forward pass per completion, for every architecture."""
 
 import contextlib
+import functools
 
 import pytest
 import tiny
@@ -11,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from nlf.errors import UserError
 from nlf.method.losses import token_stats
+from nlf.models import likelihoods
 from nlf.models.likelihoods import Conditioned, ReadPrompts, conditional_nll, divergence
 
 SHARED = {
@@ -53,7 +55,7 @@ def build(config: dict, seed: int = 0):
 @torch.no_grad()
 def plain_logits(model, prompt: list[int], completion: list[int]) -> torch.Tensor:
     """Logits (1, T, V) of one sequence, without padding or cache."""
-    return model(torch.tensor([prompt + completion]), use_cache=False).logits[:, len(prompt) - 1 : -1]
+    return model(torch.tensor([prompt + completion])).logits[:, len(prompt) - 1 : -1]
 
 
 def plain_nll(model, prompt: list[int], completion: list[int]) -> float:
@@ -136,7 +138,13 @@ def watched(model, see):
         handle.remove()
 
 
-def test_a_prompt_is_read_once_and_so_is_a_repeated_completion(gpt2):
+@pytest.fixture
+def no_trial(monkeypatch):
+    """Leave out the trial passes, so that a test sees the passes over its own prompts only."""
+    monkeypatch.setattr(likelihoods, "reader_of", lambda model: functools.partial(ReadPrompts, model))
+
+
+def test_a_prompt_is_read_once_and_so_is_a_repeated_completion(gpt2, no_trial):
     read = []
     with watched(gpt2, lambda ids: read.append(ids.tolist())):
         conditional_nll(gpt2, [[1, 2, 3]] * 2, [[[4, 5]] * 25, [[4, 5], [6, 7], [8]]], batch_tokens=5)
@@ -171,7 +179,7 @@ def out_of_memory_above(tokens: int):
     return see
 
 
-def test_out_of_memory_goes_on_with_less(gpt2, caplog):
+def test_out_of_memory_goes_on_with_less(gpt2, caplog, no_trial):
     prompts, completions = [[1, 2, 3], [4, 5, 6]], [[[7, 8, i] for i in range(20, 25)]] * 2
     expected, told = flat(conditional_nll(gpt2, prompts, completions)), []
     with watched(gpt2, out_of_memory_above(6)):
@@ -194,6 +202,19 @@ def test_bad_input_names_the_prompt(gpt2, prompts, completions, message):
         conditional_nll(gpt2, prompts, completions)
     with pytest.raises(UserError, match="file x"):
         conditional_nll(gpt2, prompts, completions, names=["file x"] * 2)
+
+
+@pytest.mark.parametrize("kind", ["bart", "openai-gpt", "rwkv"])
+def test_a_cache_that_counts_padding_is_not_used(kind):
+    model = tiny.any_model(kind)
+    found = flat(conditional_nll(model, PROMPTS, COMPLETIONS))
+    expected = [plain_nll(model, p, c) if c else 0 for p, cs in zip(PROMPTS, COMPLETIONS, strict=True) for c in cs]
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_reader_that_is_not_causal_is_refused():
+    with pytest.raises(UserError, match="BertLMHeadModel. is not causal"):
+        conditional_nll(tiny.any_model("bert"), [[1, 2]], [[[3]]])
 
 
 def test_a_full_context_fits(gpt2):

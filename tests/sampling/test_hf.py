@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+import tiny as tiny_models
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -22,7 +23,8 @@ from transformers import (
 from nlf.config import SamplingOptions
 from nlf.errors import UserError
 from nlf.method.losses import guided_log_probs
-from nlf.sampling import Request, request_key
+from nlf.models.cache import WholeRows
+from nlf.sampling import Request, hf, request_key
 from nlf.sampling.draw import best, inverse_cdf, kept, pick, uniforms
 from nlf.sampling.hf import BATCH_TOKENS, HFSampler, batch_size, default_budget
 
@@ -430,3 +432,63 @@ def test_peft_models():
     asked = requests(MIXED)
     plain = sample(tiny("llama"), asked)
     assert sample(get_peft_model(tiny("llama"), LoraConfig(target_modules="all-linear")), asked) == plain  # B = 0
+
+
+def greedy(model, prompt, new: int) -> list[int]:
+    """The likeliest tokens, by plain passes over the whole text."""
+    ids = list(prompt)
+    for _ in range(new):
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == EOS:
+            break
+    return ids[len(prompt) :]
+
+
+ODD = {
+    "mamba": {},
+    "rwkv": {},
+    "openai-gpt": {},
+    "bart": {},  # its positions count padding
+    "minimax": {"layer_types": ["linear_attention", "full_attention"]},
+    "recurrent_gemma": {"num_hidden_layers": 3, "block_types": ["recurrent", "recurrent", "attention"]},
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_models_whose_cache_cannot_be_used_are_sampled_by_plain_passes(kind, caplog):
+    model = tiny_models.any_model(kind, **ODD[kind])
+    prompts = [(5, 6, 7, 8, 9), (11, 12), (13,), (5, 6, 7, 8, 9, 10, 11, 12)]
+    sampler = HFSampler(model, eos_token_ids=[EOS], token_budget=60)  # several batches
+    options = SamplingOptions(num_generations=2, max_completion_length=5, temperature=0)
+    found = sampler.sample([Request(p, i) for i, p in enumerate(prompts)], options, seed=0, iteration=0)
+    assert found == [[greedy(model, p, 5)] * 2 for p in prompts]
+    assert sampler.rows.func is WholeRows
+
+
+def test_a_slow_model_is_told_of_once(caplog):
+    hf._warn_once.cache_clear()
+    for _ in range(2):
+        sample(tiny_models.any_model("openai-gpt"), [Request((1, 2), 1)])
+    told = [record.getMessage() for record in caplog.records if "sampling is slow" in record.getMessage()]
+    assert len(told) == 1 and "OpenAIGPTLMHeadModel reads the whole text again for each token" in told[0]
+
+
+@pytest.mark.parametrize("kind, said", [("bert", "is not causal"), ("xlnet", "is not causal")])
+def test_a_masked_language_model_is_refused_before_sampling(kind, said):
+    with pytest.raises(UserError, match=said):
+        sample(tiny_models.any_model(kind), [Request((1, 2), 1)])
+
+
+def test_positions_that_do_not_start_at_0_are_refused():
+    with pytest.raises(UserError, match="RobertaForCausalLM. does not number positions from 0"):
+        sample(tiny_models.any_model("roberta", is_decoder=True, pad_token_id=1), [Request((3, 4), 1)])
+
+
+def test_a_token_that_the_model_has_no_row_for_is_named():
+    model = tiny()
+    rows = model.get_input_embeddings().weight.shape[0]
+    with pytest.raises(
+        UserError, match=f"prompt 2 of 2 has token {rows}, and the model that samples it has {rows} rows"
+    ):
+        sample(model, [Request((1, 2), 1), Request((1, rows), 2)])

@@ -163,23 +163,31 @@ def weight_shapes(options: TrainOptions) -> Shapes:
 
 
 def safetensors_shapes(path: Path) -> Shapes:
-    """Read the shapes in a file's header: 8 bytes of length, then JSON."""
-    with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return [tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"]
+    """Read the shapes in a file's header: 8 bytes of length, then JSON.
+
+    Raises:
+        UserError: the header is damaged.
+    """
+    try:
+        with open(path, "rb") as file:
+            length = min(int.from_bytes(file.read(8), "little"), path.stat().st_size)
+            header = json.loads(file.read(length))
+        return [tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: a damaged or cut-off safetensors file; copy it again") from error
 
 
 def meta_shapes(name: str, revision: str, trust_remote_code: bool) -> Shapes:
     """Build the architecture without memory for its weights, and return the shapes."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the configuration of model {name!r}: {str(error).splitlines()[0]}") from error
+    from nlf.models.loading import MODEL_SOURCES, check_language_model, load_config, loading
+
+    with loading(f"cannot read the configuration of model {name!r}", MODEL_SOURCES), torch.device("meta"):
+        config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+        check_language_model(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return [tuple(parameter.shape) for parameter in model.parameters()]
 
 

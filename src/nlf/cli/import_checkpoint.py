@@ -26,9 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -40,6 +38,8 @@ from nlf.data.locks import locked_folder
 from nlf.data.run_folder import CONFIG, MODEL_FILES
 from nlf.errors import UserError
 from nlf.method.tags import DEFAULT_TAGS, FEEDBACK, PROMPT, SEPARATOR, TagScheme
+from nlf.models.fit import give_padding
+from nlf.models.loading import load_config, load_tokenizer, loading
 from nlf.models.policy import Policy, save_policy
 
 WEIGHTS = "policy_model"
@@ -168,16 +168,9 @@ def _load_base(base: str, revision: str) -> tuple[PreTrainedConfig, PreTrainedTo
     """Load the configuration and the tokenizer of the base model."""
     path = model_path(base)
     shared: dict[str, Any] = {"trust_remote_code": False} | ({} if Path(path).is_dir() else {"revision": revision})
-    try:
-        config, tokenizer = AutoConfig.from_pretrained(path, **shared), AutoTokenizer.from_pretrained(path, **shared)
-    except (OSError, ValueError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(
-            f"--base_model {base}: cannot be loaded: {reason} (expected a hub id or a folder with config.json and "
-            "tokenizer)"
-        ) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # as the published code does
+    with loading(f"--base_model {base}: cannot be loaded", "a hub id or a folder with config.json and tokenizer"):
+        config, tokenizer = load_config(path, **shared), load_tokenizer(path, **shared)
+    give_padding(tokenizer, base)
     return config, tokenizer
 
 

@@ -215,7 +215,8 @@ def train_from_config(
     resume: str | bool | None = None,
 ) -> "ALTTrainer":
     """Load the model and the prompts that the options name, train, and leave the tagged model at the run's root."""
-    from nlf.models.policy import load_model, lora_config
+    from nlf.models.adapter import lora_config
+    from nlf.models.policy import load_model
     from nlf.training.trainer import ALTTrainer
 
     load = partial(

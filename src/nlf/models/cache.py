@@ -69,6 +69,31 @@ class Rows:
         self.cache.reorder_cache(cast(LongTensor, rows))  # transformers asks for this type
 
 
+class WholeRows(Rows):
+    """Rows of a model whose cache cannot be continued: each step reads the whole text again. Slow, but right for any model.
+
+    Args:
+        forward: (ids (N, S), right padded, tokens of each row (N,)) → logits (N, V) at the rows' last tokens.
+        caches: One "cache": the prompts' ids (P, L), right padded.
+        order, lengths, take, room: See `Rows`.
+    """
+
+    def __init__(
+        self, forward: Callable, caches: Sequence[Tensor], order: Tensor, lengths: Tensor, take: Tensor, room: int
+    ):
+        (prompts,) = caches
+        self.forward, self.position = forward, lengths[take]  # (N,), where the next token goes
+        self.ids = torch.cat([prompts[take], prompts.new_zeros(len(take), room)], dim=1)  # (N, L + T)
+
+    def step(self, tokens: Tensor) -> Tensor:
+        self.ids.scatter_(1, self.position[:, None], tokens[:, None])
+        self.position = self.position + 1
+        return self.forward(self.ids[:, : int(self.position.max())], self.position)
+
+    def keep(self, rows: Tensor) -> None:
+        self.ids, self.position = self.ids[rows], self.position[rows]
+
+
 def select_with_room(cache: Cache, rows: Tensor, extra: int) -> None:
     """Select `rows` of a prefilled cache, repeats included, and make room for `extra` tokens.
 

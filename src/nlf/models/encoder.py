@@ -273,6 +273,9 @@ class ForwardInputs(TypedDict):
     predicts: torch.Tensor  # bool, True where the next token is a completion token
 
 
+PADDING = 0  # the id at padded positions: nothing attends to them, and every model has a row 0
+
+
 def forward_inputs(
     queries: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int
 ) -> ForwardInputs:

@@ -7,8 +7,8 @@ budget. Logits are computed at completion positions only and reduced a few rows 
 copied in full. Results depend on the batches by float rounding only.
 
 A cache can be shared if all its layers hold keys and values (full or sliding-window attention): its left padding is
-then masked out. Other models (with recurrent states, or without `past_key_values`) read prompt and completion
-together, once per completion.
+then masked out, which a trial checks. Other models (with recurrent states, without `past_key_values`, or with positions
+that count padding) read prompt and completion together, once per completion.
 
 Letters in shapes: P prompts, R rows = completions of a batch, T tokens of the longest, S of the longest prompt, V vocabulary,
 K values measured per token.
@@ -16,6 +16,7 @@ K values measured per token.
 
 import contextlib
 import copy
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, takewhile
@@ -33,7 +34,7 @@ from nlf.models.cache import select_with_room
 from nlf.models.encoder import pad
 from nlf.models.memory import BATCH_TOKENS, Limit, chunks, halved
 from nlf.models.packed_weights import packed_weights
-from nlf.models.reading import eval_mode, forward_parameters, vocabulary_size
+from nlf.models.reading import check_reads, equal_but_for_rounding, eval_mode, forward_parameters, vocabulary_size
 
 BATCH_LOGITS = Limit(2**24, 2**29)  # most logits in a batch of the default budget
 CHUNK_LOGITS = Limit(2**20, 2**26)  # logits reduced at a time: as many as fit the cache of a CPU
@@ -41,6 +42,7 @@ CHUNK_LOGITS = Limit(2**20, 2**26)  # logits reduced at a time: as many as fit t
 Ids = tuple[int, ...]
 Prefixes = tuple[Ids, ...]  # ids that each of the models reads before a prompt's completions
 Measure = Callable[[Sequence[Tensor], Tensor], Tensor]  # logits (R, T, V) of each model, labels (R, T) → (R, T, K)
+Reader = Callable[[Sequence[Ids]], "ReadPrompts"]
 Progress = Callable[[int], None]  # called with the number of completions that are done
 
 
@@ -154,7 +156,8 @@ def _measure(
             stack.enter_context(eval_mode(model))
             stack.enter_context(packed_weights(model, tokens))
         stack.enter_context(torch.inference_mode())
-        for before, ids, sums in _sums(models, {key: set(rows) for key, rows in places.items()}, measure, budget):
+        readers = [reader_of(model) for model in models]
+        for before, ids, sums in _sums(readers, {key: set(rows) for key, rows in places.items()}, measure, budget):
             for i, j in places[before][ids]:
                 _check_finite(sums, names[i])
                 found[i][j] = sums
@@ -202,7 +205,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _sums(
-    models: Sequence[nn.Module], left: dict[Prefixes, set[Ids]], measure: Measure, budget: int
+    readers: Sequence[Reader], left: dict[Prefixes, set[Ids]], measure: Measure, budget: int
 ) -> Iterator[tuple[Prefixes, Ids, np.ndarray]]:
     """(prefixes, completion, sums (K,)) of all completions `left`, in the order of computation: longest prefixes first."""
     left = {before: left[before] for before in sorted(left, key=_longest, reverse=True) if left[before]}
@@ -210,7 +213,7 @@ def _sums(
         group = list(islice(left, _fitting(map(_longest, left), 0, budget)))
         smallest = _longest(group[0]) + max(len(ids) for before in group for ids in left[before])
         with contextlib.suppress(torch.OutOfMemoryError):
-            for before, ids, sums in _group_sums(models, {key: left[key] for key in group}, measure, budget):
+            for before, ids, sums in _group_sums(readers, {key: left[key] for key in group}, measure, budget):
                 left[before].remove(ids)
                 yield before, ids, sums
         if any(left[before] for before in group):
@@ -221,11 +224,11 @@ def _sums(
 
 
 def _group_sums(
-    models: Sequence[nn.Module], group: dict[Prefixes, set[Ids]], measure: Measure, budget: int
+    readers: Sequence[Reader], group: dict[Prefixes, set[Ids]], measure: Measure, budget: int
 ) -> Iterator[tuple[Prefixes, Ids, np.ndarray]]:
     """Read the prompts of a group together, then their completions in batches, longest first."""
     keys = list(group)
-    read = [ReadPrompts(model, prompts) for model, prompts in zip(models, zip(*keys, strict=True), strict=True)]
+    read = [reader(prompts) for reader, prompts in zip(readers, zip(*keys, strict=True), strict=True)]
     rows = sorted(((k, ids) for k, key in enumerate(keys) for ids in group[key]), key=lambda row: -len(row[1]))
     while rows:
         count = _fitting((len(ids) for _, ids in rows), _longest(keys[0]), budget)
@@ -270,14 +273,39 @@ def _measured_in_chunks(measure: Measure, logits: Sequence[Tensor], labels: Tens
 # ---- prompts read once --------------------------------------------------------------------------------------------
 
 
-class ReadPrompts:
-    """P prompts that a model has read. Any of their completions can continue them, any number of times."""
+def reader_of(model: nn.Module) -> Reader:
+    """Makes `ReadPrompts` of a model; with a cache if a trial gives the same logits as without.
 
-    def __init__(self, model: nn.Module, prompts: Sequence[Ids]):
+    Raises:
+        UserError: see `check_reads`.
+    """
+    check_reads(model)
+    owner, completions = torch.tensor([0, 1, 0]), [(1, 2), (2, 1), (2, 2)]
+
+    def trial(cached: bool) -> Tensor:
+        return torch.cat(ReadPrompts(model, [(1, 2), (2,)], cached).logits(owner, completions), dim=1)
+
+    try:
+        cached = equal_but_for_rounding(trial(True), trial(False))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # no cache, or another kind of cache
+        cached = False
+    return functools.partial(ReadPrompts, model, cached=cached)
+
+
+class ReadPrompts:
+    """P prompts that a model has read. Any of their completions can continue them, any number of times.
+
+    Args:
+        cached: Keep the prompts' keys and values, if the model's cache can be shared.
+    """
+
+    def __init__(self, model: nn.Module, prompts: Sequence[Ids], cached: bool = True):
         self.model, self.prompts, self.device = model, prompts, _device(model)
         self.accepted = forward_parameters(model)
         self.cache: Cache | None = None  # None: prompts are read again with each completion
-        if "past_key_values" in self.accepted:
+        if cached and "past_key_values" in self.accepted:
             mask = _mask(prompts, "left")  # (P, S)
             out = self._forward(pad(prompts, 0, "left"), mask, logits_to_keep=1, use_cache=True)
             cache = getattr(out, "past_key_values", None)

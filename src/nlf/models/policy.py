@@ -17,18 +17,28 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from nlf.config import ModelOptions
 from nlf.data.files import EMBEDDED, model_path, write_text
 from nlf.errors import UserError
 from nlf.method.tags import FILE as TAGS_FILE
 from nlf.method.tags import TagScheme
+from nlf.models.adapter import add_adapter, check_own_adapter
 from nlf.models.added_tokens import add_tokens, added_ids, check_reference, load_tags, same_vocabulary
+from nlf.models.dropout import switch_off_dropout
 from nlf.models.encoder import PromptEncoder
 from nlf.models.fast_gelu import use_fast_gelu
+from nlf.models.fit import fitted_tokenizer
 from nlf.models.identity import ModelIdentity, identity_of, revision_of
+from nlf.models.loading import (
+    MODEL_SOURCES,
+    check_language_model,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    loading,
+    progress_bar_hidden,
+)
 from nlf.models.reading import AdapterOff, adapter_off, vocabulary_size
 
 UNKNOWN = ModelIdentity()
@@ -79,10 +89,13 @@ class Policy:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """Every id that ends a completion, from the tokenizer and the generation config."""
+        """Every id that ends a completion, from the tokenizer and the generation config. Ids that the model has no row for
+        are left out.
+        """
         found = getattr(self.model.generation_config, "eos_token_id", None)
         ids = list(found) if isinstance(found, (list, tuple)) else [found]
-        return tuple(sorted({i for i in [*ids, self.tokenizer.eos_token_id] if i is not None}))
+        rows = vocabulary_size(self.model)
+        return tuple(sorted({i for i in [*ids, self.tokenizer.eos_token_id] if i is not None and 0 <= i < rows}))
 
     @property
     def banned_token_ids(self) -> tuple[int, ...]:
@@ -120,7 +133,8 @@ def load_model(
     """Load a causal LM and its tokenizer from a folder or the hub.
 
     Raises:
-        UserError: no such folder or hub id, not a causal LM, an unknown dtype, or no EOS token.
+        UserError: no such folder or hub id, not a causal LM, files that are damaged or lack tensors, an unknown dtype; or
+            the tokenizer does not fit the model (`fitted_tokenizer`).
     """
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise UserError(f"dtype {dtype!r}: expected float32, bfloat16, float16 or auto")
@@ -128,48 +142,17 @@ def load_model(
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if Path(path).is_dir():
         source.pop("revision")
-    try:
-        with hidden_bars(name_or_path == EMBEDDED):  # the embedded model loads at once
-            model, tokenizer = _from_pretrained(path, source, dtype, attn_implementation)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"cannot load a causal language model from {name_or_path!r}: {reason} "
-            "(expected a folder with config.json, weights and tokenizer, a hub id, or 'embedded')"
-        ) from error
+    with loading(f"cannot load a causal language model from {name_or_path!r}", MODEL_SOURCES):
+        config = load_config(path, **source)
+        check_language_model(config)
+        tokenizer = load_tokenizer(path, **source)
+        options = {"config": config, "dtype": dtype, "attn_implementation": attn_implementation, **source}
+        with progress_bar_hidden(name_or_path == EMBEDDED):  # the embedded model loads at once
+            model = load_weights(AutoModelForCausalLM, path, **options)
     model.config.name_or_path = name_or_path  # 'embedded' instead of the installation's folder
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"the tokenizer of {name_or_path!r} has no EOS token; set eos_token in its tokenizer_config.json"
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # every mask excludes padding, so any token will do
+    tokenizer = fitted_tokenizer(model, tokenizer)
     use_fast_gelu(model)
     return model, tokenizer
-
-
-def _from_pretrained(
-    path: str, source: dict[str, Any], dtype: str, attn_implementation: str | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    config = AutoConfig.from_pretrained(path, **source)
-    tokenizer = AutoTokenizer.from_pretrained(path, **source)
-    model = AutoModelForCausalLM.from_pretrained(
-        path, config=config, dtype=dtype, attn_implementation=attn_implementation, **source
-    )
-    return model, tokenizer
-
-
-@contextlib.contextmanager
-def hidden_bars(hidden: bool = True) -> Iterator[None]:
-    """Inside the `with` block, or the decorated function, transformers shows no progress bar if `hidden`."""
-    hidden = hidden and transformers_logging.is_progress_bar_enabled()
-    if hidden:
-        transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if hidden:
-            transformers_logging.enable_progress_bar()
 
 
 def load_policy(
@@ -216,7 +199,9 @@ def prepare_policy(
         UserError: the reference has other tokens, or the tokenizer has no room for new ones.
     """
     identity = identity_of(model)
-    if reference_model is None and peft_config is None and not hasattr(model, "peft_config"):
+    if peft_config is None and hasattr(model, "peft_config"):
+        check_own_adapter(model)
+    elif reference_model is None and peft_config is None:
         reference_model = copy.deepcopy(model)
     separator = [scheme.separator] if scheme.separator else []
     added = add_tokens(model, tokenizer, separator, list(scheme.tags) if tag_tokens else [], seed)
@@ -233,46 +218,10 @@ def prepare_policy(
     return Policy(model, tokenizer, scheme, reference_model, added, identity)
 
 
-def add_adapter(model: PreTrainedModel, peft_config, added: tuple[int, ...], seed: int) -> PreTrainedModel:
-    """The model with LoRA; the rows of added tokens train too. The seed determines the adapter's start."""
-    from peft import get_peft_model
-
-    if added and getattr(peft_config, "trainable_token_indices", 0) is None:
-        peft_config.trainable_token_indices = list(added)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return cast(PreTrainedModel, get_peft_model(model, peft_config))  # it forwards every attribute
-
-
-def lora_config(options: ModelOptions):
-    """The peft configuration of the `lora_*` options; by default every linear layer is adapted."""
-    from peft import LoraConfig
-
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=options.lora_r,
-        lora_alpha=options.lora_alpha,
-        target_modules=options.lora_target_modules or "all-linear",
-    )
-
-
-def switch_off_dropout(model: nn.Module) -> None:
-    """Set every dropout rate to 0: the published code trains without dropout too."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):  # attention keeps its own copy of the rate
-            cast(Any, module).attention_dropout = 0.0  # nn.Module types no float attribute
-    for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
-        for name in ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop"):
-            if isinstance(getattr(config, name, None), float):
-                setattr(config, name, 0.0)
-
-
 # ---- saving -------------------------------------------------------------------------------------------------------
 
 
-@hidden_bars()
+@progress_bar_hidden()
 def save_policy(policy: Policy, folder: str | Path) -> None:
     """Write the tagged model as a Hugging Face model folder with `tags.json`. LoRA is merged into the weights."""
     folder = Path(folder)

@@ -14,6 +14,7 @@ from accelerate.utils import is_compiled_module
 from torch import nn
 from transformers import PreTrainedModel
 
+from nlf.errors import UserError
 from nlf.models.encoder import ForwardInputs
 
 
@@ -59,10 +60,63 @@ def completion_logits(model: nn.Module, inputs: ForwardInputs) -> torch.Tensor:
     predicts = inputs["predicts"]  # (B, L)
     columns = predicts.any(0).nonzero()[:, 0]  # (C,)
     if "logits_to_keep" in forward_parameters(model):
-        logits = model(**_arguments(inputs), logits_to_keep=columns).logits  # (B, C, V)
+        logits = model(**_arguments(model, inputs), logits_to_keep=columns).logits  # (B, C, V)
     else:
-        logits = model(**_arguments(inputs)).logits[:, columns]
+        logits = model(**_arguments(model, inputs)).logits[:, columns]
     return logits[predicts[:, columns]]
+
+
+def last_logits(model: nn.Module, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Logits `(B, V)` at the last token of each row, without a cache.
+
+    Args:
+        ids: `(B, L)`, padded on the right.
+        lengths: `(B,)`, tokens of each row.
+    """
+    columns = torch.arange(ids.shape[1], device=ids.device)
+    inputs: ForwardInputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "position_ids": columns.expand_as(ids),
+        "predicts": columns == lengths[:, None] - 1,
+    }
+    return completion_logits(model, inputs)
+
+
+def check_reads(model: nn.Module) -> None:
+    """Refuse a model that does not read a text token by token, by a trial with a few tokens.
+
+    Raises:
+        UserError: it cannot read plain text, its answer at a token depends on later tokens, or its positions do not start
+            at 0.
+    """
+    name, device = type(unwrapped(model)).__name__, next(model.parameters()).device
+    ids = torch.tensor([[1, 2, 1, 1], [1, 2, 2, 1]], device=device)
+    try:
+        with torch.no_grad():
+            own = model(input_ids=ids[:1, :2]).logits[:, -1]  # (1, V), with positions and mask of its own
+            found = last_logits(model, ids, torch.full_like(ids[:, 0], 2))  # (2, V)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # any model may be given
+        raise UserError(f"the model ({name}) cannot read plain text: {said(error)}") from error
+    if not found.isfinite().all():
+        return  # broken weights, which whoever reads the model reports
+    if not equal_but_for_rounding(found[0], found[1]):
+        raise UserError(
+            f"the model ({name}) is not causal: its answer to a text depends on the tokens after it, as a masked language "
+            "model's does; expected a causal language model"
+        )
+    if not equal_but_for_rounding(found[:1], own):
+        raise UserError(
+            f"the model ({name}) does not number positions from 0, or changes with an attention mask of ones, so "
+            "batches of texts would be read wrongly; expected a causal language model such as GPT-2 or Llama"
+        )
+
+
+def said(error: Exception) -> str:
+    """An error's name and text, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def completion_hidden(model: nn.Module, inputs: ForwardInputs, mlp: nn.Module | None = None) -> torch.Tensor:
@@ -75,17 +129,20 @@ def completion_hidden(model: nn.Module, inputs: ForwardInputs, mlp: nn.Module | 
     mlp = None if is_compiled_module(model) else mlp
     none = inputs["input_ids"].new_empty(0)  # logits at no position
     with _only_at(mlp, inputs["predicts"]):
-        out = model(**_arguments(inputs), logits_to_keep=none, output_hidden_states=True)
+        out = model(**_arguments(model, inputs), logits_to_keep=none, output_hidden_states=True)
     return out.hidden_states[-1][inputs["predicts"]]
 
 
-def _arguments(inputs: ForwardInputs) -> dict[str, Any]:
-    return {
+def _arguments(model: nn.Module, inputs: ForwardInputs) -> dict[str, Any]:
+    """The arguments of a forward pass, those that the model takes."""
+    whole = {
         "input_ids": inputs["input_ids"],
         "attention_mask": inputs["attention_mask"],
         "position_ids": inputs["position_ids"],
         "use_cache": False,
     }
+    taken = forward_parameters(model)
+    return {name: value for name, value in whole.items() if name in taken}
 
 
 def last_mlp(model: nn.Module) -> nn.Module | None:
@@ -160,7 +217,9 @@ def bare_head(model: nn.Module) -> bool:
     hook = head.register_forward_hook(replace_output)
     try:
         with torch.no_grad():
-            ids = torch.zeros(1, 2, dtype=torch.long, device=head.weight.device)
+            ids = torch.tensor(
+                [[1, 2]], device=head.weight.device
+            )  # the row of token 0, if it is padding, may be zeros
             arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
             kept = ids.new_tensor([1])
             out = model(**arguments, output_hidden_states=True, logits_to_keep=kept)

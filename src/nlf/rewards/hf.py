@@ -27,13 +27,13 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from nlf.errors import UserError
 from nlf.method.tags import degrees
 from nlf.models.identity import revision_of
+from nlf.models.loading import load_tokenizer, load_weights, loading
 from nlf.models.memory import Limit
 from nlf.models.policy import best_device
 from nlf.rewards.contract import completion_text
@@ -170,29 +170,11 @@ def _split(argument: str) -> tuple[str, str, str]:
 def _load(source: str, use_safetensors: bool | None = None) -> tuple[PreTrainedModel, Any]:
     """The model in evaluation mode, and its tokenizer with a padding token."""
     dtype = torch.bfloat16 if best_device().type == "cuda" else torch.float32
-    try:
-        with torch.random.fork_rng(devices=[]):
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            model, found = AutoModelForSequenceClassification.from_pretrained(
-                source,
-                dtype=dtype,
-                use_safetensors=use_safetensors,
-                trust_remote_code=False,  # by default transformers asks the person
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(
-            f"reward 'hf:{source}': cannot load a classifier: {reason} "
-            "(expected a hub id or a folder with config.json, weights and tokenizer)"
-        ) from error
-    if found["missing_keys"]:
-        raise UserError(
-            f"reward 'hf:{source}': the model's files have no {sorted(found['missing_keys'])[0]!r}, so its answers would be "
-            "random; name a model that was trained as a sequence classifier or reward model"
-        )
-    if len(tokenizer) < 10:  # transformers makes a tokenizer of special tokens if the files are missing
-        raise UserError(f"reward 'hf:{source}': its tokenizer has no vocabulary; copy the tokenizer's files to it")
+    expected = "a hub id or a folder with config.json, weights and tokenizer, trained as a classifier or reward model"
+    with loading(f"reward 'hf:{source}': cannot load a classifier", expected), torch.random.fork_rng(devices=[]):
+        tokenizer = load_tokenizer(source, trust_remote_code=False)  # by default transformers asks the person
+        options = {"dtype": dtype, "use_safetensors": use_safetensors, "trust_remote_code": False}
+        model = load_weights(AutoModelForSequenceClassification, source, **options)
     _make_paddable(model, tokenizer, source)
     return model.eval().requires_grad_(False), tokenizer
 

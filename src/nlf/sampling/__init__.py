@@ -20,6 +20,7 @@ __all__ = [
     "Requests",
     "Sampler",
     "Vocabulary",
+    "check_known",
     "check_lengths",
     "context_of",
     "request_key",
@@ -106,7 +107,24 @@ def seed_of(seed: int, iteration: int, key: int, index: int) -> int:
 
 def context_of(config: Any) -> float:
     """Most tokens that a transformers model reads, by its configuration; infinite if the configuration has no limit."""
-    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None) or float("inf")
+    limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return limit if limit and limit > 0 else float("inf")
+
+
+def check_known(prefixes: Sequence[Sequence[Sequence[int]]], rows: int) -> None:
+    """Raise UserError for the first prompt with a token that the model has no row for.
+
+    Args:
+        prefixes: See `check_lengths`.
+        rows: The number of token ids that the model reads.
+    """
+    for i, prefix in enumerate(prefixes, 1):
+        highest = max(max(ids, default=0) for ids in prefix)
+        if highest >= rows:
+            raise UserError(
+                f"prompt {i} of {len(prefixes)} has token {highest}, and the model that samples it has {rows} rows: a token "
+                "was added to the tokenizer only, or is the separator; take its text out of the prompt"
+            )
 
 
 def check_lengths(prefixes: Sequence[Sequence[Sequence[int]]], new: int, context: float) -> None:

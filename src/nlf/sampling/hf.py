@@ -13,6 +13,7 @@ Letters in shapes: B branches (2 with guidance), P prompts, R rows = completions
 """
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -27,12 +28,20 @@ from transformers.cache_utils import Cache, DynamicLayer
 from nlf.config import SamplingOptions
 from nlf.errors import UserError
 from nlf.method.losses import guided_log_probs
-from nlf.models.cache import Rows
+from nlf.models.cache import Rows, WholeRows
 from nlf.models.encoder import group_by_length, pad, pass_tokens
 from nlf.models.memory import BATCH_TOKENS, NO_ROOM, halved
 from nlf.models.packed_weights import packed_weights
-from nlf.models.reading import equal_but_for_rounding, eval_mode, forward_parameters
-from nlf.sampling import Completions, Progress, Request, Requests, check_lengths, context_of
+from nlf.models.reading import (
+    check_reads,
+    equal_but_for_rounding,
+    eval_mode,
+    forward_parameters,
+    last_logits,
+    said,
+    vocabulary_size,
+)
+from nlf.sampling import Completions, Progress, Request, Requests, check_known, check_lengths, context_of
 from nlf.sampling.draw import INF, pick, uniforms
 from nlf.sampling.shared import SharedRows, configs_with_sdpa
 from nlf.sampling.static import Compiled, StaticRows
@@ -85,11 +94,13 @@ class HFSampler:
         """See `nlf.sampling.Sampler`.
 
         Raises:
-            UserError: a prompt is empty or does not fit the context, or the model's scores are not finite.
+            UserError: a prompt is empty, does not fit the context or has tokens that the model lacks, the model's scores
+                are not finite, or see `check_reads`.
         """
         n, new = options.num_generations, options.max_completion_length
         prefixes = _prefixes(requests, options)
         check_lengths(prefixes, new, context_of(self.model.config))
+        check_known(prefixes, vocabulary_size(self.model))
         cost = [len(prefix) * (max(map(len, prefix)) + new) for prefix in prefixes]  # tokens of one completion
         order = sorted(range(len(requests)), key=lambda i: -cost[i])
         rows = [(i, j) for i in order for j in range(n)]
@@ -157,7 +168,8 @@ class HFSampler:
         branches, steps = len(prefixes[0]), options.max_completion_length
         read = [p[b] for b in range(branches) for p in prefixes]  # BP
         take = _in_branches(owner, branches, len(prefixes))  # (BR,): the prefix in `read` that each row continues
-        logits, ahead = self._prefill(read, take, steps)  # (BR, V), BR rows
+        assert self.rows is not None  # `_read_only` has found them
+        logits, ahead = self._prefill(self.rows, read, take, steps)  # (BR, V), BR rows
         eos = torch.tensor(self.eos, dtype=torch.long, device=self.device)
         out = torch.full(noise.shape, -1, device=self.device)  # (R, T)
         live = torch.arange(len(owner), device=self.device)  # (R,): the row of `out` that each row of the batch writes
@@ -177,7 +189,9 @@ class HFSampler:
             logits = ahead.step(token.repeat(branches))  # (BR, V)
         return [[t for t in row if t >= 0] for row in out.tolist()]
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], take: Tensor, room: int) -> tuple[Tensor, Rows]:
+    def _prefill(
+        self, kind: RowsKind, prompts: Sequence[Sequence[int]], take: Tensor, room: int
+    ) -> tuple[Tensor, Rows]:
         """Read BP prompts, in groups of similar length if their caches can be joined.
 
         Args:
@@ -187,16 +201,16 @@ class HFSampler:
         Returns:
             Logits (N, V) after the rows' prompts, and the rows.
         """
-        assert self.rows is not None  # `_read_only` has found them
         lengths = [len(ids) for ids in prompts]
-        groups = group_by_length(lengths, None if self.rows.func is Rows else self.pass_tokens)
-        read = [self._read([prompts[i] for i in group]) for group in groups]
+        groups = group_by_length(lengths, None if kind.func in (Rows, WholeRows) else self.pass_tokens)
+        reader = self._read_whole if kind.func is WholeRows else self._read
+        read = [reader([prompts[i] for i in group]) for group in groups]
         logits = torch.cat([each for each, _ in read])  # (BP, V), group by group
         order = torch.tensor([i for group in groups for i in group], device=self.device)
         sizes = torch.tensor(lengths, device=self.device)
-        return logits[order.argsort()[take]], self.rows([cache for _, cache in read], order, sizes, take, room)
+        return logits[order.argsort()[take]], kind([cache for _, cache in read], order, sizes, take, room)
 
-    def _read(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Cache]:
+    def _read(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Any]:
         """P prompts, left padded to L → logits of the last position (P, V), and the cache."""
         lengths = torch.tensor([len(ids) for ids in prompts], device=self.device)
         ids = pad(prompts, 0, "left").to(self.device)  # (P, L)
@@ -204,37 +218,67 @@ class HFSampler:
         mask = (torch.arange(width, device=self.device) >= width - lengths[:, None]).long()
         return self._forward(ids, mask, mask.cumsum(-1).sub(1).clamp(min=0))
 
+    def _read_whole(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Any]:
+        """P prompts, right padded to L → logits of their last tokens (P, V), and their ids (P, L)."""
+        ids = pad(prompts, 0, "right").to(self.device)
+        return last_logits(self.model, ids, torch.tensor([len(ids) for ids in prompts], device=self.device)), ids
+
     def _best_rows(self) -> RowsKind:
-        """The fastest kind of rows that the model allows."""
-        plain: RowsKind = partial(Rows, self._forward)
+        """The fastest kind of rows that gives the logits of plain passes over the whole text.
+
+        Raises:
+            UserError: see `check_reads`.
+        """
+        check_reads(self.model)
+        whole, plain = partial(WholeRows, partial(last_logits, self.model)), partial(Rows, self._forward)
+        expected = self._trial(whole)
+        reason = self._objection(plain, expected)
+        if reason is not None:
+            _warn_once(
+                f"sampling is slow: {type(self.model).__name__} reads the whole text again for each token, since its cache "
+                f"cannot be used ({reason})"
+            )
+            return whole
+        return self._faster_rows(plain, expected)
+
+    def _faster_rows(self, plain: RowsKind, expected: Tensor) -> RowsKind:
+        """Compiled rows if asked for, rows that share their prompts if the model allows, else plain rows."""
         if self.compile:
             compiled = Compiled(self._forward, self.device)
             static = partial(StaticRows, compiled)
-            reason = self._objection(static, plain)
+            reason = self._objection(static, expected)
             if reason is None:
                 self.compiled = compiled
                 return static
             logger.warning("sampling continues without compiled decoding: %s", reason)
         shared = partial(SharedRows, configs_with_sdpa(self.model), self._forward)
-        reason = self._objection(shared, plain)
+        reason = self._objection(shared, expected)
         if reason is None:
             return shared
         logger.info("sampling continues without shared prompts: %s", reason)
         return plain
 
-    def _objection(self, kind: RowsKind, plain: RowsKind) -> str | None:
-        """The reason why this kind of rows cannot be used; None if a trial gives the same logits as `plain` rows."""
-        prompts, take = [(1, 2), (2,)], torch.tensor([0, 1, 0], device=self.device)
-        (_, one), (_, other) = self._read(prompts), self._read(prompts)
-        if not configs_with_sdpa(self.model) or any(type(layer) is not DynamicLayer for layer in other.layers):
-            return "its attention is not sdpa over all tokens in every layer"
-        order, lengths, token = torch.arange(2).to(take), torch.tensor([2, 1]).to(take), torch.ones_like(take)
-        expected = plain([one], order, lengths, take, 1).step(token)
+    def _trial(self, kind: RowsKind) -> Tensor:
+        """Logits (2R, V) of R rows after their prompts, and after one more token."""
+        take = torch.tensor([0, 1, 0], device=self.device)
+        logits, ahead = self._prefill(kind, [(1, 2), (2,)], take, 1)
+        return torch.cat([logits, ahead.step(torch.ones_like(take))])
+
+    def _objection(self, kind: RowsKind, expected: Tensor) -> str | None:
+        """The reason why this kind of rows cannot be used; None if a trial gives the expected logits."""
         try:
-            got = kind([other], order, lengths, take, 1).step(token)
-        except Exception as error:  # a model with special attention, or no compiler
-            return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            if kind.func is not Rows and not self._only_plain_attention():
+                return "its attention is not sdpa over all tokens in every layer"
+            got = self._trial(kind)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # no cache, another kind of cache, special attention, no compiler
+            return said(error)
         return None if equal_but_for_rounding(got, expected) else "its logits differ"
+
+    def _only_plain_attention(self) -> bool:
+        _, cache = self._read([(1, 2)])
+        return bool(configs_with_sdpa(self.model)) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
     def _forward(
         self, ids: Tensor, mask: Tensor, position: Tensor, cache: Cache | None = None
@@ -259,6 +303,11 @@ class HFSampler:
             return scores.argmax(-1).to(self.device)
         scores = scores if options.temperature == 1 else scores / options.temperature
         return pick(scores, u, top_k=options.top_k, top_p=options.top_p).to(self.device)
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)
 
 
 def _prefixes(requests: Sequence[Request], options: SamplingOptions) -> list[Branches]:

@@ -34,9 +34,11 @@ from nlf.evaluation.sample import prompt_sampler, sample_file
 from nlf.evaluation.systems import System, load_for_commands, tag_slug
 from nlf.method.prompt_order import choose_prompts
 from nlf.method.tags import TagScheme
-from nlf.models.encoder import pass_tokens
+from nlf.models.adapter import add_adapter, lora_config
+from nlf.models.dropout import check_training_mode, switch_off_dropout
+from nlf.models.encoder import PADDING, pass_tokens
 from nlf.models.identity import ModelIdentity
-from nlf.models.policy import Policy, add_adapter, lora_config, save_policy, switch_off_dropout
+from nlf.models.policy import Policy, save_policy
 from nlf.models.reading import LogitsPlan, plan_logits
 from nlf.training.console import Console
 from nlf.training.lessons import (
@@ -121,6 +123,8 @@ def _distill(teacher: Policy, options: DistillOptions, folder: Path) -> None:
     teacher.encoder(run.get("max_prompt_length")).check(prompts)
     student = copy.deepcopy(teacher) if options.keep_tags else load_for_commands(base.model, base, digest=False)
     check_vocabulary(teacher, student, options.model, base.model)
+    switch_off_dropout(student.model)
+    check_training_mode(student.model)
     write_text(folder / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
     completions = [
         completion
@@ -274,7 +278,6 @@ def teach(
     max_prompt_length: int | None,
 ) -> None:
     """Train the student in place."""
-    switch_off_dropout(student.model)
     teacher.model.requires_grad_(False).eval()
     encoder = teacher.encoder(max_prompt_length)
     args = training_arguments(options, folder)
@@ -288,7 +291,7 @@ def teach(
         train_dataset=LessonDataset(
             completions, encoder, steps=options.max_steps, batch_size=batch_size, seed=options.seed
         ),
-        data_collator=partial(collate, pad_id=0, pass_tokens=pass_tokens(args.device, args.world_size == 1)),
+        data_collator=partial(collate, pad_id=PADDING, pass_tokens=pass_tokens(args.device, args.world_size == 1)),
         teacher=teacher,
         top_k=options.teacher_top_k,
     ).train()

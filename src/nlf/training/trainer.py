@@ -30,8 +30,11 @@ from nlf.data.progress import progress_bar
 from nlf.data.prompts import PromptRow, as_prompts, numbered
 from nlf.errors import UserError
 from nlf.method.losses import Coefficients, StepTotals, alt_loss
-from nlf.models.encoder import pass_tokens
-from nlf.models.policy import Policy, hidden_bars, load_model, prepare_policy, save_policy, save_scheme
+from nlf.models.dropout import check_training_mode
+from nlf.models.encoder import PADDING, pass_tokens
+from nlf.models.fit import fitted_tokenizer
+from nlf.models.loading import progress_bar_hidden
+from nlf.models.policy import Policy, load_model, prepare_policy, save_policy, save_scheme
 from nlf.models.reading import LogitsPlan, plan_logits
 from nlf.models.sharding import load_whole, place_reference, skeleton, trainable_digest, whole
 from nlf.sampling import Sampler
@@ -123,6 +126,7 @@ class ALTTrainer(HubTrainer):
             model, processing_class = load_model(model)
         if processing_class is None:
             raise UserError("processing_class is missing: give the tokenizer that belongs to the model")
+        processing_class = fitted_tokenizer(model, processing_class)
         self.scheme = scheme_of(args, self.inputs.conversational)
         self.policy = prepare_policy(
             model, processing_class, self.scheme,
@@ -144,7 +148,7 @@ class ALTTrainer(HubTrainer):
         super().__init__(
             model=self.policy.model,
             args=args,
-            data_collator=partial(collate, pad_id=0, pass_tokens=limit),  # masked out, and every model knows id 0
+            data_collator=partial(collate, pad_id=PADDING, pass_tokens=limit),
             train_dataset=pool_dataset_of(args),
             eval_dataset=self.inputs.eval_prompts,
             processing_class=processing_class,
@@ -154,6 +158,8 @@ class ALTTrainer(HubTrainer):
         self.add_callback(IterationCallback(self))
         Console("training", args.steps_per_iteration).show_in(self)
         self.loss_is_scaled_for_ga, self.model_accepts_loss_kwargs = True, False
+        if disable_dropout:
+            check_training_mode(self.policy.model)
         self._place_models()
 
     def _start_state(self, args: ALTConfig) -> None:
@@ -451,7 +457,7 @@ class ALTTrainer(HubTrainer):
 
     # ---- checkpoints and stopping -----------------------------------------------------------------------------------
 
-    @hidden_bars()
+    @progress_bar_hidden()
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Write the model, its tokenizer and its tags, without Trainer's pickled `training_args.bin`."""
         if self.args.should_save:
