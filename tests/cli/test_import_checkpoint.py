@@ -71,7 +71,7 @@ def test_alt(tmp_path, base, legacy):
     assert "the separator <|separator|> and 5 tags, 'Lowest Toxicity' (best)" in said
     assert "left out: optimizer, scheduler" in said and f"nlf sample --model {tmp_path}/out" in said
     policy = load_policy(str(tmp_path / "out"))
-    assert policy.scheme == TagScheme() and policy.added_token_ids == (VOCABULARY,)
+    assert policy.scheme == TagScheme(conversational=False) and policy.added_token_ids == (VOCABULARY,)
     query = PromptEncoder(policy.tokenizer, policy.scheme).query_ids("Lowest Toxicity", [5, 6, 7])
     assert query[-4:] == [VOCABULARY, 5, 6, 7]
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -90,7 +90,7 @@ def test_quark(tmp_path, base):
         tmp_path / "ckp.pth", base, tmp_path / "out"
     )
     policy = load_policy(str(tmp_path / "out"))
-    assert policy.scheme == TagScheme(tuple(QUARK), "{feedback}{prompt}", None)
+    assert policy.scheme == TagScheme(tuple(QUARK), "{feedback}{prompt}", None, conversational=False)
     encoder = PromptEncoder(policy.tokenizer, policy.scheme)
     for i, tag in enumerate(QUARK):
         query = encoder.query_ids(tag, [5, 6])

@@ -32,7 +32,6 @@ from transformers import PreTrainedTokenizerBase
 
 from nlf.config import SamplingOptions, refuse_guidance
 from nlf.errors import UserError
-from nlf.models.encoder import prefix_of
 from nlf.sampling import Completions, Progress, Request, Requests, Vocabulary, check_lengths, seed_of
 from nlf.secrets import OPENAI_KEY, key_of, masked
 from nlf.services import (
@@ -273,9 +272,9 @@ class ServerSampler:
         return list(ids) if form.ids else self._text(ids)
 
     def _text(self, ids: Sequence[int]) -> str:
-        """The text that a server reads as these ids, without the tokens that its tokenizer adds itself, such as BOS."""
-        text, prefix = self._decoded(ids), prefix_of(self.tokenizer)
-        bare = self._decoded(ids[len(prefix) :]) if list(ids[: len(prefix)]) == prefix else text
+        """The text that a server reads as these ids, without a BOS that its tokenizer adds itself."""
+        text = self._decoded(ids)
+        bare = self._decoded(ids[1:]) if ids[0] == self.tokenizer.bos_token_id else text
         for each in (text, bare):
             if self.tokenizer(each)["input_ids"] == list(ids):
                 return each
