@@ -248,7 +248,7 @@ def test_another_model_measures_perplexity(words, folder, tmp_path):
     [
         (["--tag", "Best"], "unknown tag 'Best'"),
         (["--negative_tag", "Worst"], "unknown tag 'Worst'"),
-        (["--task", "toxicty"], "did you mean toxicity"),
+        (["--task", "toxicty"], "did you mean 'toxicity'"),
         (["--reward_funcs", "locl"], "did you mean 'local'"),
         (["--base_model", "no/such/model"], "cannot load"),
         (["--prompts", "none.jsonl"], "no such file"),
@@ -304,3 +304,14 @@ def test_the_table_tells_scorers_apart():
 def test_higher_is_better_is_known_for_what_is_shown():
     for name in evaluate.COLUMNS:
         assert metrics.higher_is_better(name) is not None, name
+
+
+def test_the_own_reward_stays_in_the_table_beside_an_auditor_of_toxicity():
+    from nlf.evaluation.evaluate import comparison
+
+    values = {"reward/politeness": 0.5, "reward/audit@1": 0.8, "toxicity": 0.2, "reward/sum": 1.3}
+    metrics = values | {f"{name}_ci95": [value, value] for name, value in values.items()}
+    system = {"name": "base", "tag": None, "prompts": "embedded", "reversed": False, "metrics": metrics}
+    table = comparison({"systems": [{**system, "n_samples": {"effective": 3}, "num_generations": 2}]})
+    heads = [cell.strip() for cell in table.splitlines()[0].split("|")[1:-1]]
+    assert heads == ["system", "prompts", "mean toxicity", "reward, politeness"]

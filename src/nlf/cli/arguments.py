@@ -17,7 +17,7 @@ from typing import Any, NoReturn, get_args
 from nlf.config import OPTION_GROUPS, RETIRED, TRAINING_DEFAULTS, TRAINING_SHORT, Options
 from nlf.config.knobs import choices_of, default_of, help_of
 from nlf.data.files import ASSETS, not_yaml
-from nlf.errors import UserError, near_matches
+from nlf.errors import UserError, did_you_mean, near_matches
 
 INHERITED = "Trainer (inherited)"
 ABOUT = {
@@ -213,7 +213,8 @@ def shipped_or_file(name: str, folder: str, what: str) -> Path:
     path = known.get(name, Path(name))
     if not path.is_file():
         raise UserError(
-            f"there is no file {name}, and no shipped {what} of that name; the shipped ones are {', '.join(known)}"
+            f"there is no file {name}, and no shipped {what} of that name;{did_you_mean(name, known)} "
+            f"the shipped ones are {', '.join(known)}"
         )
     return path
 
@@ -366,7 +367,8 @@ def parse_flags(
         raise unknown(flags[0], known, what="flag") if flags else UserError(f"unexpected {rest[0]!r}; see --help")
     values = {name: value for name, value in vars(given).items() if name != "quiet"}
     if positional and not values.get(positional):
-        values[positional] = _taken_file(values, knobs)
+        taken = _taken_file(values, knobs)
+        values[positional] = [taken] if taken and isinstance(values.get(positional), list) else taken
     return {name: convert(knobs[name], v, "--") if name in knobs else v for name, v in values.items()}
 
 

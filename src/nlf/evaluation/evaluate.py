@@ -32,7 +32,7 @@ from nlf.evaluation import intervals, metrics
 from nlf.evaluation.perplexity import measure_file, model_label
 from nlf.evaluation.pipeline import divergence_of, metrics_of
 from nlf.evaluation.sample import prompt_sampler, sample_file
-from nlf.evaluation.score import score_file
+from nlf.evaluation.score import SUM, score_file
 from nlf.evaluation.systems import (
     PromptSet,
     System,
@@ -370,8 +370,11 @@ def comparison(results: dict[str, Any]) -> str:
     """The systems as a Markdown table with 95 % intervals; columns without a value are left out."""
     names = metric_names(results["systems"])
     columns = {name: headed(name) for plain in COLUMNS for name in names if metrics.family(name) == plain}
-    if {metrics.family(name) for name in columns} - NO_ATTRIBUTE:  # the reward is one minus such an attribute
-        columns = {name: head for name, head in columns.items() if metrics.family(name) != "reward"}
+    for group in metrics.by_scorer(names):
+        if {metrics.family(name) for name in group} & COLUMNS.keys() - NO_ATTRIBUTE:
+            for name in [*group, f"reward/{SUM}"]:  # the reward is one minus such an attribute
+                if metrics.family(name) == "reward":
+                    columns.pop(name, None)
     several = len({(s["prompts"], s["reversed"]) for s in results["systems"]}) > 1
     heads = ["system", *(["prompts from"] if several else []), "prompts", *columns.values()]
     rows = []
