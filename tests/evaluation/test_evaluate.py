@@ -294,7 +294,7 @@ def test_another_model_measures_perplexity(words, folder, tmp_path):
     [
         (["--tag", "Best"], "unknown tag 'Best'"),
         (["--negative_tag", "Worst"], "unknown tag 'Worst'"),
-        (["--task", "toxicty"], "did you mean toxicity"),
+        (["--task", "toxicty"], "did you mean 'toxicity'"),
         (["--reward_funcs", "locl"], "did you mean 'local'"),
         (["--base_model", "no/such/model"], "cannot load"),
         (["--prompts", "none.jsonl"], "no such file"),
@@ -401,3 +401,14 @@ def test_a_chat_run_is_not_evaluated_on_text(words, folder, tmp_path, capsys):
         "prompt 1 ('the weather'…): it is text, and the model was trained on conversations" in capsys.readouterr().err
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_the_own_reward_stays_in_the_table_beside_an_auditor_of_toxicity():
+    from nlf.evaluation.evaluate import comparison
+
+    values = {"reward/politeness": 0.5, "reward/audit@1": 0.8, "toxicity": 0.2, "reward/sum": 1.3}
+    metrics = values | {f"{name}_ci95": [value, value] for name, value in values.items()}
+    system = {"name": "base", "tag": None, "prompts": "embedded", "reversed": False, "metrics": metrics}
+    table = comparison({"systems": [{**system, "n_samples": {"effective": 3}, "num_generations": 2}]})
+    heads = [cell.strip() for cell in table.splitlines()[0].split("|")[1:-1]]
+    assert heads == ["system", "prompts", "mean toxicity", "reward, politeness"]

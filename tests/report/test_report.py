@@ -506,6 +506,8 @@ def test_systems_find_their_places():
 def test_the_main_metric_is_the_highest_rank_that_has_a_number():
     assert main_metric([{"metrics": {"reward": 1.0, "toxicity_probability@9": None, "toxicity": 0.1}}]) == "toxicity"
     assert main_metric([{"metrics": {}}]) is None
+    several = {"reward/politeness": 1.0, "reward/audit@1": 0.9, "toxicity_probability@25": 0.1}
+    assert main_metric([{"metrics": several}]) == "reward/politeness"
     assert [scored_by(name).name for name in (*MAIN_METRICS, None)] == [
         *("toxicity", "positive", "toxicity", "toxicity", "positive", "reward", "reward"),
     ]

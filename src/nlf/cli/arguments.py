@@ -19,7 +19,7 @@ from nlf.config.knobs import default_of, help_of
 from nlf.config.values import annotations_of, choices_of, converted, type_of
 from nlf.data.files import ASSETS
 from nlf.data.yaml_files import read_entries
-from nlf.errors import UserError, near_matches
+from nlf.errors import UserError, did_you_mean, near_matches
 
 INHERITED = "Trainer (inherited)"
 ABOUT = {
@@ -152,7 +152,8 @@ def shipped_or_file(name: str, folder: str, what: str) -> Path:
     path = known.get(name, Path(name))
     if not path.is_file():
         raise UserError(
-            f"there is no file {name}, and no shipped {what} of that name; the shipped ones are {', '.join(known)}"
+            f"there is no file {name}, and no shipped {what} of that name;{did_you_mean(name, known)} "
+            f"the shipped ones are {', '.join(known)}"
         )
     return path
 
@@ -286,7 +287,8 @@ def parse_flags(
         raise unknown(flags[0], known, what="flag") if flags else UserError(f"unexpected {rest[0]!r}; see --help")
     values = {name: value for name, value in vars(given).items() if name != "quiet"}
     if positional and not values.get(positional):
-        values[positional] = _taken_file(values, knobs)
+        taken = _taken_file(values, knobs)
+        values[positional] = [taken] if taken and isinstance(values.get(positional), list) else taken
     return {name: convert(knobs[name], v, "--") if name in knobs else v for name, v in values.items()}
 
 

@@ -35,7 +35,7 @@ from nlf.evaluation.perplexity import measure_file, model_label
 from nlf.evaluation.pipeline import divergence_of, metrics_of
 from nlf.evaluation.run_defaults import Scorers, scorers_of, with_prompts
 from nlf.evaluation.sample import prompt_sampler, sample_file
-from nlf.evaluation.score import score_file
+from nlf.evaluation.score import SUM, score_file
 from nlf.evaluation.systems import (
     PromptSet,
     System,
@@ -417,9 +417,11 @@ def comparison(results: dict[str, Any]) -> str:
     ]
     columns = {name: headed(name) for plain in COLUMNS for name in names if metrics.family(name) == plain}
     columns = dict(sorted(columns.items(), key=lambda item: item[0].endswith(auditors)))  # the auditor's come last
-    own = {metrics.family(name) for name in columns if not name.endswith(auditors)}
-    if own - NO_ATTRIBUTE:  # the reward is one minus such an attribute
-        columns = {name: head for name, head in columns.items() if metrics.family(name) != "reward"}
+    for group in metrics.by_scorer(names):
+        if {metrics.family(name) for name in group} & COLUMNS.keys() - NO_ATTRIBUTE:
+            for name in [*group, f"reward/{SUM}"]:  # the reward is one minus such an attribute
+                if metrics.family(name) == "reward":
+                    columns.pop(name, None)
     several = len({(s["prompts"], s["reversed"]) for s in results["systems"]}) > 1
     heads = ["system", *(["prompts from"] if several else []), "prompts", *columns.values()]
     rows = []

@@ -86,6 +86,19 @@ def family(name: str) -> str:
     return re.split(r"[@>/]", name, maxsplit=1)[0]
 
 
+def by_scorer(names: Iterable[str]) -> list[list[str]]:
+    """Metrics in the order of `measure`, in a list for each scorer: from its reward to the reward of the next scorer.
+
+    The list of the last scorer also holds the metrics that need no scorer.
+    """
+    groups: list[list[str]] = [[]]
+    for name in names:
+        if family(name) == "reward" and any(family(other) == "reward" for other in groups[-1]):
+            groups.append([])
+        groups[-1].append(name)
+    return groups
+
+
 def parsed(name: str) -> MetricName:
     """The parts of a metric's name; a name of another form becomes the base as a whole."""
     found = NAME.fullmatch(name)

@@ -12,6 +12,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from nlf.data.run_folder import SCHEMA_VERSION
 from nlf.errors import UserError
+from nlf.evaluation.metrics import by_scorer
 from nlf.report.wording import family, is_number
 
 PLAIN = ("distilled", "student")  # names of the model that `nlf distill` makes, which needs no tag
@@ -119,9 +120,14 @@ def others(systems: Sequence[System]) -> list[System]:
 
 
 def main_metric(systems: Sequence[System]) -> str | None:
-    """The name of the metric that decides a comparison of these systems, with its suffix: `toxicity_probability@25`."""
-    names = [name for system in systems for name, value in system["metrics"].items() if is_number(value)]
-    found = (name for wanted in MAIN_METRICS for name in names if family(name) == wanted)
+    """The name of the metric that decides a comparison of these systems, with its suffix: `toxicity_probability@25`.
+
+    Of several scorers, the first decides: it is the run's own reward, and an auditor stands after it.
+    """
+    own = [
+        name for system in systems for name in by_scorer(system["metrics"])[0] if is_number(system["metrics"][name])
+    ]
+    found = (name for wanted in MAIN_METRICS for name in own if family(name) == wanted)
     return next(found, None)
 
 
@@ -159,7 +165,7 @@ REQUIRED: Kinds = {
     **{"guidance_scale": int | float, "metrics": dict},
 }
 OPTIONAL: Kinds = {"tag": str, "generations": str, "n_samples": dict, "num_generations": int, "counts": dict}
-TOP: Kinds = {"differences": list, "skipped": list, "higher_is_better": dict, "tags": list | None}
+TOP: Kinds = {"differences": list, "skipped": list, "scorers": list, "higher_is_better": dict, "tags": list | None}
 
 
 def _faults(found: dict[str, Any]) -> Iterator[str]:

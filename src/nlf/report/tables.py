@@ -198,7 +198,9 @@ def prompts_of(system: System) -> str:
     if not is_number(effective):
         return "an unknown number of prompts"
     return (
-        count(effective, "prompt") if original in (None, effective) else f"first {effective:,} of {original:,} prompts"
+        count(effective, "prompt")
+        if original == effective or not is_number(original)
+        else f"first {effective:,} of {original:,} prompts"
     )
 
 
