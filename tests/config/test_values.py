@@ -58,10 +58,11 @@ def test_numbers_of_numpy_and_torch_are_numbers():
 
 
 def test_python_values_of_other_types_are_one_line():
-    for values in ({"beta": True}, {"tags": 5}, {"separator": 5}, {"use_peft": "maybe"}, {"reward_funcs": [len]}):
+    for values in ({"beta": True}, {"tags": 5}, {"separator": 5}, {"use_peft": "maybe"}, {"reward_funcs": [5]}):
         with pytest.raises(UserError) as caught:
             config.TrainOptions(**values)
         assert str(caught.value).startswith(f"{next(iter(values))}: ") and "\n" not in str(caught.value)
+    assert config.TrainOptions(reward_funcs=len).reward_funcs == [len]  # Python may give functions
     assert config.TrainOptions(dataset=Path("x.jsonl"), tags=("a", "b"), reward_funcs="local").dataset == "x.jsonl"
 
 

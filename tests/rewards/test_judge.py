@@ -257,15 +257,16 @@ def test_a_completion_cannot_leave_its_marks():
 
 WRONG = {
     "instructions: [": ":1: not YAML: expected the node content",
-    "just words": "expected `name: value` lines of instructions",
+    "just words": ":1: one `name: value` a line was expected",
     "model: m": "expected instructions, and either categories, best first, or max_score",
     "instructions: x\ncategories: [a, b]\nmax_score: 3": "either categories, best first, or max_score",
     "instructions: x\ncategory: [a, b]": "unknown field 'category'; did you mean 'categories'?",
     "instructions: x\ncategories: [a]": "where two or more different texts, best first was expected",
     "instructions: x\ncategories: [a, A]": "two or more different texts, best first was expected",
-    "instructions: x\ncategories: [yes, no]": "two or more different texts",
+    "instructions: x\ncategories: [1, 2]": "two or more different texts",
     "instructions: x\nmax_score: 0": "max_score '0' where a whole number above 0",
     "instructions: x\nmax_score: 3\ntemperature: hot": "temperature 'hot' where 0 or more",
+    "instructions: x\nmax_score: 3\ntemperature: .inf": "temperature: inf where a finite number",
     "instructions: x\nmax_score: 3\nmax_characters: null": "max_characters 'None' where a whole number above 0",
     "instructions: x\nmax_score: 3\nextra_body: {stream: true}": "without model, messages, stream",
     "instructions: x\nmax_score: 3\nextra_body: {day: 2024-01-01}": "names and values of JSON",

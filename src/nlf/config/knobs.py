@@ -36,6 +36,7 @@ class Help(str):
 
     rule: Rule | None = None
     short: bool = False  # the short help shows the knob
+    objects: bool = False  # Python may give objects where flags give names
 
 
 def bounds(least: float | None = None, above: float | None = None, most: float | None = None) -> Rule:
@@ -67,6 +68,7 @@ def knob(
     most: float | None = None,
     rule: Rule | None = None,
     short: bool = False,
+    objects: bool = False,
 ) -> Any:
     """A dataclass field with its help and its bounds. A list is copied for each instance.
 
@@ -74,11 +76,12 @@ def knob(
         least, above, most: The arguments of `bounds`.
         rule: A rule of another kind.
         short: `nlf train --help` shows the knob; `nlf train --help all` shows every knob.
+        objects: Python may give objects in the list, such as functions.
     """
     if (least, above, most) != (None, None, None):
         rule = bounds(least, above, most)
     about = Help(help)
-    about.rule, about.short = rule, short
+    about.rule, about.short, about.objects = rule, short, objects
     return _field(default, about)
 
 
@@ -138,6 +141,9 @@ def _typed(f: Field, annotation: Any, value: Any) -> Any:
     """A value as the field's type. transformers' own fields also take objects, which it checks itself."""
     if isinstance(value, Following):
         return value
+    given = [*value] if isinstance(value, (list, tuple)) else [value]
+    if help_of(f).objects and not all(isinstance(each, PLAIN) for each in given):
+        return given
     own = isinstance(f.metadata.get("help"), Help)
     if not own and value is None and "str" in type_of(annotation):
         return None  # HfArgumentParser gives it in the place of an empty text or list

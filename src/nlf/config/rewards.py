@@ -31,6 +31,7 @@ class MeasureOptions(Options):
         "Scorers: 'local', 'audit', 'sentiment', 'hf:MODEL_ID#LABEL', or a dotted path to your own reward function. "
         "`nlf score --list` shows all.",
         rule=AT_LEAST_ONE,
+        objects=True,
     )
     reward_weights: list[float] | None = knob(None, WEIGHTS, rule=SOME_WEIGHT)
 
@@ -49,6 +50,7 @@ class RewardOptions(MeasureOptions):
         "Reward functions: 'local' (the embedded toxicity scorer), 'sentiment', 'hf:MODEL_ID#LABEL', or a dotted path to "
         "your own. Do not train on 'audit': it is the independent scorer for evaluation.",
         rule=AT_LEAST_ONE,
+        objects=True,
         short=True,
     )
     reward_weights: list[float] | None = knob(None, WEIGHTS, rule=SOME_WEIGHT, short=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from nlf.config.knobs import Options, Rule, knob
+from nlf.config.knobs import PLAIN, Options, Rule, knob
 from nlf.config.rewards import RewardOptions
 from nlf.config.values import shown
 from nlf.errors import UserError
@@ -132,8 +132,8 @@ def _check_attribute(attribute: dict, where: str) -> None:
     if missing or unknown:
         what = f"no {missing[0]}" if missing else f"unknown key {unknown[0]!r}"
         raise UserError(f"{where}: {what}; expected {', '.join(ATTRIBUTE[:3])} and, optionally, {ATTRIBUTE[3]}")
-    for key in ATTRIBUTE[:2]:
-        if not isinstance(attribute[key], str):
+    for key in ATTRIBUTE[:2]:  # Python may give a function as the reward
+        if isinstance(attribute[key], PLAIN) and not isinstance(attribute[key], str):
             raise UserError(f"{where}: {key} {shown(attribute[key])} where a text was expected")
     tags, rule = attribute["tags"], attribute.get("quantile_rule", "even")
     if not isinstance(tags, list) or not all(isinstance(tag, str) and tag.strip() for tag in tags):
