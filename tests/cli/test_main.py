@@ -142,10 +142,10 @@ def test_flags_override_the_file(trained, tmp_path):
 
 
 def test_resume_from_a_checkpoint_folder(trained, tmp_path, capsys):
-    folder = tmp_path / "checkpoint-20"
-    flags = ["train", "--output_dir", str(tmp_path), "--use_cpu", "--resume_from_checkpoint", str(folder)]
+    folder = tmp_path / "copied" / "checkpoint-20"
+    flags = ["train", "--output_dir", str(tmp_path / "run"), "--use_cpu", "--resume_from_checkpoint", str(folder)]
     assert main(flags) == 2 and "checkpoint-20 is not a complete checkpoint" in capsys.readouterr().err
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / MARKER).touch()
     main(flags)
     assert trained[0][3] == str(folder)

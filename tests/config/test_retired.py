@@ -142,8 +142,9 @@ def test_an_old_run_resumes_unless_a_retired_knob_changed_it(tmp_path):
 
     def claim(**changes):
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(old | changes), encoding="utf-8")
-        run_folder.claim(tmp_path, now, {}, resume=True)
+        run_folder.claim(tmp_path, now, {"train_prompts": "of the run"}, resume=True)
 
+    (tmp_path / "run.json").write_text('{"train_prompts": "of the run"}')
     claim()
     assert yaml.safe_load((tmp_path / "config.yaml").read_text("utf-8")) == now
     with pytest.raises(UserError, match="cannot be resumed: eval_top_k 5 is no longer a setting"):

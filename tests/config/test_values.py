@@ -12,6 +12,7 @@ from nlf import config
 from nlf.cli.arguments import convert, train_knobs
 from nlf.config.values import numbers_in
 from nlf.errors import UserError
+from nlf.method.tags import DEFAULT_TAGS
 
 COMMANDS = {**config.COMMAND_OPTIONS, "train": config.TrainOptions}
 UNBOUNDED = {"reward_weights"}  # a reward may count against
@@ -111,4 +112,4 @@ def test_a_parser_of_transformers_leaves_the_types_of_knobs_alone():
     parser = HfArgumentParser(ALTConfig)
     words = ["--use_cpu", "true", "--quantile_weights", "1", "2", "3", "--tags", "a", "b", "c"]
     for args in (parser.parse_args_into_dataclasses(words)[0], ALTConfig(use_cpu=True, reward_weights=None)):
-        assert len(args.quantile_weights) == len(args.tags) and args.lr_scheduler_kwargs is None
+        assert len(args.quantile_weights) == len(args.tags or DEFAULT_TAGS) and args.lr_scheduler_kwargs is None

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from nlf.errors import UserError
+from nlf.secrets import is_secret
 
 LARGEST = 3e38  # float32 holds no larger number
 SHOWN = 200  # characters of a value in an error
@@ -74,7 +75,8 @@ def converted(name: str, kinds: str, choices: tuple, value: Any, where: str = ""
                 check_finite(f"{where}{name}", result)
                 return result
     expected = "one of " + ", ".join(map(str, choices)) if choices else kinds.replace("None", "null")
-    raise UserError(f"{where}{name}: {shown(value)} where {expected} was expected")
+    told = "a value" if is_secret(name) else shown(value)
+    raise UserError(f"{where}{name}: {told} where {expected} was expected")
 
 
 def shown(value: Any) -> str:

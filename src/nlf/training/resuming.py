@@ -1,20 +1,31 @@
-"""The checkpoint that a resumed run goes on from: the newest one that is whole, of this run, and has all its rollouts.
+"""The checkpoints of a run: how they are written, and the one that a resumed run goes on from: the newest one that is
+whole, of this run, and has all its rollouts.
 
 The end of training is a function of a checkpoint and of the rollouts of earlier iterations. So an older checkpoint, or a
 new start, gives the same result; the work in between is done again, except for rollouts that are whole.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
+from transformers import PreTrainedTokenizerBase
 
-from nlf.data import checkpoints, run_folder
+from nlf.data import checkpoints, files, run_folder
 from nlf.data.checkpoints import NotWhole
 from nlf.data.rollouts import check_no_others, fault_of, iteration_dir
 from nlf.errors import UserError
+from nlf.models.loading import progress_bar_hidden
+from nlf.models.policy import Policy, save_scheme
+from nlf.training.config import ALTConfig
+from nlf.training.hub import HubTrainer
+from nlf.training.inputs import Inputs
+from nlf.training.stopping import StopSignal
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -154,3 +165,107 @@ def _as_asked(asked: Path, candidates: Sequence[Path], why_not: Callable[[Path],
         else "no checkpoint is whole: --resume_from_checkpoint true starts the run over"
     )
     raise UserError(f"{asked} cannot be resumed: {why}; {instead}")
+
+
+# ---- writing checkpoints --------------------------------------------------------------------------------------------
+
+
+class CheckpointTrainer(HubTrainer):
+    """A Trainer whose checkpoints are whole or not there at all.
+
+    Attributes:
+        recorded: The settings and facts of the run that a checkpoint keeps.
+        rollout_digests: Digests of the weights that each iteration sampled.
+        started_at: The step that the run resumes from.
+        saved_at: The step of the last checkpoint that this process wrote.
+    """
+
+    args: ALTConfig
+    processing_class: PreTrainedTokenizerBase
+    policy: Policy
+    inputs: Inputs
+    stop: StopSignal
+    recorded: dict[str, Any]
+    rollout_digests: list[str | None]
+    coefficients: dict[str, float]
+    started_at: int
+    saved_at: int | None
+
+    def sampling_digest(self) -> str:
+        """The digest of the settings in the stamps of rollouts."""
+        raise NotImplementedError
+
+    @progress_bar_hidden()
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Write the model, its tokenizer and its tags, without Trainer's pickled `training_args.bin`."""
+        if self.args.should_save:
+            folder = Path(output_dir or self.run_dir)
+            self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
+            self.processing_class.save_pretrained(folder)
+            save_scheme(self.policy, folder)
+            files.follow_umask(folder.glob("*.safetensors"))
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Write Trainer's checkpoint and mark it as complete; only then remove older checkpoints."""
+        folder = self.run_dir / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero():
+            checkpoints.clear_checkpoint(folder)
+        self.accelerator.wait_for_everyone()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            with files.writing(folder):
+                super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            checkpoints.mark_complete(folder, self.loop_state())
+            best = self.state.best_model_checkpoint
+            checkpoints.remove_old(self.run_dir, self.state.global_step, limit, Path(best) if best else None)
+        self.saved_at = self.state.global_step
+        self.push_checkpoint()
+
+    def record(self) -> Record:
+        """What checkpoints and rollouts must agree with, for this run to go on from them."""
+        args, steps = self.args, self.args.steps_per_iteration
+        prompts = args.prompts_per_iteration or len(self.inputs.prompts)
+        starts = range(0, prompts, args.prompts_per_part)
+        return Record(
+            self.run_dir,
+            self.recorded,
+            self.sampling_digest(),
+            [min(args.prompts_per_part, prompts - start) * args.num_generations for start in starts],
+            steps,
+            args.pool_keep,
+            last_step=args.max_steps if args.max_steps > 0 else int(args.num_train_epochs) * steps,
+            keeps_best=args.load_best_model_at_end,
+        )
+
+    def loop_state(self) -> dict[str, Any]:
+        """The state that a checkpoint keeps besides Trainer's state."""
+        early = self.state.global_step < self.state.max_steps
+        return {
+            "step": self.state.global_step,
+            "world_size": self.args.world_size,
+            "rollout_digests": self.rollout_digests,
+            "coefficients": self.coefficients,
+            "ended": early and self.control.should_training_stop and not self.stop.asked,  # by a callback
+            "settings": self.recorded,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore the state that `loop_state` returned."""
+        self.started_at = state["step"]
+        self.rollout_digests = digests_of(state, self.args.steps_per_iteration)
+        self.coefficients = state["coefficients"]
+        if state["world_size"] != self.args.world_size:
+            processes = f"{state['world_size']} processes wrote the checkpoint, {self.args.world_size} resume"
+            self._tell(f"{processes}: the result differs by rounding, and dropout draws anew")
+        self.args.eval_on_start = False  # it was done at the start
+        # Without it, `EarlyStoppingCallback` and the like would begin to count again.
+        self.args.restore_callback_states_from_checkpoint = True
+
+    def _tell(self, line: str) -> None:
+        """Log a line, on the first rank only."""
+        if self.is_world_process_zero():
+            logger.warning("%s", line)

@@ -33,13 +33,13 @@ from nlf.method.losses import Coefficients, StepTotals, alt_loss
 from nlf.models.dropout import check_training_mode
 from nlf.models.encoder import PADDING, pass_tokens
 from nlf.models.fit import fitted_tokenizer
-from nlf.models.loading import progress_bar_hidden
-from nlf.models.policy import Policy, load_model, prepare_policy, save_policy, save_scheme
+from nlf.models.policy import Policy, load_model, prepare_policy, save_policy
 from nlf.models.reading import LogitsPlan, plan_logits
-from nlf.models.sharding import load_whole, place_reference, skeleton, trainable_digest, whole
+from nlf.models.sharding import load_whole, moved, place_reference, skeleton, trainable_digest, whole
 from nlf.sampling import Sampler
 from nlf.sampling.rollout_table import PromptSampler
 from nlf.training.batches import Group, PoolDataset, collate
+from nlf.training.callback import IterationCallback
 from nlf.training.collector import RolloutCollector, Scoring, Source
 from nlf.training.config import ALTConfig, compile_for_all_shapes
 from nlf.training.console import Console
@@ -53,7 +53,7 @@ from nlf.training.evaluation import (
     scarce_tags,
     scores_of,
 )
-from nlf.training.hub import Hub, HubTrainer
+from nlf.training.hub import Hub
 from nlf.training.inputs import (
     CONTEXT,
     RewardFunction,
@@ -69,7 +69,7 @@ from nlf.training.loss_sums import LossSums, averages, controllers_of, moved_coe
 from nlf.training.model_card import CARD, model_card
 from nlf.training.objective import completion_stats, loss_of_groups
 from nlf.training.ranks import Ranks
-from nlf.training.resuming import Record, choose_checkpoint, digests_of
+from nlf.training.resuming import CheckpointTrainer, choose_checkpoint
 from nlf.training.run_policy import RunPolicy
 from nlf.training.settings import Stamp, run_facts, run_settings, sampling_settings
 from nlf.training.stopping import StopSignal
@@ -78,7 +78,7 @@ from nlf.training.vllm_weights import share
 logger = logging.getLogger(__name__)
 
 
-class ALTTrainer(HubTrainer):
+class ALTTrainer(CheckpointTrainer):
     """Train a causal language model on its own completions, conditioned on words for their quality.
 
     Args:
@@ -103,7 +103,6 @@ class ALTTrainer(HubTrainer):
 
     args: ALTConfig
     train_dataset: PoolDataset
-    processing_class: PreTrainedTokenizerBase
 
     def __init__(
         self,
@@ -274,16 +273,9 @@ class ALTTrainer(HubTrainer):
             return
         self.optimizer = self.lr_scheduler = None  # the student needs their memory, and that of the models
         self.accelerator.free_memory()
-        models: list[torch.nn.Module] = [
-            each for each in (self.policy.model, self.policy.reference_model) if each is not None
-        ]
-        places = [next(model.parameters()).device for model in models]
-        for model in models:
-            model.to("cpu")
-        trusted = bool(self.options.get("trust_remote_code"))
-        distill(model=str(self.run_dir), trust_remote_code=trusted)
-        for model, place in zip(models, places, strict=True):
-            model.to(place)
+        cpu, trusted = torch.device("cpu"), bool(self.options.get("trust_remote_code"))
+        with moved(self.policy.model, cpu), moved(self.policy.reference_model, cpu):
+            distill(model=str(self.run_dir), trust_remote_code=trusted)
 
     # ---- the loss -------------------------------------------------------------------------------------------------
 
@@ -455,112 +447,6 @@ class ALTTrainer(HubTrainer):
         shards = gather_object(list(zip(order, lines, strict=True)))
         return [line for _, line in sorted(shards, key=lambda shard: shard[0])]
 
-    # ---- checkpoints and stopping -----------------------------------------------------------------------------------
-
-    @progress_bar_hidden()
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Write the model, its tokenizer and its tags, without Trainer's pickled `training_args.bin`."""
-        if self.args.should_save:
-            folder = Path(output_dir or self.run_dir)
-            self.accelerator.unwrap_model(self.model).save_pretrained(folder, state_dict=state_dict)
-            self.processing_class.save_pretrained(folder)
-            save_scheme(self.policy, folder)
-            files.follow_umask(folder.glob("*.safetensors"))
-
-    def _save_checkpoint(self, model, trial) -> None:
-        """Write Trainer's checkpoint and mark it as complete; only then remove older checkpoints."""
-        folder = self.run_dir / f"checkpoint-{self.state.global_step}"
-        if self.is_world_process_zero():
-            checkpoints.clear_checkpoint(folder)
-        self.accelerator.wait_for_everyone()
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            with files.writing(folder):
-                super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            checkpoints.mark_complete(folder, self.loop_state())
-            best = self.state.best_model_checkpoint
-            checkpoints.remove_old(self.run_dir, self.state.global_step, limit, Path(best) if best else None)
-        self.saved_at = self.state.global_step
-        self.push_checkpoint()
-
-    def record(self) -> Record:
-        """What checkpoints and rollouts must agree with, for this run to go on from them."""
-        args, steps = self.args, self.args.steps_per_iteration
-        prompts = args.prompts_per_iteration or len(self.inputs.prompts)
-        starts = range(0, prompts, args.prompts_per_part)
-        return Record(
-            self.run_dir,
-            self.recorded,
-            self.sampling_digest(),
-            [min(args.prompts_per_part, prompts - start) * args.num_generations for start in starts],
-            steps,
-            args.pool_keep,
-            last_step=args.max_steps if args.max_steps > 0 else int(args.num_train_epochs) * steps,
-            keeps_best=args.load_best_model_at_end,
-        )
-
-    def loop_state(self) -> dict[str, Any]:
-        """The state that a checkpoint keeps besides Trainer's state."""
-        early = self.state.global_step < self.state.max_steps
-        return {
-            "step": self.state.global_step,
-            "world_size": self.args.world_size,
-            "rollout_digests": self.rollout_digests,
-            "coefficients": self.coefficients,
-            "ended": early and self.control.should_training_stop and not self.stop.asked,  # by a callback
-            "settings": self.recorded,
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore the state that `loop_state` returned."""
-        self.started_at = state["step"]
-        self.rollout_digests = digests_of(state, self.args.steps_per_iteration)
-        self.coefficients = state["coefficients"]
-        if state["world_size"] != self.args.world_size:
-            processes = f"{state['world_size']} processes wrote the checkpoint, {self.args.world_size} resume"
-            self._tell(f"{processes}: the result differs by rounding, and dropout draws anew")
-        self.args.eval_on_start = False  # it was done at the start
-        # Without it, `EarlyStoppingCallback` and the like would begin to count again.
-        self.args.restore_callback_states_from_checkpoint = True
-
-    def _tell(self, line: str) -> None:
-        """Log a line, on the first rank only."""
-        if self.is_world_process_zero():
-            logger.warning("%s", line)
-
     def _quiet(self) -> bool:
         """Whether this rank shows no progress bars."""
         return self.args.disable_tqdm or not self.is_world_process_zero()
-
-
-class IterationCallback(TrainerCallback):
-    """Calls the trainer at Trainer's events: a new pool before each epoch, a checkpoint after it, a clean stop."""
-
-    def __init__(self, trainer: ALTTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        best = self.trainer.run_dir / f"checkpoint-{state.best_global_step}"
-        state.best_model_checkpoint = str(best) if best.is_dir() else None  # the run's folder may have moved since
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        # Rewards may draw random numbers. Dropout must not see that, because a resumed run calls them for fewer parts.
-        with torch.random.fork_rng([args.device] if args.device.type == "cuda" else []):
-            self.trainer.refresh()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.trainer.adapt()
-        if self.trainer.stop.reached_any(self.trainer.accelerator):
-            control.should_training_stop = True
-        return control
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        # Save before the next iteration samples and at the very end, whatever the save strategy.
-        control.should_save = self.trainer.saved_at != state.global_step
-        whole = state.global_step % args.steps_per_iteration == 0  # a stop within an iteration comes before evaluation
-        control.should_evaluate = control.should_evaluate and (whole or not self.trainer.stop.asked)
-        return control
