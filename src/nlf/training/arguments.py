@@ -7,6 +7,7 @@ installed package, or the machine.
 
 import contextlib
 import copy
+import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -26,6 +27,8 @@ from nlf.config.values import annotations_of
 from nlf.errors import UserError, did_you_mean
 from nlf.evaluation.metrics import METRICS, family, higher_is_better
 from nlf.rewards import Reward
+
+logger = logging.getLogger(__name__)
 
 BY_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)  # schedules that follow an evaluation's metric
 UNLISTED = ("flyte", "azure_ml")  # trackers whose packages transformers does not look for, or not alone
@@ -244,3 +247,55 @@ def _check_schedule(args: TrainingArguments, optimizer: torch.optim.Optimizer, s
         for factor in getattr(schedule, "lr_lambdas", ()):
             for step in (0, warmup, steps - 1):
                 factor(step)
+
+
+# ---- what a step trains on ----------------------------------------------------------------------------------------
+
+
+def check_batches(args: TrainingArguments) -> None:
+    """Refuse arguments with which Trainer would train on other rollouts than those drawn for a step, or would not resume
+    exactly, and switch off workers that keep an earlier iteration's rollouts.
+
+    Raises:
+        UserError: there is such an argument.
+    """
+    for name, (is_set, why) in _other_batches(args).items():
+        if is_set:
+            raise UserError(f"{name}: not supported in training, {why}")
+    if args.dataloader_persistent_workers:
+        args.dataloader_persistent_workers = False
+        logger.warning("dataloader_persistent_workers: switched off, because every iteration trains on a new pool")
+    if args.save_only_model:
+        logger.warning("save_only_model: the run cannot be resumed from its checkpoints; once stopped, it starts over")
+
+
+def _other_batches(args: TrainingArguments) -> dict[str, tuple[Any, str]]:
+    """Argument → whether it is set, and why it cannot be."""
+    loading, optimizer = args.accelerator_config, OptimizerNames(args.optim).value
+    return {
+        "ignore_data_skip": (args.ignore_data_skip, "a resumed run would train on other rollouts"),
+        "auto_find_batch_size": (
+            args.auto_find_batch_size,
+            "a smaller batch would change the steps; set per_device_train_batch_size and gradient_accumulation_steps",
+        ),
+        "dataloader_in_order false": (not args.dataloader_in_order, "steps would mix their rollouts"),
+        f"dataloader_multiprocessing_context {args.dataloader_multiprocessing_context}": (
+            args.dataloader_multiprocessing_context not in (None, "fork"),
+            "the pool is not copied to such workers; leave it out, or set fork",
+        ),
+        f"train_sampling_strategy {args.train_sampling_strategy}": (
+            args.train_sampling_strategy not in ("random", "sequential"),
+            "the draws fix the order; micro-batches are grouped by length already",
+        ),
+        "accelerator_config split_batches": (loading.split_batches, "the ranks' shares of a step are fixed"),
+        "accelerator_config dispatch_batches": (loading.dispatch_batches, "each rank makes its own batches"),
+        "accelerator_config num_steps": (
+            "num_steps" in (loading.gradient_accumulation_kwargs or {}),
+            "set gradient_accumulation_steps",
+        ),
+        "parallelism_config": (args.parallelism_config, "each rank trains on rollouts of its own"),
+        f"optim {optimizer}": (
+            any(word in optimizer for word in ("layerwise", "lomo")),
+            "checkpoints do not hold its state",
+        ),
+    }

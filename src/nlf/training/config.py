@@ -1,7 +1,6 @@
 """ALTConfig: every knob of a run, and the checks that need torch or the machine."""
 
 import contextlib
-import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -11,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 from accelerate import Accelerator
 from transformers import TrainingArguments
-from transformers.training_args import OptimizerNames
 
 from nlf import config
 from nlf.config.values import annotations_of
@@ -19,10 +17,8 @@ from nlf.errors import UserError
 from nlf.models.policy import best_device
 from nlf.models.sharding import load_whole
 from nlf.rewards import Reward
-from nlf.training.arguments import check_arguments, check_names, check_start, choose_metric, one_line
+from nlf.training.arguments import check_arguments, check_batches, check_names, check_start, choose_metric, one_line
 from nlf.training.hub import check_hub
-
-logger = logging.getLogger(__name__)
 
 
 def _with_defaults(base: type, defaults: dict) -> type:
@@ -131,51 +127,6 @@ def known_device(name: str | None) -> torch.device | None:
     if device is None or device.type not in ("cpu", best_device().type):
         raise UserError(f"reference_device {name!r}: expected cpu, or a device of this machine, such as cuda:1")
     return device
-
-
-def check_batches(args: ALTConfig) -> None:
-    """Check the arguments with which Trainer would train on other rollouts than those drawn for a step, or would not resume
-    exactly, and switch off workers that keep an earlier iteration's rollouts.
-
-    Raises:
-        UserError: there is such an argument.
-    """
-    loading, optimizer = args.accelerator_config, OptimizerNames(args.optim).value
-    refused = {  # argument: whether it is set, and why it cannot be
-        "ignore_data_skip": (args.ignore_data_skip, "a resumed run would train on other rollouts"),
-        "auto_find_batch_size": (
-            args.auto_find_batch_size,
-            "a smaller batch would change the steps; set per_device_train_batch_size and gradient_accumulation_steps",
-        ),
-        "dataloader_in_order false": (not args.dataloader_in_order, "steps would mix their rollouts"),
-        f"dataloader_multiprocessing_context {args.dataloader_multiprocessing_context}": (
-            args.dataloader_multiprocessing_context not in (None, "fork"),
-            "the pool is not copied to such workers; leave it out, or set fork",
-        ),
-        f"train_sampling_strategy {args.train_sampling_strategy}": (
-            args.train_sampling_strategy not in ("random", "sequential"),
-            "the draws fix the order; micro-batches are grouped by length already",
-        ),
-        "accelerator_config split_batches": (loading.split_batches, "the ranks' shares of a step are fixed"),
-        "accelerator_config dispatch_batches": (loading.dispatch_batches, "each rank makes its own batches"),
-        "accelerator_config num_steps": (
-            "num_steps" in (loading.gradient_accumulation_kwargs or {}),
-            "set gradient_accumulation_steps",
-        ),
-        "parallelism_config": (args.parallelism_config, "each rank trains on rollouts of its own"),
-        f"optim {optimizer}": (
-            any(word in optimizer for word in ("layerwise", "lomo")),
-            "checkpoints do not hold its state",
-        ),
-    }
-    for name, (is_set, why) in refused.items():
-        if is_set:
-            raise UserError(f"{name}: not supported in training, {why}")
-    if args.dataloader_persistent_workers:
-        args.dataloader_persistent_workers = False
-        logger.warning("dataloader_persistent_workers: switched off, because every iteration trains on a new pool")
-    if args.save_only_model:
-        logger.warning("save_only_model: the run cannot be resumed from its checkpoints; once stopped, it starts over")
 
 
 def compile_for_all_shapes(accelerator: Accelerator) -> None:

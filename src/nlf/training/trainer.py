@@ -39,7 +39,6 @@ from nlf.models.sharding import load_whole, moved, place_reference, skeleton, tr
 from nlf.sampling import Sampler
 from nlf.sampling.rollout_table import PromptSampler
 from nlf.training.batches import Group, PoolDataset, collate
-from nlf.training.callback import IterationCallback
 from nlf.training.collector import RolloutCollector, Scoring, Source
 from nlf.training.config import ALTConfig, compile_for_all_shapes
 from nlf.training.console import Console
@@ -450,3 +449,32 @@ class ALTTrainer(CheckpointTrainer):
     def _quiet(self) -> bool:
         """Whether this rank shows no progress bars."""
         return self.args.disable_tqdm or not self.is_world_process_zero()
+
+
+class IterationCallback(TrainerCallback):
+    """Calls the trainer at Trainer's events: a new pool before each epoch, a checkpoint after it, a clean stop."""
+
+    def __init__(self, trainer: ALTTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        best = self.trainer.run_dir / f"checkpoint-{state.best_global_step}"
+        state.best_model_checkpoint = str(best) if best.is_dir() else None  # the run's folder may have moved since
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # Rewards may draw random numbers. Dropout must not see that, because a resumed run calls them for fewer parts.
+        with torch.random.fork_rng([args.device] if args.device.type == "cuda" else []):
+            self.trainer.refresh()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.trainer.adapt()
+        if self.trainer.stop.reached_any(self.trainer.accelerator):
+            control.should_training_stop = True
+        return control
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        # Save before the next iteration samples and at the very end, whatever the save strategy.
+        control.should_save = self.trainer.saved_at != state.global_step
+        whole = state.global_step % args.steps_per_iteration == 0  # a stop within an iteration comes before evaluation
+        control.should_evaluate = control.should_evaluate and (whole or not self.trainer.stop.asked)
+        return control
