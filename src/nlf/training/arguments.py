@@ -271,7 +271,8 @@ def check_batches(args: TrainingArguments) -> None:
 
 def _other_batches(args: TrainingArguments) -> dict[str, tuple[Any, str]]:
     """Argument → whether it is set, and why it cannot be."""
-    loading, optimizer = args.accelerator_config, OptimizerNames(args.optim).value
+    loading: Any = args.accelerator_config  # TrainingArguments has made a record of it
+    optimizer = OptimizerNames(args.optim).value
     return {
         "ignore_data_skip": (args.ignore_data_skip, "a resumed run would train on other rollouts"),
         "auto_find_batch_size": (
