@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import tiny
+import torch
 
 from nlf.config import SamplingOptions
 from nlf.data.feedback import make_feedback
@@ -38,7 +39,8 @@ class Recorder:
         self.sampled, self.scored, self.queries, self.fail_at, self.closed = [], [], [], None, 0
         self.reward = Reward(self.rewards_of, "reward")
         tokenizer = tiny.tokenizer()
-        model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=0))
+        rows = torch.nn.Embedding(len(tokenizer), 1)
+        model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=0), get_input_embeddings=lambda: rows)
         sampler = PromptSampler(
             Policy(model, tokenizer, SCHEME), PromptEncoder(tokenizer, SCHEME), self,
             SamplingOptions(num_generations=3), seed=0,

@@ -58,7 +58,7 @@ REFUSED = {
 @pytest.mark.parametrize(("name", "value", "words"), [(n, *case) for n, cases in REFUSED.items() for case in cases])
 def test_what_trainer_refuses_late_is_refused_early(tmp_path, monkeypatch, name, value, words):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.setattr("nlf.training.arguments.get_token", lambda: None)
+    monkeypatch.setattr("nlf.training.hub.get_token", lambda: None)
     with pytest.raises(UserError) as caught:
         ALTConfig(**{"output_dir": str(tmp_path), "use_cpu": True, name: value})
     assert name in str(caught.value) and words in str(caught.value) and "\n" not in str(caught.value)

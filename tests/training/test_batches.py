@@ -152,14 +152,6 @@ def test_a_prompt_over_the_context_is_named():
 
 
 REFUSED = {
-    "ignore_data_skip": ({"ignore_data_skip": True}, "a resumed run would train on other rollouts"),
-    "auto_find_batch_size": ({"auto_find_batch_size": True}, "set per_device_train_batch_size"),
-    "dataloader_in_order false": ({"dataloader_in_order": False}, "steps would mix their rollouts"),
-    "dataloader_multiprocessing_context spawn": ({"dataloader_multiprocessing_context": "spawn"}, "or set fork"),
-    "train_sampling_strategy group_by_length": (
-        {"train_sampling_strategy": "group_by_length"},
-        "micro-batches are grouped by length already",
-    ),
     "accelerator_config split_batches": ({"accelerator_config": {"split_batches": True}}, "are fixed"),
     "accelerator_config dispatch_batches": ({"accelerator_config": {"dispatch_batches": True}}, "its own batches"),
     "optim galore_adamw_layerwise": ({"optim": "galore_adamw_layerwise"}, "checkpoints do not hold its state"),

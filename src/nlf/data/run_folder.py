@@ -173,7 +173,11 @@ def changed_settings(old: dict, new: dict) -> list[tuple[str, object, object]]:
 
 
 def _is_renamed(name: str, old: Any, new: Any) -> bool:
-    """Whether two values name the same rewards: earlier versions recorded rewards from Python without import paths."""
+    """Whether two values name the same thing: the data set in a run's folder, which may have been moved, or rewards from
+    Python, which earlier versions recorded without import paths.
+    """
+    if name in RECORDED:
+        return Path(str(old)).name == Path(str(new)).name == RECORDED[name]
     if name == "attributes" and old and new:
         rewards = [[attribute.get("reward") for attribute in side] for side in (old, new)]
         others = [[{**attribute, "reward": None} for attribute in side] for side in (old, new)]

@@ -410,14 +410,11 @@ NO_ATTRIBUTE = {"reward", "perplexity", "dist-2"}  # columns whose values are no
 def comparison(results: dict[str, Any]) -> str:
     """The systems as a Markdown table with 95 % intervals; columns without a value are left out."""
     auditors = tuple(f"/{label}" for label in results.get("auditors", ()))
-    names = [
-        name
-        for name in metric_names(results["systems"])
-        if not name.endswith(auditors) or metrics.family(name) in AUDITED
-    ]
+    measured = metric_names(results["systems"])
+    names = [name for name in measured if not name.endswith(auditors) or metrics.family(name) in AUDITED]
     columns = {name: headed(name) for plain in COLUMNS for name in names if metrics.family(name) == plain}
     columns = dict(sorted(columns.items(), key=lambda item: item[0].endswith(auditors)))  # the auditor's come last
-    for group in metrics.by_scorer(names):
+    for group in metrics.by_scorer(measured):
         if {metrics.family(name) for name in group} & COLUMNS.keys() - NO_ATTRIBUTE:
             for name in [*group, f"reward/{SUM}"]:  # the reward is one minus such an attribute
                 if metrics.family(name) == "reward":

@@ -274,27 +274,12 @@ def _other_batches(args: TrainingArguments) -> dict[str, tuple[Any, str]]:
     loading: Any = args.accelerator_config  # TrainingArguments has made a record of it
     optimizer = OptimizerNames(args.optim).value
     return {
-        "ignore_data_skip": (args.ignore_data_skip, "a resumed run would train on other rollouts"),
-        "auto_find_batch_size": (
-            args.auto_find_batch_size,
-            "a smaller batch would change the steps; set per_device_train_batch_size and gradient_accumulation_steps",
-        ),
-        "dataloader_in_order false": (not args.dataloader_in_order, "steps would mix their rollouts"),
-        f"dataloader_multiprocessing_context {args.dataloader_multiprocessing_context}": (
-            args.dataloader_multiprocessing_context not in (None, "fork"),
-            "the pool is not copied to such workers; leave it out, or set fork",
-        ),
-        f"train_sampling_strategy {args.train_sampling_strategy}": (
-            args.train_sampling_strategy not in ("random", "sequential"),
-            "the draws fix the order; micro-batches are grouped by length already",
-        ),
         "accelerator_config split_batches": (loading.split_batches, "the ranks' shares of a step are fixed"),
         "accelerator_config dispatch_batches": (loading.dispatch_batches, "each rank makes its own batches"),
         "accelerator_config num_steps": (
             "num_steps" in (loading.gradient_accumulation_kwargs or {}),
             "set gradient_accumulation_steps",
         ),
-        "parallelism_config": (args.parallelism_config, "each rank trains on rollouts of its own"),
         f"optim {optimizer}": (
             any(word in optimizer for word in ("layerwise", "lomo")),
             "checkpoints do not hold its state",

@@ -144,13 +144,13 @@ def _choose_tags(args: ALTConfig, rewards: Sequence[Reward]) -> None:
     """Fill in `args.tags` if the person left it open: the tags that the run in the folder has, or the reward's words."""
     if args.tags is not None:
         return
-    args.tags, why = run_folder.run_settings(folder_of(args)).get("tags"), "the words of the run in this folder"
+    args.tags = run_folder.run_settings(folder_of(args)).get("tags")
     if args.tags is None:
         args.tags, why = default_tags(rewards, args.reward_weights)
+        if args.process_index == 0:
+            logger.warning("tags, best first: %s (%s; set `tags` for other words)", ", ".join(args.tags), why)
     args.complete()
     args.check_together()
-    if args.process_index == 0:
-        logger.warning("tags, best first: %s (%s; set `tags` for other words)", ", ".join(args.tags), why)
 
 
 def scheme_of(args: ALTConfig, conversational: bool) -> TagScheme:
