@@ -352,7 +352,7 @@ def test_a_broken_line_of_the_log_is_listed(tmp_path):
 def test_broken_settings_are_listed(tmp_path):
     folder = small(tmp_path / "demo")
     (folder / "config.yaml").write_text("a: [1")
-    assert "config.yaml: cannot be read" in listed(folder)
+    assert "config.yaml:1: not YAML" in listed(folder)
 
 
 def test_what_the_evaluation_skipped_is_listed(page):

@@ -16,7 +16,11 @@ from nlf.errors import UserError
 
 REFUSED = {
     "report_to": [("tensorbord", "tensorbord is not supported"), ("wandb", "its package is not installed")],
-    "optim": [("nope", "expected one of adamw_torch"), ("adamw_bnb_8bit", "bitsandbytes"), ("lomo", "lomo_optim")],
+    "optim": [
+        ("nope", "expected one of adamw_torch"),
+        ("adamw_bnb_8bit", "bitsandbytes"),
+        ("lomo", "checkpoints do not hold"),
+    ],
     "optim_args": [("momentum", "'name=value'"), ("a=1", "has no effect on optim adamw_torch_fused")],
     "optim_target_modules": [(["x"], "has no effect on optim")],
     "seed": [(-1, "0 or more"), (2**32, "below 2**32")],
@@ -163,7 +167,7 @@ def test_weights_of_rewards_that_the_trainer_gets_are_compared_with_those(tmp_pa
         return [float(len(text.split())) for text in completions]
 
     trainer = runs.make(tmp_path / "run", reward=[tiny.vowels, words], reward_weights=[1.0, 0.5])
-    assert trainer.args.reward_funcs == ["vowels", "words"]
+    assert trainer.args.reward_funcs == ["tiny:vowels", "python:words"]
     with pytest.raises(UserError, match="one weight for each"):
         runs.make(tmp_path / "run", reward=[tiny.vowels], reward_weights=[1.0, 0.5])
 

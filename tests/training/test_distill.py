@@ -517,12 +517,19 @@ def test_an_option_that_there_is_not(run):
         distill(model=str(run), num_prompts=0)
 
 
-@pytest.mark.parametrize("broken", ["a: [1", "- 1", ""])
-def test_settings_of_the_run_that_are_broken(run, tmp_path, broken, capsys):
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        ("a: [1", "config.yaml:1: not YAML"),
+        ("- 1", "config.yaml:1: one `name: value`"),
+        ("", "does not record the prompts"),
+    ],
+)
+def test_settings_of_the_run_that_are_broken(run, tmp_path, broken, told, capsys):
     folder = shutil.copytree(run, tmp_path / "run")
     (folder / "config.yaml").write_text(broken)
     assert main(["distill", "--model", str(folder)]) == 2
-    assert "config.yaml: " in capsys.readouterr().err and not (folder / "distilled").exists()
+    assert told in capsys.readouterr().err and not (folder / "distilled").exists()
 
 
 @pytest.mark.parametrize("what", ["a model", "a run", "the teacher"])

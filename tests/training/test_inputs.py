@@ -147,7 +147,7 @@ def test_a_run_resumes_though_an_older_version_recorded_its_reward_by_name_alone
 
 def test_a_file_of_prompts_that_is_not_the_runs_own_is_not_taken_for_it(tmp_path):
     (tmp_path / "train-prompts.jsonl").write_text('{"prompt": "not ours"}\n')
-    with pytest.raises(UserError, match=r"its prompts or a model but no config\.yaml; choose another --output_dir"):
+    with pytest.raises(UserError, match=r"train-prompts\.jsonl is there already and would be overwritten"):
         start(tmp_path).train()
     assert "not ours" in (tmp_path / "train-prompts.jsonl").read_text()
 

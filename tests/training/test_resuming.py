@@ -171,7 +171,8 @@ def resumed(folder, caplog, **changes) -> list[str]:
     torch.manual_seed(99)
     with caplog.at_level(logging.WARNING, "nlf"):
         make(folder, **changes).train(resume_from_checkpoint=True)
-    return [entry.getMessage() for entry in caplog.records if entry.name.startswith("nlf")]
+    told = [entry.getMessage() for entry in caplog.records if entry.name.startswith("nlf")]
+    return [line for line in told if "tags with few" not in line]  # equal rewards share a tag
 
 
 def test_resumed_from_older_whole_checkpoints_or_from_none_it_ends_with_the_same_bits(record, run, caplog):

@@ -75,7 +75,7 @@ def test_a_run_is_sampled_from_each_iterations_weights(tmp_path, stand_in):
     assert told[0]["params"][0]["logit_bias"] is None  # the reference has no separator to ban
     assert told[3]["params"][0]["logit_bias"] == {"300": -100.0}
     table = pq.read_table(part_path(run, 1, 0))
-    assert set(table["feedback"].to_pylist()) == {"Lowest Toxicity"} and min(table["completion_ids"].to_pylist())
+    assert set(table["feedback"].to_pylist()) == {"Maximum Reward"} and min(table["completion_ids"].to_pylist())
     assert [row["pool/size"] for row in lines(run) if "pool/size" in row] == [20, 40]
     assert len([row for row in lines(run) if "loss" in row]) == 6 and "eval_reward" in lines(run)[-1] | lines(run)[-2]
 

@@ -327,8 +327,8 @@ def distill_command(options: DistillOptions) -> str:
         options: The options of the command line.
     """
     with student_folder(options) as folder:
-        comparison = evaluation_options(options, folder)
         teacher = load_for_commands(options.model, options)
+        comparison = evaluation_options(options, folder)
         scorers = scorers_of(comparison, options.model)  # before the work: a reward may have to be named
         distill_from(teacher, options)
     lesson = lessons(teacher, options)[0]

@@ -87,7 +87,7 @@ def model_card(
         version=__version__,
         where="in the system message" if scheme.conversational else "before the prompt",
         how=HOW_CONVERSATION if scheme.conversational else HOW_TEXT,
-        usage=usage(policy, str(run_dir), scheme.best, bool(scheme.conversational)),
+        usage=usage(policy, model or str(run_dir), scheme.best, bool(scheme.conversational)),
         tags=markdown_table(["quantile of the reward", "tag"], [[str(q), tag] for q, tag in enumerate(scheme.tags)]),
         iterations=args.num_train_epochs,
         steps=args.steps_per_iteration,
