@@ -50,7 +50,7 @@ RIGHT: dict[str, dict[str, list[str]]] = {
     },
     "13-nan-in-another-column": {"has": ["score of that: exit 0", "evaluate: exit 0", "evaluate, Parquet: exit 0"]},
     "14-lora-and-embeddings": {"lacks": [r"\((a|b|c)\).*: (Value|Type|Runtime)Error"]},
-    "15-spaces-of-sentencepiece": {"has": ["measured text: 'nobody knew calm weather' of"]},
+    "15-spaces-of-sentencepiece": {},  # it decodes a completion alone, as sampling no longer does
     "16-models-without-past-key-values": {
         "has": [
             rf"{kind}: exit (0|2); traceback: False" for kind in ("mamba", "recurrent_gemma", "rwkv", "openai-gpt")
@@ -166,6 +166,11 @@ def compared(name: str, output: str) -> list[str]:
     """What the output lacks or should not have."""
     right = RIGHT.get(name, {})
     lacking = [f"lacks: {pattern}" for pattern in right.get("has", []) if not re.search(pattern, output)]
+    lines = output.strip().splitlines()
+    if lines and lines[-1].startswith(
+        "nlf.errors.UserError: "
+    ):  # the right end of a script that calls the Python face
+        output = re.sub(r"(?s)Traceback \(most recent call last\):.*", "", output) + lines[-1]
     found = [*NEVER, *right.get("lacks", [])]
     return lacking + [f"has: {pattern}" for pattern in found if re.search(pattern, output)]
 
