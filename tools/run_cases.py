@@ -25,6 +25,8 @@ MOVED = {  # old words of the cases, as patterns → today's
     r"(?m)^from nlf import cli$": "from nlf.cli import main as cli",
     r"\$PYTHONPATH/nlf/lm": "$PYTHONPATH/nlf/assets/lm",
     r'"--eval_max_completion_length"': '"--max_completion_length"',
+    r"\*\*tr\.facts\(\), \*\*tr\.sampling_settings\(\)": "**__import__('nlf.training.settings', fromlist=['']).sampling_settings("
+    "tr.args, tr.policy, tr.encoder, tr.inputs.prompts, tr.inputs.rewards)",
 }
 ONE_LINE = "exit 2; traceback: False"
 NEVER = ("Traceback", "traceback: True", r"\bnan\b")
