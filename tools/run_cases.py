@@ -24,6 +24,7 @@ MOVED = {  # old words of the cases, as patterns → today's
     r"from nlf\.perplexity import": "from nlf.evaluation.perplexity import",
     r"(?m)^from nlf import cli$": "from nlf.cli import main as cli",
     r"\$PYTHONPATH/nlf/lm": "$PYTHONPATH/nlf/assets/lm",
+    "generations-moderate-toxicity": "generations-moderate-politeness",  # the words come from the reward
     r'"--eval_max_completion_length"': '"--max_completion_length"',
     r"\*\*tr\.facts\(\), \*\*tr\.sampling_settings\(\)": "**__import__('nlf.training.settings', fromlist=['']).sampling_settings("
     "tr.args, tr.policy, tr.encoder, tr.inputs.prompts, tr.inputs.rewards)",
@@ -168,11 +169,9 @@ def compared(name: str, output: str) -> list[str]:
     """What the output lacks or should not have."""
     right = RIGHT.get(name, {})
     lacking = [f"lacks: {pattern}" for pattern in right.get("has", []) if not re.search(pattern, output)]
-    lines = output.strip().splitlines()
-    if lines and lines[-1].startswith(
-        "nlf.errors.UserError: "
-    ):  # the right end of a script that calls the Python face
-        output = re.sub(r"(?s)Traceback \(most recent call last\):.*", "", output) + lines[-1]
+    told = [line for line in output.splitlines()[-2:] if line.startswith("nlf.errors.UserError: ")]
+    if told:  # the right end of a script that calls the Python face
+        output = re.sub(r"(?s)Traceback \(most recent call last\):.*", "", output) + told[0]
     found = [*NEVER, *right.get("lacks", [])]
     return lacking + [f"has: {pattern}" for pattern in found if re.search(pattern, output)]
 
