@@ -424,7 +424,7 @@ def test_a_process_for_each_gpu_of_each_machine(monkeypatch):
     "flags, said",
     [
         (["--accelerate_config", "fsdp"], "did you mean fsdp2"),
-        (["--accelerate_config", "ddp"], "unknown accelerate config (or file) ddp"),
+        (["--accelerate_config", "ddp"], "no shipped accelerate configuration of that name"),
         (["--accelerate_config", "multi_gpu", "--use_cpu"], "add --num_processes N"),
         (["--accelerate_config", "multi_gpu", "--num_processes", "two"], "invalid int value: 'two'"),
         (["--accelerate_config", str(RECIPE)], "expected an accelerate config"),

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nlf.config.knobs import Rule, bounds, check_value
-from nlf.config.values import shown
-from nlf.errors import UserError
+from nlf.errors import UserError, shown
 
 TRAINING_DEFAULTS: dict[str, Any] = {  # where ours differ from transformers' TrainingArguments
     "output_dir": "runs/toxicity-embedded",
