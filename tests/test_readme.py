@@ -91,7 +91,7 @@ def test_no_page_installs_a_package_of_this_name_from_an_index():
     """Anyone can take a free name on a package index."""
     pages = [
         *ROOT.glob("*.*"),
-        *(path for folder in ("docs", "src", "recipes", "examples", "tools") for path in (ROOT / folder).rglob("*")),
+        *(path for folder in ("docs", "src", "examples", "tools") for path in (ROOT / folder).rglob("*")),
     ]
     for path in pages:
         if path.suffix in (".md", ".py", ".toml", ".cff", ".yaml", ".txt", ".j2"):

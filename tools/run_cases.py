@@ -1,9 +1,9 @@
-"""Run the small inputs that once failed, and compare what each prints with what is right.
+"""Run small programs with unusual models, data and settings, and compare what each prints with what is right.
 
     python tools/run_cases.py ../shared/cases            # all of them, about twelve minutes; needs a finished `make demo`
     python tools/run_cases.py ../shared/cases 04 shell/27
 
-The cases are copied, because they name modules by old paths. A line of the table is a case, its state, and the last line it
+The programs may name modules by earlier paths, so copies of them are changed and run. A line of the table is a case, its state, and the last line it
 printed. The exit code is 1 if a case prints something else than what is right.
 """
 
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MOVED = {  # old words of the cases, as patterns → today's
+MOVED = {  # earlier names in the programs, as patterns → today's
     r"from nlf\.batches import": "from nlf.models.encoder import",
     r"from nlf\.policy import": "from nlf.models.policy import",
     r"from nlf\.arguments import": "from nlf.cli.arguments import",

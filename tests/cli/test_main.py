@@ -407,7 +407,7 @@ def test_accelerate_config_starts_the_same_command(monkeypatch, capsys):
     launched, own = command[5 : command.index("nlf") - 1], command[command.index("nlf") + 1 :]
     assert launched == ["--num_processes", "4", "--mixed_precision", "no"]
     assert own == ["train", "--beta", "2", "--seed", "1"]
-    assert "did you mean zero2" in fails(capsys, "train", "--accelerate_config", "zero22")
+    assert "did you mean 'zero2'" in fails(capsys, "train", "--accelerate_config", "zero22")
 
 
 def test_a_process_for_each_gpu_of_each_machine(monkeypatch):
@@ -423,8 +423,8 @@ def test_a_process_for_each_gpu_of_each_machine(monkeypatch):
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--accelerate_config", "fsdp"], "did you mean fsdp2"),
-        (["--accelerate_config", "ddp"], "unknown accelerate config (or file) ddp"),
+        (["--accelerate_config", "fsdp"], "did you mean 'fsdp2'"),
+        (["--accelerate_config", "ddp"], "no shipped accelerate configuration of that name"),
         (["--accelerate_config", "multi_gpu", "--use_cpu"], "add --num_processes N"),
         (["--accelerate_config", "multi_gpu", "--num_processes", "two"], "invalid int value: 'two'"),
         (["--accelerate_config", str(RECIPE)], "expected an accelerate config"),

@@ -56,7 +56,7 @@ def test_a_model_that_is_no_run_is_sampled_on_the_embedded_prompts(tmp_path):
 
 
 def test_a_run_that_does_not_record_its_prompts_asks_for_them(tmp_path):
-    """Runs from Python once recorded nothing, and were distilled on the embedded prompts."""
+    """The trap: a run whose prompts are not known is distilled on the embedded prompts."""
     model = run_of(tmp_path, reward_funcs=["local"])
     with pytest.raises(
         UserError, match="does not record the prompts that it was trained on; name prompts with --prompts"
@@ -70,7 +70,7 @@ def test_a_run_that_does_not_record_its_prompts_asks_for_them(tmp_path):
 
 
 def test_scorers_are_the_runs_rewards_and_the_auditor(tmp_path):
-    """A run that was trained on politeness was once judged by `local`."""
+    """The trap: a run that was trained on politeness is judged by `local`."""
     model = run_of(
         tmp_path,
         {"rewards": ["sentiment@1", "length@1"]},

@@ -132,7 +132,7 @@ def test_a_token_without_a_row_is_never_sampled_and_its_row_starts_as_eos(tmp_pa
 
 
 def test_a_tokenizer_with_ordinary_tokens_beyond_the_model_is_refused():
-    with pytest.raises(UserError, match="ids up to 299, the model only 280 rows"):
+    with pytest.raises(UserError, match="has 300 tokens and its model 280 rows"):
         prepare_policy(tiny.model(vocab_size=280), tiny.tokenizer(), TagScheme())
 
 

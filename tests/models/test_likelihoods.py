@@ -116,6 +116,14 @@ def gpt2():
     return build(SHARED["gpt2"])
 
 
+@contextlib.contextmanager
+def without_trial():
+    """Within, no trial passes are made; they take longer than the passes over a few tiny prompts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(likelihoods, "reader_of", lambda model: functools.partial(ReadPrompts, model))
+        yield
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     lines=st.lists(st.tuples(ids.filter(bool), st.lists(ids, max_size=3)), min_size=1, max_size=4),
@@ -123,8 +131,9 @@ def gpt2():
 )
 def test_no_completion_depends_on_those_beside_it(gpt2, lines, tokens):
     prompts, completions = [p for p, _ in lines], [rows for _, rows in lines]
-    together = conditional_nll(gpt2, prompts, completions, batch_tokens=tokens)
-    alone = [value for p, rows in lines for c in rows for value in flat(conditional_nll(gpt2, [p], [[c]]))]
+    with without_trial():
+        together = conditional_nll(gpt2, prompts, completions, batch_tokens=tokens)
+        alone = [value for p, rows in lines for c in rows for value in flat(conditional_nll(gpt2, [p], [[c]]))]
     assert flat(together) == pytest.approx(alone, rel=1e-5, abs=1e-5)
 
 
@@ -139,9 +148,10 @@ def watched(model, see):
 
 
 @pytest.fixture
-def no_trial(monkeypatch):
+def no_trial():
     """Leave out the trial passes, so that a test sees the passes over its own prompts only."""
-    monkeypatch.setattr(likelihoods, "reader_of", lambda model: functools.partial(ReadPrompts, model))
+    with without_trial():
+        yield
 
 
 def test_a_prompt_is_read_once_and_so_is_a_repeated_completion(gpt2, no_trial):

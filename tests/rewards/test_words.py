@@ -47,7 +47,7 @@ def test_the_words_of_scorers_say_which_end_is_better(name, best, worst):
 
 
 def test_a_function_gets_words_from_its_name():
-    """The README's politeness was once trained under "Lowest Toxicity"."""
+    """The trap: politeness is trained under "Lowest Toxicity"."""
     assert words(named("politeness")) == [
         *("Maximum Politeness", "High-Moderate Politeness", "Moderate Politeness"),
         *("Low-Moderate Politeness", "Lowest Politeness"),

@@ -28,10 +28,11 @@ class Terminal(io.StringIO):
 
 
 def run(monkeypatch, stderr: io.StringIO, disable_tqdm: bool = False, evaluates: bool = True) -> str:
-    """What two iterations of two steps print."""
+    """What two iterations of two steps print, if a step takes 30 seconds."""
     monkeypatch.setattr(sys, "stderr", stderr)
     console, args = Console("training", 2), SimpleNamespace(disable_tqdm=disable_tqdm)
     state = SimpleNamespace(global_step=0, max_steps=4, is_world_process_zero=True)
+    monkeypatch.setattr("nlf.training.console.time", SimpleNamespace(monotonic=lambda: 30.0 * state.global_step))
     control = SimpleNamespace(should_evaluate=evaluates)
     console.on_train_begin(args, state, control)
     for _ in range(2):
@@ -55,7 +56,7 @@ def test_a_file_gets_whole_lines_with_a_few_rounded_numbers(monkeypatch):
     assert printed.splitlines() == [
         "iteration 1 of 2: reward 0.714 of the new completions, pool of 2,048 completions",
         "step 2 of 4: loss 0.693, KL 0.00123, learning rate 0.000500",
-        "iteration 1 of 2: reward 0.714, eval reward 0.714, toxicity prob. 0.875, perplexity 36.4, dist-2 0.879, time left 0 s",
+        "iteration 1 of 2: reward 0.714, eval reward 0.714, toxicity prob. 0.875, perplexity 36.4, dist-2 0.879, time left 60 s",
         "iteration 2 of 2: reward 0.714 of the new completions, pool of 2,048 completions",
         "step 4 of 4: loss 0.693, KL 0.00123, learning rate 0.000500",
         "iteration 2 of 2: reward 0.714, eval reward 0.714, toxicity prob. 0.875, perplexity 36.4, dist-2 0.879, time left 0 s",
@@ -82,7 +83,7 @@ def test_switched_off_bars_leave_the_lines_of_a_file(monkeypatch, name):
 
 def test_a_run_without_evaluation_has_its_figures_too(monkeypatch):
     printed = run(monkeypatch, io.StringIO(), evaluates=False)
-    assert "iteration 1 of 2: reward 0.714, time left 0 s" in printed
+    assert "iteration 1 of 2: reward 0.714, time left 60 s" in printed
 
 
 def test_an_iteration_that_ends_on_an_evaluated_step_is_told_once(monkeypatch):

@@ -89,7 +89,7 @@ def run(tmp_path_factory):
 
 
 def test_data_sets_from_python_are_recorded(run):
-    """`nlf distill` once taught such a run on the embedded prompts."""
+    """The trap: `nlf distill` teaches such a run on the embedded prompts."""
     found = run_settings(run)
     assert (found["dataset"], found["eval_dataset"]) == (
         str(run / "train-prompts.jsonl"),
@@ -111,7 +111,7 @@ def test_a_moved_run_still_finds_its_data_sets(run, tmp_path):
 
 
 def test_distill_of_the_settings_works_from_python(run):
-    """It once did nothing."""
+    """The trap: the setting does nothing."""
     facts = json.loads((run / "distilled/run.json").read_text())
     assert facts["distilled_from"] == str(run)
     taught = [line["prompt"] for path in (run / "distilled/samples").iterdir() for line in read(path)]

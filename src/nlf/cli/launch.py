@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nlf.cli.arguments import shipped, unknown
+from nlf.cli.arguments import shipped, shipped_or_file
 from nlf.config import Rule, bounds, check_value
 from nlf.data.yaml_files import read_mapping
 from nlf.errors import UserError
@@ -48,8 +48,8 @@ def launch(name: str, wanted: dict[str, Any], argv: Sequence[str], use_cpu: bool
         use_cpu: The run uses the CPU only.
 
     Raises:
-        UserError: a flag is out of bounds; there is no such configuration; DeepSpeed or the GPUs that it needs are missing; or torchrun has
-            already started this process.
+        UserError: a flag is out of bounds; there is no such configuration; DeepSpeed or the GPUs that it needs are missing;
+            or torchrun has already started this process.
     """
     for flag, value in wanted.items():
         check_value(f"--{flag}", value, LAUNCH_RULES.get(flag))
@@ -57,13 +57,10 @@ def launch(name: str, wanted: dict[str, Any], argv: Sequence[str], use_cpu: bool
         raise UserError(f"--machine_rank {wanted['machine_rank']}: the {wanted['num_machines']} machines count from 0")
     if "RANK" in os.environ:
         raise UserError("--accelerate_config starts the processes itself: leave out torchrun, or this flag")
-    known = accelerate_configs()
-    path = known.get(name, Path(name))
-    if not path.is_file():
-        raise unknown(name, known, what="accelerate config (or file)")
+    path = shipped_or_file(name, "accelerate_configs", "accelerate configuration")
     settings = accelerate_settings(path)
     check_kind(name, settings["distributed_type"], use_cpu)
-    if name in known and "num_processes" not in wanted:
+    if name in accelerate_configs() and "num_processes" not in wanted:
         wanted = wanted | {"num_processes": count_gpus(name, use_cpu) * wanted.get("num_machines", 1)}
     flags = [word for flag, value in wanted.items() for word in (f"--{flag}", str(value))]
     start = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path), *flags]

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nlf.config.knobs import Rule, bounds, check_value
-from nlf.config.values import shown
-from nlf.errors import UserError
+from nlf.errors import UserError, shown
 
 TRAINING_DEFAULTS: dict[str, Any] = {  # where ours differ from transformers' TrainingArguments
     "output_dir": "runs/toxicity-embedded",
@@ -44,7 +43,7 @@ TRAINING_RULES: dict[str, Rule] = {  # bounds that TrainingArguments does not ch
     **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps", "ddp_timeout"), COUNT),
     **dict.fromkeys(("save_total_limit", "dataloader_prefetch_factor", "ddp_bucket_cap_mb"), COUNT),
     **dict.fromkeys(("learning_rate", "max_grad_norm", "weight_decay", "adam_epsilon", "eval_delay"), bounds(least=0)),
-    **dict.fromkeys(("dataloader_num_workers",), bounds(least=0)),
+    "dataloader_num_workers": bounds(least=0),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), Rule(lambda n: 0 <= n < 1, "a number from 0 to below 1")),
     **dict.fromkeys(("warmup_steps", "eval_steps"), STEPS),
     **dict.fromkeys(

@@ -11,8 +11,8 @@ from copy import copy
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, NamedTuple
 
-from nlf.config.values import annotations_of, choices_of, converted, shown, type_of
-from nlf.errors import UserError
+from nlf.config.values import annotations_of, choices_of, converted, type_of
+from nlf.errors import UserError, shown
 
 PLAIN = (bool, int, float, str, list, tuple, dict, type(None))
 

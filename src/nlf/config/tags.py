@@ -5,8 +5,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from nlf.config.knobs import PLAIN, Options, Rule, knob
 from nlf.config.rewards import RewardOptions
-from nlf.config.values import shown
-from nlf.errors import UserError
+from nlf.errors import UserError, shown
 from nlf.method.tags import diagonal
 
 QuantileRule = Literal["even", "published", "levels"]

@@ -12,11 +12,10 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from nlf.errors import UserError
+from nlf.errors import UserError, shown
 from nlf.secrets import is_secret
 
 LARGEST = 3e38  # float32 holds no larger number
-SHOWN = 200  # characters of a value in an error
 EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
@@ -77,12 +76,6 @@ def converted(name: str, kinds: str, choices: tuple, value: Any, where: str = ""
     expected = "one of " + ", ".join(map(str, choices)) if choices else kinds.replace("None", "null")
     told = "a value" if is_secret(name) else shown(value)
     raise UserError(f"{where}{name}: {told} where {expected} was expected")
-
-
-def shown(value: Any) -> str:
-    """A value for an error: one line, cut if it is long."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def numbers_in(value: Any) -> Iterator[float]:

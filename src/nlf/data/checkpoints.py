@@ -68,8 +68,7 @@ def loop_state(checkpoint: Path) -> dict[str, Any]:
         raise NotWhole(f"its {MARKER} cannot be read") from error
     if not isinstance(state, dict) or not isinstance(state.get("step"), int):
         raise NotWhole(f"its {MARKER} is not that of a checkpoint")
-    name = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
-    if name and int(name[1]) != state["step"]:
+    if step_of(checkpoint) not in (None, state["step"]):
         raise NotWhole(f"its {MARKER} is that of step {state['step']}")
     return state
 
@@ -160,12 +159,14 @@ def _checksum(path: Path) -> str:
 
 def numbered(run_dir: Path) -> list[tuple[int, Path]]:
     """(step, folder) of each checkpoint of a run, whole or not, newest first."""
-    found = [
-        (int(match[1]), path)
-        for path in (run_dir.iterdir() if run_dir.is_dir() else ())
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
-    ]
-    return sorted(found, reverse=True)
+    folders = [path for path in (run_dir.iterdir() if run_dir.is_dir() else ()) if path.is_dir()]
+    return sorted([(step, path) for path in folders if (step := step_of(path)) is not None], reverse=True)
+
+
+def step_of(folder: Path) -> int | None:
+    """The step in the name of a checkpoint's folder, `checkpoint-N`; None for any other name."""
+    name = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    return int(name[1]) if name else None
 
 
 def clear_checkpoint(checkpoint: Path) -> None:

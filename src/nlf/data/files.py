@@ -234,8 +234,8 @@ def follow_umask(paths: Iterable[Path]) -> None:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """A value as JSON. NaN and infinity become null, because JSON has neither; a scalar of numpy or torch becomes a number, and
-    any other object its text. The text can always be written as UTF-8: half a character (a lone surrogate) is escaped.
+    """A value as JSON. NaN and infinity become null, because JSON has neither; a scalar of numpy or torch becomes a number,
+    and any other object its text. The text can always be written as UTF-8: half a character (a lone surrogate) is escaped.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain, indent=indent)

@@ -2,7 +2,6 @@
 
 A lock is held on a small file, `_nlf.lock` in the folder or `.NAME.lock` beside the file, which is removed at the end. The
 system frees the lock when its process ends, even if the process is killed; the small file then stays and means nothing.
-Trainer pushes no file whose name begins with `_` to a hub.
 """
 
 import contextlib

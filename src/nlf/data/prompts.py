@@ -2,8 +2,8 @@
 each also gzipped, or from a hub id.
 
 A prompt is text or a conversation (messages with role and content). Other columns are kept and reach the reward
-functions, with None for NaN. Every mistake is reported in one line, with file, line and field. Only blank lines are skipped; a prompt without
-text is an error.
+functions, with None for NaN. Every mistake is reported in one line, with file, line and field. Only blank lines are
+skipped; a prompt without text is an error.
 """
 
 import csv

@@ -1,7 +1,6 @@
 """The run folder: the run it belongs to, and the settings that a resumed run may not change."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import yaml
 
 from nlf.config import FIXED, RETIRED, current
+from nlf.data.checkpoints import step_of
 from nlf.data.files import refuse_others, replacing, write_text
 from nlf.data.yaml_files import read_mapping
 from nlf.errors import UserError
@@ -142,7 +142,7 @@ def trained_run(model: str | Path) -> dict:
     found, places = run_settings(folder), [folder]
     if "distilled_from" in found:
         places = [Path(found["distilled_from"]), folder.resolve().parent]
-    elif re.fullmatch(r"checkpoint-\d+", folder.name):
+    elif step_of(folder) is not None:
         places = [folder.resolve().parent]
     runs = (run for place in places if "reward_funcs" in (run := run_settings(place)))
     return next(runs, found if "distilled_from" in found else {})

@@ -104,8 +104,8 @@ def sample_file(
         what: The text after "sampling" before the progress bar.
 
     Raises:
-        UserError: the file holds other samples or is being written by another command, a prompt does not fit the model, the file cannot be written, or the sampler
-            fails.
+        UserError: the file holds other samples, is being written by another command or cannot be written; a prompt does not
+            fit the model; or the sampler fails.
     """
     settings, prompts, n = settings_of(sampler, tag), numbered(rows), sampler.options.num_generations
     with locked_files(path):

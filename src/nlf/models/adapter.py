@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nlf.config import ModelOptions
-from nlf.errors import UserError
+from nlf.errors import UserError, line_of
 from nlf.models.reading import output_layer
 
 
@@ -46,7 +46,7 @@ def add_adapter(model: PreTrainedModel, peft_config, added: tuple[int, ...], see
             torch.manual_seed(seed)
             return cast(PreTrainedModel, get_peft_model(model, peft_config))  # it forwards every attribute
     except (ValueError, TypeError, ImportError) as error:  # no such module, a layer of another type, no such package
-        reason = " ".join(str(error).split())[:300].rstrip(".")
+        reason = line_of(error).rstrip(".")
         raise UserError(f"peft cannot adapt this model: {reason} (its layers: {_layers(model)})") from error
 
 

@@ -12,10 +12,12 @@ from typing import cast
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from nlf.data.checkpoints import step_of
 from nlf.data.files import model_path
 from nlf.data.run_folder import run_settings
 from nlf.errors import UserError
 from nlf.method.tags import FILE, SEPARATOR, TagScheme, read_file
+from nlf.models.fit import check_rows
 from nlf.models.identity import name_of, vocabulary_digest
 from nlf.models.reading import vocabulary_size
 
@@ -99,7 +101,7 @@ def load_tags(folder: str | None, tokenizer: PreTrainedTokenizerBase) -> tuple[T
 
 def _was_conversational(folder: Path, scheme: TagScheme) -> bool | None:
     """Whether the prompts of an older run were conversations; None if its settings are not there."""
-    settings = run_settings(folder.parent if folder.name.startswith("checkpoint-") else folder)
+    settings = run_settings(folder if step_of(folder) is None else folder.parent)
     separator = settings.get("separator", SEPARATOR)
     if not settings or scheme.conversational is not None:
         return scheme.conversational
@@ -111,19 +113,10 @@ def added_ids(folder: str | None, tokenizer: PreTrainedTokenizerBase, rows: int)
 
     Args:
         rows: Rows of the model's embeddings.
-
-    Raises:
-        UserError: the model has no row for an ordinary token of the tokenizer.
     """
     vocabulary = tokenizer.get_vocab()
     added = [vocabulary[token] for token in load_tags(folder, tokenizer)[1] if token in vocabulary]
-    beyond = sorted(i for i in vocabulary.values() if i >= rows)
-    if any(i not in tokenizer.added_tokens_decoder for i in beyond):
-        raise UserError(
-            f"the tokenizer has ids up to {beyond[-1]}, {folder or 'the model'} only {rows} rows; expected the tokenizer that "
-            "belongs to the model"
-        )
-    return tuple(dict.fromkeys([*added, *beyond]))
+    return tuple(dict.fromkeys([*added, *sorted(i for i in vocabulary.values() if i >= rows)]))
 
 
 # ---- comparing ----------------------------------------------------------------------------------------------------
@@ -140,11 +133,12 @@ def check_reference(
         tokenizer, added, name: The policy's tokenizer, the ids that tags added to it, and its name.
 
     Raises:
-        UserError: the tokens differ.
+        UserError: the tokens differ, or the reference lacks rows of tokens of its own.
     """
     source, rows = name_of(reference), vocabulary_size(reference)
     other = tokenizer_of(source) if source and source != name else None
     if other is not None:
+        check_rows(reference, other, str(source))
         same = same_vocabulary(tokenizer, added, other, added_ids(source, other, rows))
     else:
         same = max((i for i in tokenizer.get_vocab().values() if i not in added), default=0) < rows

@@ -6,7 +6,7 @@ from datetime import datetime
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from nlf.errors import UserError
+from nlf.errors import UserError, line_of
 
 # Templates with a clock (`strftime_now`) write this date, the one that Llama's templates write without a clock. So a
 # conversation has the same ids every day: in a resumed run, in a resumed evaluation, and in two runs with one seed.
@@ -64,9 +64,8 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict]) -> str:
             )
         )
     except TEMPLATE_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         roles = ", ".join(str(message["role"]) for message in messages)
-        raise UserError(f"the model's chat template fails on messages of {roles}: {reason[:200]}") from error
+        raise UserError(f"the model's chat template fails on messages of {roles}: {line_of(error, 200)}") from error
 
 
 def check_rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict], feedback: Sequence[str]) -> None:

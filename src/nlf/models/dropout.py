@@ -19,9 +19,8 @@ from nlf.models.reading import check_reads, equal_but_for_rounding, last_logits,
 
 logger = logging.getLogger(__name__)
 
-RATE = re.compile(
-    r"drop|jitter", re.IGNORECASE
-)  # names of rates: attn_pdrop, layerdrop, drop_path_rate, jitter_noise, …
+# Names of rates: attn_pdrop, layerdrop, drop_path_rate, jitter_noise, …
+RATE = re.compile(r"drop|jitter", re.IGNORECASE)
 DROPOUTS = nn.modules.dropout._DropoutNd  # the base class of nn.Dropout, nn.Dropout1d, nn.AlphaDropout, …
 
 

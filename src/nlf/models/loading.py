@@ -20,13 +20,8 @@ from nlf.errors import UserError
 logger = logging.getLogger(__name__)
 
 OTHER_TASKS = re.compile(r"Classification|QuestionAnswering|MultipleChoice|MaskedLM|Reward")  # names of architectures
-ADVICE = (
-    "Weights only load failed",
-    "(1)",
-    "(2)",
-    "Please file an issue",
-    "Check the documentation",
-)  # torch's, unsafe
+# Starts of the lines by which torch advises to load a file unsafely.
+ADVICE = ("Weights only load failed", "(1)", "(2)", "Please file an issue", "Check the documentation")
 MODEL_SOURCES = "a folder with config.json, weights and tokenizer, a hub id, or 'embedded'"
 SPOKEN = (OSError, ValueError, ImportError, RuntimeError)  # errors whose texts need no name
 

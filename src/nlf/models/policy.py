@@ -196,9 +196,10 @@ def prepare_policy(
         reference_model: The frozen reference; None = a copy of `model`, or `model` with its adapter off.
 
     Raises:
-        UserError: the reference has other tokens, or the tokenizer has no room for new ones.
+        UserError: the tokenizer does not fit the model (`fitted_tokenizer`), the reference has other tokens, or the
+            tokenizer has no room for new ones.
     """
-    identity = identity_of(model)
+    identity, tokenizer = identity_of(model), fitted_tokenizer(model, tokenizer)
     if peft_config is None and hasattr(model, "peft_config"):
         check_own_adapter(model)
     elif reference_model is None and peft_config is None:

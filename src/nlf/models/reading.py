@@ -14,7 +14,7 @@ from accelerate.utils import is_compiled_module
 from torch import nn
 from transformers import PreTrainedModel
 
-from nlf.errors import UserError
+from nlf.errors import UserError, line_of
 from nlf.models.encoder import ForwardInputs
 
 
@@ -99,7 +99,7 @@ def check_reads(model: nn.Module) -> None:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # any model may be given
-        raise UserError(f"the model ({name}) cannot read plain text: {said(error)}") from error
+        raise UserError(f"the model ({name}) cannot read plain text: {named(error)}") from error
     if not found.isfinite().all():
         return  # broken weights, which whoever reads the model reports
     if not equal_but_for_rounding(found[0], found[1]):
@@ -114,9 +114,9 @@ def check_reads(model: nn.Module) -> None:
         )
 
 
-def said(error: Exception) -> str:
+def named(error: Exception) -> str:
     """An error's name and text, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {line_of(error, 200)}"
 
 
 def completion_hidden(model: nn.Module, inputs: ForwardInputs, mlp: nn.Module | None = None) -> torch.Tensor:
@@ -217,9 +217,7 @@ def bare_head(model: nn.Module) -> bool:
     hook = head.register_forward_hook(replace_output)
     try:
         with torch.no_grad():
-            ids = torch.tensor(
-                [[1, 2]], device=head.weight.device
-            )  # the row of token 0, if it is padding, may be zeros
+            ids = torch.tensor([[1, 2]], device=head.weight.device)  # the row of 0, if it is padding, may be zeros
             arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
             kept = ids.new_tensor([1])
             out = model(**arguments, output_hidden_states=True, logits_to_keep=kept)

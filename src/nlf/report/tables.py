@@ -19,6 +19,7 @@ from nlf.report.results import (
     tags_reversed,
 )
 from nlf.report.wording import clip, count, family, is_number, number, p_value, title
+from nlf.secrets import is_secret
 
 HEADLINE = (
     *("toxicity_probability", "expected_max_toxicity", "toxicity", "positive_fraction", "positive"),
@@ -29,7 +30,6 @@ SHAPE = (
     *("completion_length", "ended_fraction", "dist-1", "dist-2", "dist-3", "corpus_dist-2", "self_bleu"),
     "repetition",
 )
-SECRET = ("token", "api_key", "password", "secret")  # endings of the settings whose values stay private
 TRAINING = (
     *("model_name_or_path", "model_revision", "ref_model_name_or_path", "use_peft", "dataset", "eval_dataset"),
     *("reward_funcs", "reward_weights", "tags", "tag_template", "num_train_epochs", "prompts_per_iteration"),
@@ -351,7 +351,7 @@ def _pairs(group: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _shown(name: str, value: Any) -> str:
-    if value and name.lower().endswith(SECRET):
+    if value and is_secret(name):
         return "(kept private)"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"

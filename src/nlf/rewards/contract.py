@@ -5,8 +5,8 @@ Higher is better; None means that a completion could not be scored. A scorer obj
 a `name`, a `version`, and may have one of two methods:
 
 - `attributes(texts) -> {name: array in [0, 1]}` adds numbers beside the reward;
-- `judge` (a historic name: any scorer may define it), with the arguments of a reward function, returns a `Judgement` for each completion, which holds reward,
-  attributes and feedback at once. It is called in place of the function and of `attributes`.
+- `judge`, with the arguments of a reward function, returns a `Judgement` for each completion, which holds reward,
+  attributes and feedback at once. Any scorer may define it. It is called in place of the function and of `attributes`.
 
 Each reward gets copies of its arguments, so it may change them. An exception in a reward function reaches the user; it
 never becomes a reward of 0.
@@ -17,7 +17,6 @@ import copy
 import functools
 import inspect
 import itertools
-import reprlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from nlf.errors import UserError
+from nlf.errors import UserError, shown
 from nlf.method.quantize import total
 
 # Arguments that are never filled from a column of the data set, as in TRL.
@@ -66,9 +65,7 @@ class Reward:
 
     def __init__(self, function: Callable, name: str | None = None, spec: str | None = None):
         if not callable(function):
-            raise UserError(
-                f"reward {name or one_line(function)} cannot be called; expected a function of completions"
-            )
+            raise UserError(f"reward {name or shown(function)} cannot be called; expected a function of completions")
         self.function, self.spec = function, spec
         self.name = name or _name(function)
         if hasattr(function, "forward") and hasattr(function, "config"):
@@ -104,7 +101,7 @@ class Reward:
             found = measure(list(texts))
         if not isinstance(found, Mapping):
             raise UserError(
-                f"reward {self.name!r}: attributes returned {one_line(found)}; expected {{name: one number per text}}"
+                f"reward {self.name!r}: attributes returned {shown(found)}; expected {{name: one number per text}}"
             )
         return {str(name): _attribute(f"reward {self.name!r}", str(name), found[name], texts) for name in found}
 
@@ -223,14 +220,6 @@ def completion_text(completion: str | Sequence[Mapping]) -> str:
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
-def one_line(value: object) -> str:
-    """A short representation of a value on one line, for errors."""
-    try:
-        return " ".join(reprlib.repr(value).split())
-    except ValueError:  # Python writes no integer of over 4,300 digits
-        return "an integer of thousands of digits"
-
-
 def _name(function: Callable) -> str:
     """A scorer's `name`, else the name of the function inside `functools.partial`, else the name of its class."""
     while isinstance(function, functools.partial):
@@ -335,7 +324,7 @@ def _as_list(reward: Reward, returned: Any) -> list:
     if values is None:
         each = "Judgement" if reward.returns_judgements else "number (or None)"
         raise UserError(
-            f"reward {reward.name!r} returned {one_line(returned)}; expected a list with one {each} per completion"
+            f"reward {reward.name!r} returned {shown(returned)}; expected a list with one {each} per completion"
         )
     return list(values)
 
@@ -344,7 +333,7 @@ def _judgements(reward: Reward, returned: list) -> list[Judgement]:
     for i, judgement in enumerate(returned):
         if not isinstance(judgement, Judgement):
             raise UserError(
-                f"reward {reward.name!r} returned {one_line(judgement)} for completion {i}; "
+                f"reward {reward.name!r} returned {shown(judgement)} for completion {i}; "
                 "expected nlf.rewards.Judgement(reward, attributes, feedback)"
             )
     return returned
@@ -355,7 +344,7 @@ def _attribute(who: str, name: str, values: Any, texts: Sequence[str]) -> np.nda
     if hasattr(values, "tolist"):
         values = values.tolist()
     if not isinstance(values, (list, tuple)):
-        raise UserError(f"{who}: attribute {name!r} is {one_line(values)}; expected one number for each text")
+        raise UserError(f"{who}: attribute {name!r} is {shown(values)}; expected one number for each text")
     known = [None if isinstance(value, float) and value != value else value for value in values]
     return _checked(f"{who}, attribute {name!r},", known, texts)
 
@@ -376,7 +365,7 @@ def _checked(who: str, returned: Sequence, texts: Sequence[str]) -> np.ndarray:
         if not abs(values[i]) <= LARGEST:
             number = f"number from {-LARGEST:g} to {LARGEST:g}" if abs(values[i]) > LARGEST else "finite number"
             raise UserError(
-                f"{who} returned {one_line(value)} for completion {i} ({texts[i][:40]!r}); "
+                f"{who} returned {shown(value)} for completion {i} ({texts[i][:40]!r}); "
                 f"expected a {number}, or None where it cannot score"
             )
     return values

@@ -10,8 +10,8 @@ from types import ModuleType
 
 from nlf.config import RemoteOptions
 from nlf.data.markdown import text_table
-from nlf.errors import UserError, did_you_mean
-from nlf.rewards.contract import Reward, one_line
+from nlf.errors import UserError, did_you_mean, shown
+from nlf.rewards.contract import Reward
 
 FROM_PYTHON = "python"  # the first part of the recorded name of an object that cannot be imported
 OURS, SERVICE, MODEL = "Apache-2.0", "the service's terms", "the model's own"  # licences
@@ -93,7 +93,7 @@ def resolve_reward(spec: str | Callable | Reward) -> Reward:
     if isinstance(spec, Reward):
         return spec
     if not isinstance(spec, str):
-        return Reward(_made(spec, one_line(spec)), spec=_import_path(spec) if inspect.isclass(spec) else None)
+        return Reward(_made(spec, shown(spec)), spec=_import_path(spec) if inspect.isclass(spec) else None)
     name, colon, argument = spec.partition(":")
     shipped = SHIPPED.get(name)
     if shipped and colon and shipped.takes_argument:
@@ -163,7 +163,7 @@ def listing() -> str:
 def _made(found: object, spec: str) -> Callable:
     """An object of a class that needs no arguments; any other callable unchanged."""
     if not callable(found):
-        raise UserError(f"reward {spec!r} is {one_line(found)}; expected a function, a scorer object or its class")
+        raise UserError(f"reward {spec!r} is {shown(found)}; expected a function, a scorer object or its class")
     if not inspect.isclass(found):
         return found
     try:

@@ -284,10 +284,7 @@ class _Asking:
             answer = await timed(self.scorer.ask(self.client, ask), self.options.request_timeout)
         except Refused as refused:
             return {"refused": masked(refused.reason, self.scorer.secrets())}
-        try:
-            return {"answer": masked(answer, self.scorer.secrets())}
-        except RecursionError as error:
-            raise Retry("an answer that is nested too deeply") from error
+        return {"answer": masked(answer, self.scorer.secrets())}
 
     async def _turn(self, key: str) -> Found | None:
         """Wait until a request may start. Returns the answer if another process has written it in the meantime."""

@@ -29,14 +29,8 @@ def default_tags(rewards: Sequence[Reward], weights: Sequence[float] | None = No
     orders = [words[:: -1 if sign < 0 else 1] for (words, _), sign in zip(found, signs, strict=True)]
     if all(order == orders[0] for order in orders):
         return list(orders[0]), found[0][1]
-    return [
-        *degrees("Reward")[::-1]
-    ], f"the sum of {', '.join(reward.name for reward in rewards)} has no words of its own"
-
-
-def is_toxicity(reward: Reward) -> bool:
-    """Whether the reward is high where toxicity is low, by its words."""
-    return _words(reward)[0] == DEFAULT_TAGS
+    names = ", ".join(reward.name for reward in rewards)
+    return [*degrees("Reward")[::-1]], f"the sum of {names} has no words of its own"
 
 
 def _words(reward: Reward) -> tuple[tuple[str, ...], str]:

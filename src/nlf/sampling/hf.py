@@ -38,7 +38,7 @@ from nlf.models.reading import (
     eval_mode,
     forward_parameters,
     last_logits,
-    said,
+    named,
     vocabulary_size,
 )
 from nlf.sampling import Completions, Progress, Request, Requests, check_known, check_lengths, context_of
@@ -273,7 +273,7 @@ class HFSampler:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # no cache, another kind of cache, special attention, no compiler
-            return said(error)
+            return named(error)
         return None if equal_but_for_rounding(got, expected) else "its logits differ"
 
     def _only_plain_attention(self) -> bool:

@@ -24,7 +24,7 @@ from transformers.trainer_utils import SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
 from nlf.config.values import annotations_of
-from nlf.errors import UserError, did_you_mean
+from nlf.errors import UserError, did_you_mean, line_of
 from nlf.evaluation.metrics import METRICS, family, higher_is_better
 from nlf.rewards import Reward
 
@@ -36,8 +36,8 @@ BEST = "eval_reward"  # the metric of the best model, unless metric_for_best_mod
 
 
 @contextlib.contextmanager
-def one_line(what: str = "") -> Iterator[None]:
-    """Turn the errors by which transformers and torch refuse a setting into a UserError.
+def refusing(what: str = "") -> Iterator[None]:
+    """Inside the `with` block, an error by which transformers or torch refuses a setting becomes a UserError.
 
     Args:
         what: The settings at fault, where the library's own error does not name them.
@@ -45,7 +45,7 @@ def one_line(what: str = "") -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, ImportError, OSError, NotImplementedError, ZeroDivisionError) as error:
-        raise UserError(f"{what}{': ' if what else ''}{' '.join(str(error).split())}") from error
+        raise UserError(f"{what}{': ' if what else ''}{line_of(error)}") from error
 
 
 # ---- before TrainingArguments is made -----------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def check_arguments(args: TrainingArguments, steps: int) -> None:
 
 def _check_trackers(args: TrainingArguments) -> None:
     names = args.report_to if isinstance(args.report_to, list) else []
-    with one_line("report_to"):
+    with refusing("report_to"):
         get_reporting_integration_callbacks(names)
     installed = [*get_available_reporting_integrations(), *UNLISTED]
     for name in names:
@@ -190,7 +190,7 @@ def _check_activations(args: TrainingArguments) -> None:
     if given and not args.activation_checkpointing:
         raise UserError(f"{name} have no effect without activation_checkpointing; add that, or leave them out")
     if given:
-        with one_line(f"{name} {given}"):
+        with refusing(f"{name} {given}"):
             checkpoint(torch.square, torch.ones(1), **cast("dict[str, Any]", given))
 
 
@@ -206,7 +206,7 @@ def _check_optimizer(args: TrainingArguments, steps: int) -> None:
     if args.optim_target_modules is not None:
         tried.optim_target_modules = "all-linear"  # the names of the real model are not known yet
     name = OptimizerNames(args.optim).value
-    with one_line(f"optim {name}" + (f", optim_args {args.optim_args!r}" if args.optim_args else "")):
+    with refusing(f"optim {name}" + (f", optim_args {args.optim_args!r}" if args.optim_args else "")):
         kind, values = _optimizer_of(tried, model)
         _check_used(tried, model, (kind, values))
         if not {"params", "model", "optimizer_dict"} & values.keys() and _is_optimizer(kind):
@@ -241,7 +241,7 @@ def _check_schedule(args: TrainingArguments, optimizer: torch.optim.Optimizer, s
         raise UserError(
             f"lr_scheduler_kwargs {given} have no effect on lr_scheduler_type {kind.value}; leave them out"
         )
-    with one_line(f"lr_scheduler_type {kind.value}, lr_scheduler_kwargs {given}"):
+    with refusing(f"lr_scheduler_type {kind.value}, lr_scheduler_kwargs {given}"):
         warmup = args.get_warmup_steps(steps)
         schedule = get_scheduler(kind, optimizer, warmup, steps, given)
         for factor in getattr(schedule, "lr_lambdas", ()):

@@ -17,7 +17,7 @@ from nlf.errors import UserError
 from nlf.models.policy import best_device
 from nlf.models.sharding import load_whole
 from nlf.rewards import Reward
-from nlf.training.arguments import check_arguments, check_batches, check_names, check_start, choose_metric, one_line
+from nlf.training.arguments import check_arguments, check_batches, check_names, check_start, choose_metric, refusing
 from nlf.training.hub import check_hub
 
 
@@ -74,7 +74,7 @@ class ALTConfig(
         choose_metric(self)
         self.fsdp = {"true": True, "false": None}.get(str(self.fsdp).lower(), self.fsdp)
         check_start(self)
-        with one_line():
+        with refusing():
             TrainingArguments.__post_init__(self)
         check_hub(self)
         load_whole()

@@ -20,7 +20,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import hub as transformers_hub
 
-from nlf.errors import UserError
+from nlf.errors import UserError, line_of
 from nlf.secrets import masked
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,9 @@ def check_hub(args: TrainingArguments) -> None:
     try:
         validate_repo_id(_repository(args))
     except HFValidationError as error:
-        raise UserError(f"hub_model_id {_repository(args)!r}: expected NAME or OWNER/NAME ({_line(error)})") from error
+        raise UserError(
+            f"hub_model_id {_repository(args)!r}: expected NAME or OWNER/NAME ({line_of(error)})"
+        ) from error
     if not _token(args):
         raise UserError("push_to_hub needs a token that may write: run `hf auth login`, or set HF_TOKEN or hub_token")
 
@@ -115,7 +117,7 @@ class Hub:
                 raise UserError(f"the upload to {self.name} on the hub failed: {self._reason(error)}") from error
 
     def _reason(self, error: Exception) -> str:
-        return masked(_line(error), [self.token or ""], words=True)
+        return masked(line_of(error, 200), [self.token or ""], words=True)
 
 
 class HubTrainer(Trainer):
@@ -202,8 +204,3 @@ def _repository(args: TrainingArguments) -> str:
 
 def _token(args: TrainingArguments) -> str | None:
     return args.hub_token or get_token()
-
-
-def _line(error: Exception) -> str:
-    """The text of an error on one line of at most 200 characters."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]

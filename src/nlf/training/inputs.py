@@ -94,7 +94,7 @@ def check_inputs(
     reference_device = known_device(args.reference_device)
     files.make_folder(folder_of(args))
     run_folder.check_free(folder_of(args), resume=True)  # `train` knows whether it resumes
-    prompts = load_prompts("embedded") if train_dataset is None else as_prompts(train_dataset)
+    prompts = load_prompts(EMBEDDED) if train_dataset is None else as_prompts(train_dataset)
     eval_prompts = None if eval_dataset is None else as_prompts(eval_dataset)
     if eval_prompts is None:
         args.eval_strategy = type(args.eval_strategy)("no")

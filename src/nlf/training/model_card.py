@@ -83,7 +83,6 @@ def model_card(
         base=(Path(base).name if local else base) or "the base model",
         base_model="" if local else f"base_model: {base}\n",
         name=run_dir.name,
-        path=model or run_dir,
         version=__version__,
         where="in the system message" if scheme.conversational else "before the prompt",
         how=HOW_CONVERSATION if scheme.conversational else HOW_TEXT,

@@ -32,7 +32,6 @@ from nlf.errors import UserError
 from nlf.method.losses import Coefficients, StepTotals, alt_loss
 from nlf.models.dropout import check_training_mode
 from nlf.models.encoder import PADDING, pass_tokens
-from nlf.models.fit import fitted_tokenizer
 from nlf.models.policy import Policy, load_model, prepare_policy, save_policy
 from nlf.models.reading import LogitsPlan, plan_logits
 from nlf.models.sharding import load_whole, moved, place_reference, skeleton, trainable_digest, whole
@@ -124,7 +123,6 @@ class ALTTrainer(CheckpointTrainer):
             model, processing_class = load_model(model)
         if processing_class is None:
             raise UserError("processing_class is missing: give the tokenizer that belongs to the model")
-        processing_class = fitted_tokenizer(model, processing_class)
         self.scheme = scheme_of(args, self.inputs.conversational)
         self.policy = prepare_policy(
             model, processing_class, self.scheme,
@@ -149,7 +147,7 @@ class ALTTrainer(CheckpointTrainer):
             data_collator=partial(collate, pad_id=PADDING, pass_tokens=limit),
             train_dataset=pool_dataset_of(args),
             eval_dataset=self.inputs.eval_prompts,
-            processing_class=processing_class,
+            processing_class=self.policy.tokenizer,
             callbacks=[*callbacks],
             optimizers=optimizers,
         )
