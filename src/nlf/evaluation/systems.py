@@ -95,7 +95,8 @@ def load_for_commands(
         digest: See `load_policy`.
 
     Raises:
-        UserError: the model cannot be loaded, is being written by another command, or is that of a run that has not ended.
+        UserError: the model cannot be loaded, is being written by another command, or is that of a run that has not ended
+            or has lost its tags.
     """
     refuse_while_written(Path(model))
     refuse_unfinished(Path(model))
@@ -103,6 +104,8 @@ def load_for_commands(
         model, dtype=options.dtype, revision=options.model_revision, trust_remote_code=options.trust_remote_code,
         digest=digest,
     )  # fmt: skip
+    if policy.scheme is None and "train_prompts" in settings_in(Path(model, FACTS)):
+        raise UserError(f"{model} holds a run without its tags.json; copy the file from one of the run's checkpoints")
     policy.model.to(torch.device(device or best_device()))  # type: ignore[arg-type]  # transformers hides the type
     return policy
 
