@@ -145,3 +145,22 @@ def test_files_and_other_folders_are_no_checkpoints(tmp_path):
     assert steps(tmp_path) == [2]
     clear_checkpoint(tmp_path / "checkpoint-2")
     assert steps(tmp_path) == []
+
+
+def test_a_folder_in_the_place_of_a_marker_is_cleared(tmp_path):
+    folder = checkpoint(tmp_path, marked=False)
+    (folder / MARKER).mkdir()
+    with pytest.raises(NotWhole, match=f"its {MARKER} cannot be read"):
+        check(folder)
+    clear_checkpoint(folder)
+    assert not folder.exists()
+
+
+def test_a_linked_checkpoint_is_cleared_without_its_target(tmp_path):
+    """Old files of the target would otherwise stay, and mix with new ones."""
+    kept = checkpoint(tmp_path / "elsewhere")
+    link = tmp_path / "checkpoint-3"
+    link.symlink_to(kept)
+    clear_checkpoint(link)
+    assert not link.is_symlink()
+    check(kept)

@@ -9,6 +9,7 @@ from nlf.config import EvaluateOptions, SampleOptions
 from nlf.data.run_folder import trained_run
 from nlf.errors import UserError
 from nlf.evaluation.run_defaults import recorded_prompts, scorers_of, with_prompts
+from nlf.evaluation.systems import load_for_commands
 
 RECORD = {
     "reward_funcs": ["local"],
@@ -118,3 +119,17 @@ def test_a_student_and_a_checkpoint_belong_to_their_run(tmp_path):
     orphan = run_of(tmp_path / "orphan", {"distilled_from": "gone"}, teacher="x")
     with pytest.raises(UserError, match="does not record its rewards; name them with --reward_funcs"):
         labels(orphan)
+
+
+def test_the_model_of_a_run_that_has_not_ended_is_its_newest_checkpoint(tmp_path):
+    run = run_of(tmp_path / "run", {"train_prompts": "abc"})
+    with pytest.raises(
+        UserError, match=r"run that has not ended.*: resume the run with --resume_from_checkpoint true$"
+    ):
+        load_for_commands(run, SampleOptions())
+    for step, marked in ((2, True), (10, True), (12, False)):
+        (tmp_path / f"run/checkpoint-{step}").mkdir()
+        if marked:
+            (tmp_path / f"run/checkpoint-{step}/nlf.json").touch()
+    with pytest.raises(UserError, match=r"or name its newest checkpoint, .*run/checkpoint-10$"):
+        load_for_commands(run, SampleOptions())

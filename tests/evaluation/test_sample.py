@@ -1,6 +1,7 @@
 """`nlf sample`: what is in a line, resuming to the same samples, refusing to mix, tags of one's own, guidance."""
 
 import json
+import shutil
 
 import pytest
 import tiny
@@ -243,3 +244,11 @@ def test_messages_for_a_text_run_are_one_line(words, tmp_path, capsys):
     assert main(words) == 2
     assert "prompt 1" in (told := capsys.readouterr().err) and "Traceback" not in told
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_lost_its_tags_is_not_sampled_from_bare_prompts(tmp_path, words, folder, capsys):
+    shutil.copytree(folder / "run", tmp_path / "run")
+    (tmp_path / "run/run.json").write_text('{"train_prompts": "abc"}')
+    (tmp_path / "run/tags.json").unlink()
+    words[words.index("--model") + 1] = str(tmp_path / "run")
+    assert main(words) == 2 and "holds a run without its tags.json; copy the file" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from nlf.cli.arguments import inherited_knobs
 from nlf.cli.main import main
 from nlf.cli.train import prompt_rows
 from nlf.errors import UserError
+from nlf.training.arguments import check_measured
 
 REFUSED = {
     "report_to": [("tensorbord", "tensorbord is not supported"), ("wandb", "its package is not installed")],
@@ -44,6 +45,8 @@ REFUSED = {
     "eval_strategy": [("sometimes", "no, steps, epoch")],
     "save_total_limit": [(0, "above 0")],
     "adam_beta1": [(1.0, "below 1")],
+    "neftune_noise_alpha": [(-1.0, "0 or more")],
+    "accelerator_config": [("nope.json", "a JSON file"), ("{broken", "names and values")],
     "fp16": [(True, "fp16 needs a GPU")],
     "tf32": [(True, "--tf32 requires")],
     "deepspeed": [("ds.json", "pip install deepspeed")],
@@ -153,6 +156,17 @@ def test_an_unknown_metric_is_refused_before_sampling(tmp_path):
         runs.make(tmp_path / "run", metric_for_best_model="perplexiti", greater_is_better=True)
     with pytest.raises(UserError, match="training measures reward"):
         runs.make(tmp_path / "run", metric_for_best_model="toxicity")
+
+
+def test_a_metric_that_no_evaluation_gives_is_one_line(tmp_path):
+    """A scorer's attributes are known after the first evaluation only."""
+    args = runs.settings(tmp_path, metric_for_best_model="insolt", greater_is_better=False)
+    with pytest.raises(
+        UserError, match=r"metric_for_best_model 'insolt': did you mean 'insult'\? the evaluation gave"
+    ):
+        check_measured(args, {"eval_reward": 0.5, "eval_insult": 0.1}, "eval")
+    args.metric_for_best_model = "eval_insult"
+    check_measured(args, {"eval_reward": 0.5, "eval_insult": 0.1}, "eval")
 
 
 def test_evaluations_without_prompts_are_refused(tmp_path):

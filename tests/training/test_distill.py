@@ -29,7 +29,7 @@ from nlf.models.policy import Policy, load_model, load_policy, prepare_policy, s
 from nlf.models.reading import LogitsPlan
 from nlf.training import distill as module
 from nlf.training import lessons as lessons_module
-from nlf.training.distill import distill
+from nlf.training.distill import distill, is_done
 from nlf.training.lessons import lessons
 
 fork = multiprocessing.get_context("fork")
@@ -576,3 +576,12 @@ def test_a_tag_that_is_a_word_of_the_vocabulary_leaves_the_base_acceptable(tmp_p
     policy = prepare_policy(tiny.model(), tiny.tokenizer(), TagScheme(("a", "is")))
     save_policy(policy, tmp_path / "run")
     assert load_policy(str(tmp_path / "run")).has_tokens_of(load_policy(base))
+
+
+def test_the_student_of_a_run_that_was_moved_is_done(tmp_path):
+    made = {"model": "runs/old", "teacher": "abc", "max_steps": 3}
+    (tmp_path / "config.yaml").write_text(json.dumps(made))
+    (tmp_path / "run.json").write_text('{"distilled_from": "runs/old"}')
+    assert is_done(tmp_path, {**made, "model": "/home/me/new"})
+    with pytest.raises(UserError, match="was distilled with teacher='abc', now it is 'xyz'"):
+        is_done(tmp_path, {**made, "model": "/home/me/new", "teacher": "xyz"})

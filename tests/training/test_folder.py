@@ -85,7 +85,18 @@ def test_a_run_that_was_killed_at_its_start_may_start_again(tmp_path):
 def test_a_run_that_lost_its_settings_keeps_its_rollouts(tmp_path):
     (tmp_path / "run.json").write_text('{"train_prompts": "abc"}')
     (tmp_path / "rollouts/iteration-0000").mkdir(parents=True)
-    with pytest.raises(UserError, match="rollouts is there already"):
+    (tmp_path / "README.md").write_text("the card of the run, which is not in the way")
+    with pytest.raises(UserError, match=r"holds a run, but its config.yaml is missing or damaged; restore the file"):
+        check_free(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("facts", [None, "{}", "null"])
+def test_a_run_that_lost_its_facts_says_so(tmp_path, facts):
+    (tmp_path / "config.yaml").write_text("reward_funcs: [local]\n")
+    (tmp_path / "rollouts/iteration-0000").mkdir(parents=True)
+    if facts is not None:
+        (tmp_path / "run.json").write_text(facts)
+    with pytest.raises(UserError, match=r"run.json"):
         check_free(tmp_path, resume=True)
 
 

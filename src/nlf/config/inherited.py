@@ -43,7 +43,7 @@ TRAINING_RULES: dict[str, Rule] = {  # bounds that TrainingArguments does not ch
     **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps", "ddp_timeout"), COUNT),
     **dict.fromkeys(("save_total_limit", "dataloader_prefetch_factor", "ddp_bucket_cap_mb"), COUNT),
     **dict.fromkeys(("learning_rate", "max_grad_norm", "weight_decay", "adam_epsilon", "eval_delay"), bounds(least=0)),
-    "dataloader_num_workers": bounds(least=0),
+    **dict.fromkeys(("dataloader_num_workers", "neftune_noise_alpha"), bounds(least=0)),
     **dict.fromkeys(("adam_beta1", "adam_beta2"), Rule(lambda n: 0 <= n < 1, "a number from 0 to below 1")),
     **dict.fromkeys(("warmup_steps", "eval_steps"), STEPS),
     **dict.fromkeys(
@@ -53,8 +53,9 @@ TRAINING_RULES: dict[str, Rule] = {  # bounds that TrainingArguments does not ch
         ("lr_scheduler_kwargs", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
         Rule(lambda given: isinstance(given, dict), 'names and values, such as {"num_cycles": 2},'),
     ),
-    "fsdp_config": Rule(
-        lambda given: not isinstance(given, str) or Path(given).is_file(), "names and values, or a JSON file,"
+    **dict.fromkeys(
+        ("fsdp_config", "accelerator_config"),
+        Rule(lambda given: not isinstance(given, str) or Path(given).is_file(), "names and values, or a JSON file,"),
     ),
     "optim_args": Rule(
         lambda text: all(part.count("=") == 1 for part in text.split(",")), "'name=value', with commas between"

@@ -170,8 +170,14 @@ def step_of(folder: Path) -> int | None:
 
 
 def clear_checkpoint(checkpoint: Path) -> None:
-    """Remove a checkpoint folder, so that old and new files never mix. The marker goes first."""
-    (checkpoint / MARKER).unlink(missing_ok=True)
+    """Remove a checkpoint folder, so that old and new files never mix. The marker goes first. Of a symbolic link to a folder
+    elsewhere, only the link is removed.
+    """
+    if checkpoint.is_symlink():
+        checkpoint.unlink()
+        return
+    if not (checkpoint / MARKER).is_dir():
+        (checkpoint / MARKER).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 

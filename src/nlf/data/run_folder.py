@@ -54,12 +54,30 @@ def check_free(run_dir: Path, resume: bool) -> None:
         UserError: the folder holds a run and `resume` is off, or no run but files where a run writes its own.
     """
     ours = "train_prompts" in settings_in(run_dir / FACTS)
+    _check_settings_are_there(run_dir)
     if not ours or not (run_dir / CONFIG).is_file():  # `claim` writes run.json first
         refuse_others(run_dir, [name for name in RUN_FILES if not ours or name != FACTS])
     elif not resume:
         raise UserError(
             f"{run_dir} already holds a run; add --resume_from_checkpoint true to continue it, "
             "or choose another --output_dir"
+        )
+
+
+def _check_settings_are_there(run_dir: Path) -> None:
+    """Refuse a folder with rollouts and only one of the two files that a run writes before them.
+
+    Raises:
+        UserError: the other file is lost.
+    """
+    known = {
+        FACTS: "train_prompts" in settings_in(run_dir / FACTS),
+        CONFIG: "reward_funcs" in settings_in(run_dir / CONFIG),
+    }
+    lost = [name for name, found in known.items() if not found]
+    if len(lost) == 1 and any((run_dir / "rollouts").glob("*")):
+        raise UserError(
+            f"{run_dir} holds a run, but its {lost[0]} is missing or damaged; restore the file, or choose another --output_dir"
         )
 
 

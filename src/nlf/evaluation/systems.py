@@ -10,8 +10,10 @@ from typing import Protocol
 import torch
 
 from nlf.config import PromptOptions
+from nlf.data.checkpoints import MARKER, numbered
 from nlf.data.locks import refuse_while_written
 from nlf.data.prompts import PromptRow, load_prompts
+from nlf.data.run_folder import FACTS, settings_in
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
 from nlf.models.policy import Policy, best_device, load_policy
@@ -93,15 +95,35 @@ def load_for_commands(
         digest: See `load_policy`.
 
     Raises:
-        UserError: the model cannot be loaded, or is being written by another command.
+        UserError: the model cannot be loaded, is being written by another command, or is that of a run that has not ended
+            or has lost its tags.
     """
     refuse_while_written(Path(model))
+    refuse_unfinished(Path(model))
     policy = load_policy(
         model, dtype=options.dtype, revision=options.model_revision, trust_remote_code=options.trust_remote_code,
         digest=digest,
     )  # fmt: skip
+    if policy.scheme is None and "train_prompts" in settings_in(Path(model, FACTS)):
+        raise UserError(f"{model} holds a run without its tags.json; copy the file from one of the run's checkpoints")
     policy.model.to(torch.device(device or best_device()))  # type: ignore[arg-type]  # transformers hides the type
     return policy
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Refuse to read a model from the folder of a run that has not ended.
+
+    Raises:
+        UserError: the folder holds a run without its model.
+    """
+    if (folder / "config.json").is_file() or "train_prompts" not in settings_in(folder / FACTS):
+        return
+    newest = next((path for _, path in numbered(folder) if (path / MARKER).is_file()), None)
+    checkpoint = f", or name its newest checkpoint, {newest}" if newest else ""
+    raise UserError(
+        f"{folder} holds a run that has not ended, and the model is written at the end: resume the run with "
+        f"--resume_from_checkpoint true{checkpoint}"
+    )
 
 
 def with_tags(policy: Policy, tags: Sequence[str] | None) -> Policy:

@@ -129,6 +129,24 @@ def check_metric(args: TrainingArguments, rewards: Sequence[Reward]) -> None:
         )
 
 
+def check_measured(args: TrainingArguments, measured: Mapping[str, float], prefix: str) -> None:
+    """Check that an evaluation gave `metric_for_best_model`, which can be the name of a scorer's attribute.
+
+    Args:
+        measured: The metrics of the evaluation, with the prefix before each name.
+
+    Raises:
+        UserError: it did not.
+    """
+    if args.metric_for_best_model is None:
+        return
+    name, found = metric_name(args.metric_for_best_model), [each.removeprefix(f"{prefix}_") for each in measured]
+    if name not in found:
+        raise UserError(
+            f"metric_for_best_model {name!r}:{did_you_mean(name, found)} the evaluation gave {', '.join(found)}"
+        )
+
+
 def _gives_attributes(reward: Reward) -> bool:
     return reward.returns_judgements or hasattr(reward.function, "attributes")
 

@@ -54,6 +54,7 @@ from nlf.training.model_card import usage
 from nlf.training.objective import loss_of_groups
 
 FREE = {"output_dir", "max_eval_prompts", "reward_funcs", "sampling_batch_tokens"}  # options that change no result
+NAMES = {"model", "model_revision"}  # they may change when a folder is moved; `teacher` is the digest of the weights
 SAMPLES = "samples"  # folder of the teacher's completions, in the student's folder
 STUDENT_FILES = (CONFIG, FACTS, SAMPLES, "README.md", *MODEL_FILES)
 
@@ -178,7 +179,7 @@ def is_done(folder: Path, settings: dict[str, Any]) -> bool:
     """
     old = run_settings(folder)
     for name, value in settings.items() if old else ():
-        if old.get(name) != value:
+        if name not in NAMES and old.get(name) != value:
             raise UserError(
                 f"{folder} was distilled with {name}={old.get(name)!r}, now it is {value!r}; "
                 "continue with the old settings, or choose another --output_dir"

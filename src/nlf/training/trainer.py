@@ -37,6 +37,7 @@ from nlf.models.reading import LogitsPlan, plan_logits
 from nlf.models.sharding import load_whole, moved, place_reference, skeleton, trainable_digest, whole
 from nlf.sampling import Sampler
 from nlf.sampling.rollout_table import PromptSampler
+from nlf.training.arguments import check_measured
 from nlf.training.batches import Group, PoolDataset, collate
 from nlf.training.collector import RolloutCollector, Scoring, Source
 from nlf.training.config import ALTConfig, compile_for_all_shapes
@@ -416,6 +417,7 @@ class ALTTrainer(CheckpointTrainer):
         lines, rewards = self.evaluated(prompts), self.inputs.rewards
         results = evaluation_metrics(lines, rewards, self.args.reward_weights)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in results.items()}
+        check_measured(self.args, metrics, metric_key_prefix)
         self.log(metrics)
         if self.is_world_process_zero():
             log_completions(lines, rewards, self.args.num_completions_to_print, self.state.global_step)
