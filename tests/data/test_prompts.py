@@ -324,3 +324,8 @@ def test_a_data_frame_is_not_read_as_the_names_of_its_columns():
     pandas = pytest.importorskip("pandas")
     with pytest.raises(UserError, match=r'is a DataFrame; expected rows: give dataset.to_dict\("records"\)'):
         as_prompts(pandas.DataFrame([{"prompt": "a"}]))
+
+
+def test_of_two_columns_with_one_name_none_is_taken_in_silence(write):
+    with pytest.raises(UserError, match="p.csv:1: two columns are named 'prompt'; rename one of them"):
+        load_prompts(write("p.csv", "prompt,prompt\na,b\n"))

@@ -276,6 +276,9 @@ def _csv(data: bytes, path: str, column: str, delimiter: str = ",") -> Iterator[
     csv.field_size_limit(max(csv.field_size_limit(), len(data)))  # the default refuses a field over 131,072 characters
     reader = csv.DictReader(io.StringIO(_text(data, path), newline=""), strict=True, delimiter=delimiter)
     try:
+        names = reader.fieldnames or ()
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"{path}:1: two columns are named {twice!r}; rename one of them")
         for row in reader:
             if None in row or None in row.values():
                 count = sum(value is not None for value in row.values()) + len(row.get(None, [None])) - 1
