@@ -109,6 +109,8 @@ def test_lists_are_not_shared_between_instances():
         ({"reward_weights": [1.0, 2.0], "reward_funcs": ["local"]}, "2 numbers for 1 reward_funcs"),
         ({"min_completion_length": 5, "max_completion_length": 4}, "above max_completion_length (4)"),
         ({"feedback_sampling": "all"}, "feedback_sampling all needs attributes"),
+        ({"tags": ["tags.json"]}, "two or more different tags"),  # a file is for models that have been trained
+        ({"separator": "<x>"}, "separator '<x>' is not in tag_template"),
     ],
 )
 def test_a_senseless_value_is_refused_by_name(values, words):

@@ -151,3 +151,15 @@ def test_an_old_run_resumes_unless_a_retired_knob_changed_it(tmp_path):
         claim(eval_top_k=5)
     with pytest.raises(UserError, match="started with beta=1.0"):
         claim(beta=1.0)
+
+
+def test_the_words_of_a_recipe_beside_another_reward_are_said(tmp_path, caplog):
+    from nlf.cli.train import settings_of, train_settings_knobs
+
+    recipe, knobs = tmp_path / "config.yaml", train_settings_knobs()
+    recipe.write_text("reward_funcs: [local]\ntags: [Kind, Rude]\n")
+    settings_of(str(recipe), {"reward_funcs": ["local"]}, knobs)
+    settings_of(str(recipe), {"reward_funcs": ["length"], "tags": ["Long", "Short"]}, knobs)
+    assert not caplog.records
+    settings_of(str(recipe), {"reward_funcs": ["length"]}, knobs)
+    assert "tags, best first: Kind, Rude" in caplog.text and "--tags null" in caplog.text

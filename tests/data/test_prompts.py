@@ -302,3 +302,30 @@ def _rows_or_one_line(path):
         assert str(error).startswith(str(path)) and "\n" not in str(error)
     else:
         assert rows and all(row["prompt_id"] == prompt_id(row["prompt"]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    "dataset, message",
+    [
+        ("p.jsonl", r"the dataset is the name 'p.jsonl'; expected its rows: give nlf.load_prompts\('p.jsonl'\)"),
+        (
+            {"train": ROWS, "test": ROWS},
+            "the dataset is dict with 'train', 'test'; expected rows: give one of its splits",
+        ),
+        ([{"prompt": "a", 3: 4}], "row 0: the name of a field is 3; expected text"),
+    ],
+)
+def test_a_data_set_that_is_not_rows_is_named_for_what_it_is(dataset, message):
+    with pytest.raises(UserError, match=message):
+        as_prompts(dataset)
+
+
+def test_a_data_frame_is_not_read_as_the_names_of_its_columns():
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(UserError, match=r'is a DataFrame; expected rows: give dataset.to_dict\("records"\)'):
+        as_prompts(pandas.DataFrame([{"prompt": "a"}]))
+
+
+def test_of_two_columns_with_one_name_none_is_taken_in_silence(write):
+    with pytest.raises(UserError, match="p.csv:1: two columns are named 'prompt'; rename one of them"):
+        load_prompts(write("p.csv", "prompt,prompt\na,b\n"))

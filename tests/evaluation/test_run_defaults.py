@@ -8,7 +8,7 @@ import yaml
 from nlf.config import EvaluateOptions, SampleOptions
 from nlf.data.run_folder import trained_run
 from nlf.errors import UserError
-from nlf.evaluation.run_defaults import recorded_prompts, scorers_of, with_prompts
+from nlf.evaluation.run_defaults import recorded_base, recorded_prompts, scorers_of, with_prompts
 from nlf.evaluation.systems import load_for_commands
 
 RECORD = {
@@ -133,3 +133,15 @@ def test_the_model_of_a_run_that_has_not_ended_is_its_newest_checkpoint(tmp_path
             (tmp_path / f"run/checkpoint-{step}/nlf.json").touch()
     with pytest.raises(UserError, match=r"or name its newest checkpoint, .*run/checkpoint-10$"):
         load_for_commands(run, SampleOptions())
+
+
+# ---- the base -----------------------------------------------------------------------------------------------------
+
+
+def test_a_base_whose_folder_is_gone_is_asked_for_by_its_flag(tmp_path):
+    run = {"model_name_or_path": str(tmp_path / "base")}
+    with pytest.raises(UserError, match="was trained from .*base, which is not there now; .* with --base_model"):
+        recorded_base(run, "run")
+    (tmp_path / "base").mkdir()
+    assert recorded_base(run, "run") == run["model_name_or_path"]
+    assert recorded_base({"model_name_or_path": "gpt2"}, "run") == "gpt2" and recorded_base({}, "run") is None

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from nlf.data.prompts import as_prompts
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
-from nlf.models.chat import DATE, render
+from nlf.models.chat import DATE, has_clock, render
 from nlf.models.encoder import PromptEncoder, prefix_of
 from nlf.models.policy import prepare_policy
 
@@ -156,10 +156,16 @@ def test_the_advice_is_never_an_option_that_cannot_help():
     with pytest.raises(UserError, match=f"set --max_prompt_length {50 - 5 - longest} to keep"):
         encoder.check_fits(rows, 50, 5)
     PromptEncoder(tiny.tokenizer(), TagScheme(), 50 - 5 - longest).check_fits(rows, 50, 5)
-    with pytest.raises(UserError, match="or lower --max_completion_length"):
+    with pytest.raises(UserError, match="the model has 50; shorten it$"):
         encoder.check_fits(rows, 50, 100_000)
-    with pytest.raises(UserError, match="or lower --max_completion_length"):
+    with pytest.raises(UserError, match="the model has 20; choose shorter tags$"):
         chat_encoder().check_fits(as_prompts([{"prompt": USER}]), 20, 5)
+    short = as_prompts([{"prompt": "the"}])
+    with pytest.raises(UserError, match=f"shorten it, or set --max_completion_length {50 - longest - 1}$"):
+        encoder.check_fits(short, 50, 100_000)
+    encoder.check_fits(short, 50, 50 - longest - 1)
+    with pytest.raises(UserError, match="the model has 50; choose shorter tags$"):
+        PromptEncoder(tiny.tokenizer(), TagScheme(("x" * 60, "y"))).check_fits(short, 50, 5)
 
 
 @pytest.mark.parametrize("written", ["%d %b %Y", "%Y-%m-%d", "%-d. %B %H:%M:%S"])
@@ -177,3 +183,11 @@ def test_a_template_without_a_clock_is_rendered_as_it_is():
     tokenizer.chat_template = "\n  " + tiny.CHAT_TEMPLATE
     expected = tokenizer.apply_chat_template(USER, add_generation_prompt=True, tokenize=False)
     assert render(tokenizer, USER) == expected
+
+
+def test_several_chat_templates_without_a_default_are_named():
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = {"rag": tiny.CHAT_TEMPLATE, "tool_use": tiny.CHAT_TEMPLATE}
+    with pytest.raises(UserError, match="the chat templates rag, tool_use, and none is its default"):
+        render(tokenizer, USER)
+    assert not has_clock(tokenizer)

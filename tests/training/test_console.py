@@ -114,3 +114,10 @@ def test_completions_that_are_asked_for_have_rounded_scores(caplog):
     line = {"feedback": "Good", "prompt": "Once", "completions": [" more\n\x1b[2J!"], "scores": scores}
     log_completions([line], [SimpleNamespace(label="local@1")], 1, 40)
     assert caplog.messages == ["step 40 | Good | Once ⟶ more �[2J! | local@1 0.714"]
+
+
+def test_the_sum_of_several_rewards_is_shown_and_not_the_first_of_them(monkeypatch):
+    monkeypatch.setitem(EVALUATION, "eval_reward", 8.5)
+    first = {"eval_reward/vowels": 0.27, "eval_reward/length": 8.23} | EVALUATION
+    monkeypatch.setattr(sys.modules[__name__], "EVALUATION", first)
+    assert "eval reward 8.5" in run(monkeypatch, io.StringIO())

@@ -479,7 +479,8 @@ MISTAKES = {  # flags, error
     "no model": ([], "--model is missing"),
     "no such model": (["--model", "./no-model"], "cannot load a causal language model from './no-model'"),
     "no tags": (["--model", "BASE", "--base_model", "BASE"], "no tags.json"),
-    "no known base": (["--model", "BASE"], "does not name the model it was trained from; name it with --base_model"),
+    "no tags and no base": (["--model", "BASE"], "no tags.json"),
+    "no known base": (["--model", "TAGGED"], "does not name the model it was trained from; name it with --base_model"),
     "missing base": (["--model", "RUN", "--base_model", "./no-base"], "cannot load a causal language model from './no-base'"),
     "no tag": (["--model", "RUN", "--tag", "none"], "nothing to teach"),
     "unknown tag": (["--model", "RUN", "--tag", "Nice"], "unknown tag 'Nice'; this model's tags are 'Lowest Toxicity'"),
@@ -499,9 +500,11 @@ def test_mistakes_are_one_line_and_nothing_is_written(run, tmp_path, capfd, name
     places = {
         "RUN": run,
         "BASE": run.parent / "base",
+        "TAGGED": tmp_path / "tagged",
         "EMPTY": tmp_path / "empty.jsonl",
         "MIXED": tmp_path / "mixed.jsonl",
     }
+    shutil.copytree(run, tmp_path / "tagged", ignore=shutil.ignore_patterns("config.yaml", "run.json"))
     flags, expected = MISTAKES[name]
     words = ["--output_dir", str(tmp_path / "student"), *(str(places.get(word, word)) for word in flags)]
     assert main(["distill", *words]) == 2

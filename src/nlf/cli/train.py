@@ -136,6 +136,17 @@ def settings_of(recipe: str | None, flags: Mapping[str, Any], knobs: Mapping[str
     read = recipe_settings(str(shipped_or_file(recipe, "recipes", "recipe")), knobs) if recipe else {}
     values = config.current(read | dict(flags))
     given = {name: value for name, value in flags.items() if name in values}
+    if (
+        read.get("tags")
+        and "tags" not in flags
+        and flags.get("reward_funcs", read.get("reward_funcs")) != read.get("reward_funcs")
+    ):
+        logger.warning(
+            "tags, best first: %s (the words of %s, whose reward is another one; set `tags`, or --tags null for the reward's "
+            "own words)",
+            ", ".join(map(str, read["tags"])),
+            recipe,
+        )
     return values | given  # a retired knob of the recipe does not change what a flag says
 
 

@@ -16,7 +16,7 @@ from nlf.config.sampling import (
     SampleRuleOptions,
     refuse_guidance,
 )
-from nlf.config.tags import TAGS
+from nlf.config.tags import TAGS_OR_FILE
 from nlf.config.training import DTYPE, LORA_RANK, LORA_SCALE, PROMPT_FILES, REVISION, TRUST, Dtype
 
 BATCH_TOKENS = (
@@ -70,7 +70,7 @@ class ConditionOptions(Options):
     tags: list[str] | None = knob(
         None,
         "Tags to use in place of the model's own, best first, or the path of a tags.json; null is the model's own.",
-        rule=TAGS,
+        rule=TAGS_OR_FILE,
     )
 
 

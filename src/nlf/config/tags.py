@@ -6,17 +6,17 @@ from typing import Any, Literal, NamedTuple, get_args
 from nlf.config.knobs import PLAIN, Options, Rule, knob
 from nlf.config.rewards import RewardOptions
 from nlf.errors import UserError, shown
-from nlf.method.tags import diagonal
+from nlf.method.tags import FEEDBACK, PROMPT, SEPARATOR, diagonal
 
 QuantileRule = Literal["even", "published", "levels"]
 
 
 def _are_tags(tags: list[str]) -> bool:
-    different = len(tags) >= 2 and len(set(tags)) == len(tags) and all(tags)
-    return different or (len(tags) == 1 and tags[0].endswith(".json"))
+    return len(tags) >= 2 and len(set(tags)) == len(tags) and all(tags)
 
 
 TAGS = Rule(_are_tags, "two or more different tags, best first")
+TAGS_OR_FILE = Rule(lambda tags: _are_tags(tags) or (len(tags) == 1 and tags[0].endswith(".json")), TAGS.expected)
 
 
 @dataclass
@@ -65,6 +65,11 @@ class TagOptions(Options):
         if self.attributes and self.tag_tokens:
             raise UserError(
                 "tag_tokens: the tags of several attributes are joined, so they are not single tokens; leave it out"
+            )
+        if self.separator not in (None, SEPARATOR) and self.separator not in self.tag_template:
+            raise UserError(
+                f"separator {self.separator!r} is not in tag_template {self.tag_template!r}, so nothing would read it; put it "
+                f"between {FEEDBACK} and {PROMPT}, or leave separator out"
             )
         if self.feedback_sampling == "all" and not self.attributes:
             raise UserError("feedback_sampling all needs attributes; give attributes, or leave feedback_sampling out")

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -88,6 +88,17 @@ def as_prompts(dataset: Iterable[Any], column: str = "prompt") -> list[PromptRow
     Raises:
         UserError: a row without a valid prompt, or no rows.
     """
+    if isinstance(dataset, (str, Path)):
+        raise UserError(
+            f"the dataset is the name {str(dataset)!r}; expected its rows: give nlf.load_prompts({str(dataset)!r})"
+        )
+    if isinstance(dataset, Mapping):
+        raise UserError(
+            f"the dataset is {type(dataset).__name__} with {', '.join(map(repr, dataset)) or 'nothing'}; expected rows: give "
+            "one of its splits, or a list of objects"
+        )
+    if hasattr(dataset, "itertuples"):
+        raise UserError('the dataset is a DataFrame; expected rows: give dataset.to_dict("records")')
     rows = [_row(row, column, f"row {i}") for i, row in enumerate(dataset)]
     if not rows:
         raise UserError("the dataset has no rows; expected at least one prompt")
@@ -159,6 +170,10 @@ def _row(record: Any, column: str, where: str) -> PromptRow:
         raise UserError(
             f"{where}: no field {column!r}; there are {', '.join(map(repr, record)) or 'none'}; "
             "name the right one with --dataset_prompt_column"
+        )
+    if unnamed := [name for name in record if not isinstance(name, str)]:
+        raise UserError(
+            f"{where}: the name of a field is {unnamed[0]!r}; expected text, because rewards get it by its name"
         )
     try:
         others = {name: finite(value) for name, value in record.items() if name not in (column, "prompt_id")}
@@ -261,6 +276,9 @@ def _csv(data: bytes, path: str, column: str, delimiter: str = ",") -> Iterator[
     csv.field_size_limit(max(csv.field_size_limit(), len(data)))  # the default refuses a field over 131,072 characters
     reader = csv.DictReader(io.StringIO(_text(data, path), newline=""), strict=True, delimiter=delimiter)
     try:
+        names = reader.fieldnames or ()
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"{path}:1: two columns are named {twice!r}; rename one of them")
         for row in reader:
             if None in row or None in row.values():
                 count = sum(value is not None for value in row.values()) + len(row.get(None, [None])) - 1

@@ -33,7 +33,7 @@ from nlf.errors import UserError
 from nlf.evaluation import intervals, metrics
 from nlf.evaluation.perplexity import measure_file, model_label
 from nlf.evaluation.pipeline import divergence_of, metrics_of
-from nlf.evaluation.run_defaults import Scorers, scorers_of, with_prompts
+from nlf.evaluation.run_defaults import Scorers, recorded_base, scorers_of, with_prompts
 from nlf.evaluation.sample import prompt_sampler, sample_file
 from nlf.evaluation.score import SUM, score_file
 from nlf.evaluation.systems import (
@@ -172,7 +172,7 @@ def all_prompt_sets(options: EvaluateOptions) -> list[PromptSet]:
 
 def load_base(options: EvaluateOptions) -> Policy | None:
     """Load `base_model`, or else the model that the run started from; None if neither is known."""
-    start = options.base_model or run_settings(Path(options.model)).get("model_name_or_path")
+    start = options.base_model or recorded_base(run_settings(Path(options.model)), options.model)
     return load_for_commands(start, options) if start else None
 
 

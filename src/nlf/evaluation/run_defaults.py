@@ -7,6 +7,7 @@ model that is no run is sampled on the embedded prompts and scored by `local`.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from nlf.config import EvaluateOptions, PromptOptions, remote_options
@@ -78,6 +79,18 @@ def recorded_prompts(run: Mapping[str, Any], name: str, model: str) -> str:
     if source := run.get(name):
         return source
     raise UserError(f"{model} does not record the prompts that it was trained on; name prompts with --prompts")
+
+
+def recorded_base(run: Mapping[str, Any], model: str) -> str | None:
+    """The model that a run started from; None if its settings do not name it.
+
+    Raises:
+        UserError: it was a folder that is no longer there.
+    """
+    base = run.get("model_name_or_path")
+    if isinstance(base, str) and Path(base).is_absolute() and not Path(base).exists():
+        raise UserError(f"{model} was trained from {base}, which is not there now; name the folder with --base_model")
+    return base
 
 
 def scorers_of(options: EvaluateOptions, model: str) -> Scorers:

@@ -39,6 +39,11 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
     try:
         template = tokenizer.get_chat_template()
     except ValueError as error:
+        if several := tokenizer.chat_template:
+            raise UserError(
+                f"the model has the chat templates {', '.join(several)}, and none is its default; name one of them 'default' "
+                "in its tokenizer's files, or use prompts that are text"
+            ) from error
         raise UserError(
             "the model has no chat template, which conversations need; use a chat model, or prompts that are text"
         ) from error
@@ -47,7 +52,10 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def has_clock(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer has a chat template that writes a date."""
-    return bool(tokenizer.chat_template) and CLOCK in template_of(tokenizer)
+    try:
+        return CLOCK in tokenizer.get_chat_template()
+    except ValueError:  # none, or several without a default
+        return False
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict]) -> str:

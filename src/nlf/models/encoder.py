@@ -225,15 +225,14 @@ class PromptEncoder:
             needed = max(lengths) + max_completion_length
             if needed > context:
                 left = context - needed + len(ids) - len(self.prefix)  # tokens of the prompt that would fit
-                cut = isinstance(row["prompt"], str) and left > 0
+                todo = "shorten it" if max(lengths) - len(ids) < context else "choose shorter tags"
+                if isinstance(row["prompt"], str) and left > 0:
+                    todo += f", or set --max_prompt_length {left} to keep its last tokens"
+                elif max(lengths) < context:
+                    todo += f", or set --max_completion_length {context - max(lengths)}"
                 raise UserError(
                     f"prompt {i + 1} ({str(row['prompt'])[:40]!r}…) needs {needed} tokens with its tag and "
-                    f"{max_completion_length} for the completion, the model has {context}; shorten it, or "
-                    + (
-                        f"set --max_prompt_length {left} to keep its last tokens"
-                        if cut
-                        else "lower --max_completion_length"
-                    )
+                    f"{max_completion_length} for the completion, the model has {context}; {todo}"
                 )
             without_tag = lengths[0] - self.length(scheme.best) + max_completion_length
             room = min(room, context - without_tag - SLACK)

@@ -79,8 +79,8 @@ class Console(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         found = {name.removeprefix("eval_"): value for name, value in (metrics or {}).items()}
-        by_family = {family(name): value for name, value in reversed(found.items())}
-        self._tell(state, {head: rounded(by_family[name]) for name, head in EVALUATION.items() if name in by_family})
+        values = {family(name): value for name, value in reversed(found.items())} | found  # the sum, not a part of it
+        self._tell(state, {head: rounded(values[name]) for name, head in EVALUATION.items() if name in values})
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = logs or {}

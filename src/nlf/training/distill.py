@@ -29,7 +29,7 @@ from nlf.data.prompts import PromptRow, all_conversations, load_prompts
 from nlf.data.run_folder import CONFIG, DISTILLED, FACTS, MODEL_FILES, run_settings
 from nlf.errors import UserError
 from nlf.evaluation.evaluate import evaluate
-from nlf.evaluation.run_defaults import recorded_prompts, scorers_of, with_prompts
+from nlf.evaluation.run_defaults import recorded_base, recorded_prompts, scorers_of, with_prompts
 from nlf.evaluation.sample import prompt_sampler, sample_file
 from nlf.evaluation.systems import System, load_for_commands, tag_slug
 from nlf.method.prompt_order import choose_prompts
@@ -115,7 +115,7 @@ def distill_from(teacher: Policy, options: DistillOptions) -> Path:
 def _distill(teacher: Policy, options: DistillOptions, folder: Path) -> None:
     """Write the student into its folder, unless it is there."""
     run = run_settings(Path(options.model))
-    base, taught = base_of(options, run), lessons(teacher, options)
+    taught, base = lessons(teacher, options), base_of(options, run)
     settings = {name: value for name, value in asdict(options).items() if name not in FREE}
     settings |= {"teacher": teacher.revision, "base": base.model}
     if is_done(folder, settings):
@@ -148,7 +148,7 @@ def base_of(options: DistillOptions, run: dict[str, Any]) -> DistillOptions:
     Raises:
         UserError: neither is known.
     """
-    base = options.base_model or run.get("model_name_or_path")
+    base = options.base_model or recorded_base(run, options.model)
     if not base:
         raise UserError(f"{options.model} does not name the model it was trained from; name it with --base_model")
     revision = "main" if options.base_model else run.get("model_revision") or "main"
@@ -329,10 +329,10 @@ def distill_command(options: DistillOptions) -> str:
     """
     with student_folder(options) as folder:
         teacher = load_for_commands(options.model, options)
+        lesson = lessons(teacher, options)[0]  # a model without tags is no teacher, whatever else is missing
         comparison = evaluation_options(options, folder)
         scorers = scorers_of(comparison, options.model)  # before the work: a reward may have to be named
         distill_from(teacher, options)
-    lesson = lessons(teacher, options)[0]
     guided = System("teacher", teacher, lesson.tag, lesson.negative, lesson.scale)
 
     def compared(start: Policy | None, student: Policy, *_) -> list[System]:
