@@ -183,15 +183,11 @@ def train_options(values: Mapping[str, Any]) -> config.TrainOptions:
 
 def run(values: dict[str, Any]) -> int:
     """Train and write the report; returns the exit code."""
-    from nlf.data.checkpoints import MARKER
     from nlf.data.locks import locked_folder
 
     resume = values.pop("resume_from_checkpoint", None)
-    if isinstance(resume, str) and not (Path(resume) / MARKER).is_file():
-        raise UserError(
-            f"{resume} is not a complete checkpoint: it has no {MARKER}, which is written last; name another one, or give "
-            "true for the newest whole one"
-        )
+    if isinstance(resume, str) and not Path(resume).is_dir():  # a checkpoint that is not whole is found with the run
+        raise UserError(f"{resume}: no such checkpoint; name its folder, or give true for the newest whole one")
     args, model_options, data_options = build(values)
     with locked_folder(Path(args.output_dir)):
         if is_first_process():
