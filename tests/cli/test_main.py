@@ -560,7 +560,7 @@ def test_a_traceback_starts_on_its_own_line_too(monkeypatch):
     from tqdm.auto import tqdm
 
     def fail(argv):
-        tqdm(total=3, file=sys.stderr, disable=False, leave=False).update(1)
+        tqdm(total=3, file=sys.stderr, disable=False, leave=False, delay=0).update(1)
         raise ValueError("a mistake in a reward function")
 
     monkeypatch.setattr(sys, "stderr", io.StringIO())

@@ -19,7 +19,9 @@ def lora_config(options: ModelOptions):
         task_type="CAUSAL_LM",
         r=options.lora_r,
         lora_alpha=options.lora_alpha,
-        target_modules=options.lora_target_modules or "all-linear",
+        target_modules="all-linear"
+        if options.lora_target_modules in (None, ["all-linear"])
+        else options.lora_target_modules,
     )
 
 
