@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlf.data.checkpoints import step_of
 from nlf.data.files import model_path
@@ -19,6 +19,7 @@ from nlf.errors import UserError
 from nlf.method.tags import FILE, SEPARATOR, TagScheme, read_file
 from nlf.models.fit import check_rows
 from nlf.models.identity import name_of, vocabulary_digest
+from nlf.models.loading import load_tokenizer, loading
 from nlf.models.reading import vocabulary_size
 
 # ---- adding -------------------------------------------------------------------------------------------------------
@@ -152,8 +153,9 @@ def check_reference(
 def tokenizer_of(name: str) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a folder or hub id; None if there is none that loads."""
     try:
-        return AutoTokenizer.from_pretrained(model_path(name))
-    except (OSError, ValueError):
+        with loading(f"cannot load a tokenizer from {name!r}", "a folder or hub id"):
+            return load_tokenizer(model_path(name))
+    except UserError:
         return None
 
 
