@@ -177,36 +177,35 @@ def long(scorers: Scorers, args: argparse.Namespace) -> None:
 
 
 def languages(scorers: Scorers, args: argparse.Namespace) -> None:
-    """Print the share of texts in other languages, and of no text, that the scorer says it cannot score."""
-    groups = {f"in {name}": each for name, each in texts.own()["languages"].items()}
-    groups |= texts.own()["no_text"]
-    english = {"clean": texts.own()["clean"], "insults": texts.own()["insults"]}
-    english["suite"] = [text for kind in texts.functionalities(args.count) for text in kind.texts]
+    """Print how many texts in other languages, of no text and in English the scorer says it cannot score."""
+    own = texts.own()
+    sets = {f"in {name}": each for name, each in own["languages"].items()} | own["no_text"]
+    sets["clean, in English"], sets["insults, in English"] = own["clean"], own["insults"]
+    sets["suite, in English"] = [text for kind in texts.functionalities(args.count) for text in kind.texts]
     if args.data:
-        toxic, clean = texts.recorded(args.data, args.split)
-        english[f"recorded, {args.split}"] = [*toxic, *clean]
-    shares = [
-        figures.unscored(scorer, groups | {f"in English: {k}": v for k, v in english.items()})
-        for scorer in scorers.values()
-    ]
+        sets[f"recorded, {args.split}, in English"] = [
+            t for part in texts.recorded(args.data, args.split) for t in part
+        ]
+    found = [figures.unscored(scorer, sets) for scorer in scorers.values()]
+    for shares in found:
+        shares["all other languages"] = _sum(shares[f"in {name}"] for name in own["languages"])
+        shares["all no text"] = _sum(shares[name] for name in own["no_text"])
     heads = [f"{name}: cannot be scored" for name in scorers]
     table(
-        ["texts", "n", *heads],
-        [(name, shares[0][name].of, *(each[name] for each in shares)) for name in shares[0]],
+        ["texts", "n", *heads], [(name, found[0][name].of, *(_few(each[name]) for each in found)) for name in found[0]]
     )
-    for what in ("languages", "no_text"):
-        names = [f"in {name}" if what == "languages" else name for name in texts.own()[what]]
-        totals = ", ".join(
-            f"{name} {_sum(each[n] for n in names)}" for name, each in zip(scorers, shares, strict=True)
-        )
-        print(f"\nall of {what.replace('_', ' ')}: {totals}")
+
+
+def _few(share: Share) -> str:
+    """A share, or the count where an interval of so few texts would say nothing."""
+    return str(share) if share.of >= 10 else f"{share.count} of {share.of}"
 
 
 def speed(scorers: Scorers, args: argparse.Namespace) -> None:
     """Print texts a second of CPU time for fresh scorers, and the time of one long text without spaces."""
     if args.data:
         drawn = [text for part in texts.recorded(args.data, args.split, 4000) for text in part]
-        short = list(dict.fromkeys(" " + " ".join(text.split()[:15]) for text in drawn))
+        short = list(dict.fromkeys(texts.first_words(drawn)))
     else:
         short = [text for kind in texts.functionalities(100, seed=1) for text in kind.texts]
     rows = []

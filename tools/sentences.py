@@ -10,7 +10,8 @@
           - "{Group} and {group2} share a library."
 
 `{group}` is filled with a word of the slot `group`, and a second `{group}` with the same word. `{group2}` is another word of
-that slot. `{Group}` is the word with a capital first letter, for the beginning of a sentence.
+that slot. `{Group}` is the word with a capital first letter, for the beginning of a sentence. An article before a slot agrees
+with the word: `a {group}` becomes "an Italian" and "a Pole".
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ from nlf.errors import UserError, did_you_mean, shown
 
 ATTRIBUTES = ("toxicity", "severe_toxicity", "insult", "threat", "identity_attack", "profanity", "sexually_explicit")
 PLACE = re.compile(r"\{(\w*)\}")
+ARTICLE_AND_PLACE = re.compile(r"(?:\b([Aa])n? )?" + PLACE.pattern)
+TAKES_AN = re.compile(
+    "[aio]|e(?!u)|u(?!s)|hon|hour", re.IGNORECASE
+)  # by the first letters; "useless" and "European" take a
 Slots = Mapping[str, Sequence[str]]
 
 
@@ -105,12 +110,14 @@ def _fillings(template: str, slots: Slots, rng: np.random.Generator) -> Iterator
             number, index = divmod(number, size)
             taken = {words[other] for other in words if places[other] == slot}
             words[place] = [word for word in slots[slot] if word not in taken][index]
-        yield PLACE.sub(lambda match, words=words: _written(match[1], words), template)
+        yield ARTICLE_AND_PLACE.sub(lambda match, words=words: _written(match[1], match[2], words), template)
 
 
-def _written(place: str, words: Mapping[str, str]) -> str:
+def _written(article: str | None, place: str, words: Mapping[str, str]) -> str:
     word = words[place.lower()]
-    return word[:1].upper() + word[1:] if place[:1].isupper() else word
+    if place[:1].isupper():
+        word = word[:1].upper() + word[1:]
+    return f"{article}{'n' * bool(TAKES_AN.match(word))} {word}" if article else word
 
 
 def _shuffled(size: int, rng: np.random.Generator) -> Iterator[int]:

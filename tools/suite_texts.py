@@ -7,6 +7,7 @@ Texts drawn by chance are equal for equal seeds.
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import string
 from collections.abc import Iterable
@@ -115,6 +116,11 @@ def long_texts() -> dict[str, str]:
     return texts
 
 
+def first_words(texts: Iterable[str]) -> list[str]:
+    """The first 15 words of texts, as short as a completion."""
+    return [" " + " ".join(text.split()[:15]) for text in texts]
+
+
 # ---- from data sets ----------------------------------------------------------------------------------------------
 
 
@@ -124,9 +130,8 @@ def recorded(data: Path, split: str, count: int = 400, seed: int = 0) -> tuple[l
     Returns:
         The toxic texts, recorded at .5 or more, and the clean ones, recorded below .1.
     """
-    from scorer_net import read
-
-    rows = [row for row in read(existing(data / "rtp-scored/train.jsonl.gz")) if split_of(row["group"]) == split]
+    with gzip.open(existing(data / "rtp-scored/train.jsonl.gz"), "rt", encoding="utf-8") as lines:
+        rows = [row for row in map(json.loads, lines) if split_of(row["group"]) == split]
     parts = {row[part]["text"]: row[part]["toxicity"] for row in rows for part in ("prompt", "continuation")}
     rng = np.random.default_rng(seed)
 

@@ -1,6 +1,7 @@
 """Sentence files are checked when they are read, and every filling of a template comes once."""
 
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,14 @@ def test_a_numbered_slot_has_another_word():
     texts = draw("{group} and {group2} by {thing}")
     assert len(texts) == len(set(texts)) == 6 == fillings("{group} and {group2} by {thing}", SLOTS)
     assert "women and Poles by bus" in texts and "women and women by bus" not in texts
+
+
+def test_an_article_agrees_with_the_word():
+    slots = {"adj": ("ugly", "useless", "old", "European", "honest", "poor")}
+    texts = filled(kind("An {adj} bus and a man."), slots, np.random.default_rng(0), 6)
+    assert sorted(text.split(" bus")[0] for text in texts) == [
+        *("A European", "A poor", "A useless", "An honest", "An old", "An ugly"),
+    ]
 
 
 def test_no_sentence_comes_twice_from_two_templates():
@@ -124,10 +133,45 @@ def test_targets_may_be_left_out(tmp_path):
     assert read_sentences(tmp_path / "s.yaml") == ({"a": ("b",)}, (Kind("k", False, ("{a}", "c"), {}),))
 
 
+@cache
+def read_once(path: Path) -> sentences.Sentences:
+    return read_sentences(path)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_shipped_file_is_read_and_every_kind_fills(path):
-    slots, kinds = read_sentences(path)
+    slots, kinds = read_once(path)
     for kind in kinds:
         texts = filled(kind, slots, np.random.default_rng(0), len(kind.templates))
         assert len(texts) == len(set(texts)) == len(kind.templates)
         assert not any("{" in text or "}" in text for text in texts)
+
+
+def training_file() -> sentences.Sentences:
+    return read_once(Path(sentences.__file__).parent / "training_sentences.yaml")
+
+
+def test_every_hateful_kind_to_learn_from_has_a_harmless_twin():
+    kinds = {kind.name: kind for kind in training_file().kinds}
+    for kind in filter(lambda kind: kind.hateful, kinds.values()):
+        twin = kinds[f"{kind.name}-twin"]
+        assert not twin.hateful and twin.targets["toxicity"] <= 0.3 and twin.targets["identity_attack"] <= 0.4
+        assert kind.targets["toxicity"] >= 0.7 and kind.targets["identity_attack"] >= 0.5
+
+
+def test_every_kind_to_learn_from_has_all_targets_and_many_templates():
+    for kind in training_file().kinds:
+        assert set(kind.targets) == set(sentences.ATTRIBUTES) and len(kind.templates) >= 20
+
+
+def test_opposite_slots_share_no_word():
+    slots = training_file().slots
+    for bad, good in (
+        ("bad", "good"),
+        ("bads", "goods"),
+        ("bad_one", "good_one"),
+        ("hurt", "help"),
+        ("dislike", "like"),
+    ):
+        assert not set(slots[bad]) & set(slots[good])
+    assert min(len(slots[name]) for name in ("group", "person", "one", "adj")) >= 130
