@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,13 @@ def suites(scorers: Scorers, args: argparse.Namespace) -> None:
         f"{name}, {attribute}": suite for name, attributes in found.items() for attribute, suite in attributes.items()
     }
 
-    def cells(kind: texts.Functionality) -> Iterator[object]:
-        yield from (kind.name, "yes" if kind.hateful else "no", len(kind.texts))
-        for suite in parts.values():
-            yield from (suite.accuracies[kind.name], without(suite.shares[kind.name]))
+    def cells(kind: texts.Functionality) -> list[object]:
+        figured = (
+            cell
+            for suite in parts.values()
+            for cell in (suite.accuracies[kind.name], without(suite.shares[kind.name]))
+        )
+        return [kind.name, "yes" if kind.hateful else "no", len(kind.texts), *figured]
 
     print("\nAccuracy at .5: the share flagged of hateful sentences, and the share not flagged of others.")
     table(["functionality", "hateful", "n", *columns(["accuracy", "unscored"], parts)], map(cells, kinds))
@@ -198,7 +201,7 @@ def languages(scorers: Scorers, args: argparse.Namespace) -> None:
 
 def _few(share: Share) -> str:
     """A share, or the count where an interval of so few texts would say nothing."""
-    return str(share) if share.of >= 10 else f"{share.count} of {share.of}"
+    return str(share) if share.of >= 10 else f"{share.hits} of {share.of}"
 
 
 def speed(scorers: Scorers, args: argparse.Namespace) -> None:

@@ -43,20 +43,20 @@ class Estimate(NamedTuple):
 
 
 class Share(NamedTuple):
-    """`count` of `of` texts, and how many of them cannot be scored."""
+    """`hits` of `of` texts, and how many of those cannot be scored."""
 
-    count: int
+    hits: int
     of: int
     unscored: int = 0
 
     @property
     def value(self) -> float:
-        return self.count / self.of if self.of else float("nan")
+        return self.hits / self.of if self.of else float("nan")
 
     def __str__(self) -> str:
         if not self.of:
             return "–"
-        interval = binomtest(self.count, self.of).proportion_ci(LEVEL, "wilson")
+        interval = binomtest(self.hits, self.of).proportion_ci(LEVEL, "wilson")
         return str(Estimate(self.value, interval.low, interval.high))
 
 
@@ -110,7 +110,7 @@ def suite(scorer: Scorer, kinds: Sequence[Functionality]) -> dict[str, Suite]:
 def _suite(kinds: Sequence[Functionality], scores: Sequence[np.ndarray]) -> Suite:
     shares = {kind.name: flagged(each) for kind, each in zip(kinds, scores, strict=True)}
     accuracies = {
-        kind.name: share if kind.hateful else share._replace(count=share.of - share.count)
+        kind.name: share if kind.hateful else share._replace(hits=share.of - share.hits)
         for kind, share in zip(kinds, shares.values(), strict=True)
     }
     known = [np.nan_to_num(each) for each in scores]
@@ -119,7 +119,7 @@ def _suite(kinds: Sequence[Functionality], scores: Sequence[np.ndarray]) -> Suit
     times = [_times(rng, len(side)) for side in sides]  # (1 + DRAWS, kinds of this side)
     sizes = [drawn @ np.array([len(known[i]) for i in side]) for drawn, side in zip(times, sides, strict=True)]
     right = [
-        drawn @ np.array([accuracies[kinds[i].name].count for i in side])
+        drawn @ np.array([accuracies[kinds[i].name].hits for i in side])
         for drawn, side in zip(times, sides, strict=True)
     ]
     wins = np.array([[_wins(known[i], known[j]) for j in sides[1]] for i in sides[0]])
@@ -153,7 +153,7 @@ class Identity:
     @property
     def ordered(self) -> list[str]:
         """The terms, worst first."""
-        return sorted(self.shares, key=lambda term: (-self.shares[term].count, -self.means[term]))
+        return sorted(self.shares, key=lambda term: (-self.shares[term].hits, -self.means[term]))
 
 
 def identity(scorer: Scorer, sentences: Mapping[str, Sequence[str]]) -> Identity:
