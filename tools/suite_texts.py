@@ -116,11 +116,6 @@ def long_texts() -> dict[str, str]:
     return texts
 
 
-def first_words(texts: Iterable[str]) -> list[str]:
-    """The first 15 words of texts, as short as a completion."""
-    return [" " + " ".join(text.split()[:15]) for text in texts]
-
-
 # ---- from data sets ----------------------------------------------------------------------------------------------
 
 
