@@ -1,6 +1,6 @@
 """Test scorers of toxicity beside each other: hate and what looks like it, identity terms, respelled words, empty text.
 
-    python tools/scorer_suite.py --reward_funcs local audit              # on texts of our own, 2 minutes
+    python tools/scorer_suite.py --reward_funcs local audit              # on texts of our own
     python tools/scorer_suite.py --reward_funcs local audit --data DIR   # also on held-out texts with recorded scores
     python tools/scorer_suite.py --reward_funcs local --tables suite identity
 
