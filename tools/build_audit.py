@@ -32,7 +32,7 @@ from sklearn.metrics import roc_auc_score
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from labelled_texts import audit_texts, local_texts
-from scorer_evaluation import fidelity, identity, show, speed
+from scorer_evaluation import fidelity, show, speed
 from scorer_net import Row, calibration, read
 from split import split_of, text_document
 
@@ -163,7 +163,6 @@ def evaluate(args: argparse.Namespace) -> None:
     show(["scorer", "n", "Spearman", "Pearson", "AUC", "MAE"], found)
     correlations(ours, theirs, truth)
     people(scorer, local, args)
-    identity(scorer)
     print(f"a text without words: {scorer.attributes([''])['toxicity'][0]}")
     speed(AuditToxicity(args.out), [f"{text} {i}" for i in range(10) for text in texts])
 

@@ -11,7 +11,6 @@ import importlib.util
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from labelled_texts import audit_texts, local_texts
@@ -19,6 +18,7 @@ from scipy.stats import pearsonr, spearmanr
 from scorer_net import Row, read
 from sklearn.metrics import roc_auc_score
 from split import split_of, text_document
+from suite_figures import Scorer, seconds
 
 from nlf.data.markdown import markdown_table
 
@@ -41,12 +41,6 @@ LABELLED = {  # name of a target → (name in the table, whether `local` never t
 }
 THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9)  # of Perspective
 LENGTHS = ((1, 8), (9, 16), (17, 99))  # words; RealToxicityPrompts has no longer texts
-
-
-class Scorer(Protocol):
-    """What gives each text a score in [0, 1] for each attribute."""
-
-    def attributes(self, texts: Sequence[str]) -> dict[str, np.ndarray]: ...
 
 
 class ProfanityCheck:
@@ -185,23 +179,10 @@ def thresholds(scorer: Scorer, rows: Sequence[Row], split: str) -> None:
     show([f"Perspective at, local at the same threshold or one fitted on {other}", *figures], found)
 
 
-def identity(scorer: Scorer) -> None:
-    """Print the false positives on neutral sentences that name groups of people."""
-    lines = (Path(__file__).parent / "identity_sentences.txt").read_text(encoding="utf-8").splitlines()
-    scores = scorer.attributes(lines)["toxicity"]
-    print(
-        f"\nneutral sentences that name groups: n {len(lines)}, mean {scores.mean():.3f}, at or above .5: {(scores >= 0.5).sum()}"
-    )
-    for i in np.argsort(-scores)[:6]:
-        print(f"  {scores[i]:.2f} {lines[i]}")
-
-
 def speed(scorer: Scorer, texts: Sequence[str]) -> None:
     """Print texts a second, in CPU time so that other work does not count. Distinct texts keep the word cache cold."""
     short = [" " + " ".join(text.split()[:15]) for text in texts]
-    begin = time.process_time()
-    scorer.attributes(short)
-    print(f"\n{len(short) / (time.process_time() - begin):.0f} texts of at most 15 words a second of CPU time")
+    print(f"\n{len(short) / seconds(scorer, short):.0f} texts of at most 15 words a second of CPU time")
 
 
 def evaluate(args: argparse.Namespace, perspective: Callable[[Path], Iterator[Row]]) -> None:
@@ -220,5 +201,4 @@ def evaluate(args: argparse.Namespace, perspective: Callable[[Path], Iterator[Ro
     texts = [text for _, text, _ in rows]
     for name, each in {"local": LocalToxicity(args.out), **others()}.items():
         print(f"\n{name}")
-        identity(each)
         speed(each, texts)
