@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
 
+from nlf.data import rtp
 from nlf.data.files import check_writable, digest, json_text, mode_of, replacing, writing
 from nlf.data.prompts import Prompt
 from nlf.errors import UserError
@@ -84,12 +85,17 @@ def files_of(path: str | Path) -> list[Path]:
 
 
 def read(path: str | Path) -> Iterator[Generation]:
-    """The lines of a generations file.
+    """The lines of a generations file, ours or in the form of RealToxicityPrompts (`rtp`).
 
     Raises:
         UserError: a line is not JSON or lacks a field of a generation; the error names file and line.
     """
-    for number, row in enumerate(read_lines(Path(path)), 1):
+    lines = format_of(Path(path)) or GENERATIONS
+    yield from lines.read(Path(path))
+
+
+def _read_ours(path: Path) -> Iterator[Generation]:
+    for number, row in enumerate(read_lines(path), 1):
         missing = [name for name in REQUIRED if name not in row]
         if missing:
             raise UserError(
@@ -167,7 +173,7 @@ def refuse_other_lines(path: Path) -> None:
     with open(path, "rb") as file:
         first = file.readline()
     if first.endswith(b"\n"):
-        next(read(path), None)
+        next(_read_ours(path), None)
     elif not START.startswith(first[: len(START)]):
         raise UserError(f"{path}:1: no line of generations, as `nlf sample` writes them; move the file away")
 
@@ -232,7 +238,31 @@ class LineFormat(NamedTuple):
     texts: Callable[[Row], Sequence[str]] = texts_of
 
 
-GENERATIONS = LineFormat()
+def _read_records(path: Path) -> Iterator[Row]:
+    """The lines of a file in RealToxicityPrompts' form, read as generations."""
+    for number, row in enumerate(read_lines(path), 1):
+        yield rtp.as_generation(row, f"{path}:{number}")
+
+
+def _write_records(path: Path, rows: Iterable[Row]) -> None:
+    write_lines(path, map(rtp.as_record, rows))
+
+
+ANY_LINES = LineFormat()
+GENERATIONS = LineFormat(_read_ours)
+RECORDS = LineFormat(_read_records, _write_records)
+
+
+def format_of(path: Path) -> LineFormat | None:
+    """The format of a file of generations, by its first line; None if it holds something else.
+
+    Raises:
+        UserError: the file cannot be read, or its first line is not a JSON object.
+    """
+    first = next(read_lines(path), {})
+    if rtp.is_record(first):
+        return RECORDS
+    return GENERATIONS if "completions" in first else None
 
 
 def text_digest(texts: Sequence[str]) -> str:
@@ -252,7 +282,7 @@ def annotate(
     name: str,
     measure: Callable[[list[Row]], Sequence[Mapping[str, Any]]],
     *,
-    lines: LineFormat = GENERATIONS,
+    lines: LineFormat = ANY_LINES,
     block: int = 64,
     progress: Callable[[int], None] = lambda texts: None,
 ) -> int:
