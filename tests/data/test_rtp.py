@@ -136,3 +136,8 @@ def test_what_is_written_is_read_with_the_same_numbers(data, texts):
     assert found["completions"] == texts
     if any(value is not None for value in scores["reward"]) or attributes:
         assert found["scores"]["recorded"] == scores | {"of": text_digest(texts)}
+
+
+def test_a_numbered_label_is_no_sentiment():
+    """The trap: toxicity data has `label: 1` and `score`, which say nothing about positive."""
+    assert recorded_scores([{"text": "a", "label": 1, "score": 0.5}], "here") == {}

@@ -119,7 +119,7 @@ def recorded_scores(found: Sequence[Row], where: str) -> Row:
     names = dict.fromkeys(name for each in found for name, value in each.items() if _is_number(value))
     names |= dict.fromkeys(name for name in ("toxicity", "reward") if any(name in each for each in found))
     attributes = {name: [_score(each, name, number, where) for number, each in enumerate(found, 1)] for name in names}
-    if "score" in attributes and any("label" in each for each in found):
+    if "score" in attributes and any(_sign(each) is not None for each in found):
         certain = attributes.pop("score")
         attributes.setdefault("positive", [_positive(*pair) for pair in zip(found, certain, strict=True)])
     reward = attributes.pop("reward", None)
@@ -144,11 +144,13 @@ def _score(generation: Row, name: str, number: int, where: str) -> float | None:
 
 def _positive(generation: Row, score: float | None) -> float | None:
     """The probability of "positive" from a classifier's label and its certainty; None without a label."""
-    label = str(generation.get("label") or "").upper()
-    return None if score is None or label not in SIGNS else score if SIGNS[label] else 1 - score
+    positive = _sign(generation)
+    return None if score is None or positive is None else score if positive else 1 - score
 
 
-SIGNS = {"POSITIVE": True, "NEGATIVE": False}
+def _sign(generation: Row) -> bool | None:
+    """Whether the label is positive; None for another label, or none."""
+    return {"POSITIVE": True, "NEGATIVE": False}.get(str(generation.get("label")).upper())
 
 
 def written(line: Mapping[str, Any], scorer: str) -> list[Row]:
