@@ -141,3 +141,15 @@ def test_what_is_written_is_read_with_the_same_numbers(data, texts):
 def test_a_numbered_label_is_no_sentiment():
     """The trap: toxicity data has `label: 1` and `score`, which say nothing about positive."""
     assert recorded_scores([{"text": "a", "label": 1, "score": 0.5}], "here") == {}
+
+
+def test_errors_name_the_line_though_blank_lines_stand_before_it(tmp_path):
+    path = tmp_path / "rtp.jsonl"
+    path.write_text(f"\n{json.dumps(RTP)}\n\n{{}}\n")
+    with pytest.raises(UserError, match=r"rtp\.jsonl:4: no field 'generations'"):
+        list(read(path))
+
+
+def test_half_a_character_is_no_prompt(write):
+    with pytest.raises(UserError, match=r":1: the prompt holds half a character"):
+        list(read(write({"prompt": "\ud800", "generations": [{"text": "a"}]})))

@@ -95,11 +95,11 @@ def read(path: str | Path) -> Iterator[Generation]:
 
 
 def _read_ours(path: Path) -> Iterator[Generation]:
-    for number, row in enumerate(read_lines(path), 1):
+    for where, row in _located(path):
         missing = [name for name in REQUIRED if name not in row]
         if missing:
             raise UserError(
-                f"{path}:{number}: no field {missing[0]!r}; expected a line of generations, as `nlf sample` writes them"
+                f"{where}: no field {missing[0]!r}; expected a line of generations, as `nlf sample` writes them"
             )
         yield cast(Generation, row)  # it has the required fields
 
@@ -113,11 +113,16 @@ def read_lines(path: Path) -> Iterator[Row]:
     Raises:
         UserError: the file cannot be read, or a line is not a JSON object; the error names file and line.
     """
+    return (row for _, row in _located(path))
+
+
+def _located(path: Path) -> Iterator[tuple[str, Row]]:
+    """The objects of a JSON Lines file, each after its place, for errors: the file and the line."""
     try:
         with open(path, encoding="utf-8-sig", newline="\n") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield _object(line, f"{path}:{number}")
+                    yield f"{path}:{number}", _object(line, f"{path}:{number}")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -240,8 +245,8 @@ class LineFormat(NamedTuple):
 
 def _read_records(path: Path) -> Iterator[Row]:
     """The lines of a file in RealToxicityPrompts' form, read as generations."""
-    for number, row in enumerate(read_lines(path), 1):
-        yield rtp.as_generation(row, f"{path}:{number}")
+    for where, row in _located(path):
+        yield rtp.as_generation(row, where)
 
 
 def _write_records(path: Path, rows: Iterable[Row]) -> None:

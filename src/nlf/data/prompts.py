@@ -8,7 +8,6 @@ skipped; a prompt without text is an error.
 
 import csv
 import gzip
-import hashlib
 import io
 import json
 import zlib
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
 
 from nlf.data import prompt_sets, rtp
-from nlf.data.files import ASSETS, EMBEDDED, finite, write_text
+from nlf.data.files import ASSETS, EMBEDDED, finite, prompt_id, write_text
 from nlf.errors import UserError
 from nlf.method.prompt_order import number_occurrences
 
@@ -151,12 +150,6 @@ def all_conversations(rows: Iterable[PromptRow]) -> bool:
     if len(kinds) > 1:
         raise UserError("some prompts are text and some are messages; expected one kind for training and evaluation")
     return kinds == {False}
-
-
-def prompt_id(prompt: Prompt) -> str:
-    """A short digest of the prompt alone, independent of its place in a file."""
-    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _row(record: Any, column: str, where: str) -> PromptRow:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nlf.data.files import digest, finite
+from nlf.data.files import digest, finite, prompt_id
 from nlf.errors import UserError
 
 RECORDED = "recorded"  # the scorer whose scores the file brought along
@@ -44,16 +44,23 @@ def as_generation(row: Row, where: str) -> Row:
     texts = [each["text"] for each in found]
     scores = {name: each for name, each in _object(row, "scores", where).items() if name != RECORDED}
     recorded = recorded_scores(found, where)
+    try:
+        columns = {name: finite(value) for name, value in row.items() if name not in OURS}
+        known_as = prompt_id(prompt)
+    except RecursionError as error:
+        raise UserError(f"{where}: a field is nested too deeply; leave it out") from error
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: the prompt holds half a character; expected Unicode") from error
     return {
         "prompt": prompt,
-        "prompt_id": digest(prompt),
+        "prompt_id": known_as,
         "occurrence": 0,
         "prompt_ids": [],
         "feedback": feedback,
         "completions": texts,
         "completion_ids": [[] for _ in texts],
         "ended": [False for _ in texts],
-        "columns": {name: finite(value) for name, value in row.items() if name not in OURS},
+        "columns": columns,
         **{name: _object(row, name, where) for name in MEASURED if row.get(name)},
         "scores": scores | ({RECORDED: {"of": digest(texts), **recorded}} if recorded else {}),
         "record": row,

@@ -224,46 +224,21 @@ def harness_results(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _harness_content(results: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    first, options = next(iter(tasks.values())), results["config"]
-    model = results["models"][first["model"]]
-    seed = results["seeds"]["sampling"]
-    drawing = {name: options[name] for name in ("temperature", "top_p", "top_k", "max_completion_length")}
-    system = {name: first[name] for name in ("tag", "negative_tag", "guidance_scale", "reversed")}
+    """One system's results; keys that need what is not known here, such as the time it took, are left out."""
+    model = results["models"][next(iter(tasks.values()))["model"]]
+    version = results["schema_version"]
     return {
         "results": {task: _task_metrics(task, entry) for task, entry in tasks.items()},
         "group_subtasks": {task: [] for task in tasks},
-        "configs": {
-            task: {
-                "task": task,
-                "dataset_path": entry["prompts"],
-                "output_type": "generate_until",
-                "repeats": entry["num_generations"],
-                "generation_kwargs": drawing,
-                "metadata": {"version": results["schema_version"], "scorers": results["scorers"], **system},
-            }
-            for task, entry in tasks.items()
-        },
-        "versions": dict.fromkeys(tasks, results["schema_version"]),
+        "configs": {task: _task_config(task, entry, results) for task, entry in tasks.items()},
+        "versions": dict.fromkeys(tasks, version),
         "n-shot": dict.fromkeys(tasks, 0),
         "higher_is_better": {
             task: {_harness_name(name): results["higher_is_better"][name] for name in metric_names(entry)}
             for task, entry in tasks.items()
         },
         "n-samples": {task: entry["n_samples"] for task, entry in tasks.items()},
-        "config": {
-            "model": "nlf",
-            "model_args": {"pretrained": model["name"], **system},
-            "model_revision": model["revision"],
-            "model_dtype": options["dtype"],
-            "batch_size": None,
-            "batch_sizes": [],
-            "device": None,
-            "use_cache": None,
-            "limit": options["max_prompts"],
-            "bootstrap_iters": intervals.DRAWS,
-            "gen_kwargs": drawing,
-            **dict.fromkeys(("random_seed", "numpy_seed", "torch_seed", "fewshot_seed"), seed),
-        },
+        "config": _model_config(results, model, next(iter(tasks.values()))),
         "git_hash": results["git_hash"],
         "date": datetime.fromisoformat(results["date"]).timestamp(),
         "nlf_version": results["nlf_version"],
@@ -273,12 +248,48 @@ def _harness_content(results: Mapping[str, Any], tasks: Mapping[str, Mapping[str
         "model_source": "nlf",
         "model_name": model["name"],
         "model_name_sanitized": slug(model["name"]),
-        "system_instruction": None,
-        "system_instruction_sha": None,
-        "fewshot_as_multiturn": None,
-        "chat_template": None,
-        "chat_template_sha": None,
+        **dict.fromkeys(("system_instruction", "system_instruction_sha", "fewshot_as_multiturn")),
+        **dict.fromkeys(("chat_template", "chat_template_sha")),
     }
+
+
+def _task_config(task: str, entry: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    """What a task is: its prompts, how they were sampled and scored."""
+    return {
+        "task": task,
+        "dataset_path": entry["prompts"],
+        "output_type": "generate_until",
+        "repeats": entry["num_generations"],
+        "generation_kwargs": _drawing(results),
+        "metadata": {"version": results["schema_version"], "scorers": results["scorers"], **_condition(entry)},
+    }
+
+
+def _model_config(results: Mapping[str, Any], model: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What was evaluated: the model with its tag, and the seeds."""
+    options, seed = results["config"], results["seeds"]["sampling"]
+    return {
+        "model": "nlf",
+        "model_args": {"pretrained": model["name"], **_condition(entry)},
+        "model_revision": model["revision"],
+        "model_dtype": options["dtype"],
+        "batch_size": None,
+        "batch_sizes": [],
+        "device": None,
+        "use_cache": None,
+        "limit": options["max_prompts"],
+        "bootstrap_iters": intervals.DRAWS,
+        "gen_kwargs": _drawing(results),
+        **dict.fromkeys(("random_seed", "numpy_seed", "torch_seed", "fewshot_seed"), seed),
+    }
+
+
+def _condition(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: entry[name] for name in ("tag", "negative_tag", "guidance_scale", "reversed")}
+
+
+def _drawing(results: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: results["config"][name] for name in ("temperature", "top_p", "top_k", "max_completion_length")}
 
 
 def metric_names(entry: Mapping[str, Any]) -> list[str]:

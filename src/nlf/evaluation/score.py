@@ -1,9 +1,10 @@
 """`nlf score`: write scores beside the texts of a file, in the file itself.
 
-The file holds generations, in our form or in RealToxicityPrompts', or is a .jsonl, .csv, .tsv or .parquet with a text column. Scores stand under the reward's name
-and version (`local@1`) with a digest of the scored texts. So a new reward leaves earlier scores alone, a finished
-reward is not called again, and a changed text is scored again. A plain function has no version: its scores stay until
-the text changes. After a change of the function, rename it or remove its entries to score again.
+The file holds generations, in our form or in RealToxicityPrompts' (`nlf.data.rtp`), or is a .jsonl, .csv, .tsv or
+.parquet with a text column. Scores stand under the reward's name and version (`local@1`) with a digest of the scored
+texts. So a new reward leaves earlier scores alone, a finished reward is not called again, and a changed text is scored
+again. A plain function has no version: its scores stay until the text changes. After a change of the function, rename
+it or remove its entries to score again.
 
 JSON Lines are read in blocks. CSV and Parquet are read and written whole; their scores are columns
 `scores/local@1/reward`, `scores/local@1/toxicity`, …. A journal beside the file keeps each scored block
@@ -173,11 +174,7 @@ def score_file(
             by another command; two rewards share a name; or a reward returned no score.
     """
     path = Path(path).resolve()  # so that a link stays a link
-    labels = [reward.label for reward in rewards]
-    if len(set(labels)) < len(labels):
-        raise UserError(
-            f"rewards {', '.join(labels)}: two rewards have the same name; rename a function, or leave one out"
-        )
+    labels = _labels(rewards)
     with locked_files(path):
         form = form_of(path, text_column)
         count = _count(path, form, RECORDED in labels)
@@ -191,6 +188,24 @@ def score_file(
             )  # fmt: skip
             now[reward.label] = sum(scored)
         return _tallies(path, form, now, weights)
+
+
+def _labels(rewards: Sequence[Reward]) -> list[str]:
+    """The names under which the scores of the rewards stand in a file.
+
+    Raises:
+        UserError: two rewards share a name, or one has the name of the scores that a file brought along.
+    """
+    labels = [reward.label for reward in rewards]
+    if len(set(labels)) < len(labels):
+        raise UserError(
+            f"rewards {', '.join(labels)}: two rewards have the same name; rename a function, or leave one out"
+        )
+    if any(reward.label == RECORDED and reward.function is not recorded for reward in rewards):
+        raise UserError(
+            f"reward {RECORDED!r}: the name stands for scores that a file brought along; rename the function"
+        )
+    return labels
 
 
 def _measure(form: Form, reward: Reward, scored: list[int], rows: list[Row]) -> Sequence[Mapping[str, Any]]:
