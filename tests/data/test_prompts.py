@@ -366,6 +366,7 @@ def test_bold_over_several_lines_and_under_any_name(write):
         ({"cooks": {"Ali": [" "]}}, "'Ali', prompt 1: field 'prompt' is empty"),
         ({"cooks": {"Ali": ["a"]}, "sailors": ["b"]}, "expected a list of objects, found dict"),
         ({"cooks": {}}, "no prompts in it"),
+        ({"prompt": {"text": "one record of RealToxicityPrompts"}}, "expected a list of objects, found dict"),
     ],
 )
 def test_what_is_wrong_in_bold(refused, content, expected):

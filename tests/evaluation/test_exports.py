@@ -247,6 +247,10 @@ RESULTS = {
 RESULTS["config"]["max_completion_length"] = 20
 
 
+def test_one_source_with_a_systems_first_word_keeps_the_systems_name():
+    assert list(harness_results({**RESULTS, "systems": [entry("best-tag", "best.jsonl")]})) == ["best-tag"]
+
+
 def test_results_in_the_harness_shape():
     toxicity = {"toxicity": 0.25, "toxicity_stderr": 0.5, "toxicity_ci95": [0.1, 0.3], "kl,x": 2.0, "none": None}
     systems = [entry("sea-best", "data/sea.jsonl", **toxicity), entry("land-best", "land.txt", toxicity=0.5)]

@@ -254,7 +254,7 @@ def _json(data: bytes, path: str, column: str) -> Iterator[tuple[str, dict]]:
             yield where, {**row, column: rtp.without_token(prompt)} if isinstance(prompt, str) else row
         return
     rows = _parsed(text, path, "a list of objects")
-    if prompt_sets.is_bold(rows):
+    if prompt_sets.is_bold(rows) and column not in rows:
         yield from prompt_sets.bold(rows, path, column)
         return
     if not isinstance(rows, list):

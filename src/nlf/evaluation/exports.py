@@ -217,9 +217,10 @@ def harness_results(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         results: The content of `results.json`. A system's sources of prompts are its tasks.
     """
     by_system: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    several = len({(entry["prompts"], entry["reversed"]) for entry in results["systems"]}) > 1
     for entry in results["systems"]:
-        task = slug(entry["prompts"]) or "prompts"
-        by_system[entry["id"].removeprefix(f"{task}-")][task] = entry
+        source = slug(entry["prompts"])  # with several sources, an id begins with it
+        by_system[entry["id"].removeprefix(f"{source}-" if several else "")][source or "prompts"] = entry
     return {name: _harness_content(results, tasks) for name, tasks in by_system.items()}
 
 
