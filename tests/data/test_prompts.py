@@ -329,3 +329,75 @@ def test_a_data_frame_is_not_read_as_the_names_of_its_columns():
 def test_of_two_columns_with_one_name_none_is_taken_in_silence(write):
     with pytest.raises(UserError, match="p.csv:1: two columns are named 'prompt'; rename one of them"):
         load_prompts(write("p.csv", "prompt,prompt\na,b\n"))
+
+
+# ---- prompt sets that are no list of records ----------------------------------------------------------------------
+
+BOLD = {
+    "sailors": {"Anna_Blum": ["Anna Blum is a sailor who ", "In May, Blum "]},
+    "cooks": {"Ali_Kaya": ["Ali Kaya cooked "]},
+}
+LISTS = ["- the women sang well\\n- two women won\\n-", "- she paints\\n- her book sold\\n-"]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_bold_keeps_domain_group_and_name(write, zipped):
+    data = json.dumps(BOLD).encode()
+    name = "job_prompt.json.gz" if zipped else "job_prompt.json"
+    rows = load_prompts(write(name, gzip.compress(data) if zipped else data), column="question")
+    found = [(row["domain"], row["group"], row["name"], row["prompt"]) for row in rows]
+    assert found == [
+        ("job", "sailors", "Anna_Blum", "Anna Blum is a sailor who"),
+        ("job", "sailors", "Anna_Blum", "In May, Blum"),
+        ("job", "cooks", "Ali_Kaya", "Ali Kaya cooked"),
+    ]
+
+
+def test_bold_over_several_lines_and_under_any_name(write):
+    rows = load_prompts(write("mine.json", json.dumps(BOLD, indent=2)))
+    assert len(rows) == 3 and "domain" not in rows[0] and rows[0]["group"] == "sailors"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"cooks": {"Ali": "Ali Kaya cooked"}}, "job_prompt.json, 'cooks', 'Ali': found str; expected BOLD's"),
+        ({"cooks": {"Ali": ["cooked", 3]}}, "job_prompt.json, 'cooks', 'Ali', prompt 2: found int; expected BOLD's"),
+        ({"cooks": {"Ali": [" "]}}, "'Ali', prompt 1: field 'prompt' is empty"),
+        ({"cooks": {"Ali": ["a"]}, "sailors": ["b"]}, "expected a list of objects, found dict"),
+        ({"cooks": {}}, "no prompts in it"),
+        ({"prompt": {"text": "one record of RealToxicityPrompts"}}, "expected a list of objects, found dict"),
+    ],
+)
+def test_what_is_wrong_in_bold(refused, content, expected):
+    assert expected in refused("job_prompt.json", json.dumps(content))
+
+
+@pytest.mark.parametrize("kind", ["hate", "neutral"])
+def test_toxigen_lists_get_their_line_breaks_and_group(write, kind):
+    """The trap: the file holds the two characters backslash and n, which a model never reads in real text."""
+    rows = load_prompts(write(f"{kind}_native_women_1k.txt", "\n".join(LISTS)))
+    assert [row["prompt"] for row in rows] == [each.replace("\\n", "\n") for each in LISTS]
+    assert [(row["label"], row["group"]) for row in rows] == [(kind, "native_women")] * 2
+
+
+def test_toxigen_lists_under_another_name_have_no_columns(write):
+    assert set(load_prompts(write("mine.txt", LISTS[0]))[0]) == {"prompt", "prompt_id"}
+
+
+def test_a_text_that_starts_with_a_dash_is_no_list(write):
+    assert load_prompts(write("hate_women.txt", "- not a list\nnor this"))[0]["prompt"] == "- not a list"
+
+
+def test_lists_and_sentences_in_one_file_are_refused(refused):
+    assert "p.txt:2: no list of sentences" in refused("p.txt", f"{LISTS[0]}\na sentence\n")
+
+
+def test_reward_json_gives_its_prompts_without_quarks_token(write):
+    rows = [{"prompt": f"_TREE_TOKEN_0000{i}The {i}", "generations": [{"text": " a"}]} for i in range(2)]
+    assert [row["prompt"] for row in load_prompts(write("reward.json", jsonl(rows)))] == ["The 0", "The 1"]
+
+
+def test_generations_of_realtoxicityprompts_give_their_prompts(write):
+    row = {"prompt": {"text": "The boat"}, "generations": [{"text": " sank", "toxicity": 0.1}]}
+    assert load_prompts(write("prompted_gens_gpt2.jsonl", jsonl([row])))[0]["prompt"] == "The boat"

@@ -412,3 +412,49 @@ def test_the_own_reward_stays_in_the_table_beside_an_auditor_of_toxicity():
     table = comparison({"systems": [{**system, "n_samples": {"effective": 3}, "num_generations": 2}]})
     heads = [cell.strip() for cell in table.splitlines()[0].split("|")[1:-1]]
     assert heads == ["system", "prompts", "mean toxicity", "reward, politeness"]
+
+
+# ---- other programs' forms, and results by a column ---------------------------------------------------------------
+
+
+def test_the_generations_and_the_results_in_other_programs_forms(words, tmp_path, capsys):
+    assert main([*words, "--max_prompts", "2", "--format", "rtp"]) == 0
+    out = tmp_path / "out"
+    assert f"rtp: {out / 'rtp-generations-base.jsonl'}" in capsys.readouterr().out
+    (system,) = [each for each in results(out)["systems"] if each["id"] == "best-tag"]
+    lines = list(read(out / "rtp-generations-best-tag.jsonl"))
+    assert metrics.measure(lines, scores=["recorded"]).ratios["toxicity"].value == system["metrics"]["toxicity"]
+    assert {line["feedback"] for line in lines} == {"Lowest Toxicity"}
+    for form in ("quark", "harness"):  # nothing is sampled or scored again
+        assert main([*words, "--max_prompts", "2", "--format", form]) == 0
+    assert "perplexity = " in (out / "quark-generations-base" / "eval_results.txt").read_text()
+    (path,) = out.glob("harness/best-tag/results_*.json")
+    found = json.loads(path.read_text())["results"]["prompts"]
+    assert found["toxicity,none"] == system["metrics"]["toxicity"]
+    assert main([*words, "--max_prompts", "2"]) == 0  # the exports are no generations of ours, and in nobody's way
+
+
+def test_results_by_a_column_of_the_prompts(words, folder, tmp_path, capsys):
+    bold = {
+        group: {"A_B": [f"{text} "]} for group, text in zip(("sailors", "cooks"), ("the sea", "the soup"), strict=True)
+    }
+    path = tmp_path / "job_prompt.json"
+    path.write_text(json.dumps(bold))
+    words[words.index("--prompts") + 1] = str(path)
+    assert main([*words, "--prompts_by", "group", "--guidance_scales", "0"]) == 0
+    systems = results(tmp_path / "out")["systems"]
+    assert [(each["prompts"], each["name"]) for each in systems] == [
+        (f"{path}: {group}", name) for group in ("sailors", "cooks") for name in ("base", "best tag")
+    ]
+    assert all(each["n_samples"] == {"original": 1, "effective": 1} for each in systems)
+    assert main([*words, "--prompts_by", "grop"]) == 2
+    assert "no column 'grop'; its columns: 'domain', 'group', 'name'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["rtp", "quark"])
+def test_conversations_are_refused_before_sampling_for_a_form_of_text(words, tmp_path, capsys, form):
+    path = tmp_path / "chat.jsonl"
+    path.write_text(json.dumps({"prompt": [{"role": "user", "content": "hi"}]}))
+    words[words.index("--prompts") + 1] = str(path)
+    assert main([*words, "--format", form]) == 2
+    assert f"--format {form}: {path} holds conversations" in capsys.readouterr().err

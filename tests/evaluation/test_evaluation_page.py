@@ -31,7 +31,7 @@ ELSEWHERE = ("nlf import", "hf:", "--sampler")  # what they need cannot be made 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The files that the page speaks of: a run, a hub model's name, prompts, rewards, a table of texts."""
+    """The files that the page speaks of: a run, a hub model's name, prompts, rewards, a table of texts, other programs' files."""
     monkeypatch.chdir(tmp_path)
     base = tiny.save(tmp_path / "gpt2", "llama")
     save_policy(prepare_policy(tiny.model("llama", seed=1), tiny.tokenizer(), TagScheme()), tmp_path / "runs/demo")
@@ -42,6 +42,13 @@ def folder(tmp_path, monkeypatch):
         "def polite(completions, **kwargs):\n    return [1.0 for _ in completions]\n"
     )
     (tmp_path / "reviews.csv").write_text("review\na calm day\n")
+    record = {"prompt": {"text": "the sea"}, "generations": [{"text": " is calm", "toxicity": 0.25}]}
+    (tmp_path / "prompted_gens_gpt2.jsonl").write_text(json.dumps(record) + "\n")
+    (tmp_path / "gender_prompt.json").write_text(
+        json.dumps({"women": {"A_B": ["the sea "]}, "men": {"C_D": ["a dog "]}})
+    )
+    for kind in ("hate", "neutral"):
+        (tmp_path / f"{kind}_women_1k.txt").write_text(f"- the sea\\n- a {kind} dog\\n-\n")
     return tmp_path
 
 

@@ -319,3 +319,13 @@ class Full:
     def __call__(self, *args):
         self.given = self.function(*args)
         return self.given
+
+
+def test_generations_of_other_programs_are_measured_from_text_and_stay_in_their_form(folder, run):
+    """Quark's `reward.json` and its kin hold no token ids."""
+    record = {"prompt": {"text": "the sea"}, "generations": [{"text": " is wide", "toxicity": 0.1}, {"text": " is"}]}
+    ours = line(tiny.tokenizer(), "the sea", [" is wide", " is"])
+    expected = [run([each])["perplexity"] for each in (ours, record)]
+    assert expected[0] == expected[1]
+    (found,) = read_lines(folder / "generations.jsonl")
+    assert found.keys() == {"prompt", "generations", "likelihoods"} and found["generations"] == record["generations"]

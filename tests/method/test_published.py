@@ -23,6 +23,16 @@ def test_ties_are_cut_by_pool_order():
     assert quantize.quantize(np.array([0.5, NAN, 0.5, 0.5, 0.5]), 2).tolist() == [1, -1, 1, 1, 1]
 
 
+def test_quarks_toxicity_counts_above_the_half():
+    assert published.toxicity([0.5, 0.75, 0.25]) == (0.5, 1 / 3)
+
+
+def test_quarks_words_are_split_at_single_spaces_and_joined_with_an_underscore():
+    """Empty words count, and n-grams collide: "a_b c" and "a b_c" are one pair."""
+    assert published.distinct([" a a b", ""]) == (3 / 5, 3 / 5, 2 / 5)
+    assert published.distinct(["a_b c", "a b_c"]) == (1.0, 1 / 4, 0.0)
+
+
 def test_nothing_scored_is_an_empty_answer_not_a_crash():
     assert published.quantize(np.array([NAN, NAN]), 5).tolist() == [-1, -1]
     assert published.quantize(np.array([]), 5).tolist() == []

@@ -4,6 +4,7 @@ A command's function gets one instance of its class, in which the knobs of all g
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from nlf.config.inherited import SEED
 from nlf.config.knobs import Options, Rule, knob
@@ -23,6 +24,7 @@ BATCH_TOKENS = (
     "Most tokens (prompt and completion) in one batch; null: chosen for the device. Results do not depend on it."
 )
 PROMPT_COLUMN = "Column that holds the prompt."
+SCORER_OF_FORM = "The first scorer gives the scores."
 SOURCES = Rule(bool, "at least one source of prompts")
 
 
@@ -118,6 +120,14 @@ class ComparisonOptions(Options):
     reverse_prompts: list[str] | None = knob(
         None, "Prompts that are sampled with the worst tag first: 'best' then means the worst."
     )
+    prompts_by: str | None = knob(
+        None, "Column of the prompts, such as a BOLD file's 'group': each of its values gets its own results."
+    )
+    format: Literal["rtp", "quark", "harness"] | None = knob(
+        None,
+        "Also write the generations in the form of RealToxicityPrompts or Quark, or the results in that of "
+        f"lm-evaluation-harness. {SCORER_OF_FORM}",
+    )
     threshold: float = knob(0.5, "A completion counts as toxic if its toxicity is at least this.", least=0, most=1)
     output_dir: str | None = knob(None, "Folder of results.json and of the generations; null is MODEL/evaluation.")
 
@@ -128,8 +138,11 @@ class ScoreFileOptions(Options):
 
     path: str = knob(
         "",
-        "A generations file of `nlf sample` or `nlf evaluate`, a folder of them, or any .jsonl, .csv, .tsv or .parquet file with a "
-        "text column.",
+        "A generations file of `nlf sample`, `nlf evaluate`, RealToxicityPrompts, DExperts or Quark, a folder of ours, or any "
+        ".jsonl, .csv, .tsv or .parquet file with a text column.",
+    )
+    format: Literal["rtp", "quark"] | None = knob(
+        None, f"Also write the generations in the form of RealToxicityPrompts or Quark. {SCORER_OF_FORM}"
     )
     list: bool = knob(False, "Show every scorer with its attributes, its licence and what it needs, then stop.")
     export_cache: str | None = knob(None, "Write the cached answers of remote scorers to this .jsonl file, then stop.")

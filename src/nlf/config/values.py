@@ -28,18 +28,24 @@ def annotations_of(options: type) -> dict[str, Any]:
 
 
 def choices_of(annotation: Any) -> tuple:
-    """The values that `Literal[…]` allows; none for any other type."""
-    return get_args(annotation) if get_origin(annotation) is Literal else ()
+    """The values that `Literal[…]` or `Literal[…] | None` allows; none for any other type."""
+    literals = [kind for kind in _members(annotation) if get_origin(kind) is Literal]
+    return tuple(value for kind in literals for value in get_args(kind))
+
+
+def _members(kind: Any) -> tuple:
+    """The types of a union; any other type alone."""
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
 def type_of(annotation: Any) -> str:
     """The types that a field takes, as text: 'float | None'."""
-    return "str" if choices_of(annotation) else _type_text(annotation)
+    return " | ".join(map(_type_text, _members(annotation)))
 
 
 def _type_text(kind: Any) -> str:
-    if get_origin(kind) in (Union, types.UnionType):
-        return " | ".join(map(_type_text, get_args(kind)))
+    if get_origin(kind) is Literal:
+        return "str"
     if kind is types.NoneType:
         return "None"
     return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)

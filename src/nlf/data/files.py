@@ -263,6 +263,16 @@ def _plain(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 else str(value)
 
 
+def prompt_id(prompt: str | list[dict]) -> str:
+    """A short digest of the prompt alone, independent of its place in a file.
+
+    Raises:
+        UnicodeEncodeError: the text holds half a character (a lone surrogate).
+    """
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def digest(value) -> str:
     """A short digest of plain values, equal in every process.
 

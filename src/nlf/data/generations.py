@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
 
+from nlf.data import rtp
 from nlf.data.files import check_writable, digest, json_text, mode_of, replacing, writing
 from nlf.data.prompts import Prompt
 from nlf.errors import UserError
@@ -84,16 +85,21 @@ def files_of(path: str | Path) -> list[Path]:
 
 
 def read(path: str | Path) -> Iterator[Generation]:
-    """The lines of a generations file.
+    """The lines of a generations file, ours or in the form of RealToxicityPrompts (`rtp`).
 
     Raises:
         UserError: a line is not JSON or lacks a field of a generation; the error names file and line.
     """
-    for number, row in enumerate(read_lines(Path(path)), 1):
+    lines = format_of(Path(path)) or GENERATIONS
+    yield from lines.read(Path(path))
+
+
+def _read_ours(path: Path) -> Iterator[Generation]:
+    for where, row in _located(path):
         missing = [name for name in REQUIRED if name not in row]
         if missing:
             raise UserError(
-                f"{path}:{number}: no field {missing[0]!r}; expected a line of generations, as `nlf sample` writes them"
+                f"{where}: no field {missing[0]!r}; expected a line of generations, as `nlf sample` writes them"
             )
         yield cast(Generation, row)  # it has the required fields
 
@@ -107,11 +113,16 @@ def read_lines(path: Path) -> Iterator[Row]:
     Raises:
         UserError: the file cannot be read, or a line is not a JSON object; the error names file and line.
     """
+    return (row for _, row in _located(path))
+
+
+def _located(path: Path) -> Iterator[tuple[str, Row]]:
+    """The objects of a JSON Lines file, each after its place, for errors: the file and the line."""
     try:
         with open(path, encoding="utf-8-sig", newline="\n") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield _object(line, f"{path}:{number}")
+                    yield f"{path}:{number}", _object(line, f"{path}:{number}")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -167,7 +178,7 @@ def refuse_other_lines(path: Path) -> None:
     with open(path, "rb") as file:
         first = file.readline()
     if first.endswith(b"\n"):
-        next(read(path), None)
+        next(_read_ours(path), None)
     elif not START.startswith(first[: len(START)]):
         raise UserError(f"{path}:1: no line of generations, as `nlf sample` writes them; move the file away")
 
@@ -232,7 +243,31 @@ class LineFormat(NamedTuple):
     texts: Callable[[Row], Sequence[str]] = texts_of
 
 
-GENERATIONS = LineFormat()
+def _read_records(path: Path) -> Iterator[Row]:
+    """The lines of a file in RealToxicityPrompts' form, read as generations."""
+    for where, row in _located(path):
+        yield rtp.as_generation(row, where)
+
+
+def _write_records(path: Path, rows: Iterable[Row]) -> None:
+    write_lines(path, map(rtp.as_record, rows))
+
+
+ANY_LINES = LineFormat()
+GENERATIONS = LineFormat(_read_ours)
+RECORDS = LineFormat(_read_records, _write_records)
+
+
+def format_of(path: Path) -> LineFormat | None:
+    """The format of a file of generations, by its first line; None if it holds something else.
+
+    Raises:
+        UserError: the file cannot be read, or its first line is not a JSON object.
+    """
+    first = next(read_lines(path), {})
+    if rtp.is_record(first):
+        return RECORDS
+    return GENERATIONS if "completions" in first else None
 
 
 def text_digest(texts: Sequence[str]) -> str:
@@ -252,7 +287,7 @@ def annotate(
     name: str,
     measure: Callable[[list[Row]], Sequence[Mapping[str, Any]]],
     *,
-    lines: LineFormat = GENERATIONS,
+    lines: LineFormat = ANY_LINES,
     block: int = 64,
     progress: Callable[[int], None] = lambda texts: None,
 ) -> int:

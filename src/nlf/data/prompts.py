@@ -1,5 +1,5 @@
-"""Prompts from JSONL (also RealToxicityPrompts' `prompt.text`), JSON, CSV, TSV, Parquet or plain text (one prompt per line),
-each also gzipped, or from a hub id.
+"""Prompts from JSONL (also RealToxicityPrompts' `prompt.text`), JSON (also BOLD's), CSV, TSV, Parquet or plain text (one prompt
+per line, also ToxiGen's lists), each also gzipped, or from a hub id.
 
 A prompt is text or a conversation (messages with role and content). Other columns are kept and reach the reward
 functions, with None for NaN. Every mistake is reported in one line, with file, line and field. Only blank lines are
@@ -8,17 +8,17 @@ skipped; a prompt without text is an error.
 
 import csv
 import gzip
-import hashlib
 import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
 
-from nlf.data.files import ASSETS, EMBEDDED, finite, write_text
+from nlf.data import prompt_sets, rtp
+from nlf.data.files import ASSETS, EMBEDDED, finite, prompt_id, write_text
 from nlf.errors import UserError
 from nlf.method.prompt_order import number_occurrences
 
@@ -152,12 +152,6 @@ def all_conversations(rows: Iterable[PromptRow]) -> bool:
     return kinds == {False}
 
 
-def prompt_id(prompt: Prompt) -> str:
-    """A short digest of the prompt alone, independent of its place in a file."""
-    text = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _row(record: Any, column: str, where: str) -> PromptRow:
     """A record as a prompt row.
 
@@ -253,12 +247,30 @@ def _jsonl(data: bytes, path: str, column: str) -> Iterator[tuple[str, dict]]:
 
 
 def _json(data: bytes, path: str, column: str) -> Iterator[tuple[str, dict]]:
-    rows = _parsed(_text(data, path), path, "a list of objects")
+    text = _text(data, path)
+    if _is_reward_json(text):
+        for where, row in _jsonl(data, path, column):
+            prompt = row.get(column)
+            yield where, {**row, column: rtp.without_token(prompt)} if isinstance(prompt, str) else row
+        return
+    rows = _parsed(text, path, "a list of objects")
+    if prompt_sets.is_bold(rows) and column not in rows:
+        yield from prompt_sets.bold(rows, path, column)
+        return
     if not isinstance(rows, list):
         raise UserError(
             f"{path}: expected a list of objects, found {type(rows).__name__}; is it JSON Lines? name it .jsonl"
         )
     yield from ((f"{path}, item {number}", row) for number, row in enumerate(rows, 1))
+
+
+def _is_reward_json(text: str) -> bool:
+    """Whether a text is that of Quark's `reward.json`, which holds JSON Lines: a prompt with its generations a line."""
+    try:
+        first = json.loads(text.lstrip().partition("\n")[0])
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and rtp.is_record(first)
 
 
 def _parsed(text: str, where: str, expected: str):
@@ -292,9 +304,15 @@ def _csv(data: bytes, path: str, column: str, delimiter: str = ",") -> Iterator[
 
 
 def _lines(data: bytes, path: str, column: str) -> Iterator[tuple[str, dict]]:
-    for number, line in enumerate(_text(data, path).split("\n"), 1):
-        if line.strip():
-            yield f"{path}:{number}", {column: line.rstrip("\r")}
+    lines = ((f"{path}:{n}", line) for n, line in enumerate(_text(data, path).split("\n"), 1) if line.strip())
+    first = next(lines, None)
+    if first is None:
+        return
+    every = chain([first], lines)
+    if prompt_sets.is_toxigen(first[1]):
+        yield from prompt_sets.toxigen(every, path, column)
+        return
+    yield from ((where, {column: line.rstrip("\r")}) for where, line in every)
 
 
 def _parquet(data: bytes, path: str, column: str) -> Iterator[tuple[str, dict]]:

@@ -30,7 +30,7 @@ from nlf.data.progress import duration, progress_bar
 from nlf.data.prompts import PromptRow, other_columns
 from nlf.data.run_folder import DISTILLED, RESULTS, SCHEMA_VERSION, run_settings
 from nlf.errors import UserError
-from nlf.evaluation import intervals, metrics
+from nlf.evaluation import exports, intervals, metrics
 from nlf.evaluation.perplexity import measure_file, model_label
 from nlf.evaluation.pipeline import divergence_of, metrics_of
 from nlf.evaluation.run_defaults import Scorers, recorded_base, scorers_of, with_prompts
@@ -45,6 +45,7 @@ from nlf.evaluation.systems import (
     negative_tag,
     prompt_sets,
     slug,
+    split_sets,
     with_tags,
     with_turned_tags,
 )
@@ -114,6 +115,7 @@ def evaluate(options: EvaluateOptions, compare: Compare, scorers: Scorers | None
         refuse_others_results(folder)
         options = with_prompts(options, options.model)
         sets = all_prompt_sets(options)
+        exports.check_sets(options.format, folder, sets)
         policy, instruments = loaded(options, sets, scorers or scorers_of(options, options.model))
         by_set = [
             [
@@ -124,7 +126,9 @@ def evaluate(options: EvaluateOptions, compare: Compare, scorers: Scorers | None
         ]
         results = results_of(options, policy, instruments, by_set)
         write_text(folder / RESULTS, json_text(results, indent=1) + "\n")
-    return f"{comparison(results)}\n\nresults: {folder / RESULTS}"
+        written = exports.export(options.format, folder, results, model_label(instruments.reader))
+    lines = [f"results: {folder / RESULTS}", *(f"{options.format}: {path}" for path in written)]
+    return "\n".join([comparison(results), "", *lines])
 
 
 def loaded(options: EvaluateOptions, sets: Sequence[PromptSet], scorers: Scorers) -> tuple[Policy, Instruments]:
@@ -164,9 +168,11 @@ def is_results(text: str) -> bool:
 
 
 def all_prompt_sets(options: EvaluateOptions) -> list[PromptSet]:
-    """The prompt sets of `prompts`, then of `reverse_prompts`; with several sets each has a prefix."""
+    """The prompt sets of `prompts`, then of `reverse_prompts`, split by `prompts_by`; with several sets each has a prefix."""
     turned = [replace(each, turned=True) for each in prompt_sets(options, options.reverse_prompts or [])]
     sets = prompt_sets(options, options.prompts or []) + turned
+    if options.prompts_by:
+        sets = split_sets(sets, options.prompts_by)
     return [replace(each, prefix=f"{slug(each.source)}-") for each in sets] if len(sets) > 1 else sets
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from nlf.errors import UserError
 
+DRAWS = 1000  # resamplings of an interval
 LEVEL = 0.95  # share of the resamplings within an interval
 ROUNDING = 1e-12  # values that differ by less than this share of their size are equal
 
@@ -48,7 +49,7 @@ def over_tokens(sums: np.ndarray, tokens: np.ndarray, exp: bool = False) -> Rati
     return Ratio(np.nansum(sums, axis=1), np.where(np.isnan(sums), 0, tokens).sum(axis=1), exp)
 
 
-def intervals(ratios: Mapping[str, Ratio], n: int = 1000, seed: int = 0) -> dict[str, tuple[float, float, float]]:
+def intervals(ratios: Mapping[str, Ratio], n: int = DRAWS, seed: int = 0) -> dict[str, tuple[float, float, float]]:
     """(standard error, low, high) of each metric, by a percentile bootstrap over prompts with equal draws for all metrics.
 
     A metric that is equal for every prompt has an interval of width 0, although other prompts may differ. Resamplings

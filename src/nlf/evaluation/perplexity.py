@@ -24,7 +24,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from nlf.config import PerplexityOptions
-from nlf.data.generations import LineFormat, annotate, files_of, measured, read
+from nlf.data.generations import GENERATIONS, annotate, files_of, format_of, measured, read
 from nlf.data.locks import locked_files
 from nlf.data.markdown import markdown_table
 from nlf.data.progress import progress_bar
@@ -128,9 +128,8 @@ def measure_file(
         return [next(new) if found is None else found for found in known]
 
     with locked_files(path):
-        return annotate(
-            path, KIND, label + AS_TEXT * as_text, measure, lines=LineFormat(read), block=BLOCK, progress=after
-        )
+        lines = format_of(path) or GENERATIONS
+        return annotate(path, KIND, label + AS_TEXT * as_text, measure, lines=lines, block=BLOCK, progress=after)
 
 
 def _known_from_text(row: dict, label: str) -> dict | None:

@@ -1,9 +1,10 @@
 """`nlf score`: write scores beside the texts of a file, in the file itself.
 
-The file holds generations, or is a .jsonl, .csv, .tsv or .parquet with a text column. Scores stand under the reward's name
-and version (`local@1`) with a digest of the scored texts. So a new reward leaves earlier scores alone, a finished
-reward is not called again, and a changed text is scored again. A plain function has no version: its scores stay until
-the text changes. After a change of the function, rename it or remove its entries to score again.
+The file holds generations, in our form or in RealToxicityPrompts' (`nlf.data.rtp`), or is a .jsonl, .csv, .tsv or
+.parquet with a text column. Scores stand under the reward's name and version (`local@1`) with a digest of the scored
+texts. So a new reward leaves earlier scores alone, a finished reward is not called again, and a changed text is scored
+again. A plain function has no version: its scores stay until the text changes. After a change of the function, rename
+it or remove its entries to score again.
 
 JSON Lines are read in blocks. CSV and Parquet are read and written whole; their scores are columns
 `scores/local@1/reward`, `scores/local@1/toxicity`, …. A journal beside the file keeps each scored block
@@ -29,7 +30,9 @@ from nlf.data.generations import LineFormat, Row, annotate, write_lines
 from nlf.data.locks import locked_files
 from nlf.data.markdown import text_table
 from nlf.data.progress import progress_bar
+from nlf.data.rtp import RECORDED
 from nlf.errors import UserError
+from nlf.evaluation.exports import check_file, write_generations
 from nlf.evaluation.score_files import FEEDBACK, SCORES, Form, form_of
 from nlf.method.quantize import total
 from nlf.rewards import Reward, check_weights
@@ -44,9 +47,11 @@ def score_command(options: ScoreOptions) -> str:
     """`nlf score`: score every text without a score, and return a table for each file."""
     paths = generations.files_of(options.path)
     with locked_files(*paths):
-        rewards = [resolve_reward(name) for name in options.reward_funcs]
+        rewards = [Reward(recorded) if name == RECORDED else resolve_reward(name) for name in options.reward_funcs]
         check_weights(rewards, options.reward_weights)
         configure(remote_options(options))
+        for path in paths:
+            check_format(options.format, path, options.text_column)
         tables = []
         for path in paths:
             tallies = score_file(
@@ -57,7 +62,31 @@ def score_command(options: ScoreOptions) -> str:
                 block=options.batch_size,
             )
             tables.append(f"{path}\n{table(tallies)}")
+            if options.format:
+                tables.append(f"{options.format}: {write_generations(options.format, path, rewards[0].label)}")
     return "\n\n".join(tables)
+
+
+def check_format(form: str | None, path: Path, text_column: str) -> None:
+    """Refuse a file that cannot be written in a form, before it is scored.
+
+    Raises:
+        UserError: the file holds texts without prompts; or see `exports.check_file`.
+    """
+    if form and form_of(path, text_column).text_column is not None:
+        raise UserError(
+            f"--format {form}: {path} holds texts without prompts; expected generations; leave --format out"
+        )
+    check_file(form, path)
+
+
+def recorded(completions: Sequence[str], **columns: object) -> list[float | None]:
+    """The scores that a file brought along stand in its lines already, so they are never computed.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(f"{RECORDED!r} names scores that stand in a file; expected generations with a toxicity")
 
 
 def export_command(options: ScoreOptions) -> str:
@@ -145,14 +174,11 @@ def score_file(
             by another command; two rewards share a name; or a reward returned no score.
     """
     path = Path(path).resolve()  # so that a link stays a link
-    labels = [reward.label for reward in rewards]
-    if len(set(labels)) < len(labels):
-        raise UserError(
-            f"rewards {', '.join(labels)}: two rewards have the same name; rename a function, or leave one out"
-        )
+    labels = _labels(rewards)
     with locked_files(path):
         form = form_of(path, text_column)
-        progress = progress or progress_bar(f"scoring {path.name}", _count(path, form) * len(rewards))
+        count = _count(path, form, RECORDED in labels)
+        progress = progress or progress_bar(f"scoring {path.name}", count * len(rewards))
         now = {}
         for reward in rewards:
             scored: list[int] = []
@@ -162,6 +188,24 @@ def score_file(
             )  # fmt: skip
             now[reward.label] = sum(scored)
         return _tallies(path, form, now, weights)
+
+
+def _labels(rewards: Sequence[Reward]) -> list[str]:
+    """The names under which the scores of the rewards stand in a file.
+
+    Raises:
+        UserError: two rewards share a name, or one has the name of the scores that a file brought along.
+    """
+    labels = [reward.label for reward in rewards]
+    if len(set(labels)) < len(labels):
+        raise UserError(
+            f"rewards {', '.join(labels)}: two rewards have the same name; rename a function, or leave one out"
+        )
+    if any(reward.label == RECORDED and reward.function is not recorded for reward in rewards):
+        raise UserError(
+            f"reward {RECORDED!r}: the name stands for scores that a file brought along; rename the function"
+        )
+    return labels
 
 
 def _measure(form: Form, reward: Reward, scored: list[int], rows: list[Row]) -> Sequence[Mapping[str, Any]]:
@@ -174,13 +218,22 @@ def _measure(form: Form, reward: Reward, scored: list[int], rows: list[Row]) -> 
     return found
 
 
-def _count(path: Path, form: Form) -> int:
-    """Count the texts of a file, and check that each line can be read and written."""
+def _count(path: Path, form: Form, with_recorded: bool = False) -> int:
+    """Count the texts of a file, and check that each line can be read and written.
+
+    Args:
+        with_recorded: Each line must have brought scores along.
+    """
     texts = 0
     for number, row in enumerate(form.read(path), 1):
         texts += len(form.texts(row))
         if form.write is write_lines and form.text_column is not None:  # generations may hold NaN; null replaces it
             _check_json(row, f"{path}, row {number}")
+        if with_recorded and RECORDED not in (row.get(SCORES) or {}):
+            raise UserError(
+                f"{path}, row {number}: no recorded scores; {RECORDED!r} needs generations with a toxicity, a reward, or "
+                "DExperts' label and score"
+            )
     if not texts:
         raise UserError(f"{path}: no texts in it; expected at least one; is it the right file?")
     return texts

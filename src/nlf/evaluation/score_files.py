@@ -1,8 +1,8 @@
-"""Read and write the files that hold scores: JSON Lines, CSV and Parquet."""
+"""Read and write the files that hold scores: generations of any form, JSON Lines, CSV and Parquet."""
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from nlf.data import generations
 from nlf.data.files import replacing
-from nlf.data.generations import ReadLines, Row, WriteLines, read_lines, write_lines
+from nlf.data.generations import LineFormat, ReadLines, Row, WriteLines, read_lines, write_lines
 from nlf.data.prompts import READERS
 from nlf.errors import UserError
 
@@ -33,7 +33,7 @@ class Form:
 
     read: ReadLines
     write: WriteLines
-    texts: Callable[[Row], list[str]]
+    texts: Callable[[Row], Sequence[str]]
     text_column: str | None = None
 
 
@@ -44,11 +44,12 @@ def form_of(path: Path, column: str = "text") -> Form:
         UserError: the ending is unknown, or the file cannot be read.
     """
     kind = path.suffix.lower()
+    if lines := _generations(path, column):
+        return Form(*lines)
     if kind not in FORMATS:
-        raise UserError(f"{path}: unknown kind of file; expected {', '.join(FORMATS)}")
-    first = next(read_lines(path), {}) if kind == ".jsonl" else {}
-    if "completions" in first and column not in first:
-        return Form(generations.read, write_lines, generations.texts_of)
+        raise UserError(
+            f"{path}: unknown kind of file; expected {', '.join(FORMATS)}, or a reward.json of generations, one prompt a line"
+        )
     rows, write = FORMATS[kind]
     return Form(
         lambda path: (_checked(row, column, where) for where, row in rows(path)),
@@ -56,6 +57,20 @@ def form_of(path: Path, column: str = "text") -> Form:
         lambda row: [row[column]],
         column,
     )
+
+
+def _generations(path: Path, column: str) -> LineFormat | None:
+    """The format of a file of generations; None if it holds texts. Quark's `reward.json` holds JSON Lines too."""
+    kind = path.suffix.lower()
+    if kind not in (".jsonl", ".json"):
+        return None
+    try:
+        first = next(read_lines(path), {})
+    except UserError:
+        if kind == ".jsonl":
+            raise
+        return None  # one JSON value over several lines
+    return None if column in first else generations.format_of(path)
 
 
 def _checked(row: Row, column: str, where: str) -> Row:

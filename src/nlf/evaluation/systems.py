@@ -12,7 +12,7 @@ import torch
 from nlf.config import PromptOptions
 from nlf.data.checkpoints import MARKER, numbered
 from nlf.data.locks import refuse_while_written
-from nlf.data.prompts import PromptRow, load_prompts
+from nlf.data.prompts import PromptRow, load_prompts, other_columns
 from nlf.data.run_folder import FACTS, settings_in
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
@@ -207,6 +207,31 @@ def prompt_sets(options: PromptOptions, sources: Sequence[str]) -> list[PromptSe
         )
     column, split, limit = options.dataset_prompt_column, options.dataset_test_split, options.max_prompts
     return [PromptSet(source, load_prompts(source, column=column, split=split, limit=limit)) for source in sources]
+
+
+def split_sets(sets: Sequence[PromptSet], column: str) -> list[PromptSet]:
+    """The sets, each split by the values of a column of its prompts.
+
+    Raises:
+        UserError: a prompt lacks the column, or the names of two parts have the same words.
+    """
+    parts = []
+    for prompts in sets:
+        by_value: dict[str, list[PromptRow]] = {}
+        for number, row in enumerate(prompts.rows, 1):
+            others = other_columns(row)
+            if column not in others:
+                there = ", ".join(map(repr, others)) or "none"
+                raise UserError(
+                    f"prompts_by: prompt {number} of {prompts.source} has no column {column!r}; its columns: {there}"
+                )
+            by_value.setdefault(str(others[column]), []).append(row)
+        parts += [replace(prompts, source=f"{prompts.source}: {value}", rows=rows) for value, rows in by_value.items()]
+    if len({(slug(part.source), part.turned) for part in parts}) < len(parts):
+        raise UserError(
+            f"prompts_by: two values of {column!r} have the same words, and so would their files; choose another column"
+        )
+    return parts
 
 
 def tag_slug(tag: str, policy: Policy) -> str:
