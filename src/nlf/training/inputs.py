@@ -180,7 +180,14 @@ def feedback_of(args: ALTConfig, scheme: TagScheme, rewards: Sequence[Reward]) -
         rules=RewardRules(args.quantile_rule, args.quantile_scope, args.reward_weights, args.reward_normalization),
         sentences=any(reward.returns_judgements for reward in rewards),
         attributes=attributes,
+        worst=worst_of(rewards),
     )  # fmt: skip
+
+
+def worst_of(rewards: Sequence[Reward]) -> list[str]:
+    """Names in the pool of the rewards whose None counts as the worst reward."""
+    named = zip(reward_names(rewards), rewards, strict=True)
+    return [name for name, reward in named if reward.none_is_worst]
 
 
 def encoder_of(
