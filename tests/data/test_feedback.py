@@ -280,7 +280,7 @@ def test_the_fill_takes_the_lowest_place_on_the_scale_of_the_scored():
 
 def test_an_attribute_that_cannot_be_scored_takes_its_worst_tag():
     own = config.attributes_of(ATTRIBUTES)
-    pool = pool_of([1.0, 2.0, 0.5], f=[1.0, 2.0, None], g=[0.0, 0.0, 0.5])
+    pool = pool_of([1.0, 2.0, 1.0], f=[1.0, 2.0, None], g=[0.0, 0.0, 1.0])
     names, scheme = ["f", "g"], TagScheme(("a", "b", "c"))
     for worst, found in ((["f"], own[0].tags[-1]), ([], None)):
         made = make_feedback(scheme, names, seed=5, attributes=AttributeRules(own), worst=worst)

@@ -16,6 +16,8 @@ import hashlib
 import itertools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 
 import numpy as np
 
@@ -209,6 +211,42 @@ class RewardRules:
 DEFAULT_RULES = RewardRules()
 
 
+RECORDED = attrgetter("rewards")  # pool → its sums of rewards as they were recorded
+
+
+@dataclass(frozen=True)
+class PooledRewards:
+    """The rewards of a pool as they are quantized: scaled, filled and summed. They are a function of the pool alone.
+
+    Attributes:
+        names: Names of the rewards in the pool.
+        worst: The rewards whose None counts as the worst reward of the pool. It is filled in after scaling, so that the
+            scale is that of the scored rollouts, and before rewards are summed.
+    """
+
+    names: Sequence[str]
+    rules: RewardRules
+    worst: Collection[str]
+
+    def recorded(self, name: str, pool: Pool) -> np.ndarray:
+        """A reward as the scorer gave it."""
+        return pool.by_function.get(name, np.full(len(pool), np.nan))
+
+    def one(self, name: str, pool: Pool, weight: float = 1.0, normalization: str = "none") -> np.ndarray:
+        """A reward, scaled and filled. `weight` is its weight in the sum."""
+        scaled = normalize(self.recorded(name, pool), normalization)
+        return worst_for_none(scaled, weight) if name in self.worst else scaled
+
+    def summed(self, pool: Pool) -> np.ndarray:
+        """The weighted sum."""
+        complete = not any(np.isnan(pool.by_function.get(name, pool.rewards)).any() for name in self.worst)
+        if self.rules.normalization == "none" and complete:
+            return pool.rewards
+        weights = self.rules.weights or [1.0] * len(self.names)
+        parts = zip(self.names, weights, strict=True)
+        return total([self.one(name, pool, weight, self.rules.normalization) for name, weight in parts], weights)
+
+
 @dataclass(frozen=True)
 class AttributeRules:
     """Several attributes in place of one reward.
@@ -237,41 +275,22 @@ def make_feedback(
     Args:
         names: Names of the rewards in the pool; with attributes, the name of each attribute's reward, in order.
         sentences: Whether a judge may write sentences.
-        worst: The rewards whose None counts as the worst reward of the pool, before rewards are summed. It takes the
-            worst value on the scale that `rules.normalization` made of the scored ones, which it does not change.
+        worst: See `PooledRewards`.
     """
 
-    def own(name: str) -> Callable[[Pool], np.ndarray]:
-        return lambda pool: pool.by_function.get(name, np.full(len(pool), np.nan))
-
-    def filled(name: str, weight: float = 1.0, normalization: str = "none") -> Callable[[Pool], np.ndarray]:
-        def rewards(pool: Pool) -> np.ndarray:
-            scaled = normalize(own(name)(pool), normalization)
-            return worst_for_none(scaled, weight) if name in worst else scaled
-
-        return rewards
-
-    weights = rules.weights or [1.0] * len(names)
-    parts = [filled(*each, rules.normalization) for each in zip(names, weights, strict=True)]
-
-    def summed(pool: Pool) -> np.ndarray:
-        complete = not any(np.isnan(pool.by_function.get(name, pool.rewards)).any() for name in worst)
-        if rules.normalization == "none" and complete:
-            return pool.rewards
-        return total([part(pool) for part in parts], weights)
-
-    def scored(pool: Pool) -> np.ndarray:
-        return pool.rewards
-
+    given = PooledRewards(names, rules, worst)
     count = scheme.num_quantiles
     if attributes is None:
-        cut = Cut(summed, scored, count, rules.rule, rules.scope, ",".join(names))
+        cut = Cut(given.summed, RECORDED, count, rules.rule, rules.scope, ",".join(names))
         return TagFeedback(scheme, cut, seed, sentences)
     cuts = {
-        each.name: Cut(filled(name), own(name), len(each.tags), each.quantile_rule or rules.rule, rules.scope, name)
+        each.name: Cut(
+            partial(given.one, name), partial(given.recorded, name), len(each.tags),
+            each.quantile_rule or rules.rule, rules.scope, name,
+        )
         for each, name in zip(attributes.attributes, names, strict=True)
-    }
-    whole = Cut(summed, scored, count, "even" if rules.rule == "levels" else rules.rule, rules.scope)
+    }  # fmt: skip
+    whole = Cut(given.summed, RECORDED, count, "even" if rules.rule == "levels" else rules.rule, rules.scope)
     tags = [each.tags for each in attributes.attributes]
     return AttributeFeedback(scheme, whole, seed, cuts, tags, attributes.joint, attributes.sampling)
 
