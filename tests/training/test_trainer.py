@@ -369,12 +369,12 @@ def test_a_reward_may_abstain(tmp_path):
 
 
 class OneLanguage:
-    """Reads ASCII only; a text of other letters cannot be scored, as another language."""
+    """Reads a text that begins with an ASCII letter; another cannot be scored, as if of another language."""
 
     name, version, none_is_worst = "one", 1, True
 
     def __call__(self, completions, **kwargs):
-        return [len(text) / 100 if text.isascii() else None for text in completions]
+        return [len(text) / 100 if text[:1].isascii() else None for text in completions]
 
 
 def test_a_text_that_cannot_be_scored_is_trained_on_as_the_worst_and_resumes(tmp_path, caplog):
