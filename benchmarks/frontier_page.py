@@ -90,7 +90,7 @@ def table(rows: Sequence[dict]) -> tuple[list[str], list[Row]]:
 
 
 def toxicity(row: dict) -> float:
-    return row["toxicity"] if is_number(row.get("toxicity")) else 0.0
+    return row["toxicity"] if is_number(row.get("toxicity")) else float("inf")
 
 
 def shown(row: dict, metrics: Sequence[str]) -> Row:

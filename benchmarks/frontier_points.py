@@ -1,5 +1,6 @@
 """Points of the frontier: means over seeds, which point dominates which, and the Markdown table. Pure functions."""
 
+import math
 import re
 import statistics
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ METRICS = {  # key: (heading, digits)
     "expected_max_toxicity": ("expected max", 3),
     "toxicity": ("mean", 3),
     "auditor_toxicity": ("auditor", 3),
+    "unscored_fraction": ("unscored", 3),
+    "auditor_unscored_fraction": ("unscored, auditor", 3),
     "perplexity": ("perplexity", 1),
     "dist-2": ("dist-2", 3),
     "self_bleu": ("self-BLEU", 3),
@@ -82,7 +85,12 @@ def _shared(names: Sequence[str], *rows: dict) -> list[str]:
 
 
 def dominates(a: dict, b: dict) -> bool:
-    """Whether a is nowhere worse than b and somewhere better, in toxicities, perplexity, dist-2 and seconds."""
+    """Whether a is nowhere worse than b and somewhere better, in toxicities, perplexity, dist-2 and seconds.
+
+    A setting that could not be scored dominates none.
+    """
+    if "toxicity" not in a:
+        return False
     signs = {**dict.fromkeys(_shared(TOXICITIES, a, b), 1), **QUALITIES, "seconds": 1}
     differences = [sign * (a[name] - b[name]) for name, sign in signs.items()]
     return max(differences) <= 0 and min(differences) < 0
@@ -100,6 +108,7 @@ def missed(ours: dict, stop: dict, base: dict) -> list[str]:
     better in one of them. Where the stop's probability is at most .1 × the base's, it must also take no more seconds.
     """
     lacking = [name for name in _shared(TOXICITIES, ours, stop) if ours[name] > stop[name]]
+    lacking += [] if "toxicity" in ours else ["toxicity"]  # it could not be scored
     gains = {name: sign * (stop[name] - ours[name]) for name, sign in QUALITIES.items()}
     lacking += [name for name, gain in gains.items() if gain < 0]
     if max(gains.values()) <= 0 and not any(name in lacking for name in QUALITIES):
@@ -119,7 +128,8 @@ def compare(ours: Sequence[dict], stops: Sequence[dict], base: dict) -> list[dic
     beaten = dominated(stops)
     high = 0.3 * base["toxicity_probability"]
     found = []
-    for stop in (s for s, b in zip(stops, beaten, strict=True) if not b and 0.01 <= s["toxicity_probability"] <= high):
+    scored = [(s, b) for s, b in zip(stops, beaten, strict=True) if "toxicity_probability" in s]
+    for stop in (s for s, b in scored if not b and 0.01 <= s["toxicity_probability"] <= high):
         lacking = {each["id"]: missed(each, stop, base) for each in ours}
         nearest = min(lacking, key=lambda name: len(lacking[name]), default=None)
         found.append({
@@ -136,7 +146,7 @@ def markdown(rows: Sequence[dict], verdicts: Sequence[dict]) -> str:
     """The table, by group and then by toxicity, and below it the comparison with GRPO."""
     names = [name for name in METRICS if any(name in row for row in rows)]
     headings = ["group", "setting", "seeds", "seconds", "cost", *(METRICS[name][0] for name in names)]
-    order = sorted(rows, key=lambda row: (GROUPS.index(row["group"]), row["toxicity"]))
+    order = sorted(rows, key=lambda row: (GROUPS.index(row["group"]), row.get("toxicity", math.inf)))
     table = markdown_table(headings, [cells(row, names) for row in order])
     return "\n".join([table, "", NOTE, "", *aim_lines(rows, verdicts), ""])
 
@@ -144,7 +154,8 @@ def markdown(rows: Sequence[dict], verdicts: Sequence[dict]) -> str:
 NOTE = """\
 Mean ± standard deviation between seeds. *cost*: forward passes a token when sampling. *probability*: share of prompts \
 with at least one of 25 completions of toxicity .5 or more; toxicity is 1 - reward. *auditor*: mean toxicity by a scorer \
-that no training sees. *perplexity*: under the base. *KL*: to the base, nats a completion at temperature 1 without top-p \
+that no training sees. *unscored*: share of completions that the scorer could not score; its figures are over the rest. *perplexity*: under \
+the base. *KL*: to the base, nats a completion at temperature 1 without top-p \
 (for best of n: log n - (n - 1) / n). frontier.json has intervals over prompts."""
 
 

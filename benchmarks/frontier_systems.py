@@ -406,9 +406,11 @@ def scored(path: Path, reward: Reward):
 
 
 def audited(path: Path, auditor: Reward) -> dict[str, intervals.Ratio]:
-    """The toxicity metrics by the auditor."""
+    """The toxicity metrics by the auditor, and the share that it could not score."""
     found = metrics.measure(scored(path, auditor), scores=[auditor.label], corpus_sample=0).ratios
-    return {f"auditor_{name}": ratio for name, ratio in found.items() if "toxicity" in name}
+    return {
+        f"auditor_{name}": ratio for name, ratio in found.items() if "toxicity" in name or name == "unscored_fraction"
+    }
 
 
 def unfiltered_reward(path: Path, reward: Reward) -> intervals.Ratio:

@@ -14,6 +14,8 @@ import pytest
 import runs
 import tiny
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from runs import fork, lines, make, same, weights
 
 from nlf import config
@@ -227,6 +229,79 @@ def test_several_rewards_share_a_scale_over_the_whole_pool():
         found = make_feedback(two, ["f", "g"], seed=0, rules=replace(plain, normalization=how))
         assert found.quantiles(pool).tolist() == [2, 1, 0]
     assert found.cut.rewards(pool) == pytest.approx([0 - 1 / 3, -1 / 3 + 1 / 3, 1 / 3 + 0])
+
+
+# ---- what a scorer cannot read --------------------------------------------------------------------------------------
+
+
+def tagged(num_quantiles, names, pool, worst, **rules):
+    """Feedback whose rewards `worst` count None as the worst reward, and the quantiles of a pool."""
+    scheme = TagScheme(tuple(f"tag {q}" for q in range(num_quantiles)))
+    made = make_feedback(scheme, names, seed=0, rules=RewardRules(**rules), worst=worst)
+    return made, made.quantiles(pool).tolist()
+
+
+def test_a_text_that_cannot_be_scored_has_the_worst_reward_and_the_last_tag():
+    rewards = [0.9, 0.5, None, 0.1, 0.7]
+    pool = pool_of(rewards, local=rewards)
+    made, quantiles = tagged(5, ["local"], pool, ["local"])
+    assert made.cut.rewards(pool).tolist() == [0.9, 0.5, 0.1, 0.1, 0.7]
+    assert quantiles == [0, 2, 4, 4, 1]
+    assert made.words(pool, made.quantiles(pool), 1)(2, 0) == ("tag 4", "tag 0")
+    assert np.isnan(pool.rewards[2])  # the record stays what the scorer said
+    assert tagged(5, ["local"], pool, [])[1] == [0, 3, -1, 4, 1]  # without a tag, as in TRL
+
+
+def test_a_model_that_writes_only_what_cannot_be_scored_does_not_earn_the_middle_tag():
+    """The trap: equal rewards share the quantile of their middle rank, which is a better one if they are many."""
+    rewards = [0.8, 0.2] + [None] * 8
+    for rule in ("even", "published"):
+        quantiles = tagged(5, ["local"], pool_of(rewards, local=rewards), ["local"], rule=rule)[1]
+        assert quantiles[2:] == [4] * 8 and quantiles[0] == 0
+
+
+def test_an_unscored_reward_is_filled_before_rewards_are_summed():
+    pool = pool_of([3.0, 1.0, 1.0], f=[3.0, None, 1.0], g=[0.0, 1.0, 0.0])
+    made, quantiles = tagged(3, ["f", "g"], pool, ["f"])
+    assert made.cut.rewards(pool).tolist() == [3.0, 1.0 + 1.0, 1.0] and quantiles == [0, 1, 2]
+    made, quantiles = tagged(3, ["f", "g"], pool, ["f"], weights=[-1.0, 1.0])
+    assert made.cut.rewards(pool).tolist() == [-3.0, -3.0 + 1.0, -1.0]  # the worst of a reward to avoid is the highest
+    assert quantiles == [2, 1, 0]
+
+
+def test_the_fill_takes_the_lowest_place_on_the_scale_of_the_scored():
+    rewards = [0.9, None, None, None, 0.1]
+    pool = pool_of([r and r + 1.0 for r in rewards], f=rewards, g=[1.0] * 5)
+    made, _ = tagged(5, ["f", "g"], pool, ["f"], normalization="rank")
+    assert made.cut.rewards(pool).tolist() == [0.25, -0.25, -0.25, -0.25, -0.25]
+    made, _ = tagged(5, ["f", "g"], pool, ["f"], normalization="zscore")
+    assert made.cut.rewards(pool) == pytest.approx([1, -1, -1, -1, -1])
+
+
+def test_an_attribute_that_cannot_be_scored_takes_its_worst_tag():
+    own = config.attributes_of(ATTRIBUTES)
+    pool = pool_of([1.0, 2.0, 1.0], f=[1.0, 2.0, None], g=[0.0, 0.0, 1.0])
+    names, scheme = ["f", "g"], TagScheme(("a", "b", "c"))
+    for worst, found in ((["f"], own[0].tags[-1]), ([], None)):
+        made = make_feedback(scheme, names, seed=5, attributes=AttributeRules(own), worst=worst)
+        right, _ = made.words(pool, made.quantiles(pool), 1)(2, 0)
+        tone = [tag for tag in own[0].tags if tag in right]
+        assert tone == ([found] if found else [])
+
+
+def test_where_nothing_is_scored_nothing_has_a_tag():
+    pool = pool_of([None] * 4, local=[None] * 4)
+    assert tagged(5, ["local"], pool, ["local"])[1] == [-1] * 4
+
+
+@given(st.lists(st.none() | st.integers(0, 9), min_size=1, max_size=40), st.integers(2, 6))
+def test_no_scored_text_is_below_one_that_cannot_be_scored(rewards, count):
+    values = [None if r is None else float(r) for r in rewards]
+    quantiles = tagged(count, ["local"], pool_of(values, local=values), ["local"])[1]
+    scored = sorted((-r, q) for r, q in zip(values, quantiles, strict=True) if r is not None)
+    assert [q for _, q in scored] == sorted(q for _, q in scored)
+    if scored:
+        assert all(q == count - 1 for r, q in zip(values, quantiles, strict=True) if r is None)
 
 
 def options(**changes):

@@ -316,6 +316,7 @@ def test_measure_by_hand():
     values = {name: ratio.value for name, ratio in found.ratios.items()}
     assert values == pytest.approx({
         "reward": 2 / 3,
+        "unscored_fraction": 1 / 4,
         "toxicity": 1 / 3,
         "toxic_fraction": 1 / 3,
         "expected_max_toxicity@2": (0.5 + 0.4) / 2,
@@ -344,6 +345,7 @@ def test_measure_by_hand():
         "empty_completions": 1,
         "one_token_prompts": 1,
         "unscored/local@1": 1,
+        "unscored_prompts/local@1": 0,
         "unscored/local@1/insult": 2,  # the second line has none
         "unmeasured/judge": 0,
         "perplexity_over_1e4": 1,
@@ -354,7 +356,8 @@ def test_measure_by_hand():
 def test_unscored_is_counted_and_never_taken_for_zero():
     lines = [scored([0.9, None], 0), scored([None, None], 1), row(["a", "b"], 2), row(["a", "b"], 3, scores=None)]
     found = measure(lines, scores=["local@1"])
-    assert found.counts["unscored/local@1"] == 7
+    assert found.counts["unscored/local@1"] == 7 and found.counts["unscored_prompts/local@1"] == 3
+    assert found.ratios["unscored_fraction"].value == 7 / 8
     assert found.ratios["toxicity"].value == found.ratios["expected_max_toxicity@2"].value == 0.9
     assert found.ratios["toxicity_probability@2"].value == 1
 

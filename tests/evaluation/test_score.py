@@ -314,9 +314,10 @@ def test_the_command_says_what_is_there(tmp_path):
     first, second = said.split("\n\n")
     assert first.splitlines()[0] == str(path)
     assert first.splitlines()[1].split() == "scorer texts scored now already had unscored mean".split()
-    assert first.splitlines()[2].split()[:5] == ["local@1", "6", "6", "0", "0"]
-    assert second.splitlines()[2].split()[:5] == ["local@1", "3", "3", "0", "0"]
-    assert command(tmp_path, "local").splitlines()[2].split()[:5] == ["local@1", "6", "0", "6", "0"]
+    none = ["0", "(0.0", "%)"]
+    assert first.splitlines()[2].split()[:7] == ["local@1", "6", "6", "0", *none]
+    assert second.splitlines()[2].split()[:7] == ["local@1", "3", "3", "0", *none]
+    assert command(tmp_path, "local").splitlines()[2].split()[:7] == ["local@1", "6", "0", "6", *none]
     scores = next(read(path))["scores"]["local@1"]
     assert scores["reward"] == pytest.approx([1 - t for t in scores["attributes"]["toxicity"]])
 
@@ -325,9 +326,9 @@ def test_the_table_of_two(tmp_path):
     path = write_rows(tmp_path / "t.jsonl", [{"text": ""}, {"text": "abcd"}])
     tallies = score_file(path, [Reward(Length()), Reward(lambda completions, **k: [0.25, None], "other")])
     assert [line.split() for line in table(tallies).splitlines()[1:]] == [
-        ["length@1", "2", "2", "0", "1", "4"],
-        ["other", "2", "2", "0", "1", "0.25"],
-        ["weighted", "sum", "2", "0", "2.125"],  # 0.25 and 4: what one could not score counts as nothing
+        ["length@1", "2", "2", "0", "1", "(50.0", "%)", "4"],
+        ["other", "2", "2", "0", "1", "(50.0", "%)", "0.25"],
+        ["weighted", "sum", "2", "0", "(0.0", "%)", "2.125"],  # 0.25 and 4: what one could not score counts as nothing
     ]
 
 

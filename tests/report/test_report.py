@@ -269,6 +269,21 @@ def test_the_reward_of_the_first_run_stays_beside_a_run_with_another_scorer(tmp_
     assert f"{reward:.3f}" in results
 
 
+def test_what_could_not_be_scored_has_a_column_and_above_two_percent_a_sentence(tmp_path):
+    folder = reports.write_run(tmp_path / "demo", reports.systems(guidance=(), sweep=False), prompts=4)
+    found = json.loads((folder / "evaluation" / "results.json").read_text())
+    for each, unscored in zip(found["systems"], (2, 3), strict=True):
+        each["counts"] = {"completions": 100, "unscored/local@1": unscored}
+        each["metrics"] |= {"unscored_fraction": unscored / 100, "unscored_fraction_ci95": [0, 0.1]}
+    change(folder, systems=found["systems"])
+    page = Page(write_report([folder]))
+    assert (
+        "Warning: best tag: local@1 could not score 3 of 100 completions (3.0 %): figures are over the rest"
+        in page.text
+    )
+    assert page.text.count("could not score") == 1 and "share unscored" in section(folder / "report.html", "results")
+
+
 def test_rows_on_fewer_prompts_stand_under_a_line_that_says_so(tmp_path):
     folder = reports.write_run(tmp_path / "demo", reports.systems(guidance=()), prompts=4)
     found = json.loads((folder / "evaluation" / "results.json").read_text())

@@ -459,9 +459,9 @@ def test_how_a_run_records_a_reward_from_python(folder):
     assert recorded_spec(resolve_reward(length)) == f"{__name__}:length"
     assert resolve_reward(recorded_spec(resolve_reward(length))).function is length
     assert recorded_spec(resolve_reward(Judge)) == f"{__name__}:Judge"
-    for shipped in (LocalToxicity(), Length("20")):
-        assert recorded_spec(resolve_reward(shipped)) == shipped.name
-    for spec in ("local", "my_rewards.py:length", "./my_rewards.py:Scorer"):
+    for shipped, name in ((LocalToxicity(), "local@1"), (Length("20"), "length:20")):
+        assert recorded_spec(resolve_reward(shipped)) == name
+    for spec in ("local@1", "my_rewards.py:length", "./my_rewards.py:Scorer"):
         assert recorded_spec(resolve_reward(spec)) == spec
 
     def length_(**kwargs):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from runs import fork, lines, make, on_call, same, settings, weights
 
 from nlf.data.checkpoints import MARKER, clear_checkpoint, numbered
+from nlf.data.pool import Pool
 from nlf.errors import UserError
 from nlf.models.policy import load_policy
 from nlf.models.reading import unwrapped
@@ -364,6 +366,46 @@ def test_a_reward_may_abstain(tmp_path):
 
     make(tmp_path, reward=picky, num_train_epochs=1).train()
     assert next(row for row in lines(tmp_path) if "pool/size" in row)["pool/num_unscored"] == 10
+
+
+class OneLanguage:
+    """Reads a text that begins with an ASCII letter; another cannot be scored, as if of another language."""
+
+    name, version, none_is_worst = "one", 1, True
+
+    def __call__(self, completions, **kwargs):
+        return [len(text) / 100 if text[:1].isascii() else None for text in completions]
+
+
+def test_a_text_that_cannot_be_scored_is_trained_on_as_the_worst_and_resumes(tmp_path, caplog):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    trainer = make(whole, reward=OneLanguage())
+    trainer.train()
+    pool = Pool.load(whole, 1)
+    none = np.isnan(pool.rewards)
+    assert 0.02 < none.mean() < 1  # the rollouts keep what the scorer said
+    assert (trainer.feedback.quantiles(pool)[none] == trainer.scheme.num_quantiles - 1).all()
+    logged = [row for row in lines(whole) if "pool/size" in row]
+    first = np.isnan(pool.rewards[pool.iteration == 0])
+    assert logged[0]["unscored_fraction/one"] == pytest.approx(first.mean())
+    told = [line for line in caplog.messages if "they count as the worst reward so far" in line]
+    assert told[0].startswith(f"warning: one could not score {first.sum()} of {len(first)} completions (")
+    assert len(told) == 2 and any("evaluation: one@1 could not score" in line for line in caplog.messages)
+    evaluated = next(row for row in lines(whole) if "eval_reward" in row)
+    assert evaluated["eval_unscored_fraction"] == evaluated["eval_unscored/one@1"] / 6
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoint-6")
+    make(resumed, reward=OneLanguage()).train(resume_from_checkpoint=True)
+    assert same(weights(resumed), weights(whole))
+
+
+def test_a_run_whose_texts_cannot_be_scored_at_all_says_so(tmp_path):
+    class Mute(OneLanguage):
+        def __call__(self, completions, **kwargs):
+            return [None for _ in completions]
+
+    with pytest.raises(UserError, match="no completion has a reward, so none can be trained on"):
+        make(tmp_path, reward=Mute()).train()
 
 
 def test_a_prompt_over_the_context_is_refused(tmp_path):

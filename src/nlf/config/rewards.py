@@ -29,7 +29,7 @@ class MeasureOptions(Options):
     reward_funcs: list[str] = knob(
         ["local"],
         "Scorers: 'local', 'audit', 'sentiment', 'hf:MODEL_ID#LABEL', or a dotted path to your own reward function. "
-        "`nlf score --list` shows all.",
+        "'local@1' is a certain version, 'local' the newest. `nlf score --list` shows all.",
         rule=AT_LEAST_ONE,
         objects=True,
     )

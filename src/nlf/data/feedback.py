@@ -14,15 +14,17 @@ code (ALT_LMU) has no contrast and samples under sentences of its own choice; he
 
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 
 import numpy as np
 
 from nlf.config import Attribute
 from nlf.data.pool import Pool
 from nlf.method import published
-from nlf.method.quantize import levels, normalize, quantize, total
+from nlf.method.quantize import levels, normalize, quantize, total, worst_for_none
 from nlf.method.tags import TagScheme, mirror
 
 Words = Callable[[int, int], tuple[str, str]]  # (row of the pool, item of the iteration) → right, wrong feedback
@@ -33,29 +35,40 @@ class Cut:
     """How a reward becomes quantiles.
 
     Attributes:
-        rewards: pool → `(N,)`, NaN = unscored.
+        rewards: pool → `(N,)`, NaN = no reward.
+        scored: pool → `(N,)`, NaN where no scorer could score the rollout.
         rule: "even", "published", or "levels": the reward is a level that gives the quantile.
         scope: "pool" = cut all rollouts together; "prompt" = cut the rollouts of each prompt separately.
         name: The reward's name, for errors.
     """
 
     rewards: Callable[[Pool], np.ndarray]
+    scored: Callable[[Pool], np.ndarray]
     num_quantiles: int
     rule: str = "even"
     scope: str = "pool"
     name: str = "reward"
 
     def __call__(self, pool: Pool) -> np.ndarray:
-        """`(N,)` int8, 0 = best, -1 = unscored.
+        """`(N,)` int8, 0 = best, -1 = no reward.
+
+        A rollout that has a reward although nothing could score it, the worst one, falls into the last quantile. Its rank
+        alone would not do: many such rollouts are equal, and their middle rank lies in a better quantile.
 
         Raises:
             UserError: the rule is "levels" and a reward is not a level.
         """
+        rewards = self.rewards(pool)
+        worst = np.isnan(self.scored(pool)) & ~np.isnan(rewards)
+        return np.where(worst, np.int8(self.num_quantiles - 1), self._ranked(rewards, pool))
+
+    def _ranked(self, rewards: np.ndarray, pool: Pool) -> np.ndarray:
+        """The quantiles by the rule."""
         if self.rule == "levels":
-            return levels(self.rewards(pool), self.num_quantiles, self.name)
+            return levels(rewards, self.num_quantiles, self.name)
         groups = pool.prompt_group if self.scope == "prompt" else None
         rule = {"even": quantize, "published": published.quantize}[self.rule]
-        return rule(self.rewards(pool), self.num_quantiles, groups)
+        return rule(rewards, self.num_quantiles, groups)
 
 
 @dataclass(frozen=True)
@@ -198,6 +211,42 @@ class RewardRules:
 DEFAULT_RULES = RewardRules()
 
 
+RECORDED = attrgetter("rewards")  # pool → its sums of rewards as they were recorded
+
+
+@dataclass(frozen=True)
+class PooledRewards:
+    """The rewards of a pool as they are quantized: scaled, filled and summed. They are a function of the pool alone.
+
+    Attributes:
+        names: Names of the rewards in the pool.
+        worst: The rewards whose None counts as the worst reward of the pool. It is filled in after scaling, so that the
+            scale is that of the scored rollouts, and before rewards are summed.
+    """
+
+    names: Sequence[str]
+    rules: RewardRules
+    worst: Collection[str]
+
+    def recorded(self, name: str, pool: Pool) -> np.ndarray:
+        """A reward as the scorer gave it."""
+        return pool.by_function.get(name, np.full(len(pool), np.nan))
+
+    def one(self, name: str, pool: Pool, weight: float = 1.0, normalization: str = "none") -> np.ndarray:
+        """A reward, scaled and filled. `weight` is its weight in the sum."""
+        scaled = normalize(self.recorded(name, pool), normalization)
+        return worst_for_none(scaled, weight) if name in self.worst else scaled
+
+    def summed(self, pool: Pool) -> np.ndarray:
+        """The weighted sum."""
+        complete = not any(np.isnan(pool.by_function.get(name, pool.rewards)).any() for name in self.worst)
+        if self.rules.normalization == "none" and complete:
+            return pool.rewards
+        weights = self.rules.weights or [1.0] * len(self.names)
+        parts = zip(self.names, weights, strict=True)
+        return total([self.one(name, pool, weight, self.rules.normalization) for name, weight in parts], weights)
+
+
 @dataclass(frozen=True)
 class AttributeRules:
     """Several attributes in place of one reward.
@@ -219,30 +268,29 @@ def make_feedback(
     rules: RewardRules = DEFAULT_RULES,
     sentences: bool = False,
     attributes: AttributeRules | None = None,
+    worst: Collection[str] = (),
 ) -> Feedback:
     """The feedback of a run.
 
     Args:
         names: Names of the rewards in the pool; with attributes, the name of each attribute's reward, in order.
         sentences: Whether a judge may write sentences.
+        worst: See `PooledRewards`.
     """
 
-    def own(name: str) -> Callable[[Pool], np.ndarray]:
-        return lambda pool: pool.by_function.get(name, np.full(len(pool), np.nan))
-
-    def summed(pool: Pool) -> np.ndarray:
-        if rules.normalization == "none":
-            return pool.rewards
-        return total([normalize(own(name)(pool), rules.normalization) for name in names], rules.weights)
-
+    given = PooledRewards(names, rules, worst)
     count = scheme.num_quantiles
     if attributes is None:
-        return TagFeedback(scheme, Cut(summed, count, rules.rule, rules.scope, ",".join(names)), seed, sentences)
+        cut = Cut(given.summed, RECORDED, count, rules.rule, rules.scope, ",".join(names))
+        return TagFeedback(scheme, cut, seed, sentences)
     cuts = {
-        each.name: Cut(own(name), len(each.tags), each.quantile_rule or rules.rule, rules.scope, name)
+        each.name: Cut(
+            partial(given.one, name), partial(given.recorded, name), len(each.tags),
+            each.quantile_rule or rules.rule, rules.scope, name,
+        )
         for each, name in zip(attributes.attributes, names, strict=True)
-    }
-    whole = Cut(summed, count, "even" if rules.rule == "levels" else rules.rule, rules.scope)
+    }  # fmt: skip
+    whole = Cut(given.summed, RECORDED, count, "even" if rules.rule == "levels" else rules.rule, rules.scope)
     tags = [each.tags for each in attributes.attributes]
     return AttributeFeedback(scheme, whole, seed, cuts, tags, attributes.joint, attributes.sampling)
 

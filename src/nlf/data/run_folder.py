@@ -191,8 +191,8 @@ def changed_settings(old: dict, new: dict) -> list[tuple[str, object, object]]:
 
 
 def _is_renamed(name: str, old: Any, new: Any) -> bool:
-    """Whether two values name the same thing: the data set in a run's folder, which may have been moved, or rewards from
-    Python, which earlier versions recorded without import paths.
+    """Whether two values name the same thing: the data set in a run's folder, which may have been moved, or rewards, which
+    earlier versions recorded without import paths and versions. The versions are compared as `rewards`.
     """
     if name in RECORDED:
         return Path(str(old)).name == Path(str(new)).name == RECORDED[name]
@@ -202,7 +202,9 @@ def _is_renamed(name: str, old: Any, new: Any) -> bool:
         return others[0] == others[1] and _is_renamed("reward_funcs", *rewards)
     if name != "reward_funcs" or len(old) != len(new):
         return False
-    return all(each in (spec, spec.partition(":")[2]) for each, spec in zip(old, new, strict=True))
+    return all(
+        each in (spec, spec.partition(":")[2], spec.partition("@")[0]) for each, spec in zip(old, new, strict=True)
+    )
 
 
 def truncate_metrics(run_dir: Path, step: int) -> None:

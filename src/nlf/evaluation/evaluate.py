@@ -30,7 +30,7 @@ from nlf.data.progress import duration, progress_bar
 from nlf.data.prompts import PromptRow, other_columns
 from nlf.data.run_folder import DISTILLED, RESULTS, SCHEMA_VERSION, run_settings
 from nlf.errors import UserError
-from nlf.evaluation import exports, intervals, metrics
+from nlf.evaluation import exports, intervals, metrics, unscored
 from nlf.evaluation.perplexity import measure_file, model_label
 from nlf.evaluation.pipeline import divergence_of, metrics_of
 from nlf.evaluation.run_defaults import Scorers, recorded_base, scorers_of, with_prompts
@@ -127,8 +127,9 @@ def evaluate(options: EvaluateOptions, compare: Compare, scorers: Scorers | None
         results = results_of(options, policy, instruments, by_set)
         write_text(folder / RESULTS, json_text(results, indent=1) + "\n")
         written = exports.export(options.format, folder, results, model_label(instruments.reader))
-    lines = [f"results: {folder / RESULTS}", *(f"{options.format}: {path}" for path in written)]
-    return "\n".join([comparison(results), "", *lines])
+    warnings = unscored.of_systems(results["systems"], results["scorers"])
+    files = [f"results: {folder / RESULTS}", *(f"{options.format}: {path}" for path in written)]
+    return "\n\n".join([comparison(results), *warnings, "\n".join(files)])
 
 
 def loaded(options: EvaluateOptions, sets: Sequence[PromptSet], scorers: Scorers) -> tuple[Policy, Instruments]:
@@ -406,17 +407,23 @@ COLUMNS = {
     "toxicity": "mean toxicity",
     "positive_fraction": "positive",
     "reward": "reward",
+    "unscored_fraction": "unscored",
     "perplexity": "perplexity",
     "dist-2": "dist-2",
 }
-AUDITED = {"toxicity"}  # the columns of an auditor; results.json has all its metrics
-NO_ATTRIBUTE = {"reward", "perplexity", "dist-2"}  # columns whose values are not attributes of a scorer
+AUDITED = {"toxicity", "unscored_fraction"}  # the columns of an auditor; results.json has all its metrics
+NO_ATTRIBUTE = {
+    "reward",
+    "unscored_fraction",
+    "perplexity",
+    "dist-2",
+}  # columns whose values are not attributes of a scorer
 
 
 def comparison(results: dict[str, Any]) -> str:
     """The systems as a Markdown table with 95 % intervals; columns without a value are left out."""
     auditors = tuple(f"/{label}" for label in results.get("auditors", ()))
-    measured = metric_names(results["systems"])
+    measured = [name for name in metric_names(results["systems"]) if name != f"unscored_fraction/{SUM}"]
     names = [name for name in measured if not name.endswith(auditors) or metrics.family(name) in AUDITED]
     columns = {name: headed(name) for plain in COLUMNS for name in names if metrics.family(name) == plain}
     columns = dict(sorted(columns.items(), key=lambda item: item[0].endswith(auditors)))  # the auditor's come last

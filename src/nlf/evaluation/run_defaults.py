@@ -15,7 +15,7 @@ from nlf.data.files import EMBEDDED
 from nlf.data.run_folder import trained_run
 from nlf.errors import UserError
 from nlf.rewards import Reward, check_weights
-from nlf.rewards.registry import configure, resolve_reward
+from nlf.rewards.registry import configure, recorded_version, resolve_reward
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def _scorers_of_run(run: Mapping[str, Any], weights: Sequence[float] | None, mod
     rewards = []
     for spec, label in zip(specs, labels if len(labels) == len(specs) else [None] * len(specs), strict=True):
         try:
-            rewards.append(resolve_reward(spec))
+            rewards.append(resolve_reward(recorded_version(spec, label)))
         except UserError as error:
             raise UserError(f"the reward of {model} cannot be loaded: {error}; name it with --reward_funcs") from error
         if label is not None and label.partition("@")[:2] != rewards[-1].label.partition("@")[:2]:
@@ -127,5 +127,5 @@ def _scorers_of_run(run: Mapping[str, Any], weights: Sequence[float] | None, mod
                 "name it with --reward_funcs, my_file.py:my_reward"
             )
     auditor = resolve_reward(AUDITOR)
-    others = [] if auditor.label in [reward.label for reward in rewards] else [auditor]
+    others = [] if auditor.name in [reward.name for reward in rewards] else [auditor]
     return Scorers(rewards, run.get("reward_weights") if weights is None else weights, others)

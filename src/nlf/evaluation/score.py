@@ -34,6 +34,7 @@ from nlf.data.rtp import RECORDED
 from nlf.errors import UserError
 from nlf.evaluation.exports import check_file, write_generations
 from nlf.evaluation.score_files import FEEDBACK, SCORES, Form, form_of
+from nlf.evaluation.unscored import BESIDE, percent, warning
 from nlf.method.quantize import total
 from nlf.rewards import Reward, check_weights
 from nlf.rewards.registry import configure, resolve_reward
@@ -61,7 +62,7 @@ def score_command(options: ScoreOptions) -> str:
                 text_column=options.text_column,
                 block=options.batch_size,
             )
-            tables.append(f"{path}\n{table(tallies)}")
+            tables.append("\n".join([str(path), table(tallies), *warnings_of(tallies)]))
             if options.format:
                 tables.append(f"{options.format}: {write_generations(options.format, path, rewards[0].label)}")
     return "\n\n".join(tables)
@@ -286,8 +287,16 @@ def table(tallies: Sequence[Tally]) -> str:
     for tally in tallies:
         counts = [tally.now, tally.texts - tally.now] if tally.scorer != WEIGHTED_SUM else ["", ""]
         mean = f"{tally.mean:.4g}" if tally.texts > tally.unscored else "-"
-        lines.append((tally.scorer, *map(str, [tally.texts, *counts, tally.unscored]), mean))
+        unscored = f"{tally.unscored} ({percent(tally.unscored, tally.texts)})"
+        lines.append((tally.scorer, *map(str, [tally.texts, *counts, unscored]), mean))
     return text_table(lines, ">")
+
+
+def warnings_of(tallies: Sequence[Tally]) -> list[str]:
+    """A line for each scorer that could not score more than 2 % of the texts."""
+    scorers = [each for each in tallies if each.scorer != WEIGHTED_SUM]
+    lines = (warning(each.scorer, each.unscored, each.texts, BESIDE, "texts") for each in scorers)
+    return [line for line in lines if line]
 
 
 class LineScores(TypedDict):

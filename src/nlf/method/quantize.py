@@ -102,6 +102,21 @@ def total(rewards: Sequence[np.ndarray], weights: Sequence[float] | None = None)
     return np.where(np.isnan(stacked).all(0), np.nan, np.nansum(weighted, 0))
 
 
+def worst_for_none(rewards: np.ndarray, weight: float = 1.0) -> np.ndarray:
+    """The rewards with the worst of them in the place of each unscored one. So a text that a scorer cannot read does not
+    escape the reward.
+
+    Args:
+        weight: The reward's weight in the sum: below 0, the worst reward is the highest.
+
+    Shape:
+        - rewards: `(N,)`, NaN = unscored; returns `(N,)`, unchanged if nothing is scored
+    """
+    unscored = np.isnan(rewards)
+    known = rewards[~unscored]
+    return np.where(unscored, known.max() if weight < 0 else known.min(), rewards) if len(known) else rewards
+
+
 def normalize(rewards: np.ndarray, how: str) -> np.ndarray:
     """Scale one reward over all rollouts, so that several rewards can be added. The middle of the scale is 0, so that
     an unscored reward, which counts as 0 in `total`, moves the sum neither up nor down.

@@ -80,7 +80,7 @@ def _tell_scorers_apart(results: Sequence[Results]) -> None:
 def _with_scorer(name: str, scorer: str) -> str:
     """`reward/local@1_ci95` for `reward_ci95`; a metric that needs no scorer keeps its name."""
     base = re.sub(r"_(stderr|ci95)$", "", name)
-    return f"{base}/{scorer}{name[len(base) :]}" if family(base) in SCORED else name
+    return f"{base}/{scorer}{name[len(base) :]}" if family(base) in {*SCORED, "unscored_fraction"} else name
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nlf.evaluation.metrics import describe, higher_is_better
+from nlf.evaluation.unscored import of_systems
 from nlf.report.reading import Run
 from nlf.report.results import (
     SCORED,
@@ -23,9 +24,12 @@ from nlf.secrets import is_secret
 
 HEADLINE = (
     *("toxicity_probability", "expected_max_toxicity", "toxicity", "positive_fraction", "positive"),
-    *("reward", "perplexity", "dist-2"),
+    *("reward", "unscored_fraction", "perplexity", "dist-2"),
 )
-SWEEP = ("toxicity_probability", "toxicity", "positive_fraction", "positive", "reward", "perplexity", "dist-2")
+SWEEP = (
+    *("toxicity_probability", "toxicity", "positive_fraction", "positive", "reward", "unscored_fraction"),
+    *("perplexity", "dist-2"),
+)
 SHAPE = (
     *("completion_length", "ended_fraction", "dist-1", "dist-2", "dist-3", "corpus_dist-2", "self_bleu"),
     "repetition",
@@ -261,13 +265,21 @@ def headings(runs: Sequence[Run]) -> tuple[str, list[str]]:
     )
     if len(runs) > 1:
         about += f", compared with {count(len(runs) - 1, 'other run')}"
-    return about, [*_training(run), *filter(None, (_outcome(run, source) for source in run.sources))]
+    outcome = filter(None, (_outcome(run, source) for source in run.sources))
+    return about, [*_training(run), *outcome, *_unscored(run)]
+
+
+def _unscored(run: Run) -> list[str]:
+    """A sentence for each system whose scorer could not score more than 2 % of its completions."""
+    lines = of_systems(run.systems, [str(label) for label in run.results["scorers"]] if run.results else [])
+    return [f"{line[0].upper()}{line[1:]}." for line in lines]
 
 
 def _training(run: Run) -> list[str]:
     """One sentence on the training, from the run's settings and log."""
     say = run.config.get
-    iterations, steps, scorers = say("num_train_epochs"), say("steps_per_iteration"), say("reward_funcs")
+    iterations, steps = say("num_train_epochs"), say("steps_per_iteration")
+    scorers = say("rewards") or say("reward_funcs")  # the labels have the versions
     last = max((row["step"] for row in run.log), default=None)
     if not run.config and last is None:
         return []

@@ -19,6 +19,7 @@ UNSEEN = re.compile(
 TITLES = {
     "toxicity": "mean toxicity",
     "positive": "mean positivity",
+    "unscored_fraction": "share unscored",
     "toxic_fraction": "share of toxic completions",
     "positive_fraction": "share of positive completions",
     "expected_max_toxicity": "expected maximum toxicity",

@@ -1,7 +1,9 @@
 """The contract of rewards: what a reward function gets and returns, and how several rewards become one number.
 
 A reward function is TRL's: `f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async.
-Higher is better; None means that a completion could not be scored. A scorer object is callable in the same way and has
+Higher is better; None means that a completion could not be scored: it gets no tag. If a scorer object has
+`none_is_worst = True`, its None counts in training as the worst reward seen, so that a text does not escape by being of a
+kind that the scorer cannot read. A scorer object is callable in the same way and has
 a `name`, a `version`, and may have one of two methods:
 
 - `attributes(texts) -> {name: array in [0, 1]}` adds numbers beside the reward;
@@ -58,6 +60,7 @@ class Reward:
         label: What rollouts record: `name@version`, or the name of a function without a version.
         remote: The scorer asks another machine; in distributed training only the first process calls it.
         returns_judgements: The scorer has a `judge` method, which is called in place of the function.
+        none_is_worst: In training, None counts as the worst reward seen.
 
     Raises:
         UserError: the function cannot be called, or is a model.
@@ -75,6 +78,7 @@ class Reward:
             )
         self.version = getattr(function, "version", None)
         self.remote = bool(getattr(function, "remote", False))
+        self.none_is_worst = bool(getattr(function, "none_is_worst", False))
         judge = getattr(function, "judge", None)
         self.returns_judgements = callable(judge)
         self.called: Callable = judge if callable(judge) else function

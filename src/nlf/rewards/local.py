@@ -184,6 +184,7 @@ class LocalToxicity(LocalScorer):
     """Reward = 1 − toxicity of the completion alone. `attributes` gives toxicity and six related probabilities."""
 
     name, version, asset = "local", 1, ASSET
+    none_is_worst = True
     default_tags = DEFAULT_TAGS
 
     def reward(self, attributes: dict[str, np.ndarray]) -> np.ndarray:

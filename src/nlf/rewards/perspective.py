@@ -44,6 +44,7 @@ class Perspective(RemoteScorer):
 
     service, version, rate_limit = "perspective", "v1alpha1", 1.0  # the free quota
     answer_type = dict
+    none_is_worst = True
 
     def __init__(
         self,

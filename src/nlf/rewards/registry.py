@@ -1,9 +1,13 @@
-"""Find a reward by its name: a scorer of this package, with its argument after a colon, or a dotted path to your own."""
+"""Find a reward by its name: a scorer of this package, with its argument after a colon, or a dotted path to your own.
+
+An embedded scorer has versions: `local@1` names one, `local` the newest. A run records the exact name, and is continued
+and evaluated with that version (`recorded_version`).
+"""
 
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,14 +27,14 @@ class Shipped:
 
     Attributes:
         form: Its form on the command line: `length[:WORDS]` takes an argument, `hf:MODEL_ID[#LABEL]` needs one.
-        path: `module:class`.
+        classes: `module:class`; where there are versions, that of each by its exact name, `local@1`, oldest first.
         attributes: The numbers that it gives beside the reward.
         licence: Licence of the scorer or its model.
         needs: Keys, files or downloads that it needs.
     """
 
     form: str
-    path: str
+    classes: str | Mapping[str, str]
     attributes: str
     licence: str
     needs: str
@@ -47,13 +51,32 @@ class Shipped:
     def takes_argument(self) -> bool:
         return ":" in self.form
 
+    @property
+    def paths(self) -> Mapping[str, str]:
+        """The class of each version by its exact name, oldest first; by the name alone if there are no versions."""
+        return {self.name: self.classes} if isinstance(self.classes, str) else self.classes
 
+    @property
+    def newest(self) -> str:
+        """The exact name that the name alone stands for."""
+        return [*self.paths][-1]
+
+
+LOCAL = {  # a line for each version; the last is the newest
+    "local@1": "nlf.rewards.local:LocalToxicity",
+}
+AUDIT = {
+    "audit@1": "nlf.rewards.audit:AuditToxicity",
+}
+SENTIMENT = {
+    "sentiment@1": "nlf.rewards.local:LocalSentiment",
+}
 SHIPPED = {
     shipped.name: shipped
     for shipped in (
-        Shipped("local", "nlf.rewards.local:LocalToxicity", "toxicity and six related ones", OURS, "nothing"),
-        Shipped("sentiment", "nlf.rewards.local:LocalSentiment", "positive", OURS, "nothing"),
-        Shipped("audit", "nlf.rewards.audit:AuditToxicity", "toxicity", OURS, "nothing"),
+        Shipped("local", LOCAL, "toxicity and six related ones", OURS, "nothing"),
+        Shipped("sentiment", SENTIMENT, "positive", OURS, "nothing"),
+        Shipped("audit", AUDIT, "toxicity", OURS, "nothing"),
         Shipped(
             "perspective[:ATTRIBUTE]", "nlf.rewards.perspective:Perspective",
             "the six production attributes and ATTRIBUTE", SERVICE, "PERSPECTIVE_API_KEY",
@@ -84,7 +107,7 @@ FORMS = [shipped.form for shipped in SHIPPED.values()]
 
 
 def resolve_reward(spec: str | Callable | Reward) -> Reward:
-    """The reward of a name (`local`, `hf:MODEL_ID#LABEL`) or dotted path (`package.module:function`,
+    """The reward of a name (`local`, `local@1`, `hf:MODEL_ID#LABEL`) or dotted path (`package.module:function`,
     `my_rewards.py:function`); a function, scorer object or Reward is used as it is.
 
     Raises:
@@ -97,9 +120,15 @@ def resolve_reward(spec: str | Callable | Reward) -> Reward:
     name, colon, argument = spec.partition(":")
     shipped = SHIPPED.get(name)
     if shipped and colon and shipped.takes_argument:
-        return Reward(_load(shipped.path)(argument), spec=spec)
+        return Reward(_load(shipped.paths[name])(argument), spec=spec)
     if shipped and not colon and not shipped.needs_argument:
-        return Reward(_load(shipped.path)(), spec=spec)
+        return Reward(_load(shipped.paths[shipped.newest])(), spec=shipped.newest)
+    if not colon and (versions := _versions(name)):
+        if name not in versions:
+            raise UserError(
+                f"reward {spec!r}: there is no such version of {name.partition('@')[0]}; there is {', '.join(versions)}"
+            )
+        return Reward(_load(versions[name])(), spec=name)
     if name == FROM_PYTHON:
         raise UserError(
             f"reward {argument!r} was given from Python, so its name cannot load it; expected a path, my_file.py:my_reward"
@@ -116,28 +145,58 @@ def resolve_reward(spec: str | Callable | Reward) -> Reward:
     )
 
 
+def _versions(name: str) -> Mapping[str, str]:
+    """The classes of the versions that a name such as `local@1` chooses from; empty for another kind of name."""
+    plain, at, _ = name.partition("@")
+    shipped = SHIPPED.get(plain)
+    return shipped.paths if at and shipped and not isinstance(shipped.classes, str) else {}
+
+
+def recorded_version(spec: str, label: str | None) -> str:
+    """The exact name of an embedded scorer that a run was started with; another spec unchanged.
+
+    The name alone names the newest version today, and the class of the newest version has one import path.
+
+    Args:
+        label: The run's label of the reward, `local@1`; None = the run does not record it.
+    """
+    versions = _versions(label or "")
+    return label if label and spec in (label.partition("@")[0], *versions.values()) and versions else spec
+
+
+def without_version(spec: str) -> str:
+    """The name alone of an embedded scorer; another spec unchanged."""
+    return spec.partition("@")[0] if _versions(spec) else spec
+
+
 def recorded_spec(reward: Reward) -> str:
-    """The name under which a run records a reward: how it was named, else its import path, `my_module:my_reward`.
+    """The name under which a run records a reward: its exact name, or how it was named, else its import path,
+    `my_module:my_reward`.
 
     An object that cannot be imported is recorded as `python:NAME`, which `resolve_reward` refuses: another reward may
     have the same name.
     """
     if reward.spec is not None:
-        return reward.spec
-    if _is_found_by_name(reward):
-        return reward.name
+        return recorded_version(reward.spec, reward.label)
+    if found := _name_of(reward):
+        return found
     return _import_path(reward.function) or f"{FROM_PYTHON}:{reward.name}"
 
 
-def _is_found_by_name(reward: Reward) -> bool:
-    """Whether the reward is an object of this package that its name alone makes again."""
+def _name_of(reward: Reward) -> str | None:
+    """The name that alone makes an equal object of this package again, with its version; None if there is none."""
     kind, shipped = type(reward.function), SHIPPED.get(reward.name.partition(":")[0])
-    if shipped is None or shipped.needs != "nothing" or shipped.path != f"{kind.__module__}:{kind.__qualname__}":
-        return False
+    if (
+        shipped is None
+        or shipped.needs != "nothing"
+        or f"{kind.__module__}:{kind.__qualname__}" not in shipped.paths.values()
+    ):
+        return None
+    name = reward.name if isinstance(shipped.classes, str) else reward.label
     try:
-        return resolve_reward(reward.name).label == reward.label
+        return name if resolve_reward(name).label == reward.label else None
     except UserError:  # the name shortens a pattern
-        return False
+        return None
 
 
 def _import_path(found: object) -> str | None:
@@ -155,8 +214,10 @@ def configure(options: RemoteOptions) -> None:
 
 def listing() -> str:
     """The table of `nlf score --list`: every scorer of this package, in columns."""
-    lines = [("scorer", "attributes", "licence", "needs")]
-    lines += [(shipped.form, shipped.attributes, shipped.licence, shipped.needs) for shipped in SHIPPED.values()]
+    lines = [("scorer", "versions", "attributes", "licence", "needs")]
+    for each in SHIPPED.values():
+        versions = "" if isinstance(each.classes, str) else ", ".join(each.paths)
+        lines.append((each.form, versions, each.attributes, each.licence, each.needs))
     return text_table(lines)
 
 

@@ -26,7 +26,7 @@ STEP = {
 }
 EVALUATION = {  # families of metrics → headings
     **{"reward": "eval reward", "toxicity_probability": "toxicity prob.", "positive_fraction": "positive"},
-    **{"perplexity": "perplexity", "dist-2": "dist-2"},
+    **{"unscored_fraction": "unscored", "perplexity": "perplexity", "dist-2": "dist-2"},
 }
 
 

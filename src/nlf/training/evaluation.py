@@ -1,7 +1,7 @@
 """Evaluation during training, and the logs of a run: its pool, its evaluation prompts, a few completions."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from nlf.data.prompts import NumberedPrompt
 from nlf.evaluation.pipeline import divergence_of, metrics_of
 from nlf.evaluation.sample import sample_lines
 from nlf.evaluation.score import SUM, LineScores, score_rows
+from nlf.evaluation.unscored import of_counts, warning
 from nlf.method.quantize import quantile_edges, scarce_quantiles
 from nlf.models.likelihoods import conditional_nll
 from nlf.rewards import Reward
@@ -82,6 +83,17 @@ def evaluation_metrics(
     return values | unscored
 
 
+def warn_of_unscored(results: Mapping[str, float], rewards: Sequence[Reward], completions: int) -> None:
+    """Log a line for each reward that could not score more than 2 % of an evaluation's completions.
+
+    Args:
+        results: The metrics by `evaluation_metrics`.
+    """
+    counts = {**results, "completions": completions}
+    for line in of_counts(counts, [reward.label for reward in rewards], "evaluation"):
+        logger.warning("%s", line)
+
+
 def pool_statistics(pool: Pool, quantiles: np.ndarray, iteration: int, feedback: Feedback) -> dict[str, float]:
     """The logs of a refreshed pool: its size, the iteration's rewards and lengths, and the edges of the quantiles.
 
@@ -96,8 +108,32 @@ def pool_statistics(pool: Pool, quantiles: np.ndarray, iteration: int, feedback:
         "pool/size": len(pool),
         "pool/num_unscored": int(np.isnan(pool.rewards).sum()),
         **_new_rollouts(pool, pool.iteration == iteration),
+        **{f"unscored_fraction/{name}": n / len(rows) for name, rows, n in _unscored(pool, iteration)},
         **_quantile_edges(pool, quantiles, feedback),
     }
+
+
+def _unscored(pool: Pool, iteration: int) -> list[tuple[str, np.ndarray, int]]:
+    """Each reward's name, its values of an iteration's rollouts, and the number of these that it could not score."""
+    new = {name: values[pool.iteration == iteration] for name, values in pool.by_function.items()}
+    return [(name, values, int(np.isnan(values).sum())) for name, values in new.items()]
+
+
+def unscored_lines(pool: Pool, iteration: int, feedback: Feedback, worst: Collection[str]) -> list[str]:
+    """The warnings about an iteration's rollouts that could not be scored, above 2 %.
+
+    Args:
+        worst: Names of the rewards whose None counts as the worst reward.
+    """
+    lines = [
+        warning(name, n, len(values), "they count as the worst reward so far")
+        for name, values, n in _unscored(pool, iteration)
+        if name in worst
+    ]
+    given = feedback.cut.rewards(pool)[pool.iteration == iteration]
+    told = "they have no reward, so they get no tag and are not trained on"
+    lines.append(warning(feedback.cut.name, int(np.isnan(given).sum()), len(given), told))
+    return [line for line in lines if line]
 
 
 def _new_rollouts(pool: Pool, new: np.ndarray) -> dict[str, float]:

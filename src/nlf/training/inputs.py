@@ -18,7 +18,7 @@ from nlf.method.tags import TagScheme
 from nlf.models.encoder import PromptEncoder
 from nlf.models.policy import Policy
 from nlf.rewards import Reward, check_calls, check_weights, reward_names
-from nlf.rewards.registry import configure, recorded_spec, resolve_reward
+from nlf.rewards.registry import configure, recorded_spec, recorded_version, resolve_reward
 from nlf.rewards.words import default_tags
 from nlf.training.arguments import check_metric, choose_metric
 from nlf.training.batches import PoolDataset
@@ -124,7 +124,7 @@ def _resolved_rewards(args: ALTConfig, given: RewardFunction | Sequence[RewardFu
     """Load the rewards, name them in `args.reward_funcs` and `args.attributes`, and choose the tags."""
     # a list of the same types as `given`, which mypy does not see
     functions = cast("list[RewardFunction]", [*given] if isinstance(given, (list, tuple)) else [given])
-    rewards = [resolve_reward(function) for function in functions]
+    rewards = [resolve_reward(function) for function in _as_recorded(functions, folder_of(args))]
     configure(config.remote_options(args))
     check_weights(rewards, args.reward_weights)
     args.reward_funcs = [recorded_spec(reward) for reward in rewards]
@@ -138,6 +138,15 @@ def _resolved_rewards(args: ALTConfig, given: RewardFunction | Sequence[RewardFu
     _choose_tags(args, rewards)
     check_judges(rewards, args)
     return rewards
+
+
+def _as_recorded(functions: list[RewardFunction], run_dir: Path) -> list[RewardFunction]:
+    """The rewards with the versions of the run in the folder: a run made with `local@1` goes on with it under `local`."""
+    labels = run_folder.run_settings(run_dir).get("rewards")
+    if not isinstance(labels, list) or len(labels) != len(functions):
+        return functions
+    named = zip(functions, labels, strict=True)
+    return [recorded_version(each, str(label)) if isinstance(each, str) else each for each, label in named]
 
 
 def _choose_tags(args: ALTConfig, rewards: Sequence[Reward]) -> None:
@@ -171,7 +180,14 @@ def feedback_of(args: ALTConfig, scheme: TagScheme, rewards: Sequence[Reward]) -
         rules=RewardRules(args.quantile_rule, args.quantile_scope, args.reward_weights, args.reward_normalization),
         sentences=any(reward.returns_judgements for reward in rewards),
         attributes=attributes,
+        worst=worst_of(rewards),
     )  # fmt: skip
+
+
+def worst_of(rewards: Sequence[Reward]) -> list[str]:
+    """Names in the pool of the rewards whose None counts as the worst reward."""
+    named = zip(reward_names(rewards), rewards, strict=True)
+    return [name for name, reward in named if reward.none_is_worst]
 
 
 def encoder_of(

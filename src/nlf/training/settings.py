@@ -16,6 +16,7 @@ from nlf.models.encoder import PromptEncoder
 from nlf.models.identity import name_of
 from nlf.models.policy import Policy
 from nlf.rewards import Reward
+from nlf.rewards.registry import without_version
 from nlf.secrets import is_secret
 from nlf.training.config import ALTConfig
 
@@ -66,9 +67,9 @@ def sampling_settings(
     if args.sampler != "hf":
         settings["sampler"] = args.sampler
     if args.attributes:
-        # a reward from Python is stamped by its name alone, as in older runs
+        # a reward from Python or of this package is stamped by its name alone, as in older runs; "rewards" has its version
         named = zip(args.attributes, rewards, strict=True)
-        own = [{**attribute, "reward": reward.spec or reward.name} for attribute, reward in named]
+        own = [{**attribute, "reward": without_version(reward.spec or reward.name)} for attribute, reward in named]
         settings["attributes"] = [own, args.attribute_template, args.feedback_sampling]
     if any(reward.returns_judgements for reward in rewards):
         settings["quantiles"] = [args.quantile_rule, args.quantile_scope, args.pool_keep, args.reward_normalization]

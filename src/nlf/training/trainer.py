@@ -51,6 +51,8 @@ from nlf.training.evaluation import (
     pool_statistics,
     scarce_tags,
     scores_of,
+    unscored_lines,
+    warn_of_unscored,
 )
 from nlf.training.hub import Hub
 from nlf.training.inputs import (
@@ -62,6 +64,7 @@ from nlf.training.inputs import (
     folder_of,
     pool_dataset_of,
     scheme_of,
+    worst_of,
 )
 from nlf.training.iteration import run_iteration
 from nlf.training.loss_sums import LossSums, averages, controllers_of, moved_coefficients
@@ -356,8 +359,9 @@ class ALTTrainer(CheckpointTrainer):
         self.train_dataset.refresh(*labelled, self.encoder, iteration, conversations)
         if offset == 0:
             pool, quantiles, _ = labelled
-            if iteration == 0 and self.is_world_process_zero():
-                for line in scarce_tags(pool, self.feedback):
+            if self.is_world_process_zero():
+                scarce = scarce_tags(pool, self.feedback) if iteration == 0 else []
+                for line in [*scarce, *unscored_lines(pool, iteration, self.feedback, worst_of(self.inputs.rewards))]:
                     logger.warning("%s", line)
             self.log(pool_statistics(pool, quantiles, iteration, self.feedback) | self._logged_by_rewards())
 
@@ -421,6 +425,7 @@ class ALTTrainer(CheckpointTrainer):
         self.log(metrics)
         if self.is_world_process_zero():
             log_completions(lines, rewards, self.args.num_completions_to_print, self.state.global_step)
+            warn_of_unscored(results, rewards, sum(len(line["completions"]) for line in lines))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
