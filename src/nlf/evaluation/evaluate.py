@@ -31,6 +31,7 @@ from nlf.data.prompts import PromptRow, other_columns
 from nlf.data.run_folder import DISTILLED, RESULTS, SCHEMA_VERSION, run_settings
 from nlf.errors import UserError
 from nlf.evaluation import intervals, metrics
+from nlf.evaluation.headlines import headlines
 from nlf.evaluation.perplexity import measure_file, model_label
 from nlf.evaluation.pipeline import divergence_of, metrics_of
 from nlf.evaluation.run_defaults import Scorers, recorded_base, scorers_of, with_prompts
@@ -285,6 +286,8 @@ def results_of(
         "models": models_of(policy, instruments),
         "scorers": [reward.label for reward in instruments.scorers.all],
         "auditors": [reward.label for reward in instruments.scorers.auditors],
+        "trained_on": [*instruments.scorers.trained_on],
+        "audited_by": [*instruments.scorers.audited_by],
         "seeds": {"sampling": options.seed, "bootstrap": 0},
         "tags": list(policy.scheme.tags) if policy.scheme else None,
         "higher_is_better": {name: metrics.higher_is_better(name) for name in metric_names(systems)},
@@ -403,17 +406,22 @@ COLUMNS = {
     "perplexity": "perplexity",
     "dist-2": "dist-2",
 }
-AUDITED = {"toxicity"}  # the columns of an auditor; results.json has all its metrics
+BESIDE = {"toxicity"}  # the columns of a scorer beside the rewards that does not audit them; results.json has all
 NO_ATTRIBUTE = {"reward", "perplexity", "dist-2"}  # columns whose values are not attributes of a scorer
 
 
 def comparison(results: dict[str, Any]) -> str:
-    """The systems as a Markdown table with 95 % intervals; columns without a value are left out."""
-    auditors = tuple(f"/{label}" for label in results.get("auditors", ()))
+    """The systems as a Markdown table with 95 % intervals; columns without a value are left out.
+
+    The columns of an auditor of the model's run stand before those of the reward that the run was trained on.
+    """
+    found = headlines(results)
+    others = [label for label in results.get("auditors", ()) if label not in found.roles]
+    beside = tuple(f"/{label}" for label in others)
     measured = metric_names(results["systems"])
-    names = [name for name in measured if not name.endswith(auditors) or metrics.family(name) in AUDITED]
-    columns = {name: headed(name) for plain in COLUMNS for name in names if metrics.family(name) == plain}
-    columns = dict(sorted(columns.items(), key=lambda item: item[0].endswith(auditors)))  # the auditor's come last
+    names = [n for n in measured if metrics.family(n) in (BESIDE if n.endswith(beside) else COLUMNS)]
+    names.sort(key=lambda n: (n.endswith(beside), [*COLUMNS].index(metrics.family(n)), found.order(n)))
+    columns = {name: COLUMNS[metrics.family(name)] + found.suffix(name) for name in names}
     for group in metrics.by_scorer(measured):
         if {metrics.family(name) for name in group} & COLUMNS.keys() - NO_ATTRIBUTE:
             for name in [*group, f"reward/{SUM}"]:  # the reward is one minus such an attribute
@@ -428,12 +436,6 @@ def comparison(results: dict[str, Any]) -> str:
         size = f"{system['n_samples']['effective']} × {system['num_generations']}"
         rows.append([title(system), *source, size, *cells])
     return markdown_table(heads, rows)
-
-
-def headed(name: str) -> str:
-    """The head of a metric's column, with the scorer if the metric's name has one."""
-    scorer = name.partition("/")[2]
-    return COLUMNS[metrics.family(name)] + (f", {scorer}" if scorer else "")
 
 
 def title(system: dict) -> str:

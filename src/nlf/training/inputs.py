@@ -18,6 +18,7 @@ from nlf.method.tags import TagScheme
 from nlf.models.encoder import PromptEncoder
 from nlf.models.policy import Policy
 from nlf.rewards import Reward, check_calls, check_weights, reward_names
+from nlf.rewards.auditors import auditors_of
 from nlf.rewards.registry import configure, recorded_spec, resolve_reward
 from nlf.rewards.words import default_tags
 from nlf.training.arguments import check_metric, choose_metric
@@ -41,6 +42,7 @@ class Inputs:
     Attributes:
         prompts: The prompt rows to train on, at least one.
         eval_prompts: The prompt rows that evaluation samples; None = there is no evaluation.
+        auditors: Scorers that evaluation logs and nothing trains on.
         conversational: Prompts are messages, not text.
         reference_device: The device of the reference; None = the device of the policy.
         all_prompts: The prompt rows of training, and those of evaluation if training evaluates.
@@ -50,6 +52,7 @@ class Inputs:
     prompts: list[PromptRow]
     eval_prompts: list[PromptRow] | None
     rewards: list[Reward]
+    auditors: list[Reward]
     conversational: bool
     reference_device: torch.device | None
     all_prompts: list[PromptRow]
@@ -106,12 +109,13 @@ def check_inputs(
             f"{len(eval_prompts)} evaluation prompts for {args.world_size} processes; give at least one prompt a process"
         )
     rewards = _resolved_rewards(args, args.reward_funcs if reward_funcs is None else reward_funcs)
-    check_metric(args, rewards)
-    check_calls(rewards, {name for row in prompts + (eval_prompts or []) for name in other_columns(row)}, CONTEXT)
+    auditors = _resolved_auditors(args, rewards)
+    columns = {name for row in prompts + (eval_prompts or []) for name in other_columns(row)}
+    check_calls([*rewards, *auditors], columns, CONTEXT)
     read = prompts + eval_prompts if eval_prompts and args.evaluates else prompts
     return Inputs(
-        prompts, eval_prompts, rewards, all_conversations(read), reference_device, read, train_dataset is None
-    )
+        prompts, eval_prompts, rewards, auditors, all_conversations(read), reference_device, read, train_dataset is None
+    )  # fmt: skip
 
 
 def folder_of(args: ALTConfig) -> Path:
@@ -125,7 +129,6 @@ def _resolved_rewards(args: ALTConfig, given: RewardFunction | Sequence[RewardFu
     # a list of the same types as `given`, which mypy does not see
     functions = cast("list[RewardFunction]", [*given] if isinstance(given, (list, tuple)) else [given])
     rewards = [resolve_reward(function) for function in functions]
-    configure(config.remote_options(args))
     check_weights(rewards, args.reward_weights)
     args.reward_funcs = [recorded_spec(reward) for reward in rewards]
     if args.attributes:
@@ -138,6 +141,15 @@ def _resolved_rewards(args: ALTConfig, given: RewardFunction | Sequence[RewardFu
     _choose_tags(args, rewards)
     check_judges(rewards, args)
     return rewards
+
+
+def _resolved_auditors(args: ALTConfig, rewards: Sequence[Reward]) -> list[Reward]:
+    """Load the auditors, name them in `args.audit_funcs`, and check that they choose no checkpoint."""
+    auditors = auditors_of(args.audit_funcs, rewards)
+    configure(config.remote_options(args))
+    args.audit_funcs = [recorded_spec(auditor) for auditor in auditors]
+    check_metric(args, rewards, auditors)
+    return auditors
 
 
 def _choose_tags(args: ALTConfig, rewards: Sequence[Reward]) -> None:
