@@ -50,7 +50,7 @@ from nlf.evaluation.systems import (
     with_turned_tags,
 )
 from nlf.models.policy import Policy
-from nlf.rewards import check_calls
+from nlf.rewards import Reward, check_calls
 
 logger = logging.getLogger(__name__)
 
@@ -288,6 +288,7 @@ def results_of(
         "auditors": [reward.label for reward in instruments.scorers.auditors],
         "trained_on": [*instruments.scorers.trained_on],
         "audited_by": [*instruments.scorers.audited_by],
+        "noise_floor": noise_floors(instruments.scorers.all),
         "seeds": {"sampling": options.seed, "bootstrap": 0},
         "tags": list(policy.scheme.tags) if policy.scheme else None,
         "higher_is_better": {name: metrics.higher_is_better(name) for name in metric_names(systems)},
@@ -365,6 +366,13 @@ def first(measured: metrics.Measured, like: metrics.Measured) -> dict[str, inter
     }
 
 
+def noise_floors(scorers: Sequence[Reward]) -> dict[str, dict[str, Any]]:
+    """By scorer, the noise floor in the card of its weights, which `tools/noise_floor.py` measures; others have none."""
+    cards = {scorer.label: getattr(scorer.function, "card", None) for scorer in scorers}
+    floors = {label: card.get("noise_floor") for label, card in cards.items() if isinstance(card, dict)}
+    return {label: floor for label, floor in floors.items() if floor}
+
+
 def metric_names(systems: Sequence[SystemEntry]) -> list[str]:
     """Every metric that any system has, without the keys of standard errors and intervals."""
     names = dict.fromkeys(name for system in systems for name in system["metrics"])
@@ -407,6 +415,7 @@ COLUMNS = {
     "dist-2": "dist-2",
 }
 BESIDE = {"toxicity"}  # the columns of a scorer beside the rewards that does not audit them; results.json has all
+FLOOR = "noise floor: what a scorer's own error makes of clean texts (docs/evaluation.md, Noise floor)"
 NO_ATTRIBUTE = {"reward", "perplexity", "dist-2"}  # columns whose values are not attributes of a scorer
 
 
@@ -435,7 +444,13 @@ def comparison(results: dict[str, Any]) -> str:
         cells = [cell(system["metrics"], name) for name in columns]
         size = f"{system['n_samples']['effective']} × {system['num_generations']}"
         rows.append([title(system), *source, size, *cells])
-    return markdown_table(heads, rows)
+    floors = [found.floor(name) for name in columns]
+    if not any(floors):
+        return markdown_table(heads, rows)
+    rows.append(
+        ["noise floor", *[""] * (len(heads) - 1 - len(floors)), *("" if f is None else f"{f:.3f}" for f in floors)]
+    )
+    return f"{markdown_table(heads, rows)}\n\n{FLOOR}"
 
 
 def title(system: dict) -> str:

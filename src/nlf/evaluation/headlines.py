@@ -4,7 +4,7 @@ Results of a model that no run trained have neither, and keep the order in which
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nlf.evaluation.metrics import family, scorer_of
@@ -19,10 +19,17 @@ class Headlines:
     Attributes:
         owners: The scorer of each metric that needs one.
         roles: "auditor" or "trained on", by scorer; empty unless there is an auditor.
+        floors: By scorer, the figures that its own error alone gives clean texts, if its card has them.
     """
 
     owners: Mapping[str, str]
     roles: Mapping[str, str]
+    floors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def floor(self, name: str) -> float | None:
+        """The noise floor of a metric; None if it is not known for its scorer and its number of completions."""
+        found = self.floors.get(self.owners.get(name, ""), {}).get(name.partition("/")[0])
+        return found if isinstance(found, float) else None
 
     @property
     def audited(self) -> list[str]:
@@ -62,11 +69,12 @@ def headlines(results: Mapping[str, Any]) -> Headlines:
         trained = [each for each in scorers if each not in audited and _measures_toxicity(owners, each)]
         audited = audited if trained else []
     roles = dict.fromkeys(trained, TRAINED_ON) | dict.fromkeys(audited, AUDITOR)
-    return Headlines(owners, roles if audited else {})
+    floors = {scorer: found for scorer, found in (results.get("noise_floor") or {}).items() if isinstance(found, dict)}
+    return Headlines(owners, roles if audited else {}, floors)
 
 
 def merged(found: Sequence[Headlines]) -> Headlines:
-    """The headlines of several results, of which the first decides."""
+    """The owners and roles of several results, of which the first decides."""
     owners: dict[str, str] = {}
     roles: dict[str, str] = {}
     for each in reversed(found):

@@ -295,8 +295,9 @@ def _outcome(run: Run, source: str) -> str:
     trained = [number(system["metrics"].get(other), other) for system in systems] if other else []
     beside = f"; by {scorers.suffix(other)[2:]} it is {_joined(trained)}" if other else ""
     perplexities = [number(system["metrics"].get("perplexity"), "perplexity") for system in systems]
+    floor = f" (noise floor {number(scorers.floor(name), name)})" if scorers.floor(name) else ""
     rest = f"; perplexity is {_joined(perplexities)}" if any(p != "–" for p in perplexities) else ""
-    return f"On {source} ({_size(systems[0])} completions), {title(name, scorers)} is {_joined(values)}{beside}{rest}."
+    return f"On {source} ({_size(systems[0])} completions), {title(name, scorers)} is {_joined(values)}{floor}{beside}{rest}."
 
 
 def _spoken(name: str) -> str:

@@ -84,7 +84,7 @@ class Console(TrainerCallback):
         figures: Figures = {}
         for label in self.auditors:
             audited = {name: found.pop(name) for name in [*found] if name.endswith(f"/{label}")}
-            figures |= {f"{head}, {label}": value for head, value in _figures(audited).items() if head in AUDITED}
+            figures |= {f"{head} ({label})": value for head, value in _figures(audited).items() if head in AUDITED}
         self._tell(state, figures | _figures(found))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
