@@ -265,7 +265,8 @@ class ALTTrainer(CheckpointTrainer):
                 files.write_folder(folder, save)
                 rewards = ", ".join(reward.label for reward in self.inputs.rewards)
                 name = self.hub.name if self.hub else str(self.run_dir)
-                card = model_card(self.run_dir, policy, self.args, self.state.log_history, rewards, name)
+                auditors = [auditor.label for auditor in self.inputs.auditors]
+                card = model_card(self.run_dir, policy, self.args, self.state.log_history, rewards, name, auditors)
                 files.write_text(folder / CARD, card)
         self.accelerator.wait_for_everyone()
         return [*names, CARD]
