@@ -58,6 +58,10 @@ class Inputs:
     all_prompts: list[PromptRow]
     embedded: bool = False
 
+    @property
+    def auditor_labels(self) -> list[str]:
+        return [auditor.label for auditor in self.auditors]
+
     def recorded(self, run_dir: Path) -> dict[str, Any]:
         """The sources that `config.yaml` names: data sets from Python are files in the run's folder."""
         given = {"dataset": not self.embedded, "eval_dataset": self.eval_prompts is not None}

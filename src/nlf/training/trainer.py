@@ -158,8 +158,7 @@ class ALTTrainer(CheckpointTrainer):
             optimizers=optimizers,
         )
         self.add_callback(IterationCallback(self))
-        auditors = [auditor.label for auditor in self.inputs.auditors]
-        Console("training", args.steps_per_iteration, auditors).show_in(self)
+        Console("training", args.steps_per_iteration, self.inputs.auditor_labels).show_in(self)
         self.loss_is_scaled_for_ga, self.model_accepts_loss_kwargs = True, False
         if disable_dropout:
             check_training_mode(self.policy.model)
@@ -265,8 +264,8 @@ class ALTTrainer(CheckpointTrainer):
                 files.write_folder(folder, save)
                 rewards = ", ".join(reward.label for reward in self.inputs.rewards)
                 name = self.hub.name if self.hub else str(self.run_dir)
-                auditors = [auditor.label for auditor in self.inputs.auditors]
-                card = model_card(self.run_dir, policy, self.args, self.state.log_history, rewards, name, auditors)
+                log, auditors = self.state.log_history, self.inputs.auditor_labels
+                card = model_card(self.run_dir, policy, self.args, log, rewards, name, auditors)
                 files.write_text(folder / CARD, card)
         self.accelerator.wait_for_everyone()
         return [*names, CARD]
@@ -430,7 +429,7 @@ class ALTTrainer(CheckpointTrainer):
         check_measured(self.args, metrics, metric_key_prefix)
         self.log(metrics)
         if eval_dataset is None and min(self.args.reward_weights or [1]) >= 0:
-            for line in self.watch.add(prompt_means(found, [auditor.label for auditor in auditors])):
+            for line in self.watch.add(prompt_means(found, self.inputs.auditor_labels)):
                 self._tell(line)
         if self.is_world_process_zero():
             log_completions(lines, [*auditors, *rewards], self.args.num_completions_to_print, self.state.global_step)
