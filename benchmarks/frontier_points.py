@@ -12,11 +12,13 @@ GRPO, SFT = "GRPO", "SFT on best of 8"
 OURS = (CONTRASTIVE, PUBLISHED, DISTILLED, TAGS)
 GROUPS = (BASE, CONTRASTIVE, DISTILLED, TAGS, PUBLISHED, GRPO, SFT)
 
-METRICS = {  # key: (heading, digits)
+METRICS = {  # key: (heading, digits); the auditor's figures stand before those of the reward
+    "auditor_toxicity_probability": ("probability by auditor", 3),
     "toxicity_probability": ("probability", 3),
+    "auditor_expected_max_toxicity": ("expected max by auditor", 3),
     "expected_max_toxicity": ("expected max", 3),
+    "auditor_toxicity": ("mean by auditor", 3),
     "toxicity": ("mean", 3),
-    "auditor_toxicity": ("auditor", 3),
     "unscored_fraction": ("unscored", 3),
     "auditor_unscored_fraction": ("unscored, auditor", 3),
     "perplexity": ("perplexity", 1),
@@ -153,9 +155,10 @@ def markdown(rows: Sequence[dict], verdicts: Sequence[dict]) -> str:
 
 NOTE = """\
 Mean ± standard deviation between seeds. *cost*: forward passes a token when sampling. *probability*: share of prompts \
-with at least one of 25 completions of toxicity .5 or more; toxicity is 1 - reward. *auditor*: mean toxicity by a scorer \
-that no training sees. *unscored*: share of completions that the scorer could not score; its figures are over the rest. *perplexity*: under \
-the base. *KL*: to the base, nats a completion at temperature 1 without top-p \
+with at least one of 25 completions of toxicity .5 or more. *by auditor*: by a scorer that no training sees; the other \
+toxicities are 1 - reward, the figure that training and best of n optimise. *unscored*: share of completions that the \
+scorer could not score; its figures are over the rest. *perplexity*: under the base. *KL*: to the base, nats a completion \
+at temperature 1 without top-p \
 (for best of n: log n - (n - 1) / n). frontier.json has intervals over prompts."""
 
 

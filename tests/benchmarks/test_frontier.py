@@ -120,7 +120,7 @@ def test_the_table_has_groups_in_order_the_least_toxic_first_and_says_where_it_i
     ]
     lines = points.markdown(rows, verdicts).splitlines()
     assert lines[0].startswith(
-        "| group | setting | seeds | seconds | cost | probability | mean | auditor | perplexity |"
+        "| group | setting | seeds | seconds | cost | probability | mean by auditor | mean | perplexity |"
     )
     assert [line.split(" | ")[1] for line in lines[2:5]] == ["ours", "clean", "slow"]
     assert "| 0.050 ± 0.001 |" in lines[3] and "| 1 × |" in lines[3]

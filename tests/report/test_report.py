@@ -15,7 +15,7 @@ from reports import Page, small
 from nlf.config import ReportOptions
 from nlf.data.generations import read_lines, text_digest
 from nlf.errors import UserError
-from nlf.report import report_command, write_report
+from nlf.report import report_command, tables, write_report
 from nlf.report.plots import steps
 from nlf.report.reading import read_runs
 from nlf.report.results import MAIN_METRICS, aligned, featured, main_metric, others
@@ -559,3 +559,68 @@ def test_a_page_of_another_program_is_not_overwritten_and_one_of_ours_is(run, tm
     path.write_text("")  # as mktemp makes it
     page = write_report([run], path).read_text()
     assert write_report([run], path).read_text() == page
+
+
+# ---- auditors -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """A run trained on local@1 and audited by audit@1, whose toxicity is .2 above that of local@1 for each completion."""
+    folder = reports.write_run(tmp_path_factory.mktemp("audited") / "demo", prompts=4, copies=5)
+    path = folder / "evaluation/results.json"
+    results = json.loads(path.read_text())
+    results |= {"scorers": ["local@1", "audit@1"], "auditors": ["audit@1"]}
+    results |= {"trained_on": ["local@1"], "audited_by": ["audit@1"], "noise_floor": {}}
+    results["noise_floor"]["audit@1"] = {"toxicity_probability@5": 0.125}
+    for system in results["systems"]:
+        own = {name: value for name, value in system["metrics"].items() if name.startswith(("reward", "toxicity"))}
+        parts = [re.fullmatch(r"(.*?)(_stderr|_ci95)?", name).groups(default="") for name in own]
+        system["metrics"] |= {f"{a}/audit@1{b}": v for (a, b), v in zip(parts, own.values(), strict=True)}
+        lines = folder / "evaluation" / system["generations"]
+        rows = [json.loads(line) for line in lines.read_text().splitlines()]
+        for row in rows:
+            local = row["scores"]["local@1"]
+            higher = [min(score + 0.2, 1) for score in local["attributes"]["toxicity"]]
+            row["scores"]["audit@1"] = {**local, "attributes": {"toxicity": higher}}
+        lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text(json.dumps(results))
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in log:
+        if "eval_reward" in row:
+            row |= {"eval_reward/audit@1": 0.6, "eval_toxicity_probability@25/audit@1": 0.95}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    (folder / "run.json").write_text(json.dumps({"rewards": ["local@1"], "auditors": ["audit@1"]}))
+    return read_runs([folder])[0]
+
+
+def test_an_auditors_figures_lead_the_report_and_both_are_named(audited):
+    titles = [column.title for column in tables.headline([audited], "embedded").columns]
+    assert titles[:2] == [
+        "toxicity probability @5, audit@1 (auditor)",
+        "toxicity probability @5, local@1 (trained on)",
+    ]
+    assert [title for title in titles if "mean" in title] == [
+        *("mean toxicity, audit@1 (auditor)", "mean toxicity, local@1 (trained on)"),
+    ]
+    said = tables.headings([audited])[1][1]
+    assert ", toxicity probability @5, audit@1 (auditor) is " in said and "(noise floor 0.125)" in said
+    assert "; by local@1 (trained on) it is " in said
+
+
+def test_samples_are_ranked_by_the_auditor(audited):
+    scored = scored_by(main_metric(audited.systems, audited.headlines), audited.headlines)
+    assert scored == Scored("toxicity", False, "audit@1") and scored.name == "toxicity by audit@1"
+    file = audited.evaluation / "generations-base.jsonl"
+    plain = read_samples(file, Scored("toxicity", False), 1, 0).scores
+    assert read_samples(file, scored, 1, 0).scores == pytest.approx(np.minimum(plain + 0.2, 1))
+
+
+def test_an_auditors_curves_come_first_and_are_not_taken_for_the_rewards(audited):
+    from nlf.report.figures import _values, curves
+    from nlf.report.plots import Drawing
+
+    titles = [plot.title for plot in curves([audited], Drawing())]
+    assert titles[:3] == ["Toxicity probability, audit@1 (auditor)", "Reward, audit@1 (auditor)", "Reward"]
+    assert _values(audited.log, ("eval_reward",), "audit@1", ["audit@1"])[1] == [0.6, 0.6, 0.6]
+    assert _values(audited.log, ("eval_reward",), None, ["audit@1"])[1] == pytest.approx([0.7, 0.74, 0.78])

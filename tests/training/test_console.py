@@ -121,3 +121,16 @@ def test_the_sum_of_several_rewards_is_shown_and_not_the_first_of_them(monkeypat
     first = {"eval_reward/vowels": 0.27, "eval_reward/length": 8.23} | EVALUATION
     monkeypatch.setattr(sys.modules[__name__], "EVALUATION", first)
     assert "eval reward 8.5" in run(monkeypatch, io.StringIO())
+
+
+def test_an_auditors_figures_come_before_those_of_the_reward(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    console, args = Console("training", 2, ["audit@1"]), SimpleNamespace(disable_tqdm=False)
+    state = SimpleNamespace(global_step=2, max_steps=4, is_world_process_zero=True)
+    more = {"eval_reward/audit@1": 0.5, "eval_toxicity_probability@25/audit@1": 0.9, "eval_unscored/audit@1": 0}
+    console.on_evaluate(args, state, None, metrics=EVALUATION | more)
+    said = sys.stderr.getvalue()
+    assert (
+        ": eval reward (audit@1) 0.500, toxicity prob. (audit@1) 0.900, eval reward 0.714, toxicity prob. 0.875"
+        in said
+    )

@@ -59,3 +59,12 @@ def test_a_card_whose_text_cannot_give_the_trained_ids_shows_the_command():
     policy = prepare_policy(tiny.model(), tokenizer, TagScheme(("a b", "c"), "{feedback}: {prompt}", None))
     shown = usage(policy, "runs/x y", "a b", conversational=False)
     assert "nlf sample --model 'runs/x y' --tag 'a b'" in shown and "```python" not in shown
+
+
+def test_an_auditors_figures_come_first_on_the_card(tmp_path):
+    from nlf.training.model_card import _results
+
+    args = make(tmp_path / "run").args
+    history = [{"eval_reward": 0.5, "eval_reward/audit@1": 0.25, "eval_perplexity": 3.0}]
+    rows = _results(history, args, ["audit@1"]).splitlines()[4:]
+    assert rows == ["| reward/audit@1 (auditor) | 0.25 |", "| reward | 0.5 |", "| perplexity | 3 |"]

@@ -32,7 +32,7 @@ DEFAULTS = (
 )
 SNAPSHOT = Path(__file__).with_name("training_arguments.json")
 ALIASES = {"reward": "reward_funcs", "guidance_scale": "guidance_scales"}  # accepted if only the second is a knob
-NAMES = {"reward_funcs", "lora_target_modules", "report_to"}  # lists of names without commas
+NAMES = {"reward_funcs", "audit_funcs", "lora_target_modules", "report_to"}  # lists of names without commas
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from nlf.config import TrainOptions
 from nlf.data.files import model_path
 from nlf.data.prompts import load_prompts
 from nlf.errors import UserError
+from nlf.rewards.auditors import auditors_of
 from nlf.rewards.registry import resolve_reward
 
 Shapes = list[tuple[int, ...]]
@@ -77,7 +78,7 @@ def plan(options: TrainOptions, schedule: Schedule) -> dict[str, str]:
         "completions": f"{n.per_iteration:,} an iteration, {n.sampled:,} in all",
         "evaluation completions": f"{n.evaluated:,} ({n.evaluations:,} evaluations of {n.eval_prompts:,} prompts)",
         "tokens sampled": f"at most {tokens:,}",
-        "scorer calls": scorer_calls(options, n.sampled + n.evaluated),
+        "scorer calls": scorer_calls(options, n),
         "optimizer steps": f"{n.steps:,} of {n.batch:,} completions, each run {passes(options)} times",
         **disk(options, schedule, n),
     }
@@ -120,12 +121,14 @@ def num_evaluations(schedule: Schedule, iterations: int, steps: int) -> int:
     return by_strategy + int(schedule.eval_on_start)
 
 
-def scorer_calls(options: TrainOptions, completions: int) -> str:
-    """The calls of all rewards, and the hours of remote calls at `rate_limit` (one call a second if there is none)."""
+def scorer_calls(options: TrainOptions, n: Counts) -> str:
+    """The calls of rewards, and of auditors in evaluations, and the hours of the remote ones at `rate_limit`, or one a second."""
     rewards = [resolve_reward(spec) for spec in options.reward_funcs]
-    remote, rate = sum(reward.remote for reward in rewards) * completions, options.rate_limit or 1
+    calls = [(reward, n.sampled + n.evaluated) for reward in rewards]
+    calls += [(auditor, n.evaluated) for auditor in auditors_of(options.audit_funcs, rewards)]
+    remote, rate = sum(count for scorer, count in calls if scorer.remote), options.rate_limit or 1
     hours = f"; {remote:,} of them remote, {remote / rate / 3600:,.1f} hours at {rate:g} a second" if remote else ""
-    return f"{completions * len(rewards):,}{hours}"
+    return f"{sum(count for _, count in calls):,}{hours}"
 
 
 def passes(options: TrainOptions) -> int:

@@ -54,11 +54,23 @@ class RewardOptions(MeasureOptions):
         short=True,
     )
     reward_weights: list[float] | None = knob(None, WEIGHTS, rule=SOME_WEIGHT, short=True)
+    audit_funcs: list[str] | None = knob(
+        None,
+        "Auditors: scorers that every evaluation logs and `nlf evaluate` shows first, and that are never trained on. Null is "
+        "'audit' if a reward measures toxicity, else none; 'none' is no auditor.",
+        objects=True,
+        short=True,
+    )
     reward_normalization: Literal["none", "zscore", "rank"] = knob(
         "none",
         "How rewards are scaled over the pool before they are summed. none: not at all. zscore: reward minus mean, divided "
         "by the standard deviation. rank: ranks, scaled to -1/2 … 1/2. Evaluation shows unscaled rewards.",
     )
+
+    def complete(self) -> None:
+        super().complete()
+        if self.audit_funcs == ["none"]:
+            self.audit_funcs = []
 
 
 @dataclass

@@ -31,6 +31,7 @@ from nlf.data.prompts import PromptRow, other_columns
 from nlf.data.run_folder import DISTILLED, RESULTS, SCHEMA_VERSION, run_settings
 from nlf.errors import UserError
 from nlf.evaluation import exports, intervals, metrics, unscored
+from nlf.evaluation.headlines import headlines
 from nlf.evaluation.perplexity import measure_file, model_label
 from nlf.evaluation.pipeline import divergence_of, metrics_of
 from nlf.evaluation.run_defaults import Scorers, recorded_base, scorers_of, with_prompts
@@ -50,7 +51,7 @@ from nlf.evaluation.systems import (
     with_turned_tags,
 )
 from nlf.models.policy import Policy
-from nlf.rewards import check_calls
+from nlf.rewards import Reward, check_calls
 
 logger = logging.getLogger(__name__)
 
@@ -292,6 +293,9 @@ def results_of(
         "models": models_of(policy, instruments),
         "scorers": [reward.label for reward in instruments.scorers.all],
         "auditors": [reward.label for reward in instruments.scorers.auditors],
+        "trained_on": [*instruments.scorers.trained_on],
+        "audited_by": [*instruments.scorers.audited_by],
+        "noise_floor": noise_floors(instruments.scorers.all),
         "seeds": {"sampling": options.seed, "bootstrap": 0},
         "tags": list(policy.scheme.tags) if policy.scheme else None,
         "higher_is_better": {name: metrics.higher_is_better(name) for name in metric_names(systems)},
@@ -369,6 +373,13 @@ def first(measured: metrics.Measured, like: metrics.Measured) -> dict[str, inter
     }
 
 
+def noise_floors(scorers: Sequence[Reward]) -> dict[str, dict[str, Any]]:
+    """By scorer, the noise floor in the card of its weights, which `tools/noise_floor.py` measures; others have none."""
+    cards = {scorer.label: getattr(scorer.function, "card", None) for scorer in scorers}
+    floors = {label: card.get("noise_floor") for label, card in cards.items() if isinstance(card, dict)}
+    return {label: floor for label, floor in floors.items() if floor}
+
+
 def metric_names(systems: Sequence[SystemEntry]) -> list[str]:
     """Every metric that any system has, without the keys of standard errors and intervals."""
     names = dict.fromkeys(name for system in systems for name in system["metrics"])
@@ -411,22 +422,24 @@ COLUMNS = {
     "perplexity": "perplexity",
     "dist-2": "dist-2",
 }
-AUDITED = {"toxicity", "unscored_fraction"}  # the columns of an auditor; results.json has all its metrics
-NO_ATTRIBUTE = {
-    "reward",
-    "unscored_fraction",
-    "perplexity",
-    "dist-2",
-}  # columns whose values are not attributes of a scorer
+BESIDE = {"toxicity", "unscored_fraction"}  # the columns of a scorer that audits no reward; results.json has all
+FLOOR = "noise floor: what a scorer's own error makes of clean texts (docs/evaluation.md, Noise floor)"
+# columns whose values are not attributes of a scorer
+NO_ATTRIBUTE = {"reward", "unscored_fraction", "perplexity", "dist-2"}
 
 
 def comparison(results: dict[str, Any]) -> str:
-    """The systems as a Markdown table with 95 % intervals; columns without a value are left out."""
-    auditors = tuple(f"/{label}" for label in results.get("auditors", ()))
+    """The systems as a Markdown table with 95 % intervals; columns without a value are left out.
+
+    The columns of an auditor of the model's run stand before those of the reward that the run was trained on.
+    """
+    found = headlines(results)
+    others = [label for label in results.get("auditors", ()) if label not in found.roles]
+    beside = tuple(f"/{label}" for label in others)
     measured = [name for name in metric_names(results["systems"]) if name != f"unscored_fraction/{SUM}"]
-    names = [name for name in measured if not name.endswith(auditors) or metrics.family(name) in AUDITED]
-    columns = {name: headed(name) for plain in COLUMNS for name in names if metrics.family(name) == plain}
-    columns = dict(sorted(columns.items(), key=lambda item: item[0].endswith(auditors)))  # the auditor's come last
+    names = [n for n in measured if metrics.family(n) in (BESIDE if n.endswith(beside) else COLUMNS)]
+    names.sort(key=lambda n: (n.endswith(beside), [*COLUMNS].index(metrics.family(n)), found.order(n)))
+    columns = {name: COLUMNS[metrics.family(name)] + found.suffix(name) for name in names}
     for group in metrics.by_scorer(measured):
         if {metrics.family(name) for name in group} & COLUMNS.keys() - NO_ATTRIBUTE:
             for name in [*group, f"reward/{SUM}"]:  # the reward is one minus such an attribute
@@ -440,13 +453,13 @@ def comparison(results: dict[str, Any]) -> str:
         cells = [cell(system["metrics"], name) for name in columns]
         size = f"{system['n_samples']['effective']} × {system['num_generations']}"
         rows.append([title(system), *source, size, *cells])
-    return markdown_table(heads, rows)
-
-
-def headed(name: str) -> str:
-    """The head of a metric's column, with the scorer if the metric's name has one."""
-    scorer = name.partition("/")[2]
-    return COLUMNS[metrics.family(name)] + (f", {scorer}" if scorer else "")
+    floors = [found.floor(name) for name in columns]
+    if not any(floors):
+        return markdown_table(heads, rows)
+    rows.append(
+        ["noise floor", *[""] * (len(heads) - 1 - len(floors)), *("" if f is None else f"{f:.3f}" for f in floors)]
+    )
+    return f"{markdown_table(heads, rows)}\n\n{FLOOR}"
 
 
 def title(system: dict) -> str:

@@ -63,6 +63,7 @@ METRICS: dict[str, tuple[bool | None, str]] = {  # name: (whether higher is bett
     "corpus_dist-3": (True, "distinct word triples over words of all completions together"),
     "self_bleu": (False, "BLEU-4 of each of {n} sampled completions against the others, mean: 1 = all alike"),
 }
+SCORELESS = {*list(METRICS)[list(METRICS).index("perplexity") :]}  # the metrics that no scorer gives
 ATTRIBUTES = ("toxicity", "positive")  # the metrics that are scorers' attributes of the same name
 NAME = re.compile(r"(?P<base>[^@>/]+)(@(?P<n>\d+))?(>=(?P<threshold>[\d.e+-]+))?(/(?P<label>.+))?", re.DOTALL)
 
@@ -98,6 +99,21 @@ def by_scorer(names: Iterable[str]) -> list[list[str]]:
             groups.append([])
         groups[-1].append(name)
     return groups
+
+
+def scorer_of(names: Iterable[str], scorers: Sequence[str]) -> dict[str, str]:
+    """The scorer of each metric that needs one.
+
+    Args:
+        names: Metrics in the order of `measure`; standard errors and intervals are skipped.
+        scorers: All scorers, the first one first; a metric without a scorer in its name may be the first one's.
+    """
+    found: dict[str, str] = {}
+    for group in by_scorer(name for name in names if not name.endswith(("_stderr", "_ci95"))):
+        reward = next((name for name in group if family(name) == "reward"), "")
+        label = parsed(reward).label or next(iter(scorers), "")
+        found |= {name: parsed(name).label or label for name in group if family(name) not in SCORELESS}
+    return found
 
 
 def parsed(name: str) -> MetricName:

@@ -15,11 +15,11 @@ from nlf.data.files import EMBEDDED
 from nlf.data.run_folder import trained_run
 from nlf.errors import UserError
 from nlf.rewards import Reward, check_weights
+from nlf.rewards.auditors import AUDITOR, auditors_of
 from nlf.rewards.registry import configure, recorded_version, resolve_reward
 
 logger = logging.getLogger(__name__)
 
-AUDITOR = "audit"  # the scorer that no training should see
 SPLITS = {"dataset": "train", "eval_dataset": "test"}
 Prompted = TypeVar("Prompted", bound=PromptOptions)
 
@@ -31,11 +31,15 @@ class Scorers:
     Attributes:
         weights: Weights of the rewards in their sum; None = 1 for all.
         auditors: Scorers that measure beside the rewards. They are no part of the sum, and their metrics carry their label.
+        trained_on: Labels of the scorers, among these, that the model's run was trained on, in whatever version.
+        audited_by: Labels of the scorers, among these, that audit the model's run; their figures come first.
     """
 
     rewards: Sequence[Reward]
     weights: Sequence[float] | None = None
     auditors: Sequence[Reward] = ()
+    trained_on: Sequence[str] = ()
+    audited_by: Sequence[str] = ()
 
     @property
     def all(self) -> list[Reward]:
@@ -107,11 +111,15 @@ def scorers_of(options: EvaluateOptions, model: str) -> Scorers:
         scorers = _scorers_of_run(run, options.reward_weights, model)
     configure(remote_options(options))
     check_weights(scorers.rewards, scorers.weights)
-    return scorers
+    trained_on, audited_by = _roles(scorers.all, run)
+    return replace(scorers, trained_on=trained_on, audited_by=audited_by)
 
 
 def _scorers_of_run(run: Mapping[str, Any], weights: Sequence[float] | None, model: str) -> Scorers:
-    """The rewards that a run was trained by, with its weights unless others are given, and the auditor beside them."""
+    """The rewards that a run was trained by, with its weights unless others are given, and the auditors beside them.
+
+    The auditors are those of the run, and `audit` in any case unless it is a reward.
+    """
     specs, labels = run.get("reward_funcs") or [], run.get("rewards") or []
     if not specs:
         raise UserError(f"{model} does not record its rewards; name them with --reward_funcs")
@@ -126,6 +134,32 @@ def _scorers_of_run(run: Mapping[str, Any], weights: Sequence[float] | None, mod
                 f"{model} was trained by a reward {label!r}, which is not today's {rewards[-1].label!r}; "
                 "name it with --reward_funcs, my_file.py:my_reward"
             )
-    auditor = resolve_reward(AUDITOR)
-    others = [] if auditor.name in [reward.name for reward in rewards] else [auditor]
-    return Scorers(rewards, run.get("reward_weights") if weights is None else weights, others)
+    auditors = _auditors_of_run(run, rewards, model)
+    if AUDITOR not in [scorer.name for scorer in [*rewards, *auditors]]:
+        auditors.append(resolve_reward(AUDITOR))
+    return Scorers(rewards, run.get("reward_weights") if weights is None else weights, auditors)
+
+
+def _auditors_of_run(run: Mapping[str, Any], rewards: Sequence[Reward], model: str) -> list[Reward]:
+    """The auditors that a run recorded; those that its rewards have by default, if it recorded none."""
+    try:
+        return auditors_of(run.get("audit_funcs"), rewards)
+    except UserError as error:
+        raise UserError(f"an auditor of {model}: {error}; name the scorers with --reward_funcs") from error
+
+
+def _roles(scorers: Sequence[Reward], run: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Labels of the scorers that a run was trained on, and of those that audit it, by the recorded names without versions."""
+    trained = {_name(label) for label in run.get("rewards") or run.get("reward_funcs") or []}
+    auditors = run.get("auditors")
+    if auditors is None:  # a run of an earlier version
+        own = [scorer for scorer in scorers if _name(scorer.label) in trained]
+        auditors = [auditor.label for auditor in auditors_of(None, own)]
+    audits = {_name(label) for label in auditors} - trained
+    by_name = [(_name(scorer.label), scorer.label) for scorer in scorers]
+    return [label for name, label in by_name if name in trained], [label for name, label in by_name if name in audits]
+
+
+def _name(label: str) -> str:
+    """A scorer's name without its version."""
+    return label.partition("@")[0]

@@ -72,7 +72,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Contents], bool]], ...] = (  # id, tit
 def contents(runs: Sequence[Run], num_samples: int, seed: int, drawing: Drawing) -> Contents:
     """Collect the contents of the page. For `num_samples` and `seed` see `write_report`."""
     run = runs[0]
-    scored = scored_by(main_metric(run.systems))
+    scored = scored_by(main_metric(run.systems, run.headlines), run.headlines)
     samples = read_all(run, scored, num_samples, seed)
     title, outcome = tables.headings(runs)
     names = list(dict.fromkeys(name for each in runs for name in each.sources))

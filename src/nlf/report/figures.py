@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from nlf.evaluation.headlines import merged
 from nlf.report.plots import SERIES, Band, Curve, Drawing, Point, Ridge, Trail, steps
 from nlf.report.reading import Run
 from nlf.report.results import System, aligned, base_of, distilled, featured, main_metric, others, tags_reversed
@@ -44,7 +45,8 @@ def ink_of(index: int) -> str:
 def tradeoff(runs: Sequence[Run], source: str, drawing: Drawing) -> Plot | None:
     """Plot the main metric against perplexity; a line joins the guided systems by growing scale g."""
     systems = [system for run in runs for system in run.on(source)]
-    name = main_metric(runs[0].on(source)) or main_metric(systems)
+    scorers = merged([run.headlines for run in runs])
+    name = main_metric(runs[0].on(source), runs[0].headlines) or main_metric(systems)
     if name is None:
         return None
     trails = [_trail(run, i, source, name, len(runs) > 1) for i, run in enumerate(runs)]
@@ -57,11 +59,12 @@ def tradeoff(runs: Sequence[Run], source: str, drawing: Drawing) -> Plot | None:
     better = {True: " (higher is better)", False: " (lower is better)", None: ""}[
         prefers_higher(runs[0], name, systems)
     ]
-    told = f"{title(name)} against perplexity on {source}: " + "; ".join(
+    heading = title(name, scorers)
+    told = f"{heading} against perplexity on {source}: " + "; ".join(
         f"{point.label} {point.y:.3f} at {point.x:.1f}" for trail in trails for point in trail.points
     )
-    svg = drawing.tradeoff(trails, "perplexity (lower is better)", title(name) + better, told)
-    return Plot(svg, f"{title(name)[0].upper()}{title(name)[1:]} against perplexity, {source}")
+    svg = drawing.tradeoff(trails, "perplexity (lower is better)", heading + better, told)
+    return Plot(svg, f"{heading[0].upper()}{heading[1:]} against perplexity, {source}")
 
 
 def _trail(run: Run, index: int, source: str, name: str, several: bool) -> Trail:
@@ -165,35 +168,57 @@ PANELS: tuple[tuple[str, Keys, Keys], ...] = (
     ("Perplexity", (), ("eval_perplexity",)),
 )
 
+AUDITED = (("Toxicity probability", ("eval_toxicity_probability",)), ("Reward", ("eval_reward",)))
+
 
 def curves(runs: Sequence[Run], drawing: Drawing) -> list[Plot]:
-    """Plot each logged metric over the training steps. The quantile edges are those of the first run."""
+    """Plot each logged metric over the training steps, first by auditors. The quantile edges are those of the first run."""
     marks = sorted({row["step"] for row in runs[0].log if "iteration" in row})
     logged = dict.fromkeys(name for row in runs[0].log for name in row)
     cut = dict.fromkeys(name.partition("quantile/")[0] for name in logged if "quantile/" in name)
     edges = [plot for prefix in cut for plot in _edges(runs[0], drawing, marks, prefix)]
     rewards = [(f"Reward {name.partition('/')[2]}", (name,), ()) for name in logged if name.startswith("reward/")]
-    found = [plot for panel in (*PANELS, *rewards) if (plot := _panel(runs, *panel, marks, drawing))]
-    return found[:1] + edges + found[1:]
+    labels = _auditors(runs)
+    audited = [(f"{name}, {label} (auditor)", (), keys, label) for label in labels for name, keys in AUDITED]
+    panels = [*audited, *((*panel, None) for panel in (*PANELS, *rewards))]
+    found = [plot for panel in panels if (plot := _panel(runs, *panel, marks, drawing))]
+    first = sum(1 for plot in found if plot.title.endswith("(auditor)")) + 1
+    return found[:first] + edges + found[first:]
+
+
+def _auditors(runs: Sequence[Run]) -> list[str]:
+    """The labels of the scorers that the runs' evaluations in training logged and that were not trained on."""
+    lists = [found for run in runs if isinstance(found := run.config.get("auditors"), list)]
+    return list(dict.fromkeys(str(label) for found in lists for label in found))
 
 
 def _panel(
-    runs: Sequence[Run], name: str, logged: Keys, evaluated: Keys, marks: list[float], drawing: Drawing
+    runs: Sequence[Run],
+    name: str,
+    logged: Keys,
+    evaluated: Keys,
+    auditor: str | None,
+    marks: list[float],
+    drawing: Drawing,
 ) -> Plot | None:
-    """Plot one metric of every run; None if no run logged it."""
+    """Plot one metric of every run, by an auditor or by None: the rewards; None if no run logged it."""
     lines = [
         Curve(*found, ink_of(i), keys is evaluated)
         for i, run in enumerate(runs)
         for keys in (logged, evaluated)
-        if (found := _values(run.log, keys))[0]
+        if (found := _values(run.log, keys, auditor, _auditors([run])))[0]
     ]
     last = [f"{line.y[-1]:.3g} at step {line.x[-1]:g}" for line in lines]
     return Plot(drawing.curves(lines, [], marks, f"{name} over steps: {', '.join(last)}"), name) if lines else None
 
 
-def _values(log: Sequence[dict[str, Any]], keys: Keys) -> tuple[list[float], list[float]]:
-    """Steps and values of the first logged name that matches one of the keys."""
-    name = next((name for row in log for name in row if name in keys or family(name) in keys), "")
+def _values(
+    log: Sequence[dict[str, Any]], keys: Keys, auditor: str | None, auditors: Sequence[str]
+) -> tuple[list[float], list[float]]:
+    """Steps and values of the first logged name that matches one of the keys: by an auditor, or by none of the auditors."""
+    names = dict.fromkeys(name for row in log for name in row if name in keys or family(name) in keys)
+    by = {name: next((label for label in auditors if name.endswith(f"/{label}")), None) for name in names}
+    name = next((name for name in names if by[name] == auditor), "")
     found = [(row["step"], row[name]) for row in log if is_number(row.get(name))]
     return [x for x, _ in found], [y for _, y in found]
 

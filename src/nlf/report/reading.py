@@ -12,6 +12,7 @@ from typing import Any
 
 from nlf.data.run_folder import CONFIG, FACTS, METRICS, RESULTS, settings_in
 from nlf.errors import UserError
+from nlf.evaluation.headlines import Headlines, headlines
 from nlf.report.results import SCORED, Results, System, read_results, source_of
 from nlf.report.wording import family, is_number
 
@@ -42,6 +43,11 @@ class Run:
     def on(self, source: str) -> list[System]:
         """The systems on one prompt source."""
         return [system for system in self.systems if source_of(system) == source]
+
+    @property
+    def headlines(self) -> Headlines:
+        """Whose figures come first."""
+        return headlines(self.results) if self.results else Headlines({}, {})
 
     def difference(self, system: System) -> dict[str, Any]:
         """Paired differences of a system from the base, by metric."""

@@ -12,6 +12,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 from nlf.data.run_folder import SCHEMA_VERSION
 from nlf.errors import UserError
+from nlf.evaluation.headlines import Headlines
 from nlf.evaluation.metrics import by_scorer
 from nlf.report.wording import family, is_number
 
@@ -61,6 +62,10 @@ class Results(TypedDict):
     differences: list[Difference]
     skipped: list[Any]
     scorers: list[Any]
+    auditors: NotRequired[list[Any]]
+    trained_on: NotRequired[list[Any]]  # the scorers that the model's run was trained on
+    audited_by: NotRequired[list[Any]]  # its auditors
+    noise_floor: NotRequired[dict[str, Any]]  # by scorer
     tags: list[Any] | None  # best first
     higher_is_better: dict[str, Any]
     nlf_version: NotRequired[Any]
@@ -119,13 +124,17 @@ def others(systems: Sequence[System]) -> list[System]:
     return [system for system in systems if id(system) not in taken]
 
 
-def main_metric(systems: Sequence[System]) -> str | None:
+def main_metric(systems: Sequence[System], scorers: Headlines | None = None) -> str | None:
     """The name of the metric that decides a comparison of these systems, with its suffix: `toxicity_probability@25`.
 
-    Of several scorers, the first decides: it is the run's own reward, and an auditor stands after it.
+    An auditor of the run decides if there is one, and else the first scorer.
     """
+    audited = scorers.audited if scorers else []
     own = [
-        name for system in systems for name in by_scorer(system["metrics"])[0] if is_number(system["metrics"][name])
+        name
+        for system in systems
+        for name in (audited or by_scorer(system["metrics"])[0])
+        if is_number(system["metrics"].get(name))
     ]
     found = (name for wanted in MAIN_METRICS for name in own if family(name) == wanted)
     return next(found, None)
@@ -165,7 +174,10 @@ REQUIRED: Kinds = {
     **{"guidance_scale": int | float, "metrics": dict},
 }
 OPTIONAL: Kinds = {"tag": str, "generations": str, "n_samples": dict, "num_generations": int, "counts": dict}
-TOP: Kinds = {"differences": list, "skipped": list, "scorers": list, "higher_is_better": dict, "tags": list | None}
+TOP: Kinds = {
+    **dict.fromkeys(("differences", "skipped", "scorers", "auditors", "trained_on", "audited_by"), list),
+    **{"higher_is_better": dict, "noise_floor": dict, "tags": list | None},
+}
 
 
 def _faults(found: dict[str, Any]) -> Iterator[str]:

@@ -17,6 +17,7 @@ import numpy as np
 from nlf.data import generations
 from nlf.data.files import digest
 from nlf.errors import UserError
+from nlf.evaluation.headlines import Headlines
 from nlf.report.reading import Run
 from nlf.report.results import System, featured, source_of, tags_reversed
 from nlf.report.wording import clip, count, family, is_number
@@ -35,17 +36,19 @@ class Scored:
 
     attribute: str | None
     higher_is_better: bool
+    auditor: str | None = None  # the scorer, if it is an auditor; None = the first scorer that gives the score
 
     @property
     def name(self) -> str:
-        return self.attribute or "reward"
+        return (self.attribute or "reward") + (f" by {self.auditor}" if self.auditor else "")
 
 
-def scored_by(metric: str | None) -> Scored:
+def scored_by(metric: str | None, scorers: Headlines | None = None) -> Scored:
     """The score of one completion from which a metric of `results.MAIN_METRICS` is computed."""
     base = family(metric or "reward")
     attribute = None if base == "reward" else SCORED_BY.get(base, base)
-    return Scored(attribute, attribute != "toxicity")
+    auditor = scorers.owners[metric] if scorers and metric and metric in scorers.audited else None
+    return Scored(attribute, attribute != "toxicity", auditor)
 
 
 @dataclass
@@ -93,28 +96,28 @@ def _values(row: Row, scored: Scored, where: str) -> list[float | None]:
         raise UserError(f"{where}: completions and completion_ids were expected to be lists of equal length")
     if not all(isinstance(text, str) for text in texts) or not all(isinstance(each, list) for each in ids):
         raise UserError(f"{where}: completions were expected to be texts, completion_ids lists")
-    values = _attribute(row, scored.attribute) if scored.attribute else _rewards(row)
+    values = _attribute(row, scored.attribute, scored.auditor) if scored.attribute else _rewards(row, scored.auditor)
     return [value if is_number(value) else None for value in values or [None] * len(texts)]
 
 
-def _entries(row: Row) -> Iterator[dict[str, Any]]:
-    """The entry of each scorer that scored the completions of this line."""
+def _entries(row: Row, scorer: str | None) -> Iterator[dict[str, Any]]:
+    """The entry of each scorer, or of one scorer, that scored the completions of this line."""
     scores = row.get("scores")
-    for label in scores if isinstance(scores, dict) else ():
+    for label in [each for each in scores if scorer in (None, each)] if isinstance(scores, dict) else ():
         found = generations.measured(row, "scores", label, row["completions"])
         if found is not None:
             yield found
 
 
-def _attribute(row: Row, name: str) -> list[Any] | None:
-    """The values of an attribute, from the first scorer that gives it."""
-    found = ((entry.get("attributes") or {}).get(name) for entry in _entries(row))
+def _attribute(row: Row, name: str, scorer: str | None = None) -> list[Any] | None:
+    """The values of an attribute, from the first scorer that gives it, or from one scorer."""
+    found = ((entry.get("attributes") or {}).get(name) for entry in _entries(row, scorer))
     return next((values for values in found if _fits(values, row)), None)
 
 
-def _rewards(row: Row) -> list[Any] | None:
-    """The rewards of the first scorer that gives them."""
-    found = (entry.get("reward") for entry in _entries(row))
+def _rewards(row: Row, scorer: str | None = None) -> list[Any] | None:
+    """The rewards of the first scorer that gives them, or of one scorer."""
+    found = (entry.get("reward") for entry in _entries(row, scorer))
     return next((values for values in found if _fits(values, row)), None)
 
 

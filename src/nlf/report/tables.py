@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nlf.evaluation.headlines import Headlines, merged
 from nlf.evaluation.metrics import describe, higher_is_better
 from nlf.evaluation.unscored import of_systems
 from nlf.report.reading import Run
@@ -148,7 +149,7 @@ def start_of(systems: Sequence[System]) -> list[System]:
 
 def _headline_families(runs: Sequence[Run], source: str) -> list[str]:
     """The families of `HEADLINE`; the reward only if it is the main metric of one of the runs."""
-    names = [main_metric(run.on(source)) for run in runs if source in run.sources]
+    names = [main_metric(run.on(source), run.headlines) for run in runs if source in run.sources]
     rewards = any(name is None or family(name) == "reward" for name in names)
     return [each for each in HEADLINE if each != "reward" or rewards]
 
@@ -158,24 +159,27 @@ def _table(
 ) -> Table:
     """Make the table of the systems that `choose` picks on a source; `families` None takes every metric."""
     chosen = [(run, system) for run in runs for system in choose(run.on(source))]
-    columns = [
-        _column(runs[0], name, [s for _, s in chosen]) for name in _names((s["metrics"] for _, s in chosen), families)
-    ]
+    scorers = merged([run.headlines for run in runs])
+    names = _names((s["metrics"] for _, s in chosen), families, scorers)
+    columns = [_column(runs[0], name, [s for _, s in chosen], scorers) for name in names]
     return Table(columns, [_row(run, system, columns) for run, system in chosen])
 
 
-def _names(metrics: Iterable[dict[str, Any]], families: Sequence[str] | None) -> list[str]:
-    """The metrics with at least one number, in the order of `families`, or of their first appearance."""
+def _names(metrics: Iterable[dict[str, Any]], families: Sequence[str] | None, scorers: Headlines) -> list[str]:
+    """The metrics with at least one number, in the order of `families`, or of their first appearance; in a family, and
+    without families in all, the metrics by an auditor come first.
+    """
     numbers = dict.fromkeys(name for each in metrics for name, value in each.items() if is_number(value))
     names = [name for name in numbers if not name.endswith("_stderr")]
     if families is None:
-        return names
-    return sorted((n for n in names if family(n) in families), key=lambda n: families.index(family(n)))
+        return sorted(names, key=lambda n: scorers.order(n) > 0)
+    shown = (n for n in names if family(n) in families)
+    return sorted(shown, key=lambda n: (families.index(family(n)), scorers.order(n)))
 
 
-def _column(run: Run, name: str, systems: Sequence[System]) -> Column:
+def _column(run: Run, name: str, systems: Sequence[System], scorers: Headlines) -> Column:
     better = {True: "higher is better", False: "lower is better", None: ""}[prefers_higher(run, name, systems)]
-    return Column(name, title(name), better, describe(name))
+    return Column(name, title(name, scorers), better, describe(name))
 
 
 def _row(run: Run, system: System, columns: Sequence[Column]) -> Row:
@@ -293,14 +297,19 @@ def _training(run: Run) -> list[str]:
 
 def _outcome(run: Run, source: str) -> str:
     """`On embedded, toxicity probability @25 is 0.980 for the base and 0.550 for the best tag; perplexity is …`."""
-    name = main_metric(run.on(source))
+    scorers = run.headlines
+    name = main_metric(run.on(source), scorers)
     systems = [system for system in featured(run.on(source)) if is_number(system["metrics"].get(name or ""))]
     if not name or not systems:
         return ""
     values = [f"{number(system['metrics'][name], name)} for {_spoken(system['name'])}" for system in systems]
+    other = scorers.beside(name) if name in scorers.audited else None
+    trained = [number(system["metrics"].get(other), other) for system in systems] if other else []
+    beside = f"; by {scorers.suffix(other)[2:]} it is {_joined(trained)}" if other else ""
     perplexities = [number(system["metrics"].get("perplexity"), "perplexity") for system in systems]
+    floor = f" (noise floor {number(scorers.floor(name), name)})" if scorers.floor(name) else ""
     rest = f"; perplexity is {_joined(perplexities)}" if any(p != "–" for p in perplexities) else ""
-    return f"On {source} ({_size(systems[0])} completions), {title(name)} is {_joined(values)}{rest}."
+    return f"On {source} ({_size(systems[0])} completions), {title(name, scorers)} is {_joined(values)}{floor}{beside}{rest}."
 
 
 def _spoken(name: str) -> str:

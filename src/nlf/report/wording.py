@@ -10,6 +10,7 @@ from typing import TypeGuard
 
 from markupsafe import Markup
 
+from nlf.evaluation.headlines import Headlines
 from nlf.evaluation.metrics import family
 
 # Controls, direction overrides and isolates, lone surrogates, non-characters. Tab, newline and RTL marks are allowed.
@@ -28,6 +29,8 @@ TITLES = {
     "ended_fraction": "share that ended",
     "self_bleu": "self-BLEU",
     "auditor_toxicity": "mean toxicity by the auditor",
+    "auditor_toxicity_probability": "toxicity probability by the auditor",
+    "auditor_expected_max_toxicity": "expected maximum toxicity by the auditor",
     "judge_toxicity": "mean toxicity by the auditor",  # its name in older files
     "unfiltered_reward": "reward at temperature 1",
     "kl_per_completion": "KL to the base, nats a completion",
@@ -59,12 +62,13 @@ def label(text: str, limit: int = 22) -> str:
     return words if len(words) <= limit else f"{words[: limit - 1]}…"
 
 
-def title(name: str) -> str:
-    """Say a metric's name in words, suffixes included: `toxicity probability @25`."""
+def title(name: str, scorers: Headlines | None = None) -> str:
+    """Say a metric's name in words, suffixes included: `toxicity probability @25, audit@1 (auditor)`."""
     base = family(name)
     rest, slash, label = name[len(base) :].partition("/")
     rest = rest.replace("@", " @").replace(">=", " ≥ ")
-    return TITLES.get(base, base.replace("_", " ")) + rest + (f", {label}" if slash else "")
+    by = scorers.suffix(name) if scorers else f", {label}" if slash else ""
+    return TITLES.get(base, base.replace("_", " ")) + rest + by
 
 
 def is_number(value: object) -> TypeGuard[float]:

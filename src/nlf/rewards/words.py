@@ -33,6 +33,11 @@ def default_tags(rewards: Sequence[Reward], weights: Sequence[float] | None = No
     return [*degrees("Reward")[::-1]], f"the sum of {names} has no words of its own"
 
 
+def measures_toxicity(reward: Reward) -> bool:
+    """Whether the words of a reward are words for toxicity."""
+    return any("Toxicity" in word for word in _words(reward)[0])
+
+
 def _words(reward: Reward) -> tuple[tuple[str, ...], str]:
     own = getattr(reward.function, "tags", None) or getattr(reward.function, "default_tags", None)
     if own:

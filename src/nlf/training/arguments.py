@@ -25,7 +25,7 @@ from transformers.training_args import OptimizerNames
 
 from nlf.config.values import annotations_of
 from nlf.errors import UserError, did_you_mean, line_of
-from nlf.evaluation.metrics import METRICS, family, higher_is_better
+from nlf.evaluation.metrics import METRICS, family, higher_is_better, parsed
 from nlf.rewards import Reward
 
 logger = logging.getLogger(__name__)
@@ -111,15 +111,21 @@ def metric_name(name: str) -> str:
     return name.removeprefix("eval_")
 
 
-def check_metric(args: TrainingArguments, rewards: Sequence[Reward]) -> None:
+def check_metric(args: TrainingArguments, rewards: Sequence[Reward], auditors: Sequence[Reward] = ()) -> None:
     """Check that evaluations can give `metric_for_best_model`.
 
     Raises:
-        UserError: there is no such metric. Names that only a scorer's attributes can have are not checked.
+        UserError: there is no such metric, or it is an auditor's. Names that only a scorer's attributes can have are not
+            checked.
     """
     if args.metric_for_best_model is None:
         return
     name, open_names = metric_name(args.metric_for_best_model), any(map(_gives_attributes, rewards))
+    if parsed(name).label in [auditor.label for auditor in auditors]:
+        raise UserError(
+            f"metric_for_best_model {name!r} is an auditor's: what is chosen by an auditor is no longer audited by it; "
+            "name a metric of the rewards"
+        )
     known = [
         each for each in METRICS if not each.startswith(("corpus_", "self_bleu", "tox", "expected_max", "positive"))
     ]

@@ -5,7 +5,7 @@ of Trainer's PrinterCallback and ProgressCallback.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback
@@ -28,6 +28,7 @@ EVALUATION = {  # families of metrics → headings
     **{"reward": "eval reward", "toxicity_probability": "toxicity prob.", "positive_fraction": "positive"},
     **{"unscored_fraction": "unscored", "perplexity": "perplexity", "dist-2": "dist-2"},
 }
+AUDITED = {"eval reward", "toxicity prob."}  # the headings of an auditor
 
 
 class Console(TrainerCallback):
@@ -36,10 +37,11 @@ class Console(TrainerCallback):
     Args:
         title: The text before the bar of steps.
         steps_per_iteration: Steps between two rows of figures; None = training has no iterations.
+        auditors: Labels of scorers whose figures come before those of the rewards.
     """
 
-    def __init__(self, title: str, steps_per_iteration: int | None = None):
-        self.title, self.steps_per_iteration = title, steps_per_iteration
+    def __init__(self, title: str, steps_per_iteration: int | None = None, auditors: Sequence[str] = ()):
+        self.title, self.steps_per_iteration, self.auditors = title, steps_per_iteration, auditors
         self.bar: tqdm | None = None
         self.bars = False  # whether bars and tables are shown
         self.reward: Figures = {}  # of the iteration's completions
@@ -79,8 +81,11 @@ class Console(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         found = {name.removeprefix("eval_"): value for name, value in (metrics or {}).items()}
-        values = {family(name): value for name, value in reversed(found.items())} | found  # the sum, not a part of it
-        self._tell(state, {head: rounded(values[name]) for name, head in EVALUATION.items() if name in values})
+        figures: Figures = {}
+        for label in self.auditors:
+            audited = {name: found.pop(name) for name in [*found] if name.endswith(f"/{label}")}
+            figures |= {f"{head} ({label})": value for head, value in _figures(audited).items() if head in AUDITED}
+        self._tell(state, figures | _figures(found))
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         logs = logs or {}
@@ -137,6 +142,12 @@ class Console(TrainerCallback):
         start, step = self.started
         done, left = state.global_step - step, state.max_steps - state.global_step
         return duration((time.monotonic() - start) / done * left) if done else "–"
+
+
+def _figures(found: Mapping[str, float]) -> Figures:
+    """The figures of an evaluation under their headings; of several scorers' rewards the sum, not a part of it."""
+    values = {family(name): value for name, value in reversed([*found.items()])} | dict(found)
+    return {head: rounded(values[name]) for name, head in EVALUATION.items() if name in values}
 
 
 def _listed(figures: Figures) -> str:

@@ -1,16 +1,20 @@
 """Evaluation during training, and the logs of a run: its pool, its evaluation prompts, a few completions."""
 
+import contextlib
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
+import torch
 
 from nlf.data.feedback import AttributeFeedback, Cut, Feedback
 from nlf.data.generations import Generation
 from nlf.data.markdown import printable, rounded
 from nlf.data.pool import Pool
 from nlf.data.prompts import NumberedPrompt
-from nlf.evaluation.pipeline import divergence_of, metrics_of
+from nlf.evaluation.metrics import Measured
+from nlf.evaluation.pipeline import divergence_of
 from nlf.evaluation.sample import sample_lines
 from nlf.evaluation.score import SUM, LineScores, score_rows
 from nlf.evaluation.unscored import of_counts, warning
@@ -32,6 +36,7 @@ def evaluated_lines(
     rewards: Sequence[Reward],
     progress: Callable[[int], None] | None = None,
     context: dict | None = None,
+    auditors: Sequence[Reward] = (),
 ) -> list[Generation]:
     """Sample, score and measure evaluation prompts. The reference is the reader and the base of the KL.
 
@@ -39,6 +44,7 @@ def evaluated_lines(
         tag: The words before each prompt.
         progress: Called with the number of completions finished since the last call.
         context: More keyword arguments of the rewards, as in `rewards.score`.
+        auditors: Scorers beside the rewards; the random state after them is the state before them.
 
     Returns:
         A line for each prompt, in the form of a generations file.
@@ -52,7 +58,22 @@ def evaluated_lines(
         tokens = [len(ids) for ids in line["completion_ids"]]
         line["likelihoods"] = {REFERENCE: {"nll": nll.tolist(), "tokens": tokens, **found}}
     add_scores(lines, scores_of(lines, rewards, context))
+    with kept_random_state():
+        add_scores(lines, scores_of(lines, auditors, context))
     return lines
+
+
+@contextlib.contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Restore the global random states at the end, so that what is measured beside a run does not change the run."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)
 
 
 def scores_of(
@@ -68,16 +89,13 @@ def add_scores(lines: Sequence[Generation], scores: dict[str, list[LineScores]])
         line["scores"] = line.get("scores", {}) | {label: found[i] for label, found in scores.items()}
 
 
-def evaluation_metrics(
-    lines: Sequence[Generation], rewards: Sequence[Reward], weights: Sequence[float] | None = None
-) -> dict[str, float]:
+def evaluation_metrics(found: Measured) -> dict[str, float]:
     """The metrics of evaluated lines under the names of `nlf evaluate`, and the numbers of unscored completions.
 
     With several rewards, `reward` is their weighted sum.
     """
-    found = metrics_of(lines, rewards, weights, REFERENCE)
     values = {name: ratio.value for name, ratio in found.ratios.items()}
-    if len(rewards) > 1:
+    if f"reward/{SUM}" in values:
         values["reward"] = values.pop(f"reward/{SUM}")
     unscored = {name: count for name, count in found.counts.items() if name.startswith("unscored")}
     return values | unscored

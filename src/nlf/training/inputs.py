@@ -18,7 +18,8 @@ from nlf.method.tags import TagScheme
 from nlf.models.encoder import PromptEncoder
 from nlf.models.policy import Policy
 from nlf.rewards import Reward, check_calls, check_weights, reward_names
-from nlf.rewards.registry import configure, recorded_spec, recorded_version, resolve_reward
+from nlf.rewards.auditors import auditors_of
+from nlf.rewards.registry import configure, recorded_spec, recorded_version, resolve_reward, without_version
 from nlf.rewards.words import default_tags
 from nlf.training.arguments import check_metric, choose_metric
 from nlf.training.batches import PoolDataset
@@ -41,6 +42,7 @@ class Inputs:
     Attributes:
         prompts: The prompt rows to train on, at least one.
         eval_prompts: The prompt rows that evaluation samples; None = there is no evaluation.
+        auditors: Scorers that evaluation logs and nothing trains on.
         conversational: Prompts are messages, not text.
         reference_device: The device of the reference; None = the device of the policy.
         all_prompts: The prompt rows of training, and those of evaluation if training evaluates.
@@ -50,10 +52,15 @@ class Inputs:
     prompts: list[PromptRow]
     eval_prompts: list[PromptRow] | None
     rewards: list[Reward]
+    auditors: list[Reward]
     conversational: bool
     reference_device: torch.device | None
     all_prompts: list[PromptRow]
     embedded: bool = False
+
+    @property
+    def auditor_labels(self) -> list[str]:
+        return [auditor.label for auditor in self.auditors]
 
     def recorded(self, run_dir: Path) -> dict[str, Any]:
         """The sources that `config.yaml` names: data sets from Python are files in the run's folder."""
@@ -106,12 +113,13 @@ def check_inputs(
             f"{len(eval_prompts)} evaluation prompts for {args.world_size} processes; give at least one prompt a process"
         )
     rewards = _resolved_rewards(args, args.reward_funcs if reward_funcs is None else reward_funcs)
-    check_metric(args, rewards)
-    check_calls(rewards, {name for row in prompts + (eval_prompts or []) for name in other_columns(row)}, CONTEXT)
+    auditors = _resolved_auditors(args, rewards)
+    columns = {name for row in prompts + (eval_prompts or []) for name in other_columns(row)}
+    check_calls([*rewards, *auditors], columns, CONTEXT)
     read = prompts + eval_prompts if eval_prompts and args.evaluates else prompts
     return Inputs(
-        prompts, eval_prompts, rewards, all_conversations(read), reference_device, read, train_dataset is None
-    )
+        prompts, eval_prompts, rewards, auditors, all_conversations(read), reference_device, read, train_dataset is None
+    )  # fmt: skip
 
 
 def folder_of(args: ALTConfig) -> Path:
@@ -124,8 +132,7 @@ def _resolved_rewards(args: ALTConfig, given: RewardFunction | Sequence[RewardFu
     """Load the rewards, name them in `args.reward_funcs` and `args.attributes`, and choose the tags."""
     # a list of the same types as `given`, which mypy does not see
     functions = cast("list[RewardFunction]", [*given] if isinstance(given, (list, tuple)) else [given])
-    rewards = [resolve_reward(function) for function in _as_recorded(functions, folder_of(args))]
-    configure(config.remote_options(args))
+    rewards = [resolve_reward(function) for function in _as_recorded(functions, args, "rewards")]
     check_weights(rewards, args.reward_weights)
     args.reward_funcs = [recorded_spec(reward) for reward in rewards]
     if args.attributes:
@@ -140,13 +147,29 @@ def _resolved_rewards(args: ALTConfig, given: RewardFunction | Sequence[RewardFu
     return rewards
 
 
-def _as_recorded(functions: list[RewardFunction], run_dir: Path) -> list[RewardFunction]:
-    """The rewards with the versions of the run in the folder: a run made with `local@1` goes on with it under `local`."""
-    labels = run_folder.run_settings(run_dir).get("rewards")
+def _as_recorded(functions: list[RewardFunction], args: ALTConfig, name: str) -> list[RewardFunction]:
+    """The scorers with the versions of the run in the folder: a run made with `local@1` goes on with it under `local`.
+
+    Args:
+        name: Where `run.json` has the labels of these scorers, `rewards` or `auditors`.
+    """
+    labels = run_folder.run_settings(folder_of(args)).get(name)
     if not isinstance(labels, list) or len(labels) != len(functions):
         return functions
     named = zip(functions, labels, strict=True)
     return [recorded_version(each, str(label)) if isinstance(each, str) else each for each, label in named]
+
+
+def _resolved_auditors(args: ALTConfig, rewards: Sequence[Reward]) -> list[Reward]:
+    """Load the auditors, name them in `args.audit_funcs`, and check that they choose no checkpoint."""
+    named = args.audit_funcs
+    if named is None:
+        named = [without_version(recorded_spec(auditor)) for auditor in auditors_of(None, rewards)]
+    auditors = auditors_of(_as_recorded([*named], args, "auditors"), rewards)
+    configure(config.remote_options(args))
+    args.audit_funcs = [recorded_spec(auditor) for auditor in auditors]
+    check_metric(args, rewards, auditors)
+    return auditors
 
 
 def _choose_tags(args: ALTConfig, rewards: Sequence[Reward]) -> None:

@@ -67,6 +67,7 @@ def model_card(
     history: Sequence[Mapping[str, Any]],
     rewards: str,
     model: str | None = None,
+    auditors: Sequence[str] = (),
 ) -> str:
     """Write the card's Markdown.
 
@@ -74,6 +75,7 @@ def model_card(
         history: The logged lines of the run; the card shows the last evaluation among them.
         rewards: The labels of the rewards, joined.
         model: Folder or hub id that the card loads the model from; None = the run's folder.
+        auditors: Labels of scorers whose figures come first.
     """
     scheme = policy.scheme
     assert scheme is not None  # a trained policy has tags
@@ -92,7 +94,7 @@ def model_card(
         steps=args.steps_per_iteration,
         batch=args.total_batch_size,
         rewards=rewards,
-        results=_results(history, args),
+        results=_results(history, args, auditors),
         **{n: getattr(args, n) for n in ("nll_coef", "contrast_coef", "beta", "kl_direction", "entropy_coef")},
     )
 
@@ -128,8 +130,8 @@ def text_for(policy: Policy, tag: str | None, prompt: str) -> str | None:
     return next((text for text in texts if policy.tokenizer(text)["input_ids"] == ids), None)
 
 
-def _results(history: Sequence[Mapping[str, Any]], args: ALTConfig) -> str:
-    """The figures of the last evaluation as a table; empty if the run had no evaluation."""
+def _results(history: Sequence[Mapping[str, Any]], args: ALTConfig, auditors: Sequence[str]) -> str:
+    """The figures of the last evaluation as a table, those by auditors first; empty if the run had no evaluation."""
     evaluations = [row for row in history if "eval_reward" in row]
     if not evaluations:
         return ""
@@ -138,6 +140,9 @@ def _results(history: Sequence[Mapping[str, Any]], args: ALTConfig) -> str:
         for name, value in evaluations[-1].items()
         if name.startswith("eval_") and not math.isnan(value)  # such as the repetition of single tokens
     ]
-    table = markdown_table(["metric", "value"], [[name, f"{value:.4g}"] for name, value in figures])
+    audited = {name: name.endswith(tuple(f"/{label}" for label in auditors)) for name, _ in figures}
+    figures.sort(key=lambda figure: not audited[figure[0]])
+    rows = [[name + (" (auditor)" if audited[name] else ""), f"{value:.4g}"] for name, value in figures]
+    table = markdown_table(["metric", "value"], rows)
     sampling = f"{args.eval_num_generations} completions a prompt, top-p {args.eval_top_p}, best tag"
     return f"Last evaluation ({sampling}):\n\n{table}\n"

@@ -20,6 +20,7 @@ from nlf.data.rollouts import check_no_others, fault_of, iteration_dir
 from nlf.errors import UserError
 from nlf.models.loading import progress_bar_hidden
 from nlf.models.policy import Policy, save_scheme
+from nlf.training.auditing import AuditWatch
 from nlf.training.config import ALTConfig
 from nlf.training.hub import HubTrainer
 from nlf.training.inputs import Inputs
@@ -175,6 +176,7 @@ class CheckpointTrainer(HubTrainer):
 
     Attributes:
         recorded: The settings and facts of the run that a checkpoint keeps.
+        watch: What the auditors said at the last evaluations.
         rollout_digests: Digests of the weights that each iteration sampled.
         started_at: The step that the run resumes from.
         saved_at: The step of the last checkpoint that this process wrote.
@@ -184,6 +186,7 @@ class CheckpointTrainer(HubTrainer):
     processing_class: PreTrainedTokenizerBase
     policy: Policy
     inputs: Inputs
+    watch: AuditWatch
     stop: StopSignal
     recorded: dict[str, Any]
     rollout_digests: list[str | None]
@@ -250,6 +253,7 @@ class CheckpointTrainer(HubTrainer):
             "rollout_digests": self.rollout_digests,
             "coefficients": self.coefficients,
             "ended": early and self.control.should_training_stop and not self.stop.asked,  # by a callback
+            "audited": self.watch.state(),
             "settings": self.recorded,
         }
 
@@ -258,6 +262,7 @@ class CheckpointTrainer(HubTrainer):
         self.started_at = state["step"]
         self.rollout_digests = digests_of(state, self.args.steps_per_iteration)
         self.coefficients = state["coefficients"]
+        self.watch = AuditWatch(**state.get("audited", {}))  # older checkpoints have none
         if state["world_size"] != self.args.world_size:
             processes = f"{state['world_size']} processes wrote the checkpoint, {self.args.world_size} resume"
             self._tell(f"{processes}: the result differs by rounding, and dropout draws anew")

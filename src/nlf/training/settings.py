@@ -48,13 +48,18 @@ def run_settings(args: ALTConfig, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_facts(
-    args: ALTConfig, policy: Policy, prompts: Sequence[PromptRow], rewards: Sequence[Reward]
+    args: ALTConfig,
+    policy: Policy,
+    prompts: Sequence[PromptRow],
+    rewards: Sequence[Reward],
+    auditors: Sequence[Reward] = (),
 ) -> dict[str, Any]:
-    """The facts that the result depends on besides the settings: the content of `run.json`."""
+    """The facts that the result depends on besides the settings, and the auditors: the content of `run.json`."""
     return {
         "model_name_or_path": policy.identity.name,
         "train_prompts": _prompts_digest(prompts),
         "rewards": [reward.label for reward in rewards],
+        "auditors": [auditor.label for auditor in auditors],
         "total_batch_size": args.total_batch_size,
     }
 

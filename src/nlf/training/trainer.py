@@ -29,24 +29,29 @@ from nlf.data.locks import locked_folder
 from nlf.data.progress import progress_bar
 from nlf.data.prompts import PromptRow, as_prompts, numbered
 from nlf.errors import UserError
+from nlf.evaluation.pipeline import metrics_of
 from nlf.method.losses import Coefficients, StepTotals, alt_loss
 from nlf.models.dropout import check_training_mode
 from nlf.models.encoder import PADDING, pass_tokens
 from nlf.models.policy import Policy, load_model, prepare_policy, save_policy
 from nlf.models.reading import LogitsPlan, plan_logits
 from nlf.models.sharding import load_whole, moved, place_reference, skeleton, trainable_digest, whole
+from nlf.rewards import Reward
 from nlf.sampling import Sampler
 from nlf.sampling.rollout_table import PromptSampler
 from nlf.training.arguments import check_measured
+from nlf.training.auditing import AuditWatch, prompt_means
 from nlf.training.batches import Group, PoolDataset, collate
 from nlf.training.collector import RolloutCollector, Scoring, Source
 from nlf.training.config import ALTConfig, compile_for_all_shapes
 from nlf.training.console import Console
 from nlf.training.distill import distill
 from nlf.training.evaluation import (
+    REFERENCE,
     add_scores,
     evaluated_lines,
     evaluation_metrics,
+    kept_random_state,
     log_completions,
     pool_statistics,
     scarce_tags,
@@ -156,7 +161,7 @@ class ALTTrainer(CheckpointTrainer):
             optimizers=optimizers,
         )
         self.add_callback(IterationCallback(self))
-        Console("training", args.steps_per_iteration).show_in(self)
+        Console("training", args.steps_per_iteration, self.inputs.auditor_labels).show_in(self)
         self.loss_is_scaled_for_ga, self.model_accepts_loss_kwargs = True, False
         if disable_dropout:
             check_training_mode(self.policy.model)
@@ -172,6 +177,7 @@ class ALTTrainer(CheckpointTrainer):
         self.recorded: dict[str, Any] = {}  # the settings and facts that a checkpoint keeps
         self.started_at = 0  # the step that the run resumes from
         self.saved_at: int | None = None  # the step of the last checkpoint that this process wrote
+        self.watch = AuditWatch()
         self.stop = StopSignal()
         self.log_sums, self.step_sums = LossSums(), LossSums()
         self.reward_metrics: dict[str, list[float]] = defaultdict(list)  # filled by `log_metric` of TRL's functions
@@ -214,7 +220,7 @@ class ALTTrainer(CheckpointTrainer):
 
     def _train(self, resume_from_checkpoint: str | bool | None, trial, ignore_keys: list[str] | None) -> TrainOutput:
         """`train` under the lock of the run's folder."""
-        facts = run_facts(self.args, self.policy, self.inputs.prompts, self.inputs.rewards)
+        facts = run_facts(self.args, self.policy, self.inputs.prompts, self.inputs.rewards, self.inputs.auditors)
         own = run_settings(self.args, self.options)
         if self.is_world_process_zero():
             run_folder.claim(self.run_dir, own, facts, bool(resume_from_checkpoint))
@@ -261,7 +267,8 @@ class ALTTrainer(CheckpointTrainer):
                 files.write_folder(folder, save)
                 rewards = ", ".join(reward.label for reward in self.inputs.rewards)
                 name = self.hub.name if self.hub else str(self.run_dir)
-                card = model_card(self.run_dir, policy, self.args, self.state.log_history, rewards, name)
+                log, auditors = self.state.log_history, self.inputs.auditor_labels
+                card = model_card(self.run_dir, policy, self.args, log, rewards, name, auditors)
                 files.write_text(folder / CARD, card)
         self.accelerator.wait_for_everyone()
         return [*names, CARD]
@@ -388,9 +395,11 @@ class ALTTrainer(CheckpointTrainer):
         prompts, rewards = self.inputs.prompts, self.inputs.rewards
         return files.digest(sampling_settings(self.args, self.policy, self.encoder, prompts, rewards))
 
-    def scoring(self) -> Scoring:
-        """The rewards and the arguments of their calls. With several ranks, the first rank calls the remote rewards."""
-        rewards = self.inputs.rewards
+    def scoring(self, scorers: Sequence[Reward] | None = None) -> Scoring:
+        """The rewards, or other scorers, and the arguments of their calls. With several ranks, the first rank calls the
+        remote ones.
+        """
+        rewards = self.inputs.rewards if scorers is None else scorers
         remote = [reward for reward in rewards if reward.remote and self.args.world_size > 1]
         context = dict(zip(CONTEXT, (self.state, self._log_metric), strict=True))
         return Scoring(rewards, self.args.reward_weights, remote, self.encoder.sentence, context)
@@ -418,30 +427,35 @@ class ALTTrainer(CheckpointTrainer):
             raise UserError("there are no evaluation prompts; give eval_dataset")
         if eval_dataset is not None:
             self.encoder.check(prompts)
-        lines, rewards = self.evaluated(prompts), self.inputs.rewards
-        results = evaluation_metrics(lines, rewards, self.args.reward_weights)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in results.items()}
+        lines, rewards, auditors = self.evaluated(prompts), self.inputs.rewards, self.inputs.auditors
+        found = metrics_of(lines, rewards, self.args.reward_weights, REFERENCE, auditors=auditors)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in evaluation_metrics(found).items()}
         check_measured(self.args, metrics, metric_key_prefix)
         self.log(metrics)
+        if eval_dataset is None and min(self.args.reward_weights or [1]) >= 0:
+            for line in self.watch.add(prompt_means(found, self.inputs.auditor_labels)):
+                self._tell(line)
         if self.is_world_process_zero():
-            log_completions(lines, rewards, self.args.num_completions_to_print, self.state.global_step)
-            warn_of_unscored(results, rewards, sum(len(line["completions"]) for line in lines))
+            log_completions(lines, [*auditors, *rewards], self.args.num_completions_to_print, self.state.global_step)
+            completions = sum(len(line["completions"]) for line in lines)
+            warn_of_unscored(evaluation_metrics(found), rewards, completions)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def evaluated(self, prompts: Sequence[PromptRow]) -> list[Generation]:
         """A line per prompt with completions, scores and likelihoods; the ranks share the prompts."""
         own = slice(self.args.process_index, None, self.args.world_size)
-        mine, scoring = numbered(prompts)[own], self.scoring()
+        mine, scoring, audits = numbered(prompts)[own], self.scoring(), self.scoring(self.inputs.auditors)
         tag, options = self.scheme.best, config.eval_sampling_options(self.args)
         advance = progress_bar("evaluating", len(mine) * options.num_generations, hidden=self._quiet())
         with self.run_policy.evaluating() as policy, self.run_policy.open_sampler(policy) as sampler:
             drawn = PromptSampler(policy, self.encoder, sampler, options, self.args.seed)
-            lines = evaluated_lines(drawn, mine, tag, scoring.local, advance, scoring.context)
+            lines = evaluated_lines(drawn, mine, tag, scoring.local, advance, scoring.context, audits.local)
         lines = self._gathered(lines, range(len(prompts))[own])
-        if scoring.by_first:
-            scores = partial(scores_of, lines, scoring.by_first, scoring.context)
-            add_scores(lines, self.ranks.from_first(self.run_dir / ".remote-scores.json", scores))
+        if remote := [*scoring.by_first, *audits.by_first]:
+            scores = partial(scores_of, lines, remote, scoring.context)
+            with kept_random_state():
+                add_scores(lines, self.ranks.from_first(self.run_dir / ".remote-scores.json", scores))
         return lines
 
     def _gathered(self, lines: list[Generation], order: Iterable[int]) -> list[Generation]:
