@@ -20,7 +20,7 @@ FLOORS = [  # from the ground up; rooms of one floor do not import each other
     {"models"},
     {"sampling", "rewards"},
     {"evaluation"},
-    {"training", "report"},
+    {"training", "report", "serving"},
     {"cli"},
     {"__main__", "__init__"},
 ]
