@@ -4,7 +4,6 @@ A command's function gets one instance of its class, in which the knobs of all g
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from nlf.config.inherited import SEED
 from nlf.config.knobs import Options, Rule, knob
@@ -138,10 +137,11 @@ class ScoreFileOptions(Options):
     import_cache: str | None = knob(None, "Add the answers in such a file to the cache, then stop.")
     text_column: str = knob("text", "Column that holds the text, in a file that is not a generations file.")
     batch_size: int = knob(64, "Number of lines that are scored and written together.", above=0)
-    write_as: Literal["perspective"] | None = knob(
+    write_as: str | None = knob(
         None,
-        "Leave the file as it is, and write the answers of this service to another file, one line for each text. perspective: the "
-        "JSON of Google's Perspective API. Also written --as.",
+        "Also written --as. 'perspective': leave the file as it is, and write the JSON of Google's Perspective API for each text, one "
+        "line each, to another file.",
+        rule=Rule("perspective".__eq__, "'perspective'"),
     )
     output: str | None = knob(None, "File of these answers; null is FILE.perspective.jsonl.")
 

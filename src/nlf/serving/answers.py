@@ -13,7 +13,7 @@ from typing import Any
 
 from nlf.config import ScoreOptions, remote_options
 from nlf.data.files import refuse_other
-from nlf.data.generations import LineFormat, Row, annotate, files_of, write_lines
+from nlf.data.generations import ANSWERS, LineFormat, Row, annotate, files_of, write_lines
 from nlf.data.locks import locked_files
 from nlf.data.markdown import text_table
 from nlf.data.progress import progress_bar
@@ -23,7 +23,6 @@ from nlf.rewards.registry import configure
 from nlf.serving.protocol import Answer, Question, Refused, answer, error_type, read
 from nlf.serving.scoring import AttributeScorer, scorer_of
 
-SUFFIX = ".perspective.jsonl"
 KIND = "answers"  # of measurement, in the journal
 REASONS = ("COMMENT_EMPTY", "COMMENT_TOO_LONG", "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE")
 
@@ -33,7 +32,7 @@ def answers_command(options: ScoreOptions) -> str:
     paths = files_of(options.path)
     if options.output and len(paths) > 1:
         raise UserError(f"output: {options.path} has {len(paths)} files; name one of them, or leave out --output")
-    targets = [Path(options.output or path.with_name(path.name + SUFFIX)) for path in paths]
+    targets = [Path(options.output or path.with_name(path.name + ANSWERS)) for path in paths]
     for path, target in zip(paths, targets, strict=True):
         if target.resolve() == path.resolve():
             raise UserError(f"output: {target} is the file of the texts; choose another name")

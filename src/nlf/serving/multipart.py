@@ -54,7 +54,7 @@ def _call(written: object, content_id: str) -> Call:
         address = urlsplit(line[2])
     except ValueError as error:
         raise Refused(400, "Failed to parse batch request, error: a part has no valid address.") from error
-    _, _, content = text[line.end() :].replace(b"\r\n", b"\n").partition(b"\n\n")
+    content = re.split(rb"\r?\n\r?\n", text, maxsplit=1)[-1]
     key = parse_qs(address.query).get("key", [""])[0]
     return Call(line[1], unquote(address.path), key, content, content_id)
 
