@@ -10,6 +10,7 @@ matched on the other held-out split. A text that the scorer cannot score is coun
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def pairs_of(scorer: AttributeScorer, rows: Sequence[Row], split: str) -> dict[t
 
 def short(value: float) -> str:
     """A share or a correlation in three digits, without the zero before the point."""
-    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
+    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.3f}")
 
 
 def by_attribute(pairs: dict[tuple[str, str], Pairs], n: int) -> Iterator[list[str]]:
