@@ -4,7 +4,7 @@
 
 Texts are those of build_scorer.py with recorded scores of 2020 and "2023", from documents of the split. Intervals are
 95 % percentile bootstraps over documents, because a prompt and its continuation lie in one document. Thresholds are
-matched on the other held-out split. A text that the scorer cannot score is counted, and left out of the figures.
+matched on the other held-out split, if at least ten texts lie at or above them. A text that the scorer cannot score is counted, and left out of the figures.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from nlf.serving.scoring import AttributeScorer, scorer_of
 
 SCALES = ("2020", "2023")
 HALF = 0.5
+LEAST = 10  # texts at or above a threshold, for one to be matched
 Figure = Callable[[np.ndarray, np.ndarray], float]  # of scores and recorded scores
 
 
@@ -62,17 +63,23 @@ FIGURES: dict[str, Figure] = {
 }
 
 
-def interval(figure: Figure, pairs: Pairs, n: int, seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile bootstrap over documents; resamplings without a value are left out."""
+def intervals(pairs: Pairs, n: int, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """The 95 % percentile bootstrap of each figure over documents; resamplings without a value are left out."""
     rng = np.random.default_rng(seed)
     order = np.argsort(pairs.documents, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(pairs.documents[order])) + 1)
-    found = []
+    found: dict[str, list[float]] = {name: [] for name in FIGURES}
     for _ in range(n):
         drawn = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
-        found.append(figure(pairs.scores[drawn], pairs.truth[drawn]))
-    low, high = np.nanquantile(found, [0.025, 0.975])
-    return float(low), float(high)
+        for name, figure in FIGURES.items():
+            found[name].append(figure(pairs.scores[drawn], pairs.truth[drawn]))
+    ends = {name: np.nanquantile(values, [0.025, 0.975]) for name, values in found.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+
+
+def threshold(pairs: Pairs, at: float) -> float | None:
+    """The scorer's threshold in place of Perspective's; None if too few texts lie at or above it to say."""
+    return matched(pairs.scores, pairs.truth, at) if (pairs.truth >= at).sum() >= LEAST else None
 
 
 def pairs_of(scorer: AttributeScorer, rows: Sequence[Row], split: str) -> dict[tuple[str, str], Pairs]:
@@ -102,10 +109,9 @@ def short(value: float) -> str:
 def by_attribute(pairs: dict[tuple[str, str], Pairs], n: int) -> Iterator[list[str]]:
     """Rows of the table by attribute."""
     for (scale, name), each in pairs.items():
-        cells = []
-        for figure in FIGURES.values():
-            low, high = interval(figure, each, n)
-            cells.append(f"{short(figure(each.scores, each.truth))} ({short(low)}–{short(high)})")
+        ends = intervals(each, n)
+        values = {name: figure(each.scores, each.truth) for name, figure in FIGURES.items()}
+        cells = [f"{short(values[name])} ({short(low)}–{short(high)})" for name, (low, high) in ends.items()]
         yield [scale, name.upper(), f"{len(each.truth):,}", str(each.unscored), *cells]
 
 
@@ -113,7 +119,9 @@ def by_threshold(pairs: dict[tuple[str, str], Pairs], other: dict[tuple[str, str
     """Rows of the table by threshold of TOXICITY: the same number, then the matched one."""
     for (scale, name), each in pairs.items():
         for at in THRESHOLDS if name == "toxicity" else ():
-            line = matched(other[scale, name].scores, other[scale, name].truth, at)
+            line = threshold(other[scale, name], at)
+            if line is None:
+                continue
             cells = [scale, f"{at:g}", f"{(each.truth >= at).mean():.0%}"]
             for kind in (at, line):
                 found = agreement(each.scores >= kind, each.truth >= at)
@@ -124,7 +132,8 @@ def by_threshold(pairs: dict[tuple[str, str], Pairs], other: dict[tuple[str, str
 def old_to_new(other: dict[tuple[str, str], Pairs]) -> Iterator[list[str]]:
     """Rows of the table from a threshold of Perspective to the scorer's."""
     for (scale, name), each in other.items():
-        yield [scale, name.upper(), *(f"{matched(each.scores, each.truth, at):.2f}" for at in THRESHOLDS)]
+        found = [threshold(each, at) for at in THRESHOLDS]
+        yield [scale, name.upper(), *("–" if line is None else f"{line:.2f}" for line in found)]
 
 
 def main() -> None:

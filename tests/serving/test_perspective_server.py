@@ -230,6 +230,16 @@ def test_requests_that_wait_are_scored_in_one_call():
     assert [len(call) for call in calls] == [1, 18]
 
 
+def test_a_scorer_object_may_bring_its_own_spans():
+    class Words(Letters):
+        def spans(self, text):
+            return [word.span() for word in re.finditer(r"\w+", text)]
+
+    found = asyncio.run(service(Words()).analyze(analyze("the tent", spanAnnotations=True)))
+    spans = found["attributeScores"]["TOXICITY"]["spanScores"]
+    assert [(span["begin"], span["end"], span["score"]["value"]) for span in spans] == [(0, 3, 1 / 3), (4, 8, 0.5)]
+
+
 def test_a_call_holds_a_bounded_number_of_texts(monkeypatch):
     monkeypatch.setattr(scoring, "MOST_TEXTS", 3)
     letters = Letters()

@@ -49,7 +49,8 @@ def test_pairs_leave_out_and_count_what_has_no_score(tool):
     assert (pairs.scores.tolist(), pairs.truth.tolist(), pairs.unscored) == ([0.5], [0.25], 1)
 
 
-def test_the_tables(tool):
+def test_the_tables(tool, monkeypatch):
+    monkeypatch.setattr(tool, "LEAST", 2)
     scorer = AttributeScorer(Reward(Ends()))
     truth = [0.1, 0.2, 0.4, 0.6, 0.8, 1.0]
     data = [*rows(tool, "test", [(t / 2, t) for t in truth]), *rows(tool, "validation", [(t / 2, t) for t in truth])]
@@ -61,14 +62,13 @@ def test_the_tables(tool):
     table = {cells[1]: cells for cells in tool.by_threshold(pairs, other)}
     assert table["0.5"][2:7] == ["50%", "0.50", "1.000", ".333", ".333"]
     assert table["0.5"][7:] == ["0.25", "1.000", "1.000", "1.000"]
-    assert next(iter(tool.old_to_new(other)))[:2] == ["2020", "TOXICITY"]
+    assert next(iter(tool.old_to_new(other))) == ["2020", "TOXICITY", "0.17", "0.25", "0.33", "0.33", "–"]
 
 
 def test_an_interval_draws_documents_not_texts(tool):
     """Two documents of equal texts: every resampling has figures 0, 1/2 or 1, as no draw of single texts would."""
     pairs = tool.Pairs(np.repeat([0.0, 1.0], 50), np.ones(100), np.repeat([0, 1], 50), 0)
-    same = tool.FIGURES["same side of .5"]
-    assert tool.interval(same, pairs, 200) == (0.0, 1.0)
+    assert tool.intervals(pairs, 200)["same side of .5"] == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.8894, ".889"), (-0.05, "-.050"), (1.0, "1.000")])

@@ -50,6 +50,7 @@ Handler = Callable[["Request"], Awaitable["Response"]]
 def serve_command(options: ScoreOptions) -> str:
     """`nlf score --serve`: serve until Ctrl-C, and return a line for the end."""
     server.check_installed("nlf score --serve")
+    key = key_of(SERVE_KEY)
     configure(remote_options(options))
     scorer = scorer_of(options.reward_funcs)
     if options.rate_limit is not None and not scorer.reward.remote:
@@ -57,7 +58,6 @@ def serve_command(options: ScoreOptions) -> str:
             f"rate_limit slows requests to a remote scorer, and {scorer.label} is none; --queries_per_second limits what the "
             "server takes"
         )
-    key = key_of(SERVE_KEY)
     service = Service(scorer, key=key, limit=Limit(options.queries_per_second))
     listener = server.listen(options.host, options.port)
     logger.info("%s speaks Perspective's protocol at %s; Ctrl-C ends it", scorer.label, server.url_of(listener))
@@ -114,7 +114,7 @@ class Service:
     async def analyze(self, request: Any) -> dict:
         """The answer to a request of comments:analyze."""
         self.limit.take()
-        question = read(request, self.scorer.offered)
+        question = read(request, self.scorer.offered, self.scorer.cut)
         response = answer(question, await self.batcher(question.texts))
         self.answered += 1
         return response
@@ -231,7 +231,7 @@ def guarded(handler: Handler) -> Handler:
         except ClientDisconnect:
             return reply(408, {})  # nobody reads it
         except Exception as error:
-            logger.error("%s failed (%s)", request.url.path[:100], type(error).__name__)
+            logger.error("a request failed (%s)", type(error).__name__)
             return reply(500, Refused(500, "Internal error encountered.").payload)
 
     return handled

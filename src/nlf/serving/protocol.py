@@ -171,8 +171,7 @@ def read(request: Any, offered: Sequence[str], cut: Callable[[str], list[Span]] 
     Args:
         request: The JSON of the request.
         offered: The attributes that the scorer has, among ATTRIBUTES.
-        cut: Gives the parts of a text that `spanAnnotations` scores. A scorer that explains its score word by word can
-            give its words.
+        cut: Gives the parts of a text that `spanAnnotations` scores, in order and without overlap.
 
     Raises:
         Refused: the request is malformed, or asks for what is not offered.

@@ -13,6 +13,7 @@ from nlf.rewards import Reward
 from nlf.rewards.contract import score
 from nlf.rewards.registry import resolve_reward
 from nlf.serving.protocol import Refused, Scores, offered_by
+from nlf.serving.texts import Span, sentences
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ class AttributeScorer:
     Attributes:
         label: `name@version` of the scorer.
         offered: The names, upper case.
+        cut: Gives the spans of a text that `spanAnnotations` scores: the scorer object's method `spans`, if it has one (its
+            words, for example), else sentences. Spans are in order and do not overlap.
 
     Raises:
         UserError: the scorer has none of Perspective's attributes, or cannot score.
@@ -36,6 +39,7 @@ class AttributeScorer:
 
     def __init__(self, reward: Reward):
         self.reward, self.label = reward, reward.label
+        self.cut: Callable[[str], list[Span]] = getattr(reward.function, "spans", sentences)
         self.offered = offered_by(self.label, list(self._measured([TRIAL])))
 
     def _measured(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
