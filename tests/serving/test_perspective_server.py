@@ -341,7 +341,9 @@ def test_mistakes_are_one_line(capsys, monkeypatch, tmp_path):
             capsys, "--serve", "--port", port
         )
     monkeypatch.setattr(server.importlib.util, "find_spec", lambda name: None)
-    assert "nlf score --serve needs fastapi and uvicorn: pip install 'nlf[serve]'" in fails(capsys, "--serve")
+    assert "nlf score --serve needs fastapi and uvicorn: run `pip install '.[serve]'` in the source" in fails(
+        capsys, "--serve"
+    )
 
 
 def test_the_command_serves_until_ctrl_c():

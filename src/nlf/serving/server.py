@@ -15,7 +15,7 @@ from nlf.errors import UserError
 if TYPE_CHECKING:
     import uvicorn
 
-EXTRA = ("fastapi", "uvicorn")  # what `pip install nlf[serve]` adds
+EXTRA = ("fastapi", "uvicorn")  # what the extra `serve` of the package adds
 GRACE = 5  # seconds that running requests get after Ctrl-C
 WAITING = 2048  # connections that the system keeps until they are accepted
 
@@ -27,9 +27,7 @@ def check_installed(command: str) -> None:
         command: What needs it, for the error.
     """
     if missing := [name for name in EXTRA if importlib.util.find_spec(name) is None]:
-        raise UserError(
-            f"{command} needs {' and '.join(missing)}: pip install 'nlf[serve]' (in the source of nlf: pip install '.[serve]')"
-        )
+        raise UserError(f"{command} needs {' and '.join(missing)}: run `pip install '.[serve]'` in the source of nlf")
 
 
 def listen(host: str, port: int) -> socket.socket:
