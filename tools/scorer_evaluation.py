@@ -84,6 +84,11 @@ def agreement(said: np.ndarray, true: np.ndarray) -> dict[str, float]:
     return {k: round(float(v), 3) for k, v in (row | {"kappa": (same - chance) / (1 - chance)}).items()}
 
 
+def matched(scores: np.ndarray, truth: np.ndarray, at: float) -> float:
+    """The score with the same share of texts at or above it as the recorded score `at` has."""
+    return float(np.quantile(scores, (truth < at).mean()))
+
+
 # ---- tables -------------------------------------------------------------------------------------------------------
 
 
@@ -171,8 +176,7 @@ def thresholds(scorer: Scorer, rows: Sequence[Row], split: str) -> None:
             both[name] = scorer.attributes([text for text, _ in pairs])["toxicity"], np.array([v for _, v in pairs])
         scores, truth = both[split]
         for at in THRESHOLDS:
-            fitted = float(np.quantile(both[other][0], (both[other][1] < at).mean()))
-            for kind, line in (("same", at), ("fitted", fitted)):
+            for kind, line in (("same", at), ("fitted", matched(*both[other], at))):
                 row = agreement(scores >= line, truth >= at) | {"local at": round(line, 2)}
                 found[f"{head[:4]}, {at}, {kind}"] = row
     figures = ["share above", "precision", "recall", "agreement", "kappa", "local at"]

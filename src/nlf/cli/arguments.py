@@ -31,7 +31,10 @@ DEFAULTS = (
     "separate numbers and names in a list."
 )
 SNAPSHOT = Path(__file__).with_name("training_arguments.json")
-ALIASES = {"reward": "reward_funcs", "guidance_scale": "guidance_scales"}  # accepted if only the second is a knob
+ALIASES = {  # accepted if only the second is a knob
+    **{"reward": "reward_funcs", "guidance_scale": "guidance_scales"},
+    "as": "write_as",  # Python allows no field of the first name
+}
 NAMES = {"reward_funcs", "audit_funcs", "lora_target_modules", "report_to"}  # lists of names without commas
 
 

@@ -27,7 +27,8 @@ class Command:
     """A command that takes one of `config.COMMAND_OPTIONS` and hands it to the function `run` of a module.
 
     `positional` is the option that is given without a flag; `required` names the options without a default. If an
-    option in `instead` is given, its function (module, name) runs in place of `run`, and no option is required.
+    option in `instead` is given, its function (module, name) runs in place of `run`, and no option is required. If an
+    option in `variants` is given, its function runs in place of `run`, with the same required options.
     """
 
     name: str
@@ -37,16 +38,17 @@ class Command:
     required: tuple[str, ...] = ()
     positional: str | None = None
     instead: dict[str, tuple[str, str]] = field(default_factory=dict)
+    variants: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def __call__(self, argv: Sequence[str]) -> int:
         """Read the arguments, run the command, print what it returns, and return the exit code."""
         knobs = self.knobs()
         given = self.given(argv, knobs)
-        other = next((call for option, call in self.instead.items() if given.get(option)), None)
-        if other is None:
+        if not any(given.get(option) for option in self.instead):
             self.check_required(given, knobs)
         options = self.options(given, knobs)
-        module, run = other or (self.module, self.run)
+        others = {**self.instead, **self.variants}
+        module, run = next((call for option, call in others.items() if given.get(option)), (self.module, self.run))
         print(getattr(importlib.import_module(module), run)(options))
         return 0
 
@@ -108,16 +110,20 @@ SCORE = Command(
     "score",
     "nlf.evaluation.score",
     "score_command",
-    "nlf score FILE_OR_FOLDER [--NAME VALUE ...]\n\n"
+    "nlf score FILE_OR_FOLDER [--NAME VALUE ...]\n       nlf score FILE --as perspective [--NAME VALUE ...]\n"
+    "       nlf score --serve [--NAME VALUE ...]\n\n"
     "Add scores to generations, or to any .jsonl, .csv, .tsv or .parquet file with a text column. The command changes the file\n"
-    "in place. A text keeps the score that it has, unless the text or the scorer's version has changed.",
+    "in place. A text keeps the score that it has, unless the text or the scorer's version has changed. --serve and --as score\n"
+    "as Google's Perspective API does (docs/perspective.md).",
     required=("path",),
     positional="path",
     instead={
         "list": ("nlf.cli.commands", "list_command"),
         "export_cache": ("nlf.evaluation.score", "export_command"),
         "import_cache": ("nlf.evaluation.score", "import_command"),
+        "serve": ("nlf.serving.perspective", "serve_command"),
     },
+    variants={"write_as": ("nlf.serving.answers", "answers_command")},
 )
 PERPLEXITY = Command(
     "perplexity",

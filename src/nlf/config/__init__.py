@@ -26,6 +26,7 @@ from nlf.config.commands import (
     SampleOptions,
     ScoreFileOptions,
     ScoreOptions,
+    ServerOptions,
     StudentOptions,
 )
 from nlf.config.inherited import (
@@ -106,6 +107,7 @@ __all__ = [
     "SamplingOptions",
     "ScoreFileOptions",
     "ScoreOptions",
+    "ServerOptions",
     "StudentOptions",
     "TagOptions",
     "TrainOptions",

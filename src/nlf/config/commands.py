@@ -19,6 +19,7 @@ from nlf.config.sampling import (
 )
 from nlf.config.tags import TAGS_OR_FILE
 from nlf.config.training import DTYPE, LORA_RANK, LORA_SCALE, PROMPT_FILES, REVISION, TRUST, Dtype
+from nlf.errors import UserError
 
 BATCH_TOKENS = (
     "Most tokens (prompt and completion) in one batch; null: chosen for the device. Results do not depend on it."
@@ -149,6 +150,29 @@ class ScoreFileOptions(Options):
     import_cache: str | None = knob(None, "Add the answers in such a file to the cache, then stop.")
     text_column: str = knob("text", "Column that holds the text, in a file that is not a generations file.")
     batch_size: int = knob(64, "Number of lines that are scored and written together.", above=0)
+    write_as: str | None = knob(
+        None,
+        "Also written --as. 'perspective': leave the file as it is, and write the JSON of Google's Perspective API for each text, one "
+        "line each, to another file.",
+        rule=Rule("perspective".__eq__, "'perspective'"),
+    )
+    output: str | None = knob(None, "File of these answers; null is FILE.perspective.jsonl.")
+
+
+@dataclass
+class ServerOptions(Options):
+    """The server of `nlf score --serve`."""
+
+    serve: bool = knob(
+        False, "Score no file, but answer requests in the protocol of Google's Perspective API, until Ctrl-C."
+    )
+    host: str = knob("127.0.0.1", "Address of the server; 0.0.0.0 lets other machines reach it.")
+    port: int = knob(8004, "Port of the server; 0 is any free port.", least=0, most=65_535)
+    queries_per_second: float | None = knob(
+        None,
+        "Most comments that the server takes per second, from all clients together; null is no limit.",
+        least=0.001,
+    )
 
 
 @dataclass
@@ -281,8 +305,15 @@ class SampleOptions(
 
 
 @dataclass
-class ScoreOptions(RemoteOptions, MeasureOptions, ScoreFileOptions):
+class ScoreOptions(RemoteOptions, ServerOptions, MeasureOptions, ScoreFileOptions):
     """Everything that `nlf score` takes."""
+
+    def check_together(self) -> None:
+        super().check_together()
+        if self.serve and (self.path or self.write_as):
+            raise UserError("serve: a server scores no file; leave out the file and --as, or leave out --serve")
+        if self.output and not self.write_as:
+            raise UserError("output: it is the file of --as perspective; without it, scores are written into the file")
 
 
 @dataclass
@@ -324,7 +355,10 @@ COMMAND_GROUPS: dict[str, dict[str, type[Options]]] = {
         **{"Sampling": SampleRuleOptions, "Sampler": SamplerOptions, "Seed and batches": DrawingOptions},
         "Output": OutputOptions,
     },
-    "score": {"Scoring": ScoreFileOptions, "Scorers": MeasureOptions, "Remote scorers": RemoteOptions},
+    "score": {
+        **{"Scoring": ScoreFileOptions, "Scorers": MeasureOptions},
+        **{"Server": ServerOptions, "Remote scorers": RemoteOptions},
+    },
     "perplexity": {"Perplexity": PerplexityOptions},
     "evaluate": {
         **{"Model": LoadOptions, "Comparison": ComparisonOptions, "Prompts": PromptOptions, "Tags": ConditionOptions},

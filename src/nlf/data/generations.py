@@ -22,6 +22,9 @@ from nlf.data.prompts import Prompt
 from nlf.errors import UserError
 
 FILE = "generations.jsonl"
+ANSWERS = (
+    ".perspective.jsonl"  # the end of the name of a file of `nlf score --as perspective`, beside the file of its texts
+)
 START = b'{"prompt": '  # of each line
 
 Row = dict[str, Any]  # a line of any JSON Lines file
@@ -77,11 +80,15 @@ def files_of(path: str | Path) -> list[Path]:
     path = Path(path)
     if path.is_file():
         return [path]
-    found = sorted(path.glob("generations*.jsonl")) or sorted(path.glob("evaluation/generations*.jsonl"))
-    if not found:
+    if not (found := in_folder(path) or in_folder(path / "evaluation")):
         what = "no generations*.jsonl in it" if path.is_dir() else "no such file or folder"
         raise UserError(f"{path}: {what}; expected a file or folder that `nlf sample` or `nlf evaluate` wrote")
     return found
+
+
+def in_folder(folder: Path) -> list[Path]:
+    """The generations files in a folder, in the order of their names."""
+    return [path for path in sorted(folder.glob("generations*.jsonl")) if not path.name.endswith(ANSWERS)]
 
 
 def read(path: str | Path) -> Iterator[Generation]:

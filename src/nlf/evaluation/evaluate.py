@@ -23,7 +23,7 @@ from nlf import __version__
 from nlf.config import EvaluateOptions, sampler_options, sampling_options
 from nlf.data.environment import git_revision, versions
 from nlf.data.files import json_text, refuse_other, write_text
-from nlf.data.generations import Divergence, Generation, Row, annotate, read, refuse_other_lines
+from nlf.data.generations import Divergence, Generation, Row, annotate, in_folder, read, refuse_other_lines
 from nlf.data.locks import locked_files, locked_folder
 from nlf.data.markdown import markdown_table
 from nlf.data.progress import duration, progress_bar
@@ -156,7 +156,7 @@ def refuse_others_results(folder: Path) -> None:
         UserError: one of them is there.
     """
     refuse_other(folder / RESULTS, is_results)
-    for path in sorted(folder.glob("generations*.jsonl")):
+    for path in in_folder(folder):
         refuse_other_lines(path)
 
 
