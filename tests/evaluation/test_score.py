@@ -3,7 +3,6 @@
 import csv
 import json
 import stat
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 from runs import locked_by_another
 
 from nlf.cli.main import main
+from nlf.config import ScoreOptions
 from nlf.data.generations import read, text_digest
 from nlf.errors import UserError
 from nlf.evaluation.score import score_command, score_file, score_rows, table
@@ -298,12 +298,8 @@ def test_a_link_stays_a_link(tmp_path):
 # ---- the command --------------------------------------------------------------------------------------------------
 
 
-def command(path, *rewards, weights=None, column="text"):
-    return score_command(
-        SimpleNamespace(
-            path=str(path), reward_funcs=list(rewards), reward_weights=weights, text_column=column, batch_size=4
-        )
-    )
+def command(path, *rewards, **options):
+    return score_command(ScoreOptions(path=str(path), reward_funcs=list(rewards), batch_size=4, **options))
 
 
 def test_the_command_says_what_is_there(tmp_path):
