@@ -154,6 +154,14 @@ def test_words_of_a_file_that_are_no_words_of_its_text_are_one_line(tmp_path, wo
         run(path, Counting())
 
 
+@pytest.mark.parametrize("words", [None, [], [[]], [[[0, 1, 1.0]], None]])
+def test_words_of_other_completions_are_one_line(tmp_path, words):
+    scores = {"of": text_digest(["a", ""]), "reward": [1.0, None], "attributes": {}, "words": words}
+    row = {**generation(0, ["a", ""]), "scores": {"counting@2": scores}}
+    with pytest.raises(UserError, match="row 1: the 'words' of counting@2 are no words of its text"):
+        run(write_rows(tmp_path / "generations.jsonl", [row]), Counting())
+
+
 def test_a_flat_file_with_broken_words_is_one_line(tmp_path):
     path = write_rows(tmp_path / "t.csv", [{"text": "abc"}])
     explain(path, Counting())

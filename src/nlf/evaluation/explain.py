@@ -4,6 +4,7 @@ The shares of a text's words stand beside its reward (`scores["local@2"]["words"
 the report can mark them. A table shows the words that raise the attribute most over the whole file.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,33 +55,35 @@ def words_table(path: Path, form: Form, reward: Reward) -> str:
     Raises:
         UserError: a line holds no shares of words of its texts.
     """
-    found: dict[str, list[float]] = {}
+    counts, sums = Counter[str](), defaultdict[str, float](float)
     for number, row in enumerate(form.read(path), 1):
         for text, words in _explained(row, form, reward.label, f"{path}, row {number}"):
             for start, end, share in words:
-                found.setdefault(text[start:end].lower(), []).append(share)
-    top = sorted(
-        ((sum(each), word) for word, each in found.items() if sum(each) > 0), key=lambda pair: (-pair[0], pair[1])
-    )
+                word = text[start:end].lower()
+                counts[word] += 1
+                sums[word] += share
+    top = sorted((-total, word) for word, total in sums.items() if total > 0)
     if not top:
         return f"{reward.label}: no word raises {reward.explained}"
     lines = [("word", "count", "mean share", "sum")]
-    for total, word in top[:MOST]:
-        count = len(found[word])
-        lines.append((printable(word)[:WIDTH], str(count), f"{total / count:.3f}", f"{total:.3f}"))
+    for _, word in top[:MOST]:
+        numbers = str(counts[word]), f"{sums[word] / counts[word]:.3f}", f"{sums[word]:.3f}"
+        lines.append((printable(word)[:WIDTH], *numbers))
     return (
         f"{reward.label}: the words that raise {reward.explained} most (shares of the logit)\n{text_table(lines, '>')}"
     )
 
 
-def _explained(row: Row, form: Form, label: str, where: str) -> Iterable[tuple[str, list[Share]]]:
+def _explained(row: Row, form: Form, label: str, where: str) -> list[tuple[str, list[Share]]]:
     """The texts of a row, each with the shares of its words."""
     texts, words = form.texts(row), row[SCORES][label][WORDS]
-    for text, each in zip(texts, words if form.text_column is None else [words], strict=True):
-        checked = shares(each, text)
-        if checked is None:
-            raise UserError(
-                f"{where}: the {WORDS!r} of {label} are no words of its text; expected lists [start, end, share]; remove them, "
-                "and explain again"
-            )
-        yield text, checked
+    by_text = words if form.text_column is None else [words]
+    if isinstance(by_text, list) and len(by_text) == len(texts):
+        found = [(text, shares(each, text)) for text, each in zip(texts, by_text, strict=True)]
+        known = [(text, each) for text, each in found if each is not None]
+        if len(known) == len(texts):
+            return known
+    raise UserError(
+        f"{where}: the {WORDS!r} of {label} are no words of its text; expected lists [start, end, share]; remove them, "
+        "and explain again"
+    )

@@ -182,6 +182,6 @@ def _value(name: str, value: str | float | None, where: str) -> Any:
         if name == WORDS:
             return json.loads(str(value))
         return None if value in ("", None) else float(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         expected = "a list in JSON" if name == WORDS else "a number"
         raise UserError(f"{where} holds {value!r}, expected {expected}; remove the column to score again") from error

@@ -121,7 +121,8 @@ class Reward:
         self.remote = bool(getattr(function, "remote", False))
         judge = getattr(function, "judge", None)
         self.returns_judgements = callable(judge)
-        self.explains = callable(getattr(function, "explain", None))
+        self._explain: Any = getattr(function, "explain", None)
+        self.explains = callable(self._explain)
         self.called: Callable = judge if callable(judge) else function
         self.is_async = any(map(inspect.iscoroutinefunction, (self.called, type(self.called).__call__)))
         self.label = self.name if self.version is None else f"{self.name}@{self.version}"
@@ -157,7 +158,7 @@ class Reward:
             UserError: the scorer returned something else.
         """
         with _naming(self):
-            found = self.function.explain(text)
+            found = self._explain(text)
         words = shares(found, text)
         if words is None:
             raise UserError(
@@ -169,7 +170,7 @@ class Reward:
     @property
     def explained(self) -> str:
         """What the shares of `explain` are parts of: the default of its argument `attribute`, else "the score"."""
-        attribute = inspect.signature(self.function.explain).parameters.get("attribute")
+        attribute = inspect.signature(self._explain).parameters.get("attribute")
         default = attribute.default if attribute else None
         return default if isinstance(default, str) else "the score"
 
