@@ -138,7 +138,7 @@ class ScoreFileOptions(Options):
     explain: bool = knob(
         False,
         "Also write the share of each word in each score, and show the words that raise toxicity (or what the scorer measures) "
-        "most. Only scorers that can explain take part.",
+        "most. A scorer that cannot explain is refused.",
     )
     batch_size: int = knob(64, "Number of lines that are scored and written together.", above=0)
 
