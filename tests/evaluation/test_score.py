@@ -298,12 +298,8 @@ def test_a_link_stays_a_link(tmp_path):
 # ---- the command --------------------------------------------------------------------------------------------------
 
 
-def command(path, *rewards, weights=None, column="text"):
-    return score_command(
-        ScoreOptions(
-            path=str(path), reward_funcs=list(rewards), reward_weights=weights, text_column=column, batch_size=4
-        )
-    )
+def command(path, *rewards, **options):
+    return score_command(ScoreOptions(path=str(path), reward_funcs=list(rewards), batch_size=4, **options))
 
 
 def test_the_command_says_what_is_there(tmp_path):

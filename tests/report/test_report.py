@@ -19,8 +19,9 @@ from nlf.report import report_command, tables, write_report
 from nlf.report.plots import steps
 from nlf.report.reading import read_runs
 from nlf.report.results import MAIN_METRICS, aligned, featured, main_metric, others
-from nlf.report.samples import Scored, read_all, read_samples, scored_by, side_by_side, veils
+from nlf.report.samples import BLANK_LINES, Scored, pieces, read_all, read_samples, scored_by, side_by_side, veils
 from nlf.report.wording import clean, clip, family, number, p_value, title
+from nlf.rewards.contract import Share, shares
 
 
 @pytest.fixture(scope="module")
@@ -222,13 +223,84 @@ def test_texts_are_blurred_unless_a_scorer_found_them_harmless():
     assert [veils(toxicity) for toxicity in (0.0, 0.29, 0.3, 0.9, None)] == [False, False, True, True, True]
 
 
+# ---- words that made a score ----------------------------------------------------------------------------------------
+
+WORDS = [(0, 3, 0.1), (4, 9, 0.25), (10, 14, 1.5), (15, 20, 2.0), (21, 26, -3.0)]
+TEXT = "the small boat < & > was late"
+
+
+def explained(folder: Path, words: list, texts: list[str]) -> Path:
+    """A small run of systems with one completion of each prompt: these texts, with these recorded shares of words."""
+    for path in (small(folder, prompts=len(texts), copies=1) / "evaluation").glob("*.jsonl"):
+        rows = []
+        for row, each, text in zip(read_lines(path), words, texts, strict=True):
+            scores = {**row["scores"]["local@1"], "of": text_digest([text]), "words": [each]}
+            rows.append({**row, "completions": [text], "scores": {"local@1": scores}})
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_words_are_marked_by_their_recorded_shares(tmp_path):
+    path = write_report([explained(tmp_path / "demo", [WORDS], [TEXT])])
+    shown = path.read_text(encoding="utf-8")
+    assert (
+        '<bdi>the <mark class="m1" title="share +0.25">small</mark> '
+        '<mark class="m2" title="share +1.5">boat</mark> '
+        '<mark class="m3" title="share +2">&lt; &amp; &gt;</mark> was late</bdi>'
+    ) in shown
+    assert (
+        "Underlined words raise what local@1 measures: a thin line is a share of the logit of 0.25" in Page(path).text
+    )
+
+
+def test_without_recorded_words_the_samples_are_as_ever(page):
+    assert "mark" not in [tag for tag, _ in page.elements] and "Underlined words" not in page.text
+
+
+def test_words_that_are_no_words_of_the_text_are_not_marked(tmp_path):
+    words = [None, 3, [[0, 900, 1.0]], [["a", "b", "c"]], [[3, 2, 1.0]]]
+    page = Page(write_report([explained(tmp_path / "demo", words, [TEXT] * 5)]))
+    assert TEXT in page.text and "mark" not in [tag for tag, _ in page.elements]
+
+
+def test_marks_stay_at_their_words_where_blank_lines_are_left_out_and_the_text_is_cut():
+    text = "one\n \n\ntwo\n\nthree four"
+    words = [Share(text.index(word), text.index(word) + len(word), 3.0) for word in ("two", "three", "four")]
+    found = pieces(text, words, limit=10)
+    assert [piece.text for piece in found if piece.mark] == ["two", "th"]
+    assert "".join(piece.text for piece in found) == "one\ntwo\nth … (8 more characters)"
+
+
+PIECES = st.text(st.sampled_from("ab \n\t<&\u202e\U0001f600"), max_size=30)
+
+
+@given(PIECES, st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30), st.floats(-5, 5))), st.integers(1, 40))
+def test_marks_never_change_the_shown_text(text, spans, limit):
+    words = shares([span for span in spans if span[0] < span[1] <= len(text)], text)
+    found = pieces(text, words, limit)
+    assert "".join(piece.text for piece in found) == clip(BLANK_LINES.sub("\n", text), limit)
+    assert all(piece.text for piece in found) and all(bool(piece.mark) == bool(piece.share) for piece in found)
+
+
+def test_hostile_text_with_marks_is_the_same_text(tmp_path):
+    """The trap: pieces that are made safe one by one could add up to markup."""
+    every_second = [[(at, at + 1, 3.0) for at in range(0, len(text[:900]), 2)] for text in reports.HOSTILE]
+    kinds = {"marked": every_second, "plain": [[]] * len(every_second)}
+    paths = [write_report([explained(tmp_path / kind, kinds[kind], reports.HOSTILE)]) for kind in kinds]
+    marked, plain = (section(path, "samples", between="") for path in paths)
+    said, _, note = marked.partition(" Underlined words")
+    assert said + note.partition("see its share.")[2] == plain
+    marked, plain = ({tag for tag, _ in Page(path).elements} for path in paths)
+    assert marked - plain == {"mark"}
+
+
 DISTILLED = reports.system("distilled", "distilled", 0.05, tag=None)
 
 
-def section(page: Path, name: str) -> str:
-    """The text of one section of a page."""
+def section(page: Path, name: str, between: str = " ") -> str:
+    """The text of one section of a page; `between` stands in place of each tag."""
     part = page.read_text(encoding="utf-8").split(f'id="{name}"')[1].split("</section>")[0]
-    return " ".join(re.sub("<[^>]+>", " ", part).split())
+    return " ".join(re.sub("<[^>]+>", between, part).split())
 
 
 def test_the_distilled_model_leads_and_is_no_tag(tmp_path):

@@ -10,9 +10,12 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import tiny
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nlf.errors import UserError
 from nlf.rewards import Reward, check_calls, score
+from nlf.rewards.contract import shares
 from nlf.rewards.registry import recorded_spec, resolve_reward
 
 PROMPTS, TEXTS, IDS = ["a", "a", "b"], ["one", "three", ""], [[1], [2, 3], []]
@@ -508,3 +511,55 @@ def test_a_module_that_lacks_something_itself_fails_as_it_does(folder, spec):
     """The missing module `kit_`, imported by `kit.kit_lacks`, is not taken for a missing `kit`."""
     with pytest.raises(ModuleNotFoundError, match="no_such_dependency|kit_"):
         resolve_reward(spec)
+
+
+# ---- explanations ---------------------------------------------------------------------------------------------------
+
+
+class Explains(Judge):
+    """Says which words made its scores."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def explain(self, text, attribute="insult"):
+        return self.answer
+
+
+def test_shares_come_in_the_order_of_the_text_and_words_that_overlap_are_one():
+    reward = Reward(Explains([(6, 9, np.float32(0.5)), (0, 2, -1), (np.int64(3), 5, 2.0), (4, 8, 0.25)]))
+    assert reward.explains and reward.explained == "insult"
+    assert reward.explain("ab cd ef gh") == [(0, 2, -1.0), (3, 9, 2.75)]
+    assert not Reward(length).explains and not Reward(Judge()).explains
+
+
+def test_without_a_default_attribute_the_score_is_explained():
+    class Plain(Judge):
+        def explain(self, text):
+            return []
+
+    assert Reward(Plain()).explained == "the score" and Reward(Plain()).explain("ab") == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [None, 1, "abc", ["ab"], [(0, 1)], [(0, 4, 1.0)], [(-1, 2, 1.0)], [(1, 1, 1.0)], [(2, 1, 1.0)], [(0, 1, None)],
+     [(0, 1, np.nan)], [(0, 1, np.inf)], [(0, 1, "1")], [(0.0, 1, 1.0)]],
+)  # fmt: skip
+def test_an_explanation_that_is_no_list_of_words_is_one_line(answer):
+    with pytest.raises(UserError, match="reward 'judge': explain returned .* expected a list of"):
+        Reward(Explains(answer)).explain("abc")
+
+
+SPANS = st.tuples(st.integers(0, 12), st.integers(0, 12), st.floats(-9, 9))
+
+
+@given(st.text(max_size=12), st.lists(SPANS))
+def test_words_lie_inside_the_text_apart_and_keep_the_sum_of_shares(text, spans):
+    found = shares(spans, text)
+    if any(not start < end <= len(text) for start, end, _ in spans):
+        assert found is None
+    else:
+        ends = [end for word in found for end in (word.start, word.end)]
+        assert ends == sorted(ends) and all(text[word.start : word.end] for word in found)
+        assert sum(word.share for word in found) == pytest.approx(sum(share for *_, share in spans), abs=1e-9)

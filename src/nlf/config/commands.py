@@ -149,6 +149,11 @@ class ScoreFileOptions(Options):
     export_cache: str | None = knob(None, "Write the cached answers of remote scorers to this .jsonl file, then stop.")
     import_cache: str | None = knob(None, "Add the answers in such a file to the cache, then stop.")
     text_column: str = knob("text", "Column that holds the text, in a file that is not a generations file.")
+    explain: bool = knob(
+        False,
+        "Also write the share of each word in each score, and show the words that raise toxicity (or what the scorer measures) "
+        "most. A scorer that cannot explain is refused.",
+    )
     batch_size: int = knob(64, "Number of lines that are scored and written together.", above=0)
     write_as: str | None = knob(
         None,

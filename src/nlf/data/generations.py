@@ -11,7 +11,7 @@ file with all results replaces the old one. A killed annotation keeps the finish
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
@@ -294,6 +294,7 @@ def annotate(
     name: str,
     measure: Callable[[list[Row]], Sequence[Mapping[str, Any]]],
     *,
+    fields: Collection[str] = (),
     lines: LineFormat = ANY_LINES,
     block: int = 64,
     progress: Callable[[int], None] = lambda texts: None,
@@ -303,7 +304,8 @@ def annotate(
     Args:
         kind: "scores", "likelihoods" or "divergence".
         name: The scorer with its version, or the reader.
-        measure: Lines of a block that need the measurement → a dict for each.
+        measure: Lines of a block that need the measurement → a dict for each. A line holds the measurement that it has so far.
+        fields: A measurement without one of these fields is made again.
         lines: The file's format.
         block: Number of consecutive lines measured together and journaled. Blocks do not depend on earlier work.
         progress: Called with the number of texts that are done now or were done before.
@@ -318,12 +320,13 @@ def annotate(
     mend(journal)
     known = {entry["line"]: entry["found"] for entry in read_lines(journal)} if journal.is_file() else {}
 
-    def lacking(i: int, row: Row) -> bool:
-        return measured(_with(row, kind, name, known.get(i)), kind, name, lines.texts(row)) is None
+    def lacking(row: Row) -> bool:
+        found = measured(row, kind, name, lines.texts(row))
+        return found is None or not found.keys() >= set(fields)
 
-    rows = enumerate(lines.read(path))
+    rows = ((i, _with(row, kind, name, known.get(i))) for i, row in enumerate(lines.read(path)))
     while picked := list(islice(rows, block)):
-        todo = [(i, row) for i, row in picked if lacking(i, row)]
+        todo = [(i, row) for i, row in picked if lacking(row)]
         if todo:
             check_writable(path)  # before the measurement
             with writing(journal):

@@ -26,14 +26,15 @@ import numpy as np
 from nlf.config import RemoteOptions, ScoreOptions, remote_options
 from nlf.data import generations
 from nlf.data.files import refuse_other
-from nlf.data.generations import LineFormat, Row, annotate, write_lines
+from nlf.data.generations import LineFormat, Row, annotate, measured, write_lines
 from nlf.data.locks import locked_files
 from nlf.data.markdown import text_table
 from nlf.data.progress import progress_bar
 from nlf.data.rtp import RECORDED
 from nlf.errors import UserError
+from nlf.evaluation.explain import check_explains, with_words, words_table
 from nlf.evaluation.exports import check_file, write_generations
-from nlf.evaluation.score_files import FEEDBACK, SCORES, Form, form_of
+from nlf.evaluation.score_files import FEEDBACK, SCORES, WORDS, Form, form_of
 from nlf.evaluation.unscored import BESIDE, percent, warning
 from nlf.method.quantize import total
 from nlf.rewards import Reward, check_weights
@@ -61,8 +62,11 @@ def score_command(options: ScoreOptions) -> str:
                 weights=options.reward_weights,
                 text_column=options.text_column,
                 block=options.batch_size,
+                explain=options.explain,
             )
             tables.append("\n".join([str(path), table(tallies), *warnings_of(tallies)]))
+            if options.explain:
+                tables += [words_table(path, form_of(path, options.text_column), reward) for reward in rewards]
             if options.format:
                 tables.append(f"{options.format}: {write_generations(options.format, path, rewards[0].label)}")
     return "\n\n".join(tables)
@@ -157,6 +161,7 @@ def score_file(
     weights: Sequence[float] | None = None,
     text_column: str = "text",
     block: int = 64,
+    explain: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> list[Tally]:
     """Score every text of a file that has no score by these rewards, in place.
@@ -165,6 +170,7 @@ def score_file(
         weights: Weights of the rewards in their sum; None = 1 for all.
         text_column: Column of the text, if the file does not hold generations.
         block: Lines scored and journaled at a time.
+        explain: Also write which words made each score. A score that has no words keeps its value, and gets them.
         progress: Called with the number of finished scores (rewards x texts in all); None shows a bar.
 
     Returns:
@@ -172,10 +178,12 @@ def score_file(
 
     Raises:
         UserError: the file is empty, broken, of an unknown kind, without the column, cannot be written, or is being written
-            by another command; two rewards share a name; or a reward returned no score.
+            by another command; two rewards share a name; a reward cannot explain; or a reward returned no score.
     """
     path = Path(path).resolve()  # so that a link stays a link
     labels = _labels(rewards)
+    if explain:
+        check_explains(rewards)
     with locked_files(path):
         form = form_of(path, text_column)
         count = _count(path, form, RECORDED in labels)
@@ -184,7 +192,7 @@ def score_file(
         for reward in rewards:
             scored: list[int] = []
             annotate(
-                path, SCORES, reward.label, partial(_measure, form, reward, scored),
+                path, SCORES, reward.label, partial(_measure, form, reward, explain, scored), fields=[WORDS] if explain else [],
                 lines=LineFormat(form.read, form.write, form.texts), block=block, progress=progress,
             )  # fmt: skip
             now[reward.label] = sum(scored)
@@ -209,14 +217,23 @@ def _labels(rewards: Sequence[Reward]) -> list[str]:
     return labels
 
 
-def _measure(form: Form, reward: Reward, scored: list[int], rows: list[Row]) -> Sequence[Mapping[str, Any]]:
-    """The scores of a block of lines; `scored` gets their number of texts."""
+def _measure(
+    form: Form, reward: Reward, explain: bool, scored: list[int], rows: list[Row]
+) -> Sequence[Mapping[str, Any]]:
+    """The scores of a block of lines, explained or not; `scored` gets the number of texts that had no score."""
+    known = [measured(row, SCORES, reward.label, form.texts(row)) for row in rows]
+    new = [row for row, scores in zip(rows, known, strict=True) if scores is None]
+    scored.append(sum(len(form.texts(row)) for row in new))
+    made = iter(_score(form, reward, new) if new else [])
+    found = [scores or next(made) for scores in known]
+    if not explain:
+        return found
+    return [with_words(scores, form.texts(row), reward) for row, scores in zip(rows, found, strict=True)]
+
+
+def _score(form: Form, reward: Reward, rows: list[Row]) -> Sequence[Mapping[str, Any]]:
     column = form.text_column
-    found: Sequence[Mapping[str, Any]] = (
-        score_rows(rows, reward) if column is None else _score_texts(column, rows, reward)
-    )
-    scored.append(sum(len(form.texts(row)) for row in rows))
-    return found
+    return score_rows(rows, reward) if column is None else _score_texts(column, rows, reward)
 
 
 def _count(path: Path, form: Form, with_recorded: bool = False) -> int:

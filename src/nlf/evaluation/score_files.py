@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +19,7 @@ from nlf.errors import UserError
 SCORES = "scores"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 FEEDBACK = "feedback"  # a judge's sentences, beside "reward"
+WORDS = "words"  # the shares of words in the scores, beside "reward"; JSON in a flat file
 Located = Iterator[tuple[str, Row]]  # the place for errors, and the row
 
 
@@ -140,8 +141,9 @@ def _write_parquet(path: Path, rows: Iterable[Row]) -> None:
     flat = [_flat(row) for row in rows]
     content = pq.ParquetFile(path).read()
     for name in dict.fromkeys(name for row in flat for name in row):
-        kind = pa.string() if name.endswith(("/of", f"/{FEEDBACK}")) else pa.float64()
-        column, place = pa.array([row.get(name) for row in flat], kind), content.schema.get_field_index(name)
+        values = [row.get(name) for row in flat]
+        kind = pa.string() if any(isinstance(value, str) for value in values) else pa.float64()
+        column, place = pa.array(values, kind), content.schema.get_field_index(name)
         content = content.append_column(name, column) if place < 0 else content.set_column(place, name, column)
     with replacing(path) as file:
         pq.write_table(content, file)
@@ -162,6 +164,7 @@ def _flat(row: Row) -> Row:
         for label, found in (row.get(SCORES) or {}).items()
         for name, value in [
             *((key, found[key]) for key in ("of", "reward", FEEDBACK) if key in found),
+            *((key, json.dumps(found[key])) for key in [WORDS] if key in found),
             *found["attributes"].items(),
         ]
     }
@@ -181,15 +184,19 @@ def _nested(row: Row, where: str) -> Row:
             plain[column] = value
         elif (label := max(mine, key=len)) in scores:
             name = column.removeprefix(f"{SCORES}/{label}/")
-            if name == FEEDBACK and not value:
+            if name in (FEEDBACK, WORDS) and not value:
                 continue
-            found = scores[label] if name in ("of", "reward", FEEDBACK) else scores[label]["attributes"]
-            found[name] = value if name in ("of", FEEDBACK) else _number(value, f"{where}: column {column!r}")
+            found = scores[label] if name in ("of", "reward", FEEDBACK, WORDS) else scores[label]["attributes"]
+            found[name] = value if name in ("of", FEEDBACK) else _value(name, value, f"{where}: column {column!r}")
     return {**plain, SCORES: scores} if labels else plain
 
 
-def _number(value: str | float | None, where: str) -> float | None:
+def _value(name: str, value: str | float | None, where: str) -> Any:
+    """A number, or the shares of words; None for an empty cell."""
     try:
+        if name == WORDS:
+            return json.loads(str(value))
         return None if value in ("", None) else float(value)
-    except ValueError as error:
-        raise UserError(f"{where} holds {value!r}, expected a number; remove the column to score again") from error
+    except (ValueError, RecursionError) as error:
+        expected = "a list in JSON" if name == WORDS else "a number"
+        raise UserError(f"{where} holds {value!r}, expected {expected}; remove the column to score again") from error

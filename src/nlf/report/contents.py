@@ -8,7 +8,18 @@ from nlf.report import figures, tables
 from nlf.report.plots import Drawing
 from nlf.report.reading import Run
 from nlf.report.results import System, distilled, main_metric, others
-from nlf.report.samples import HARMLESS, Sample, Samples, Scored, about, read_all, scored_by, side_by_side
+from nlf.report.samples import (
+    HARMLESS,
+    MARKS,
+    Sample,
+    Samples,
+    Scored,
+    about,
+    explained_by,
+    read_all,
+    scored_by,
+    side_by_side,
+)
 from nlf.report.wording import number
 
 
@@ -27,6 +38,7 @@ class Source:
     chosen: list[System]  # the systems whose samples are shown
     samples: list[Sample]
     about_samples: str
+    explained_by: str  # the scorers that mark words in the samples
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,7 @@ class Contents:
     configs: list[tuple[str, list[tuple[str, str]]]]
     skipped: list[str]
     harmless: str  # the toxicity from which texts are blurred
+    marks: list[str]  # the shares from which words are marked by a thin, a thick and a double line
 
     @property
     def sections(self) -> list[tuple[str, str]]:
@@ -95,6 +108,7 @@ def contents(runs: Sequence[Run], num_samples: int, seed: int, drawing: Drawing)
         configs=tables.configs(run),
         skipped=_skipped(runs),
         harmless=number(HARMLESS)[:3],
+        marks=[f"{share:g}" for share in MARKS],
     )
 
 
@@ -114,6 +128,7 @@ def _source(runs: Sequence[Run], name: str, samples: dict[str, Samples], scored:
         chosen=chosen,
         samples=shown,
         about_samples=about(shown, chosen) if shown else "",
+        explained_by=explained_by(shown),
     )
 
 

@@ -6,6 +6,7 @@ digests win). So every system's file yields the same prompts, even if it holds m
 
 import heapq
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -18,14 +19,17 @@ from nlf.data import generations
 from nlf.data.files import digest
 from nlf.errors import UserError
 from nlf.evaluation.headlines import Headlines
+from nlf.evaluation.score_files import WORDS
 from nlf.report.reading import Run
 from nlf.report.results import System, featured, source_of, tags_reversed
 from nlf.report.wording import clip, count, family, is_number
+from nlf.rewards.contract import Share, shares
 
 Row = generations.Generation
 HARMLESS = 0.3  # a completion with a lower toxicity is shown without a blur
 MAX_PROMPT, MAX_COMPLETION = 1_500, 800  # characters shown
 BLANK_LINES = re.compile(r"\n\s*\n")
+MARKS = (0.25, 1.0, 2.0)  # shares from which a word is marked by a thin, a thick and a double line
 SHOWN = 3  # completions of a system for each prompt
 SCORED_BY = {"toxicity_probability": "toxicity", "toxic_fraction": "toxicity", "positive_fraction": "positive"}
 
@@ -100,25 +104,33 @@ def _values(row: Row, scored: Scored, where: str) -> list[float | None]:
     return [value if is_number(value) else None for value in values or [None] * len(texts)]
 
 
-def _entries(row: Row, scorer: str | None) -> Iterator[dict[str, Any]]:
-    """The entry of each scorer, or of one scorer, that scored the completions of this line."""
+def _entries(row: Row, scorer: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each scorer that scored the completions of this line, or one scorer, and its entry."""
     scores = row.get("scores")
     for label in [each for each in scores if scorer in (None, each)] if isinstance(scores, dict) else ():
         found = generations.measured(row, "scores", label, row["completions"])
         if found is not None:
-            yield found
+            yield label, found
 
 
 def _attribute(row: Row, name: str, scorer: str | None = None) -> list[Any] | None:
     """The values of an attribute, from the first scorer that gives it, or from one scorer."""
-    found = ((entry.get("attributes") or {}).get(name) for entry in _entries(row, scorer))
+    found = ((entry.get("attributes") or {}).get(name) for _, entry in _entries(row, scorer))
     return next((values for values in found if _fits(values, row)), None)
 
 
 def _rewards(row: Row, scorer: str | None = None) -> list[Any] | None:
     """The rewards of the first scorer that gives them, or of one scorer."""
-    found = (entry.get("reward") for entry in _entries(row, scorer))
+    found = (entry.get("reward") for _, entry in _entries(row, scorer))
     return next((values for values in found if _fits(values, row)), None)
+
+
+def _words(row: Row) -> tuple[str, list[list[Share]]]:
+    """The first scorer that explains its scores, and the shares of the words of each completion; else no scorer."""
+    for label, entry in _entries(row):
+        if _fits(entry.get(WORDS), row):
+            return label, [shares(*each) or [] for each in zip(entry[WORDS], row["completions"], strict=True)]
+    return "", [[] for _ in row["completions"]]
 
 
 def _fits(values: object, row: Row) -> bool:
@@ -142,13 +154,27 @@ def read_all(run: Run, scored: Scored, num_samples: int, seed: int) -> dict[str,
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A part of a shown text."""
+
+    text: str
+    mark: int = 0  # how many of MARKS the share reaches; 0 = no mark
+    share: str = ""  # of a marked word
+
+
+@dataclass(frozen=True)
 class Text:
     """A completion on the page."""
 
     rank: str  # worst, median or best of its prompt's completions; empty where all are shown
-    text: str
+    pieces: list[Piece]
     score: float | None
     veiled: bool
+    explained_by: str  # the scorer that gave the shares of words; empty if none did
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
 
 
 @dataclass(frozen=True)
@@ -198,15 +224,39 @@ def _texts(row: Row, scored: Scored) -> list[Text]:
         order, ranks = [order[0], order[(len(order) - 1) // 2], order[-1]], ["worst", "median", "best"]
     else:
         order, ranks = order + [i for i, score in enumerate(scores) if score is None], [""] * SHOWN
+    label, words = _words(row)
     return [
-        Text(rank, clip(BLANK_LINES.sub("\n", row["completions"][i]), MAX_COMPLETION), scores[i], veils(toxicity[i]))
+        Text(rank, pieces(row["completions"][i], words[i]), scores[i], veils(toxicity[i]), label)
         for rank, i in zip(ranks, order, strict=False)
     ]
+
+
+def pieces(text: str, words: Sequence[Share], limit: int = MAX_COMPLETION) -> list[Piece]:
+    """A text as it is shown, without blank lines and cut after `limit` characters, with its words marked by their shares."""
+    shown = clip(BLANK_LINES.sub("\n", text), limit)
+    blanks = [found.span() for found in BLANK_LINES.finditer(text)]
+
+    def place(at: int) -> int:
+        return min(at - sum(max(min(at, end) - start - 1, 0) for start, end in blanks), limit)
+
+    found, done = [], 0
+    for word in words:
+        mark, start, end = bisect_right(MARKS, word.share), place(word.start), place(word.end)
+        if mark and start < end:
+            found += [Piece(shown[done:start]), Piece(shown[start:end], mark, f"{word.share:+.3g}")]
+            done = end
+    return [piece for piece in [*found, Piece(shown[done:])] if piece.text]
 
 
 def veils(toxicity: object) -> bool:
     """Whether a text is blurred at first: always, unless its known toxicity is harmless."""
     return not is_number(toxicity) or toxicity >= HARMLESS
+
+
+def explained_by(samples: Sequence[Sample]) -> str:
+    """The scorers whose shares mark words; empty if no word is marked."""
+    shown = [text for sample in samples for texts in sample.texts for text in texts]
+    return ", ".join(dict.fromkeys(text.explained_by for text in shown if any(piece.mark for piece in text.pieces)))
 
 
 def about(samples: Sequence[Sample], chosen: Sequence[System]) -> str:

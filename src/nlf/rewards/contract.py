@@ -10,6 +10,9 @@ a `name`, a `version`, and may have one of two methods:
 - `judge`, with the arguments of a reward function, returns a `Judgement` for each completion, which holds reward,
   attributes and feedback at once. Any scorer may define it. It is called in place of the function and of `attributes`.
 
+A third method, `explain(text, attribute="toxicity")`, says which words made a score: `(start, end, share)` for each word, as
+in `Share`. It is called without `attribute`, whose default names what the shares are parts of.
+
 Each reward gets copies of its arguments, so it may change them. An exception in a reward function reaches the user; it
 never becomes a reward of 0.
 """
@@ -19,10 +22,11 @@ import copy
 import functools
 import inspect
 import itertools
+import operator
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,6 +54,45 @@ class Judgement:
     feedback: str | None = None
 
 
+class Share(NamedTuple):
+    """A word's part in a score.
+
+    Attributes:
+        start, end: The word is `text[start:end]`.
+        share: The word's part in the logit of an attribute; a positive share raises the attribute.
+    """
+
+    start: int
+    end: int
+    share: float
+
+
+def shares(found: Any, text: str) -> list[Share] | None:
+    """Shares of words, in the order of the text; words that overlap become one word with the sum of their shares.
+
+    Args:
+        found: Triples `(start, end, share)`, in any order.
+
+    Returns:
+        None if `found` is something else, or if a word lies outside the text or has no characters.
+    """
+    try:
+        words = sorted(
+            Share(operator.index(start), operator.index(end), _number(share)) for start, end, share in found
+        )
+    except (TypeError, ValueError):
+        return None
+    if not all(0 <= word.start < word.end <= len(text) and abs(word.share) <= LARGEST for word in words):
+        return None
+    apart: list[Share] = []
+    for word in words:
+        if apart and word.start < apart[-1].end:
+            last = apart.pop()
+            word = Share(last.start, max(last.end, word.end), last.share + word.share)
+        apart.append(word)
+    return apart
+
+
 class Reward:
     """A reward function or scorer object, with its name, its version and the way to call it.
 
@@ -61,6 +104,7 @@ class Reward:
         remote: The scorer asks another machine; in distributed training only the first process calls it.
         returns_judgements: The scorer has a `judge` method, which is called in place of the function.
         none_is_worst: In training, None counts as the worst reward seen.
+        explains: The scorer has an `explain` method.
 
     Raises:
         UserError: the function cannot be called, or is a model.
@@ -81,6 +125,8 @@ class Reward:
         self.none_is_worst = bool(getattr(function, "none_is_worst", False))
         judge = getattr(function, "judge", None)
         self.returns_judgements = callable(judge)
+        self._explain: Any = getattr(function, "explain", None)
+        self.explains = callable(self._explain)
         self.called: Callable = judge if callable(judge) else function
         self.is_async = any(map(inspect.iscoroutinefunction, (self.called, type(self.called).__call__)))
         self.label = self.name if self.version is None else f"{self.name}@{self.version}"
@@ -108,6 +154,29 @@ class Reward:
                 f"reward {self.name!r}: attributes returned {shown(found)}; expected {{name: one number per text}}"
             )
         return {str(name): _attribute(f"reward {self.name!r}", str(name), found[name], texts) for name in found}
+
+    def explain(self, text: str) -> list[Share]:
+        """The shares of a text's words, in the order of the text; for rewards that explain (`explains`).
+
+        Raises:
+            UserError: the scorer returned something else.
+        """
+        with _naming(self):
+            found = self._explain(text)
+        words = shares(found, text)
+        if words is None:
+            raise UserError(
+                f"reward {self.name!r}: explain returned {shown(found)} for {text[:40]!r}; expected a list of (start, end, "
+                "share), with text[start:end] a word and share a finite number"
+            )
+        return words
+
+    @property
+    def explained(self) -> str:
+        """What the shares of `explain` are parts of: the default of its argument `attribute`, else "the score"."""
+        attribute = inspect.signature(self._explain).parameters.get("attribute")
+        default = attribute.default if attribute else None
+        return default if isinstance(default, str) else "the score"
 
 
 @dataclass(frozen=True)
