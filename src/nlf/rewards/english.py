@@ -13,9 +13,10 @@ from nlf.rewards.vocabulary import Vocabulary
 KNOWN, RUDE, SHARED, NAME, LIKELY, UNLIKELY, FOREIGN, SCRIPT, MARK = range(9)
 KINDS = 9
 
-# What a word of each kind says for English: +2 is as much as one English word, and half of a mixed text suffices.
-EVIDENCE = np.array([2.0, 2.0, 0.0, -0.1, -0.7, -1.6, -2.0, -2.0, 0.0])
-ENOUGH = -1.5  # one or two unknown words are read as English slang or names
+# What a word of each kind says for English. An English word weighs about as much as a foreign one, of which some are
+# unknown. Chosen on a grid: 99 % of our foreign sentences are refused, and under .1 % of RealToxicityPrompts' texts.
+EVIDENCE = np.array([1.5, 1.5, 0.0, -0.1, -1.0, -1.6, -2.0, -2.0, 0.0])
+ENOUGH = -1.05  # one unknown word may be slang; names say little
 
 # Words of grammar and daily life of other languages in Latin letters, without accents.
 OTHER_LANGUAGES = frozenset(
