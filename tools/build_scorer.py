@@ -1,36 +1,63 @@
-"""Build and evaluate `local`, the embedded toxicity scorer (src/nlf/assets/scorers/toxicity).
+"""Build and evaluate `local@2`, the embedded toxicity scorer (src/nlf/assets/scorers/toxicity).
 
-    python tools/build_scorer.py --data DIR              # train, calibrate, write the asset (about 4 minutes, 1 core)
+    python tools/build_scorer.py --data DIR              # train, calibrate, write the asset (about 40 minutes, 1 core)
     python tools/build_scorer.py --data DIR --evaluate   # the tables of the scorer's card
 
-A convolutional net over hashed sub-words learns from all sources at once. Each version of Perspective, label set and
-word list has an output of its own (a "head"), so that versions are never mixed; only the heads of the 2020 scale ship.
-Only `--evaluate` reads documents of the test split.
+A causal net over hashed sub-words first learns to predict words, then learns from all sources at once. Each version of
+Perspective, label set and word list has an output of its own (a "head"), so that versions are never mixed; only the heads
+of the 2020 scale ship. Sentences and respelled texts of our own (own_texts.py) share these heads. Only `--evaluate` reads
+documents of the test split.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-import scorer_net
+from context_net import Net, predict, pretrain, train, write
+from english_words import frequent_words
 from labelled_texts import local_texts
+from lm_sources import SOURCES, documents
+from own_texts import (
+    BEGINNING,
+    CLEAN,
+    NOTHING,
+    RESPELLED,
+    SENTENCE,
+    TAUGHT,
+    Teacher,
+    beginnings,
+    fragments,
+    nothing,
+    respelled,
+    sentences,
+)
 from scorer_evaluation import evaluate, fidelity
-from scorer_net import Net, Row, calibration, predict, read, train
+from scorer_net import Row, calibration, read
 from split import split_of, text_document
 
-from nlf.rewards.local import ASSET
+from nlf.rewards.convolution import LocalToxicity1
+from nlf.rewards.local import ASSET, LocalToxicity, Reader
+from nlf.rewards.vocabulary import Vocabulary, digest
 
 ATTRIBUTES = ("toxicity", "severe_toxicity", "insult", "threat", "identity_attack", "profanity", "sexually_explicit")
-MAPPED = {f"mapped:{name}": (f"2020:{name}", 0.5) for name in ATTRIBUTES}  # mapped targets weigh less
+# targets that share a head of the 2020 scale, and how much they weigh
+WEIGHTS = {"mapped:": 0.5, SENTENCE: 0.3, RESPELLED: 0.3, BEGINNING: 0.15, NOTHING: 0.06, TAUGHT: 0.5}
+SHARED = {kind + name: ("2020:" + name, weight) for kind, weight in WEIGHTS.items() for name in ATTRIBUTES}
+GROUPS = Path(__file__).parent / "group_words.txt"
+CORPORA = ("reddit-rude", "reddit-general", "tldr-reddit")  # ordinary text
+FRAGMENTS, SENTENCES_A_TEMPLATE = 85_000, 10
 
 
 def scored(document: str, text: str, scores: dict, scale: str) -> Row:
@@ -78,38 +105,87 @@ def head_weights(heads: list[str]) -> dict[str, float]:
     return {head: weight.get(head, 0.5) for head in heads}
 
 
-def write(net: Net, heads: list[str], knots: list[np.ndarray], path: Path, sources: dict) -> None:
-    """Write the seven heads of the 2020 scale and their card."""
-    card = {"name": "local", "version": 1, "scale": "Perspective TOXICITY, 2020 (RealToxicityPrompts)"}
-    card |= {"attributes": ATTRIBUTES, "texts_per_head": sources}
-    scorer_net.write(net, [heads.index(f"2020:{name}") for name in ATTRIBUTES], knots, path, card)
-
-
 def is_training(row: Row) -> bool:
-    return row[0] == "lexicon" or split_of(row[0]) == "train"  # word lists have no split
+    return row[0] in ("lexicon", "sentences", "nothing") or split_of(row[0]) == "train"  # these have no split
+
+
+def own_rows(
+    training: list[Row], ordinary: Sequence[str], frequent: Sequence[str], teacher: Teacher, seed: int
+) -> list[Row]:
+    """Make the training texts that no data set has."""
+    rng = np.random.default_rng(seed)
+    recorded = [row for row in training if "2020:toxicity" in row[2]]
+    made = [*sentences(rng, SENTENCES_A_TEMPLATE, teacher), *fragments(ordinary, rng, FRAGMENTS, teacher)]
+    return [*made, *respelled(recorded, rng, 2_000), *beginnings(recorded, rng, 2_000), *nothing(frequent, rng, 1_000)]
+
+
+def floors(scores: np.ndarray, truth: np.ndarray, knots: Sequence[np.ndarray]) -> np.ndarray:
+    """The median calibrated score of clean texts for each attribute: a text of one word scores no less."""
+    clean = scores[truth[:, 0] <= CLEAN]
+    return np.array([np.median(np.interp(x, *knot)) for x, knot in zip(clean.T, knots, strict=True)])
+
+
+def finish(
+    net: Net, heads: list[str], training: list[Row], validation: list[Row], reader: Reader, path: Path
+) -> LocalToxicity:
+    """Calibrate a net on validation texts and write it as an asset."""
+    truth = np.array([[t.get(f"2020:{n}", np.nan) for n in ATTRIBUTES] for _, _, t in validation])
+    keep = [heads.index(f"2020:{name}") for name in ATTRIBUTES]
+    scores = predict(net, validation, heads, reader.words)[:, keep]
+    print(f"validation before calibration: {fidelity(scores[:, 0], truth[:, 0])}", flush=True)
+    knots = [calibration(scores[:, i], truth[:, i]) for i in range(len(ATTRIBUTES))]
+    arrays = {f"calibration.{i}": knot for i, knot in enumerate(knots)} | {"floor": floors(scores, truth, knots)}
+    arrays |= {"vocabulary": reader.vocabulary.words, "rude": reader.vocabulary.rude}
+    arrays |= {"groups": np.array(sorted(reader.groups), dtype=np.uint32)}
+    counts = Counter(head for *_, targets in training for head in targets)
+    card = {"name": "local", "version": 2, "scale": "Perspective TOXICITY, 2020 (RealToxicityPrompts)"}
+    card |= {"attributes": ATTRIBUTES, "texts_per_head": dict(sorted(counts.items()))}
+    write(net, keep, arrays, path, card)
+    return LocalToxicity(path)
+
+
+def teacher_of(first: LocalToxicity) -> Teacher:
+    """The mean logit of the first net and of `local@1`, which reads words on both sides."""
+
+    def said(texts: Sequence[str]) -> dict[str, np.ndarray]:
+        found, other = first.attributes(texts), LocalToxicity1().attributes(texts)
+        pairs = {name: np.clip([found[name], other[name]], 1e-4, 1 - 1e-4) for name in ATTRIBUTES}
+        return {name: expit(np.nanmean(logit(pair), axis=0)) for name, pair in pairs.items()}
+
+    return said
 
 
 def build(args: argparse.Namespace) -> None:
+    """Pretrain, train a first net on the data sets, let it and `local@1` score further texts, and train the net that ships."""
+    frequent, rude = frequent_words(args.data)
+    reader = Reader(Vocabulary.of(frequent, rude), frozenset(map(digest, GROUPS.read_text().split())))
+    harmless = [word for word in frequent[:5_000] if word not in {*rude}]
     rows = recalibrated([*perspective(args.data), *local_texts(args.data)])
     held = {text_document(row[1]) for row in rows if not is_training(row)}
     training = [row for row in rows if is_training(row) and text_document(row[1]) not in held]
     validation = [row for row in rows if split_of(row[0]) == "validation" and "2020:toxicity" in row[2]]
-    heads = sorted({head.replace("mapped:", "2020:") for _, _, targets in rows for head in targets})
-    print(f"{len(training)} training texts, {len(validation)} validation, {len(heads)} heads", flush=True)
-    net = train(training, head_weights(heads), aliases=MAPPED, epochs=args.epochs, seed=args.seed)
-    truth = np.array([[t.get(f"2020:{n}", np.nan) for n in ATTRIBUTES] for _, _, t in validation])
-    scores = predict(net, validation, heads)[:, [heads.index(f"2020:{n}") for n in ATTRIBUTES]]
-    print(f"validation before calibration: {fidelity(scores[:, 0], truth[:, 0])}")
-    knots = [calibration(scores[:, i], truth[:, i]) for i in range(len(ATTRIBUTES))]
-    counts = {h: sum(h in t for _, _, t in training) for h in sorted({h for _, _, t in training for h in t})}
-    write(net, heads, knots, args.out, counts)
+    heads = sorted({SHARED.get(name, (name, 1))[0] for *_, targets in training for name in targets})
+    ordinary = [text for s in SOURCES if s.name in CORPORA for text in documents(s, args.data, "train")]
+    start = pretrain(ordinary, reader.words, steps=args.steps, seed=args.seed)
+
+    def trained(rows: list[Row], epochs: int, path: Path) -> LocalToxicity:
+        print(f"{len(rows)} training texts, {len(validation)} validation, {len(heads)} heads", flush=True)
+        weights = head_weights(heads)
+        net = train(rows, weights, reader.words, start=start, aliases=SHARED, epochs=epochs, seed=args.seed)
+        return finish(net, heads, rows, validation, reader, path)
+
+    with TemporaryDirectory() as folder:
+        first = trained(training, args.first_epochs, Path(folder) / ASSET.name)
+    trained(training + own_rows(training, ordinary, harmless, teacher_of(first), args.seed), args.epochs, args.out)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets, one folder each")
     parser.add_argument("--out", type=Path, default=ASSET)
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=2_000, help="steps of pretraining")
+    parser.add_argument("--first_epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--evaluate", action="store_true", help="only print the fidelity tables of the asset")
     parser.add_argument("--split", default="test", choices=("validation", "test"))

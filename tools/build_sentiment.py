@@ -32,7 +32,8 @@ from scorer_net import Net, Row, predict, read, train
 from split import split_of, text_document
 from word_vectors import vectors
 
-from nlf.rewards.local import SENTIMENT, buckets, words
+from nlf.rewards.convolution import SENTIMENT, words
+from nlf.rewards.subwords import buckets
 
 HEADS = {"positive": 2.0, "pros": 0.5, "review": 0.3, "valence": 0.5}  # weights in the loss; the first head ships
 DOUBT = 0.05  # labels become .95 and .05, so that the net's scores stay moderate

@@ -1,6 +1,6 @@
 """The net of the `local` and `sentiment` scorers, its training and its file; for build_scorer.py and build_sentiment.py.
 
-A small convolutional net reads texts as hashed sub-words (`nlf.rewards.local.buckets`). Every source of labels has an
+A small convolutional net reads texts as hashed sub-words (`nlf.rewards.subwords.buckets`). Every source of labels has an
 output of its own (a "head"), or shares a head under another name and weight. `write` keeps only the named heads.
 """
 
@@ -20,7 +20,8 @@ from safetensors.numpy import save_file
 from sklearn.isotonic import IsotonicRegression
 from torch import nn
 
-from nlf.rewards.local import buckets, words
+from nlf.rewards.convolution import words
+from nlf.rewards.subwords import buckets
 
 ROWS, DIMENSION, CHANNELS, MAX_WORDS = 65536, 40, 96, 64
 Row = tuple[str, str, dict[str, float]]  # document, text, head -> target in [0, 1]

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from split import split_of, text_document
 
 from nlf.data.files import ASSETS
-from nlf.rewards.local import LocalSentiment, words
+from nlf.rewards.convolution import LocalSentiment, words
 
 Labelled = list[tuple[str, bool]]  # text, whether positive
 HERE = Path(__file__).parent

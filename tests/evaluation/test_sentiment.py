@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nlf.config import COMMAND_GROUPS
 from nlf.data.files import ASSETS
 from nlf.errors import UserError
-from nlf.rewards.local import ASSET, SENTIMENT, LocalSentiment, LocalToxicity
+from nlf.rewards.convolution import ASSET, SENTIMENT, LocalSentiment, LocalToxicity1
 from nlf.rewards.registry import resolve_reward
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -82,7 +82,7 @@ def test_a_text_without_words_is_neither():
 def test_case_is_not_read_and_toxicity_reads_it():
     texts = [text.upper() for text in GOOD + BAD]
     assert (SCORER.attributes(texts)["positive"] == SCORER.attributes(GOOD + BAD)["positive"]).all()
-    toxicity = LocalToxicity()
+    toxicity = LocalToxicity1()
     assert (toxicity.attributes(texts)["toxicity"] != toxicity.attributes(GOOD + BAD)["toxicity"]).any()
 
 
@@ -94,7 +94,7 @@ def test_any_text_has_a_number_that_its_batch_does_not_change(texts):
 
 
 def test_loading_costs_neither_torch_nor_sklearn():
-    code = "import sys; from nlf.rewards.local import LocalSentiment; LocalSentiment().attributes(['x'])"
+    code = "import sys; from nlf.rewards.convolution import LocalSentiment; LocalSentiment().attributes(['x'])"
     code += "; assert not {'torch', 'sklearn', 'transformers'} & set(sys.modules), 'heavy import'"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -102,7 +102,7 @@ def test_loading_costs_neither_torch_nor_sklearn():
 def test_toxicity_is_what_it_was():
     """Recorded before the two scorers shared a class."""
     texts = ["", "thank you, that was kind", "you are a STUPID idiot", "f**k this"]
-    assert LocalToxicity().attributes(texts)["toxicity"].tolist() == [0.46991, 0.115692, 0.986506, 0.97753]
+    assert LocalToxicity1().attributes(texts)["toxicity"].tolist() == [0.46991, 0.115692, 0.986506, 0.97753]
 
 
 # ---- how it was made ------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nlf.rewards.local import MAX_CHARACTERS, SCORERS, LocalToxicity
+from nlf.rewards.embedded import MAX_CHARACTERS, SCORERS
 
 ASSET = SCORERS / "audit" / "audit-1.safetensors"
 BITS = 20  # bits of a hash: the table has 2^20 rows

@@ -1,204 +1,250 @@
-"""The embedded scorers of toxicity and sentiment: a small convolutional net over hashed sub-words, run in numpy.
+"""`local@2`, the embedded toxicity scorer: a small causal net over normalised words, run in numpy.
 
-`local` is distilled from recorded Perspective scores (the 2020 scale of RealToxicityPrompts) by `tools/build_scorer.py`,
-because that service ends in 2026. `sentiment` is trained on labelled reviews by `tools/build_sentiment.py`. Scoring needs
-numpy and safetensors only, not torch. The vector of a word depends on the word alone and is computed once. Sums are
-float64 and scores are rounded to six decimals, so the score of a text does not depend on its batch. docs/rewards.md gives
-fidelity and limits.
+It is distilled from recorded Perspective scores (the 2020 scale of RealToxicityPrompts), because that service ends in 2026,
+and trained on sentences of our own where counting words is not enough: `tools/build_scorer.py` builds it. docs/rewards.md
+gives fidelity and limits.
+
+What the net makes of a word depends on that word and earlier ones only. A text and its prefixes therefore share their
+words: a `Trail` has each shared word once, and beside them the words that a prefix ends in the middle of. Nobody looks
+clean by writing little: a text of few different words scores no less than `card["floor"]`, and what is not English text
+has no score.
 """
 
-import hashlib
-import json
-import re
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from nlf.data.files import ASSETS
-from nlf.errors import UserError
-from nlf.method.tags import DEFAULT_TAGS, degrees
-from nlf.rewards.contract import completion_text
+from nlf.rewards.contract import Share
+from nlf.rewards.embedded import SCORERS, ToxicityScorer
+from nlf.rewards.english import KINDS, KNOWN, kind, readable
+from nlf.rewards.normalize import Word, prefix_words, words
+from nlf.rewards.subwords import CACHED_WORDS, WordVectors
+from nlf.rewards.vocabulary import Vocabulary, digest
 
-SCORERS = ASSETS / "scorers"
-ASSET = SCORERS / "toxicity" / "local-1.safetensors"
-SENTIMENT = SCORERS / "sentiment" / "sentiment-1.safetensors"
-MAX_CHARACTERS = 20_000  # the rest of a text is not scored; Perspective takes 20,480 bytes
-BLOCK = 512  # texts per numpy pass: bounds memory, and larger blocks are no faster
-CACHED_WORDS = 50_000
-
-# A masked swear word (f**k, a$$, sh!t) is one word; other punctuation marks are separate words.
-WORD = re.compile(r"[^\W_](?:[\w'*@$!#]*[\w*$])?|[*@$#]{2,}\w+|[^\w\s]|_+")
-STRETCH = re.compile(r"(.)\1{2,}")
+ASSET = SCORERS / "toxicity" / "local-2.safetensors"
+WORDS_A_PASS = 2_000  # bounds memory, and larger passes are no faster
+DILATIONS = 3  # convolutions, which look 1, 2 and 4 words back
+CLIP = 15.0  # of the logarithm of a gate, as in training
+GROUP = "groupname"
+FEW, ENOUGH = 2, 6  # different words: up to FEW the whole floor holds, from ENOUGH on none
 
 
-def words(text: str) -> list[str]:
-    """The words and punctuation marks of a text, their case unchanged."""
-    return WORD.findall(text[:MAX_CHARACTERS].replace("’", "'"))
+@dataclass(frozen=True)
+class Reader:
+    """How the net reads a text: as normalised words, in which one word stands for the names of groups of people.
 
+    Recorded scores of Perspective take such a name itself for a part of an insult.
 
-def buckets(word: str, size: int) -> tuple[list[int], list[float]]:
-    """Rows of a table with `size` rows whose weighted sum is a word's vector, and the weights.
-
-    The rows stand for the word, for its shape (upper or title case) and for its 3- to 5-grams.
-    """
-    lower = STRETCH.sub(r"\1\1", word[:40].lower())
-    lower = "0" if lower.isdigit() else lower
-    framed = f"<{lower}>"
-    grams = [framed[i : i + n] for n in (3, 4, 5) for i in range(len(framed) - n + 1)]
-    shape = "upper" if len(word) > 1 and word.isupper() else "title" if word[:1].isupper() else ""
-    names = [f"={lower}", *([f"^{shape}"] if shape else []), *grams]
-    heads = len(names) - len(grams)
-    weights = [1.0] * heads + [max(len(grams), 1) ** -0.5] * len(grams)
-    return [zlib.crc32(name.encode("utf-8", "replace")) % size for name in names], weights
-
-
-class LocalScorer:
-    """Base class of the embedded scorers. A subclass names the asset and defines `reward`.
-
-    Args:
-        path: The weights; None = the shipped weights. A .json file of the same name stands beside them.
-
-    Raises:
-        UserError: a file cannot be read, differs from its recorded sha256, or belongs to another scorer.
+    Attributes:
+        groups: Digests of lower-case names of groups.
     """
 
-    name: str
-    version: int
-    asset: Path
-    remote = False
-
-    def __init__(self, path: str | Path | None = None):
-        from safetensors.numpy import load_file
-
-        path = Path(path or self.asset)
-        try:
-            blob, self.card = path.read_bytes(), json.loads(path.with_suffix(".json").read_text())
-        except OSError as error:
-            raise UserError(
-                f"{self.name} scorer: cannot read {error.filename}: run `pip install .` in the source of nlf again, "
-                "or rebuild it"
-            ) from error
-        if hashlib.sha256(blob).hexdigest() != self.card["sha256"]:
-            raise UserError(
-                f"{self.name} scorer: {path} is not the file its .json names (sha256 differs): run `pip install .` in "
-                "the source of nlf again"
-            )
-        found, expected = f"{self.card['name']}@{self.card['version']}", f"{self.name}@{self.version}"
-        if found != expected:
-            raise UserError(f"{self.name} scorer: {path} is the asset of {found}; expected {expected}")
-        arrays = load_file(path)
-        self.table = arrays.pop("table").astype(np.float32) * self.card["table_scale"]  # (rows, d)
-        self.net = {name: array.astype(np.float64) for name, array in arrays.items()}
-        self.names: list[str] = self.card["attributes"]
-        self.last: tuple[tuple[str, ...], np.ndarray] = (), np.zeros((0, len(self.names)))  # texts and their scores
-        self._forget()
-
-    def reward(self, attributes: dict[str, np.ndarray]) -> np.ndarray:
-        """(N,) rewards from the attributes of N texts."""
-        raise NotImplementedError
+    vocabulary: Vocabulary
+    groups: frozenset[int]
 
     def words(self, text: str) -> list[str]:
-        """The words of a text that the net reads."""
-        return words(text)
+        """The words of a text."""
+        return self._read(words(text, self.vocabulary))
 
-    def __call__(self, prompts=None, completions: Sequence = (), completion_ids=None, **columns) -> list[float]:
-        """TRL's reward signature. A conversation is scored by its last message."""
-        return self.reward(self.attributes([completion_text(completion) for completion in completions])).tolist()
+    def prefixes(self, text: str, ends: Sequence[int]) -> list[tuple[int, list[str]]]:
+        """For each prefix `text[:end]` the number of words that it shares with the text, and its further words."""
+        return [(shared, self._read(tail)) for shared, tail in prefix_words(text, ends, self.vocabulary)]
 
-    def attributes(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Probabilities `(len(texts),)` of each attribute. A text without words has a score too."""
-        texts = tuple(texts)
-        if texts != self.last[0]:  # the reward and the attributes of a batch are asked for in turn
-            blocks = [self._score(texts[i : i + BLOCK]) for i in range(0, len(texts), BLOCK)]
-            self.last = texts, np.concatenate(blocks) if blocks else np.zeros((0, len(self.names)))
-        return {name: self.last[1][:, i].copy() for i, name in enumerate(self.names)}
+    def kind(self, word: str) -> int:
+        """What a word says about its text's language."""
+        return KNOWN if word == GROUP else kind(word, self.vocabulary)
 
-    def _forget(self) -> None:
-        self.rows: dict[str, int] = {}
-        self.vectors = np.zeros((0, self.table.shape[1]))
+    def _read(self, found: Sequence[Word]) -> list[str]:
+        return [GROUP if digest(word.text.lower()) in self.groups else word.text for word in found]
 
-    def _lookup(self, texts: list[list[str]]) -> np.ndarray:
-        """Rows of `self.vectors` for all words of all texts in order, `(W,)`; new words are added to it."""
-        if len(self.rows) > CACHED_WORDS:
-            self._forget()
-        new = sorted({word for text in texts for word in text}.difference(self.rows))
-        if new:
-            bags = [buckets(word, len(self.table)) for word in new]
-            starts = np.cumsum([0] + [len(ids) for ids, _ in bags[:-1]])
-            ids = np.concatenate([ids for ids, _ in bags])
-            weights = np.concatenate([weights for _, weights in bags])
-            vectors = np.add.reduceat(self.table[ids] * weights[:, None], starts)
-            self.rows.update(zip(new, range(len(self.rows), len(self.rows) + len(new)), strict=True))
-            self.vectors = np.concatenate([self.vectors, vectors])
-        return np.fromiter((self.rows[word] for text in texts for word in text), dtype=np.int64)
 
-    def _score(self, texts: Sequence[str]) -> np.ndarray:
-        """Scores `(len(texts), attributes)`."""
-        split = [self.words(text) for text in texts]
-        lengths = np.array([len(text) for text in split])
-        rows = self._lookup(split)
-        full = lengths > 0
-        pooled = np.zeros((len(texts), len(self.net["out.weight"].T)))
-        if len(rows):
-            pooled[full] = self._pool(self.vectors[rows], lengths[full])
-        logits = pooled @ self.net["out.weight"].T + self.net["out.bias"]
-        scores = 1 / (1 + np.exp(-logits))
-        calibrated = [np.interp(column, *self.net[f"calibration.{i}"]) for i, column in enumerate(scores.T)]
-        return np.round(np.stack(calibrated, axis=1), 6)
+@dataclass
+class Trail:
+    """Words of several texts, or of several prefixes of one text, each with the word before it.
 
-    def _pool(self, vectors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Maximum, mean and attention over the words of each text.
+    Attributes:
+        words: R words.
+        parents: `(R,)` the row of the word before; R = none.
+        runs: Rows `begin:end` of consecutive words, which begin a text.
+        levels: Rows whose parents are in runs, rows whose parents are in the first level, and so on.
+        last: `(N,)` the row of the last word of each text; R = the text has no words.
+        fresh: `(R,)` whether the word is new in its text.
+    """
 
-        The texts lie end to end with two empty rows between them, so that a convolution never sees two texts.
+    words: list[str]
+    parents: np.ndarray
+    runs: list[tuple[int, int]]
+    levels: list[np.ndarray]
+    last: np.ndarray
+    fresh: np.ndarray
 
-        Args:
-            vectors: `(W, d)`, the words of all texts.
-            lengths: `(texts,)`, at least one word each.
-
-        Returns:
-            `(texts, 3 · channels)`.
-        """
-        starts = np.cumsum(lengths) - lengths
-        place = np.arange(lengths.sum()) + 2 * np.repeat(np.arange(len(lengths)), lengths) + 2
-        size = len(place) + 2 * len(lengths) + 2
-        one = np.maximum(self._convolve(vectors, place, size, "one", 1), 0)
-        hidden = one + np.maximum(self._convolve(one, place, size, "two", 2), 0)  # (words, channels)
-        gate = np.exp(np.clip(hidden @ self.net["attend.weight"][0], -30, 30))[:, None]
-        focus = np.add.reduceat(hidden * gate, starts) / np.add.reduceat(gate, starts)
-        mean = np.add.reduceat(hidden, starts) / lengths[:, None]
-        return np.concatenate([np.maximum.reduceat(hidden, starts), mean, focus], axis=1)
-
-    def _convolve(self, x: np.ndarray, place: np.ndarray, size: int, name: str, dilation: int) -> np.ndarray:
-        """Convolution of width 3 over words `(W, in)` that lie at the rows `place` of `size` rows; `(W, out)`."""
-        padded = np.zeros((size, x.shape[1]))
-        padded[place] = x
-        kernel, out = self.net[f"{name}.weight"], self.net[f"{name}.bias"]  # (out, in, 3), (out,)
-        for k in range(3):
-            out = out + padded[place + dilation * (k - 1)] @ kernel[:, :, k].T
+    def running(self, x: np.ndarray, combine: np.ufunc) -> np.ndarray:
+        """`(R, …)` what `combine` makes of each row and all rows before it in its text."""
+        out = x.copy()
+        for begin, end in self.runs:
+            combine.accumulate(x[begin:end], axis=0, out=out[begin:end])
+        for rows in self.levels:
+            out[rows] = combine(out[self.parents[rows]], x[rows])
         return out
 
 
-class LocalToxicity(LocalScorer):
-    """Reward = 1 − toxicity of the completion alone. `attributes` gives toxicity and six related probabilities."""
-
-    name, version, asset = "local", 1, ASSET
-    none_is_worst = True
-    default_tags = DEFAULT_TAGS
-
-    def reward(self, attributes: dict[str, np.ndarray]) -> np.ndarray:
-        return 1.0 - attributes["toxicity"]
+def first_places(words: Sequence[str]) -> dict[str, int]:
+    """Where each word, without case, first stands; marks and numbers are no words here."""
+    return {word.lower(): i for i, word in reversed([*enumerate(words)]) if any(map(str.isalpha, word))}
 
 
-class LocalSentiment(LocalScorer):
-    """Reward = the probability that the completion alone is positive, also the attribute `positive`. Ignores case."""
+def trail_of_texts(texts: Sequence[list[str]]) -> Trail:
+    """The trail of whole texts, given by their words."""
+    lengths = np.array([len(text) for text in texts], dtype=np.int64)
+    ends = np.cumsum(lengths)
+    size = int(lengths.sum())
+    begins = ends - lengths
+    parents = np.arange(-1, size - 1)
+    parents[begins[lengths > 0]] = size
+    fresh = np.zeros(size, dtype=bool)
+    for begin, text in zip(begins.tolist(), texts, strict=True):
+        fresh[[begin + place for place in first_places(text).values()]] = True
+    runs = [(b, e) for b, e in zip(begins.tolist(), ends.tolist(), strict=True) if b < e]
+    return Trail(
+        [word for text in texts for word in text], parents, runs, [], np.where(lengths > 0, ends - 1, size), fresh
+    )
 
-    name, version, asset = "sentiment", 1, SENTIMENT
-    default_tags = degrees("Negativity")
 
-    def reward(self, attributes: dict[str, np.ndarray]) -> np.ndarray:
-        return attributes["positive"]
+def trail_of_prefixes(whole: list[str], prefixes: Sequence[tuple[int, list[str]]]) -> Trail:
+    """The trail of prefixes of one text: each is the first n words of `whole`, then words of its own."""
+    found, parents = list(whole), [*range(-1, len(whole) - 1)]
+    runs, last = [(0, len(whole))] if whole else [], []
+    levels: list[list[int]] = []
+    first = first_places(whole)
+    fresh = [first.get(word.lower()) == i for i, word in enumerate(whole)]
+    for shared, tail in prefixes:
+        begin = len(found)
+        if tail and not shared:
+            runs.append((begin, begin + len(tail)))
+        for depth, word in enumerate(tail):
+            if shared:
+                if depth == len(levels):
+                    levels.append([])
+                levels[depth].append(len(found))
+            fresh.append(first_places(tail).get(word.lower()) == depth and first.get(word.lower(), shared) >= shared)
+            parents.append(begin + depth - 1 if depth else shared - 1)
+            found.append(word)
+        last.append(len(found) - 1 if tail else shared - 1)
+    rows = len(found)
+    return Trail(
+        found, np.where(np.array(parents, dtype=np.int64) < 0, rows, parents), runs,
+        [np.array(rows, dtype=np.int64) for rows in levels], np.where(np.array(last) < 0, rows, last), np.array(fresh, dtype=bool),
+    )  # fmt: skip
 
-    def words(self, text: str) -> list[str]:
-        return words(text.lower())
+
+class LocalToxicity(ToxicityScorer):
+    """Reward = 1 − toxicity of the completion alone; None for what is not English text.
+
+    `attributes` gives toxicity and six related probabilities.
+    """
+
+    name, version, asset = "local", 2, ASSET
+
+    def __init__(self, path: str | Path | None = None):
+        super().__init__(path)
+        table = self.arrays.pop("table").astype(np.float32) * self.card["table_scale"]  # (rows, d)
+        vocabulary = Vocabulary(self.arrays.pop("vocabulary"), self.arrays.pop("rude"))
+        self.reader = Reader(vocabulary, frozenset(self.arrays.pop("groups").tolist()))
+        self.net = {name: array.astype(np.float64) for name, array in self.arrays.items()}
+        self.seen = WordVectors(
+            table, lambda sums: np.maximum(sums @ self.net["enter.weight"].T + self.net["enter.bias"], 0)
+        )
+        self.kinds: dict[str, int] = {}
+
+    def score_prefixes(self, text: str, ends: Sequence[int]) -> dict[str, np.ndarray]:
+        """The attributes `(len(ends),)` of each prefix `text[:end]`, in one pass over the text.
+
+        Args:
+            ends: In characters; they may fall inside a word.
+        """
+        whole, prefixes = self.reader.words(text), self.reader.prefixes(text, ends)
+        scores = self._scores(trail_of_prefixes(whole, prefixes))
+        return {name: scores[:, i] for i, name in enumerate(self.names)}
+
+    def explain(self, text: str, attribute: str = "toxicity") -> list[Share]:
+        """Which words made the score: the part of each word in the logit of an attribute.
+
+        The logit is a sum over what the net pools. A maximum belongs to its word, a mean to all words, attention to each
+        word by its weight. So the shares add up to the logit without its bias. A word is read together with words before it.
+        """
+        found = words(text, self.reader.vocabulary)
+        trail = trail_of_texts([self.reader.words(text)])
+        weight = self.net["out.weight"][self.names.index(attribute)]  # (3 · channels,)
+        hidden, gate = self._hidden(trail)  # (R, C), (R, 1)
+        if not found:
+            return []
+        highest, mean, focus = np.split(weight, 3)
+        shares = hidden @ mean / len(found) + (gate * hidden) @ focus / gate.sum()
+        shares += np.bincount(hidden.argmax(axis=0), highest * hidden.max(axis=0), minlength=len(found))
+        return [Share(word.start, word.end, float(share)) for word, share in zip(found, shares, strict=True)]
+
+    def _blocks(self, texts: Sequence[str]) -> Iterator[Sequence[str]]:
+        """The texts in parts of about WORDS_A_PASS words."""
+        begin, size = 0, 0
+        for i, text in enumerate(texts):
+            size += len(text) // 5 + 1
+            if size > WORDS_A_PASS:
+                yield texts[begin : i + 1]
+                begin, size = i + 1, 0
+        if begin < len(texts):
+            yield texts[begin:]
+
+    def _score(self, texts: Sequence[str]) -> np.ndarray:
+        return self._scores(trail_of_texts([self.reader.words(text) for text in texts]))
+
+    def _hidden(self, trail: Trail) -> tuple[np.ndarray, np.ndarray]:
+        """What the net makes of each word `(R, C)`, and the weight of the word in attention `(R, 1)`."""
+        net, back = self.net, np.append(trail.parents, len(trail.words))
+        rows = self.seen.lookup(trail.words)
+        hidden = np.concatenate(
+            [self.seen.vectors[rows], np.zeros((1, self.seen.vectors.shape[1]))]
+        )  # the last row is no word
+        for i in range(DILATIONS):
+            now, before = np.split(net[f"convolve.{i}.weight"], 2, axis=1)
+            new = hidden @ now.T
+            new += (hidden @ before.T)[back]
+            new += net[f"convolve.{i}.bias"]
+            hidden += np.maximum(new, 0, out=new)
+            hidden[-1], back = 0, back[back]
+        hidden = hidden[:-1]
+        gate = np.exp(np.clip(hidden @ net["weigh.weight"].T, -CLIP, CLIP))
+        sums = trail.running(np.concatenate([hidden * gate, gate], axis=1), np.add)
+        context = sums[:, :-1] / sums[:, -1:]
+        now, around = np.split(net["mix.weight"], 2, axis=1)
+        hidden = hidden + np.maximum(hidden @ now.T + context @ around.T + net["mix.bias"], 0)
+        return hidden, np.exp(np.clip(hidden @ net["attend.weight"].T, -CLIP, CLIP))
+
+    def _scores(self, trail: Trail) -> np.ndarray:
+        """Scores `(N, attributes)` of the texts of a trail."""
+        hidden, gate = self._hidden(trail)
+        last = trail.last
+        scores = np.full((len(last), len(self.names)), np.nan)
+        some = last < len(trail.words)
+        last = last[some]
+
+        size = hidden.shape[1]
+        kinds = np.array([self._kind(word) for word in trail.words], dtype=np.int64)
+        parts = hidden, hidden * gate, gate, np.ones_like(gate), trail.fresh[:, None], np.eye(KINDS)[kinds]
+        sums = trail.running(np.concatenate(parts, axis=1), np.add)[last]
+        total, focus, gates, count, different, counts = np.split(sums, np.cumsum([size, size, 1, 1, 1]), axis=1)
+        pooled = np.concatenate([trail.running(hidden, np.maximum)[last], total / count, focus / gates], axis=1)
+        raw = 1 / (1 + np.exp(-(pooled @ self.net["out.weight"].T + self.net["out.bias"])))
+        found = np.stack([np.interp(x, *self.net[f"calibration.{i}"]) for i, x in enumerate(raw.T)], axis=1)
+        found = np.maximum(found, self.net["floor"] * np.clip(1 - (different - FEW) / (ENOUGH - FEW), 0, 1))
+        scores[some] = np.where(readable(counts)[:, None], np.round(found, 6), np.nan)
+        return scores
+
+    def _kind(self, word: str) -> int:
+        found = self.kinds.get(word)
+        if found is None:
+            if len(self.kinds) > CACHED_WORDS:
+                self.kinds.clear()
+            found = self.kinds[word] = self.reader.kind(word)
+        return found

@@ -63,13 +63,14 @@ class Shipped:
 
 
 LOCAL = {  # a line for each version; the last is the newest
-    "local@1": "nlf.rewards.local:LocalToxicity",
+    "local@1": "nlf.rewards.convolution:LocalToxicity1",
+    "local@2": "nlf.rewards.local:LocalToxicity",
 }
 AUDIT = {
     "audit@1": "nlf.rewards.audit:AuditToxicity",
 }
 SENTIMENT = {
-    "sentiment@1": "nlf.rewards.local:LocalSentiment",
+    "sentiment@1": "nlf.rewards.convolution:LocalSentiment",
 }
 SHIPPED = {
     shipped.name: shipped
