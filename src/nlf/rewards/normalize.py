@@ -1,4 +1,4 @@
-"""Text as normalised words with their places, so that a spelling trick (`ƒ.u.c.k`, `1d10t`) reads like the plain word.
+"""Text as normalised words with their places, so that a spelling trick (`i.d.i.o.t`, `1d10t`) reads like the plain word.
 
 Characters come first: compatibility forms, accents, invisible characters and control characters. Then each piece without
 white space is read by itself: look-alike letters, separators, digits and symbols for letters, masks and stretched letters
@@ -203,4 +203,4 @@ def _between(text: str, found: list[Word], start: int) -> list[Word]:
 
 def _odd(text: str) -> bool:
     """Whether a symbol or digit touches a letter in a way that may hide a word."""
-    return bool(re.search(r"[^\W\d_][^\w']+[^\W\d_]|[^\W\d_][@$*#\d]|[@$*\d][^\W\d_]|_", text))
+    return bool(re.search(r"[^\W\d_][^\w']+[^\W\d_]|[^\W\d_][@$*#\d]|[@$*\d][^\W\d_]|_|@\$", text))
