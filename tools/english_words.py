@@ -2,8 +2,8 @@
 
     python tools/english_words.py --data DIR   # sizes, and words at some ranks
 
-Only training documents count. A word counts once for each document. It must occur in two sources and in enough documents, which keeps
-out most typos and words of other languages.
+Only training documents count, and a word counts once for each. It must occur in two sources and in enough documents,
+which keeps out most typos and words of other languages.
 """
 
 from __future__ import annotations

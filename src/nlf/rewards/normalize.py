@@ -1,4 +1,4 @@
-"""Text as normalised words with their places, so that a spelling trick (`ƒ.u.c.k`, `1d10t`) reads like the plain word.
+"""Text as normalised words with their places, so that a spelling trick (`i.d.i.o.t`, `1d10t`) reads like the plain word.
 
 Characters come first: compatibility forms, accents, invisible characters and control characters. Then each piece without
 white space is read by itself: look-alike letters, separators, digits and symbols for letters, masks and stretched letters
@@ -15,6 +15,7 @@ from nlf.rewards.characters import MAX_CHARACTERS, Source, source_of
 from nlf.rewards.spelling import MAX_LETTERS, SIGNS, latin, spelled, straight, undone
 from nlf.rewards.vocabulary import Vocabulary
 
+MAX_PLACE = 1 << 62
 MAX_CACHE = 50_000  # pieces whose words are remembered
 MASKS = r"*#@$%^&?!+~=_\-.|"
 # Characters that are read at once: up to white space; a longer piece is cut at a separator, or after 64 characters.
@@ -53,9 +54,9 @@ def prefix_words(text: str, ends: Iterable[int], vocabulary: Vocabulary) -> list
         For each end a pair (n, tail), such that `words(text[:end]) == words(text)[:n] + tail`.
     """
     source = source_of(text)
-    anchors: list[tuple[int, int]] = []
+    anchors: list[tuple[int, int, int]] = []
     whole = _placed(_read(source.plain, vocabulary, anchors=anchors), source, len(text))
-    starts = [start for start, _ in anchors]
+    starts = [start for start, _, _ in anchors]
     found = []
     for end in ends:
         place = source.place(end := max(min(end, MAX_CHARACTERS), 0))
@@ -63,7 +64,10 @@ def prefix_words(text: str, ends: Iterable[int], vocabulary: Vocabulary) -> list
         if anchor < 0:
             found.append((0, list[Word]()))
             continue
-        start, count = anchors[anchor]
+        start, count, stop = anchors[anchor]
+        if place >= stop and (source.ends is None or end >= source.ends[stop - 1]):  # after a whole piece
+            found.append((anchors[anchor + 1][1] if anchor + 1 < len(anchors) else len(whole), []))
+            continue
         tail = _placed(_read(source.plain, vocabulary, start, place), source, end)
         same = 0
         while same < len(tail) and count + same < len(whole) and tail[same] == whole[count + same]:
@@ -85,12 +89,13 @@ def _read(
     vocabulary: Vocabulary,
     start: int = 0,
     end: int | None = None,
-    anchors: list[tuple[int, int]] | None = None,
+    anchors: list[tuple[int, int, int]] | None = None,
 ) -> list[Word]:
     """The words of `plain[start:end]`.
 
     Args:
-        anchors: Gets pairs (place, number of words before it). Reading may start at each of them.
+        anchors: Gets the places at which reading may start: (place, number of words before it, end of the piece there,
+            or `MAX_PLACE` where a row of letters begins, which may go on).
     """
     found: list[Word] = []
     row: list[re.Match] = []  # pieces of one letter each
@@ -99,9 +104,10 @@ def _read(
         if row and (begin - row[-1].end() > GAP or len(row) == MAX_LETTERS):
             found += _read_row(row, vocabulary)
             row = []
+        single = stop - begin < 11 and SINGLE.fullmatch(match[0])
         if anchors is not None and not row:
-            anchors.append((begin, len(found)))
-        if stop - begin < 11 and SINGLE.fullmatch(match[0]):
+            anchors.append((begin, len(found), MAX_PLACE if single else stop))
+        if single:
             row.append(match)
             continue
         if row:
@@ -197,4 +203,4 @@ def _between(text: str, found: list[Word], start: int) -> list[Word]:
 
 def _odd(text: str) -> bool:
     """Whether a symbol or digit touches a letter in a way that may hide a word."""
-    return bool(re.search(r"[^\W\d_][^\w']+[^\W\d_]|[^\W\d_][@$*#\d]|[@$*\d][^\W\d_]|_", text))
+    return bool(re.search(r"[^\W\d_][^\w']+[^\W\d_]|[^\W\d_][@$*#\d]|[@$*\d][^\W\d_]|_|@\$", text))

@@ -21,7 +21,7 @@ LEET = {
     **{"0": "o", "1": "il", "3": "e", "4": "a", "5": "s", "6": "gb", "7": "t", "8": "b", "9": "g", "@": "a", "$": "s"},
     **{"!": "il", "|": "il", "+": "t", "€": "e", "£": "l", "¢": "c", "¥": "y", "(": "c", "<": "c"},
 }
-COUNTED = re.compile(r"\d+[a-z]{1,2}|[a-z]+\d+")  # 3rd, 5k, 10am, mp3: a number with letters
+COUNTED = re.compile(r"\d+[a-z]{1,2}|[a-z]+\d{2,}|[a-z]{1,2}\d")  # 3rd, 5k, 10am, mp3: a number with letters
 SIGNS = "*#@$(<!"
 STRETCH = re.compile(r"(.)\1{2,}")
 DOUBLE = re.compile(r"(.)\1+")
@@ -51,7 +51,12 @@ def _latin_word(word: str, vocabulary: Vocabulary) -> str:
     if not plain.isascii():
         return word
     mixed = any(c.isascii() for c in word)
-    return plain if mixed or vocabulary.best([plain.lower()], common=COMMON if len(plain) > 3 else 0) else word
+    return plain if mixed or vocabulary.best([plain.lower()], common=_least_rank(plain)) else word
+
+
+def _least_rank(word: str) -> int | None:
+    """Among how many most frequent words a reading must be that is not rude: the shorter, the likelier by chance."""
+    return None if len(word) > 5 else COMMON if len(word) > 3 else 0
 
 
 def _flags(text: str, vocabulary: Vocabulary) -> str:
@@ -66,10 +71,8 @@ def undone(text: str, vocabulary: Vocabulary) -> str | None:
     parts = re.findall(r"[^\W\d_]+", lower)
     if (not parts and not {"@", "$"} <= set(lower)) or lower.isalpha() or not "".join(parts).isascii():
         return None
-    if COUNTED.fullmatch(lower) and sum(map(len, parts)) == 1:
-        return None
-    known = all(len(part) > 1 and vocabulary.knows(part) for part in parts)  # then only a rude word is a reading
-    common = 0 if known or lower[0] == "@" or COUNTED.fullmatch(lower) else COMMON
+    known = all(vocabulary.best([part], common=COMMON) for part in parts)  # then only a rude word is a reading
+    common = 0 if known or lower[0] == "@" or COUNTED.fullmatch(lower) else _least_rank(lower)
     readings = [lower, *_unstretched(lower)[:8]]
     word = vocabulary.best((word for reading in readings for word in _leet(reading)), common=common)
     word = word or vocabulary.best(_masked(lower, vocabulary), common=common)
@@ -110,12 +113,19 @@ def _masked(text: str, vocabulary: Vocabulary) -> list[str]:
     place = next(i for i, c in enumerate(text) if not c.isalnum())
     found = vocabulary.rude_words(pattern)
     exact = letters > 2 and any(vocabulary.rank(word) is not None for word in found)
+    common = (
+        [text.replace("*", c) for c in LETTERS] if not found and runs == [1] and letters > 2 and "*" in text else []
+    )
+    if place > 1 and vocabulary.best(common, common=_least_rank(text)):
+        return common
     if len(runs) == 1 and not exact and ((place > 0 and text[place] == "*") or text[1] == "-"):
-        for more in range(1, MAX_HIDDEN + 1 - runs[0]):
-            found += vocabulary.rude_words(pattern[:place] + [LETTERS] * more + pattern[place:])
-    if not found and runs == [1] and letters > 2 and "*" in text:
-        found = [text.replace("*", c) for c in LETTERS]
-    return found
+        longer = (
+            word
+            for more in range(1, MAX_HIDDEN + 1 - runs[0])
+            for word in vocabulary.rude_words(pattern[:place] + [LETTERS] * more + pattern[place:])
+        )
+        found += [word for word in longer if vocabulary.rank(word) is not None]
+    return found or common
 
 
 def _emphasis(text: str, letters: int, vocabulary: Vocabulary) -> bool:
