@@ -105,4 +105,8 @@ def nothing(frequent: Sequence[str], rng: np.random.Generator, count: int) -> It
 
 
 def _renamed(targets: Mapping[str, float], name: str) -> dict[str, float]:
-    return {name + key.partition(":")[2]: value for key, value in targets.items() if key.startswith("2020:") and key != "2020:flirtation"}
+    return {
+        name + key.partition(":")[2]: value
+        for key, value in targets.items()
+        if key.startswith("2020:") and key != "2020:flirtation"
+    }

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nlf.rewards.embedded import MAX_CHARACTERS, SCORERS
+from nlf.rewards.embedded import MAX_CHARACTERS, SCORERS, ToxicityScorer
 
 ASSET = SCORERS / "audit" / "audit-1.safetensors"
 BITS = 20  # bits of a hash: the table has 2^20 rows
@@ -86,14 +86,16 @@ def soft_maximum(values: np.ndarray, owners: np.ndarray, texts: int) -> np.ndarr
     return np.log(np.where(count > 0, total, 1) / np.maximum(count, 1))
 
 
-class AuditToxicity(LocalToxicity):
+class AuditToxicity(ToxicityScorer):
     """Reward = 1 − toxicity of the completion alone, also the attribute `toxicity`. Ignores case."""
 
     name, version, asset = "audit", 1, ASSET
 
     def __init__(self, path: str | Path | None = None):
         super().__init__(path)
+        self.table = self.arrays.pop("table").astype(np.float32) * self.card["table_scale"]
         self.table *= np.abs(self.table)
+        self.net = {name: array.astype(np.float64) for name, array in self.arrays.items()}
 
     def _score(self, texts: Sequence[str]) -> np.ndarray:
         """Toxicity `(len(texts), 1)`."""
