@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.numpy import save_file
-from scorer_net import Aliases, Row
+from scorer_net import Aliases, Row, targets_of
 from torch import nn
 
 from nlf.rewards.local import CLIP, DILATIONS
@@ -178,14 +178,7 @@ class Corpus:
             for _, text, _ in rows
         ]
         self.bagged = Bagged(numbers)
-        column = {head: i for i, head in enumerate(heads)}
-        self.targets = np.full((len(rows), len(heads)), np.nan, dtype=np.float32)
-        self.soft = np.ones(len(rows), dtype=np.float32)
-        for i, (_, _, targets) in enumerate(rows):
-            for name, value in targets.items():
-                head, weight = (aliases or {}).get(name, (name, 1.0))
-                self.targets[i, column[head]] = value
-                self.soft[i] = min(self.soft[i], weight)
+        self.targets, self.soft = targets_of(rows, heads, aliases or {})
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator | None = None) -> tuple[Bags, torch.Tensor]:
         """Make inputs of `Net`; `rng` drops a tenth of the sub-words and a twentieth of the words of longer texts."""
