@@ -17,8 +17,28 @@ def read(text: str) -> list[str]:
 @pytest.mark.parametrize(
     "text",
     [
-        *("1d10t", "i d i o t", "i-d-i-o-t", "i.d.i.o.t", "i_d_i_o_t", "id_ot", "*diot", "id*ot", "id#ot", "iiidiooot"),
-        *("\u0456d\u0456\u043et", "ｉｄｉｏｔ", "i\u200bd\u200biot", "id\u00adiot", "i\u0335d\u0335iot", "ïdiöt", "𝓲𝓭𝓲𝓸𝓽", "ⓘⓓⓘⓞⓣ"),
+        *(
+            "1d10t",
+            "i d i o t",
+            "i-d-i-o-t",
+            "i.d.i.o.t",
+            "i_d_i_o_t",
+            "id_ot",
+            "*diot",
+            "id*ot",
+            "id#ot",
+            "iiidiooot",
+        ),
+        *(
+            "\u0456d\u0456\u043et",
+            "ｉｄｉｏｔ",
+            "i\u200bd\u200biot",
+            "id\u00adiot",
+            "i\u0335d\u0335iot",
+            "ïdiöt",
+            "𝓲𝓭𝓲𝓸𝓽",
+            "ⓘⓓⓘⓞⓣ",
+        ),
         *("🇮🇩🇮🇴🇹", "🅸🅳🅸🅾🆃", "ʇoıpı", "ɪᴅɪᴏᴛ", "id💩ot", "i  d  i  o  t", "id-iot", "!d!ot"),
     ],
 )
@@ -49,8 +69,12 @@ def test_case_is_kept():
     assert read("F*CK Sh!t fuuuck") == ["FUCK", "Shit", "fuck"]
 
 
-NASTY = st.text(st.sampled_from("abfuckidot *.-_@$!105'  \n\u200b\u0301ыаеоя😀👍🏽🇫🇺🇨🇰ﬁ½ß\u00ad\ud800\x00é"), max_size=60)
-USUAL_TEXT = st.lists(st.sampled_from([*USUAL, "f*ck", "i d i o t", "s_h_i_t", "1d10t", "год", "!", "…", "x"])).map(" ".join)
+NASTY = st.text(
+    st.sampled_from("abfuckidot *.-_@$!105'  \n\u200b\u0301ыаеоя😀👍🏽🇫🇺🇨🇰ﬁ½ß\u00ad\ud800\x00é"), max_size=60
+)
+USUAL_TEXT = st.lists(st.sampled_from([*USUAL, "f*ck", "i d i o t", "s_h_i_t", "1d10t", "год", "!", "…", "x"])).map(
+    " ".join
+)
 
 
 @settings(max_examples=150)
@@ -63,7 +87,9 @@ def test_prefixes_equal_the_words_of_each_prefix(text):
     assert all(0 <= word.start < word.end <= len(text) for word in whole)
 
 
-@pytest.mark.parametrize("piece", ["#", "a", "a ", "*", "_", "a\u0301", "\u0301", "f*k ", "f.", "a'", "1a", "👍", "\ufdfa", "м"])
+@pytest.mark.parametrize(
+    "piece", ["#", "a", "a ", "*", "_", "a\u0301", "\u0301", "f*k ", "f.", "a'", "1a", "👍", "\ufdfa", "м"]
+)
 def test_an_endless_text_is_read_in_linear_time(piece):
     """A quadratic rule takes minutes here."""
     text = piece * MAX_CHARACTERS
