@@ -316,6 +316,18 @@ def test_it_learns_from_nothing_that_local_learns_from(tools, data_dir):
     )  # the others are one to four words, such as "lol"
 
 
+def test_no_other_file_has_a_template_of_its_sentences(tools):
+    """`local` learns from one of the files, and scorers are tested on another."""
+    from sentences import read_sentences
+
+    templates = {
+        path.name: {template for kind in read_sentences(path).kinds for template in kind.templates}
+        for path in TOOLS.glob("*_sentences.yaml")
+    }
+    own = templates.pop("audit_sentences.yaml")
+    assert own and not [name for name, others in templates.items() if own & others]
+
+
 def test_fidelity_on_continuations_never_trained_on(tools, data_dir):
     """Bounds slightly below the figures in docs/rewards.md for the test documents."""
     import build_audit

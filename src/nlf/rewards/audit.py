@@ -245,17 +245,19 @@ class AuditToxicity(AuditToxicity1):
         super().__init__(path)
         known, rude = (self.net.pop(name).astype(np.uint32) for name in ("vocabulary", "rude"))
         self.reader = Reader(Vocabulary(known, rude), self.card["groups"])
-        self.net["phrases"] *= np.abs(self.net["phrases"])
+        self.mean, self.peak = np.ascontiguousarray(self.table.T)
+        self.phrases = self.net["phrases"] * np.abs(self.net["phrases"])
 
-    def __call__(self, *arguments, **columns) -> list[float | None]:
+    def __call__(self, *arguments, **columns) -> list[float | None]:  # type: ignore[override]
         """TRL's reward signature. A conversation is scored by its last message; None = cannot be scored."""
         return [None if reward != reward else reward for reward in super().__call__(*arguments, **columns)]
 
     def _score(self, texts: Sequence[str]) -> np.ndarray:
         """Toxicity `(len(texts), 1)`; NaN = cannot be scored."""
         read, kinds = zip(*map(self.reader.read, texts), strict=True)
-        counts = np.zeros((len(texts), english.KINDS))
-        np.add.at(counts, (np.repeat(np.arange(len(texts)), [*map(len, kinds)]), [*chain.from_iterable(kinds)]), 1)
+        text = np.repeat(np.arange(len(texts)), [*map(len, kinds)])
+        places = text * english.KINDS + np.array([*chain.from_iterable(kinds)], dtype=np.int64)
+        counts = np.bincount(places, minlength=len(texts) * english.KINDS).reshape(len(texts), english.KINDS)
         scores = self._calibrated(self._logits(read))
         return np.where(english.readable(counts)[:, None], scores, np.nan)
 
@@ -263,9 +265,9 @@ class AuditToxicity(AuditToxicity1):
         """`(len(read),)` from the words of each text, separated by one space."""
         kinds, owners = ngrams(read)
         place, rows, factor = distinct(kinds, owners)
-        mean = pooled(factor * self.table[rows, 0], place, len(read)) * self.net["scale"][0]
-        sums, ending = word_sums(self.table[:, 1], kinds, len(owners))
+        mean = pooled(factor * self.mean[rows], place, len(read)) * self.net["scale"][0]
+        sums, ending = word_sums(self.peak, kinds, len(owners))
         peak = soft_maximum(sums * self.net["scale"][1] / np.sqrt(ending), owners, len(read))
         place, rows = phrases(kinds, owners)
-        said = pooled(self.net["phrases"][rows], place, len(read)) * self.net["scale"][2]
+        said = pooled(self.phrases[rows], place, len(read)) * self.net["scale"][2]
         return (mean + peak + self.net["bias"]) / 3 + said
