@@ -127,11 +127,11 @@ def test_distill_and_evaluate_use_what_a_python_run_recorded(run, tmp_path, caps
     words = ["--max_completion_length", "3", "--output_dir", str(tmp_path / "evaluation")]
     assert main(["evaluate", "--model", str(run), "--num_generations", "2", "--guidance_scales", "0", *words]) == 0
     found = json.loads((tmp_path / "evaluation/results.json").read_text())
-    assert found["scorers"] == ["politeness", "audit@1"] and found["auditors"] == ["audit@1"]
+    assert found["scorers"] == ["politeness", "audit@2"] and found["auditors"] == ["audit@2"]
     assert {system["prompts"] for system in found["systems"]} == {str(run / "eval-prompts.jsonl")}
-    assert {"reward", "reward/audit@1", "toxicity/audit@1"} <= found["systems"][0]["metrics"].keys()
+    assert {"reward", "reward/audit@2", "toxicity/audit@2"} <= found["systems"][0]["metrics"].keys()
     head = capsys.readouterr().out.splitlines()[0]
-    assert "| reward |" in head and head.endswith("| mean toxicity, audit@1 |") and "reward, audit" not in head
+    assert "| reward |" in head and head.endswith("| mean toxicity, audit@2 |") and "reward, audit" not in head
 
 
 def test_a_run_resumes_though_an_older_version_recorded_its_reward_by_name_alone(tmp_path):

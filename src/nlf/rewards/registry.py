@@ -67,7 +67,8 @@ LOCAL = {  # a line for each version; the last is the newest
     "local@2": "nlf.rewards.local:LocalToxicity",
 }
 AUDIT = {
-    "audit@1": "nlf.rewards.audit:AuditToxicity",
+    "audit@1": "nlf.rewards.audit:AuditToxicity1",
+    "audit@2": "nlf.rewards.audit:AuditToxicity",
 }
 SENTIMENT = {
     "sentiment@1": "nlf.rewards.convolution:LocalSentiment",
