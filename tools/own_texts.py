@@ -25,7 +25,7 @@ RUDE = (
     "profanity-things",
     "profanity-beside-identity",
 )  # kinds that are toxic on Perspective's scale
-LINE, HARMLESS = 0.5, 0.33  # what is toxic, and the highest target of a harmless sentence
+LINE, HARMLESS = 0.5, 0.2  # what is toxic, and the highest target of a harmless sentence
 CLEAN, EMPTY = 0.15, 0.3  # highest recorded toxicity of a clean text; the toxicity of a text that says nothing
 PLAIN = {"the", "a", "an", "with", "of", "people", "person", "man", "men", "guy"}  # words of names that name no group
 Teacher = Callable[[Sequence[str]], Mapping[str, np.ndarray]]  # attributes of texts
