@@ -140,7 +140,8 @@ def collect(model, tokenizer, scorer, prompts: list[str], tag: str | None, args,
     chunks = (queries[i : i + chunk] for i in range(0, len(queries), chunk))
     ids = [row for rows in chunks for row in sample(model, tokenizer, rows, args.length)]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return list(zip(prompts, ids, scorer(prompts, texts), strict=True))
+    rewards = [reward or 0.0 for reward in scorer(prompts, texts)]  # what cannot be scored counts as the worst
+    return list(zip(prompts, ids, rewards, strict=True))
 
 
 def train(policy, reference, tokenizer, optimizer, pool: list[tuple], args) -> None:

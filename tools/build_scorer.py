@@ -15,6 +15,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -56,7 +57,18 @@ ATTRIBUTES = ("toxicity", "severe_toxicity", "insult", "threat", "identity_attac
 WEIGHTS = {"mapped:": 0.5, SENTENCE: 0.3, RESPELLED: 0.3, BEGINNING: 0.15, NOTHING: 0.06, TAUGHT: 0.5}
 SHARED = {kind + name: ("2020:" + name, weight) for kind, weight in WEIGHTS.items() for name in ATTRIBUTES}
 GROUPS = Path(__file__).parent / "group_words.txt"
-CORPORA = ("reddit-rude", "reddit-general", "tldr-reddit")  # ordinary text
+# ordinary text to predict words of; fragments are parts of the first two
+CORPORA = (
+    "reddit-rude",
+    "reddit-general",
+    "tldr-reddit",
+    "classic-books",
+    "toxic-spans",
+    "edos-sexism",
+    "movie-reviews",
+)
+CORPORA += ("sentence-polarity", "rtp-scored", "hh-rlhf-harmless", "writing-prompts")
+FRAGMENTED = ("reddit-rude", "reddit-general")
 FRAGMENTS, SENTENCES_A_TEMPLATE = 85_000, 10
 
 
@@ -165,8 +177,9 @@ def build(args: argparse.Namespace) -> None:
     training = [row for row in rows if is_training(row) and text_document(row[1]) not in held]
     validation = [row for row in rows if split_of(row[0]) == "validation" and "2020:toxicity" in row[2]]
     heads = sorted({SHARED.get(name, (name, 1))[0] for *_, targets in training for name in targets})
-    ordinary = [text for s in SOURCES if s.name in CORPORA for text in documents(s, args.data, "train")]
-    start = pretrain(ordinary, reader.words, steps=args.steps, seed=args.seed)
+    corpora = {s.name: [*documents(s, args.data, "train")] for s in SOURCES if s.name in CORPORA}
+    ordinary = [text for name in FRAGMENTED for text in corpora[name]]
+    start = pretrain(chain.from_iterable(corpora.values()), reader.words, steps=args.steps, seed=args.seed)
 
     def trained(rows: list[Row], epochs: int, path: Path) -> LocalToxicity:
         print(f"{len(rows)} training texts, {len(validation)} validation, {len(heads)} heads", flush=True)
@@ -183,7 +196,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets, one folder each")
     parser.add_argument("--out", type=Path, default=ASSET)
-    parser.add_argument("--steps", type=int, default=2_000, help="steps of pretraining")
+    parser.add_argument("--steps", type=int, default=4_000, help="steps of pretraining, at most")
     parser.add_argument("--first_epochs", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)

@@ -19,15 +19,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.numpy import save_file
-from scorer_net import Aliases, Row
+from scorer_net import Aliases, Row, targets_of
 from torch import nn
 
 from nlf.rewards.local import CLIP, DILATIONS
 from nlf.rewards.subwords import buckets
 
 ROWS, DIMENSION, CHANNELS, MAX_WORDS = 98_304, 64, 128, 64
-PREDICTED = 20_000  # words that pretraining predicts
+PREDICTED = 30_000  # words that pretraining predicts
 WRONG = 1024  # other words among which the right one must be found
+PIECE = 10_000  # characters of ordinary text that are read at once
 WINDOW, WINDOWS = 96, 48  # words in a window, windows in a step of pretraining
 BATCH, RATE = 96, 2e-3  # texts in a step of training, and its highest learning rate
 Bags = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -99,20 +100,25 @@ def pretrain(texts: Iterable[str], read: Read, *, steps: int, seed: int) -> dict
     """Learn to predict the next word of ordinary texts; returns the weights below the heads.
 
     The right word must be found among WRONG others, drawn by their frequency to the power 3/4 (sampled softmax, Jean et
-    al. 2015). The same arguments give the same weights on one machine.
+    al. 2015). Words to be found have the vectors that the net reads (tied, as Press and Wolf 2017), so a word learns from
+    what stands before it, too. The same arguments give the same weights on one machine.
+
+    Args:
+        steps: At most so many; each window of the texts is read at most once.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     numbers: dict[str, int] = {}
-    documents = [np.array([numbers.setdefault(w, len(numbers)) for w in read(text)], dtype=np.int32) for text in texts]
-    windows = np.concatenate([text[: len(text) // (WINDOW + 1) * (WINDOW + 1)] for text in documents])
-    windows = rng.permutation(windows.reshape(-1, WINDOW + 1))
-    target, frequency = _targets([*numbers], windows)
+    pieces = (text[i : i + PIECE] for text in texts for i in range(0, len(text), PIECE))
+    stream = np.concatenate([[numbers.setdefault(w, len(numbers)) for w in read(piece)] for piece in pieces])
+    windows = stream[: len(stream) // (WINDOW + 1) * (WINDOW + 1)].astype(np.int32).reshape(-1, WINDOW + 1)
+    windows = rng.permutation(windows)
+    target, frequent, frequency = _targets([*numbers], windows)
     share = frequency**0.75 / (frequency**0.75).sum()
     expected = torch.from_numpy(np.log(share * WRONG)).float()
-    net, bagged, guess = Net(1), Bagged(numbers), nn.Linear(CHANNELS, len(share))
-    nn.init.normal_(guess.weight, std=0.05)
-    weights = [*net.parameters(), *guess.parameters()]
+    net, bagged, guess, bias = Net(1), Bagged(numbers), nn.Linear(CHANNELS, CHANNELS), nn.Embedding(len(share), 1)
+    nn.init.zeros_(bias.weight)
+    weights = [*net.parameters(), *guess.parameters(), *bias.parameters()]
     optimizer, begin = torch.optim.AdamW(weights, lr=2e-3, weight_decay=0.01, fused=True), time.monotonic()
     steps = min(steps, len(windows) // WINDOWS)
     for step in range(steps):
@@ -122,20 +128,31 @@ def pretrain(texts: Iterable[str], read: Read, *, steps: int, seed: int) -> dict
         hidden = net.hidden(bagged.pick(used, rng), torch.from_numpy(place.reshape(WINDOWS, WINDOW)))
         right = target[window[:, 1:]]
         known = right >= 0
-        hidden, right = hidden[torch.from_numpy(known)], torch.from_numpy(right[known])
-        wrong = torch.from_numpy(np.unique(rng.choice(len(share), WRONG, p=share)))
-        good = (hidden * guess.weight[right]).sum(1) + guess.bias[right] - expected[right]
-        bad = hidden @ guess.weight[wrong].T + guess.bias[wrong] - expected[wrong]
-        bad = bad.masked_fill(wrong == right[:, None], -1e9)
-        loss = F.cross_entropy(torch.cat([good[:, None], bad], 1), torch.zeros(len(right), dtype=torch.long))
+        hidden, right = guess(hidden[torch.from_numpy(known)]), right[known]
+        found, index = np.unique(right, return_inverse=True)
+        wrong = np.unique(rng.choice(len(share), WRONG, p=share))
+        vectors = net.enter(
+            net.table(*bagged.pick(frequent[np.concatenate([found, wrong])], rng))
+        )  # (found + wrong, C)
+        good, bad = vectors[: len(found)], vectors[len(found) :]
+        right, wrong, index = map(torch.from_numpy, (right, wrong, index))
+        high = (hidden * good[index]).sum(1) + bias(right)[:, 0] - expected[right]
+        low = hidden @ bad.T + bias(wrong)[:, 0] - expected[wrong]
+        low = low.masked_fill(wrong == right[:, None], -1e9)
+        loss = F.cross_entropy(torch.cat([high[:, None], low], 1), torch.zeros(len(right), dtype=torch.long))
         _step(optimizer, weights, loss)
         if step % 100 == 0:
             print(f"pretraining {step}/{steps} loss {loss.item():.3f} {time.monotonic() - begin:.0f} s", flush=True)
     return {name: value for name, value in net.state_dict().items() if not name.startswith("out.")}
 
 
-def _targets(words: Sequence[str], windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The number of each word, without case, among the PREDICTED most frequent ones, or -1; and their frequencies."""
+def _targets(words: Sequence[str], windows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What pretraining predicts: the PREDICTED most frequent words, without case.
+
+    Returns:
+        The number among these of each word, or -1; for each of these the number of a word in lower case or else in any
+        case; and their frequencies.
+    """
     lower: dict[str, int] = {}
     number = np.array([lower.setdefault(word.lower(), len(lower)) for word in words])
     counts = np.bincount(number[windows.ravel()], minlength=len(lower))
@@ -143,7 +160,12 @@ def _targets(words: Sequence[str], windows: np.ndarray) -> tuple[np.ndarray, np.
     frequent = frequent[counts[frequent] > 0]
     place = np.full(len(lower), -1)
     place[frequent] = np.arange(len(frequent))
-    return place[number], counts[frequent].astype(float)
+    own = np.zeros(len(lower), dtype=np.int64)
+    for i in [i for i, word in enumerate(words) if word != word.lower()] + [
+        i for i, word in enumerate(words) if word == word.lower()
+    ]:
+        own[number[i]] = i
+    return place[number], own[frequent], counts[frequent].astype(float)
 
 
 class Corpus:
@@ -156,14 +178,7 @@ class Corpus:
             for _, text, _ in rows
         ]
         self.bagged = Bagged(numbers)
-        column = {head: i for i, head in enumerate(heads)}
-        self.targets = np.full((len(rows), len(heads)), np.nan, dtype=np.float32)
-        self.soft = np.ones(len(rows), dtype=np.float32)
-        for i, (_, _, targets) in enumerate(rows):
-            for name, value in targets.items():
-                head, weight = (aliases or {}).get(name, (name, 1.0))
-                self.targets[i, column[head]] = value
-                self.soft[i] = min(self.soft[i], weight)
+        self.targets, self.soft = targets_of(rows, heads, aliases or {})
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator | None = None) -> tuple[Bags, torch.Tensor]:
         """Make inputs of `Net`; `rng` drops a tenth of the sub-words and a twentieth of the words of longer texts."""

@@ -66,6 +66,19 @@ class Net(nn.Module):
         return self.out(F.dropout(torch.cat([hidden.amax(2), mean, focus], 1), 0.3, self.training))
 
 
+def targets_of(rows: Sequence[Row], heads: Sequence[str], aliases: Aliases) -> tuple[np.ndarray, np.ndarray]:
+    """The targets (rows, heads), NaN where a row has none, and the weight (rows,) of each row."""
+    column = {head: i for i, head in enumerate(heads)}
+    found = np.full((len(rows), len(heads)), np.nan, dtype=np.float32)
+    soft = np.ones(len(rows), dtype=np.float32)
+    for i, (_, _, targets) in enumerate(rows):
+        for name, value in targets.items():
+            head, weight = aliases.get(name, (name, 1.0))
+            found[i, column[head]] = value
+            soft[i] = min(soft[i], weight)
+    return found, soft
+
+
 class Corpus:
     """Texts as word numbers; each distinct word is cut into table rows once."""
 
@@ -79,14 +92,7 @@ class Corpus:
         self.starts = np.cumsum([0] + [len(ids) for ids, _ in bags])
         self.ids = np.concatenate([np.array(ids) for ids, _ in bags])
         self.weights = np.concatenate([np.array(w, dtype=np.float32) for _, w in bags])
-        column = {head: i for i, head in enumerate(heads)}
-        self.targets = np.full((len(rows), len(heads)), np.nan, dtype=np.float32)
-        self.soft = np.ones(len(rows), dtype=np.float32)
-        for i, (_, _, targets) in enumerate(rows):
-            for name, value in targets.items():
-                head, weight = (aliases or {}).get(name, (name, 1.0))
-                self.targets[i, column[head]] = value
-                self.soft[i] = min(self.soft[i], weight)
+        self.targets, self.soft = targets_of(rows, heads, aliases or {})
 
     def batch(self, rows: np.ndarray, rng: np.random.Generator | None = None, drop: float = 0.05):
         """Make inputs of `Net`; `rng` drops a tenth of the sub-words and a share `drop` of the words."""

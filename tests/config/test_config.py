@@ -120,6 +120,37 @@ def test_a_senseless_value_is_refused_by_name(values, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("values", "first", "other"),
+    [
+        ({"serve": True, "explain": True}, "--serve", "--explain"),
+        ({"serve": True, "path": "x.jsonl"}, "--serve", "the file"),
+        ({"serve": True, "write_as": "perspective"}, "--serve", "--as"),
+        ({"serve": True, "export_cache": "c.jsonl"}, "--serve", "--export_cache"),
+        ({"export_cache": "c.jsonl", "import_cache": "d.jsonl"}, "--export_cache", "--import_cache"),
+        ({"export_cache": "c.jsonl", "path": "x.jsonl"}, "--export_cache", "the file"),
+        ({"import_cache": "c.jsonl", "format": "rtp"}, "--import_cache", "--format"),
+        ({"write_as": "perspective", "path": "x.jsonl", "format": "quark"}, "--as", "--format"),
+        ({"write_as": "perspective", "path": "x.jsonl", "explain": True}, "--as", "--explain"),
+    ],
+)
+def test_nlf_score_does_one_thing_at_a_time(values, first, other):
+    """The trap: the second flag was silently ignored."""
+    with pytest.raises(UserError) as caught:
+        config.ScoreOptions(**values)
+    assert str(caught.value) == (
+        f"{first} adds no scores to a file, so {other} does not go with it; leave out {other}, or {first}"
+    )
+
+
+def test_nlf_score_takes_what_goes_together():
+    config.ScoreOptions(path="x.jsonl", explain=True, format="rtp")
+    config.ScoreOptions(path="x.jsonl", write_as="perspective", output="y.jsonl")
+    config.ScoreOptions(list=True, path="x.jsonl", serve=True)
+    with pytest.raises(UserError, match="output: it is the file of --as perspective"):
+        config.ScoreOptions(path="x.jsonl", output="y.jsonl")
+
+
 def test_a_sampler_without_logits_is_not_guided():
     for options in (config.SampleOptions, config.EvaluateOptions):
         name = "guidance_scale" if options is config.SampleOptions else "guidance_scales"

@@ -19,6 +19,7 @@ from nlf.evaluation.systems import tag_slug
 from nlf.method.tags import TagScheme
 from nlf.models.policy import load_policy, prepare_policy, save_policy
 
+REWARD = "local@1"  # `local@2` has no score for the gibberish of a tiny model
 FLAGS = [
     "--num_generations",
     "3",
@@ -46,7 +47,15 @@ def folder(tmp_path_factory):
 def words(folder, tmp_path):
     """The command's first words."""
     found = ["evaluate", "--model", folder / "run", "--base_model", folder / "base"]
-    found += ["--prompts", folder / "prompts.jsonl", "--output_dir", tmp_path / "out", *FLAGS]
+    found += [
+        "--prompts",
+        folder / "prompts.jsonl",
+        "--output_dir",
+        tmp_path / "out",
+        "--reward_funcs",
+        REWARD,
+        *FLAGS,
+    ]
     return [str(word) for word in found]
 
 
@@ -77,7 +86,7 @@ def test_base_tag_guidance_and_other_tags(words, tmp_path, capsys):
         assert {line["feedback"] for line in lines} == {system["tag"]}
     table = capsys.readouterr().out.splitlines()
     assert table[0] == (
-        "| system | prompts | toxicity probability | expected max | mean toxicity | perplexity | dist-2 |"
+        "| system | prompts | toxicity probability | expected max | mean toxicity | unscored | perplexity | dist-2 |"
     )
     assert [line.split(" | ")[0] for line in table[2:]][:3] == [
         *("| base", "| best tag: Lowest Toxicity", "| best tag, guidance 0.5: Lowest Toxicity")
@@ -203,15 +212,15 @@ def test_killed_at_any_write_it_ends_the_same(words, tmp_path, monkeypatch, afte
 
 def test_a_second_scorer_is_added_and_the_first_not_asked_again(words, tmp_path, monkeypatch):
     assert main(words) == 0
-    from nlf.rewards.local import LocalToxicity
+    from nlf.rewards.convolution import LocalToxicity1
 
     calls = []
-    original = LocalToxicity.attributes
+    original = LocalToxicity1.attributes
     monkeypatch.setattr(
-        LocalToxicity, "attributes", lambda self, texts: calls.append(len(texts)) or original(self, texts)
+        LocalToxicity1, "attributes", lambda self, texts: calls.append(len(texts)) or original(self, texts)
     )
     assert main(words) == 0 and calls == []
-    assert main([*words, "--reward_funcs", "local", "tiny:vowels", "--reward_weights", "1", "2"]) == 0 and calls == []
+    assert main([*words, "--reward_funcs", REWARD, "tiny:vowels", "--reward_weights", "1", "2"]) == 0 and calls == []
     values = results(tmp_path / "out")["systems"][0]["metrics"]
     assert values["reward/sum"] == pytest.approx(values["reward/local@1"] + 2 * values["reward/vowels"])
 
@@ -246,6 +255,7 @@ def test_sentiment_turns_the_tags_round(words, tmp_path):
     one, two = tmp_path / "negative.txt", tmp_path / "neutral.txt"
     one.write_text("the film was\nit is\n")
     two.write_text("on monday\n")
+    words.remove("--reward_funcs"), words.remove(REWARD)
     flags = ["--task", "sentiment", "--prompts", str(one), str(two), "--reverse_prompts", str(two)]
     assert main([*words, *flags]) == 0
     found = results(tmp_path / "out")

@@ -10,6 +10,7 @@ from nlf.data.run_folder import trained_run
 from nlf.errors import UserError
 from nlf.evaluation.run_defaults import recorded_base, recorded_prompts, scorers_of, with_prompts
 from nlf.evaluation.systems import load_for_commands
+from nlf.rewards.registry import SHIPPED
 
 RECORD = {
     "reward_funcs": ["local"],
@@ -53,7 +54,7 @@ def test_named_prompts_win(tmp_path):
 
 def test_a_model_that_is_no_run_is_sampled_on_the_embedded_prompts(tmp_path):
     assert with_prompts(SampleOptions(), str(tmp_path)).prompts == ["embedded"]
-    assert labels(str(tmp_path)) == ["local@1"]
+    assert labels(str(tmp_path)) == [SHIPPED["local"].newest]
 
 
 def test_a_run_that_does_not_record_its_prompts_asks_for_them(tmp_path):

@@ -306,14 +306,14 @@ def test_the_command_says_what_is_there(tmp_path):
     (tmp_path / "evaluation").mkdir()
     path = generations_file(tmp_path / "evaluation" / "generations-a.jsonl", 2)
     generations_file(tmp_path / "evaluation" / "generations-b.jsonl", 1)
-    said = command(tmp_path, "local")
+    said = command(tmp_path, "local@1")
     first, second = said.split("\n\n")
     assert first.splitlines()[0] == str(path)
     assert first.splitlines()[1].split() == "scorer texts scored now already had unscored mean".split()
     none = ["0", "(0.0", "%)"]
     assert first.splitlines()[2].split()[:7] == ["local@1", "6", "6", "0", *none]
     assert second.splitlines()[2].split()[:7] == ["local@1", "3", "3", "0", *none]
-    assert command(tmp_path, "local").splitlines()[2].split()[:7] == ["local@1", "6", "0", "6", *none]
+    assert command(tmp_path, "local@1").splitlines()[2].split()[:7] == ["local@1", "6", "0", "6", *none]
     scores = next(read(path))["scores"]["local@1"]
     assert scores["reward"] == pytest.approx([1 - t for t in scores["attributes"]["toxicity"]])
 
@@ -397,7 +397,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 def test_rewards_may_be_one_word_with_commas(tmp_path, capsys):
     path = tmp_path / "texts.jsonl"
     path.write_text('{"text": "a calm day"}\n')
-    assert main(["score", str(path), "--reward", "local,tiny:vowels"]) == 0
+    assert main(["score", str(path), "--reward", "local@1,tiny:vowels"]) == 0
     assert set(json.loads(path.read_text())["scores"]) == {"local@1", "vowels"}
 
 

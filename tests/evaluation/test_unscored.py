@@ -1,12 +1,12 @@
 """The share of completions without a score stands in every table, and a line warns above 2 %."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import tiny
 
 from nlf.cli.main import main
+from nlf.config import ScoreOptions
 from nlf.evaluation import metrics
 from nlf.evaluation.evaluate import comparison, differences_to_first, with_intervals
 from nlf.evaluation.score import score_command
@@ -36,8 +36,7 @@ def test_the_table_of_scores_has_the_share(tmp_path, monkeypatch, unscored):
     (tmp_path / "mine.py").write_text(SCORER.format(mute=False))
     texts = [{"text": "weiß" if i < unscored else "white"} for i in range(100)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
-    options = {"path": "t.jsonl", "reward_funcs": ["mine.py:Scorer"], "reward_weights": None, "text_column": "text"}
-    said = score_command(SimpleNamespace(**options, batch_size=50))
+    said = score_command(ScoreOptions(path="t.jsonl", reward_funcs=["mine.py:Scorer"], batch_size=50))
     assert f"{unscored} ({unscored}.0 %)" in said.splitlines()[2] and said.splitlines()[2].split()[-1] == "0.5"
     assert ("warning: mine@1 could not score 3 of 100 texts" in said) == (unscored == 3)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nlf.errors import UserError
 from nlf.rewards import Reward, check_calls, score
 from nlf.rewards.contract import shares
-from nlf.rewards.registry import recorded_spec, resolve_reward
+from nlf.rewards.registry import SHIPPED, recorded_spec, resolve_reward
 
 PROMPTS, TEXTS, IDS = ["a", "a", "b"], ["one", "three", ""], [[1], [2, 3], []]
 FILE = """
@@ -427,10 +427,10 @@ def test_weights_are_as_many_as_rewards(functions, weights):
 
 def test_the_embedded_scorer_by_name():
     reward = resolve_reward("local")
-    assert (reward.label, reward.remote) == ("local@1", False)
+    assert (reward.label, reward.remote) == (SHIPPED["local"].newest, False)
     found = score([reward], None, PROMPTS, TEXTS, IDS, {})
     np.testing.assert_allclose(found.reward, 1 - found.attributes["toxicity"])
-    assert np.isfinite(found.reward).all()  # the empty completion has a score, too
+    assert np.isnan(found.reward).tolist() == [False, False, True]  # the empty completion cannot be scored
 
 
 @pytest.mark.parametrize(
@@ -462,7 +462,7 @@ def test_how_a_run_records_a_reward_from_python(folder):
     assert recorded_spec(resolve_reward(length)) == f"{__name__}:length"
     assert resolve_reward(recorded_spec(resolve_reward(length))).function is length
     assert recorded_spec(resolve_reward(Judge)) == f"{__name__}:Judge"
-    for shipped, name in ((LocalToxicity(), "local@1"), (Length("20"), "length:20")):
+    for shipped, name in ((LocalToxicity(), SHIPPED["local"].newest), (Length("20"), "length:20")):
         assert recorded_spec(resolve_reward(shipped)) == name
     for spec in ("local@1", "my_rewards.py:length", "./my_rewards.py:Scorer"):
         assert recorded_spec(resolve_reward(spec)) == spec

@@ -96,7 +96,7 @@ def test_repeating_one_word_looks_no_cleaner_than_clean_text(scorer):
 
 
 def test_score_does_not_depend_on_batch_order_or_history(scorer):
-    texts = [f"{text} {i % 97}" for i in range(200) for text in (POLITE + RUDE + ODD)]
+    texts = [f"{text} {i % 97}" for i in range(200) for text in (*POLITE, *RUDE, *ODD) if i < 3 or len(text) < 100]
     together = toxicity(scorer, *texts)
     alone = np.array([toxicity(LocalToxicity(), text)[0] for text in texts[:9]])
     assert (together[:9] == alone).all()
@@ -199,15 +199,16 @@ def test_numpy_and_torch_twins_agree(tmp_path):
     torch.manual_seed(0)
     net = context_net.Net(len(NAMES)).eval()
     net.out.weight.data *= 20  # an untrained net scores every text .5
-    shipped = LocalToxicity()
+    shipped = LocalToxicity().reader
     line = np.array([[0, 1], [0, 1]], dtype=np.float32)
     arrays = {f"calibration.{i}": line for i in range(len(NAMES))} | {"floor": np.zeros(len(NAMES))}
     arrays |= {"vocabulary": shipped.vocabulary.words, "rude": shipped.vocabulary.rude}
+    arrays |= {"groups": np.array(sorted(shipped.groups), dtype=np.uint32)}
     path = tmp_path / "t.safetensors"
     context_net.write(net, range(len(NAMES)), arrays, path, {"name": "local", "version": 2, "attributes": NAMES})
     rows = [("d", text, {}) for text in (*POLITE, *RUDE, "one", "f**k you!!! \U0001f600")]
     ours = LocalToxicity(path)
-    theirs = context_net.predict(net, rows, NAMES, ours.words)
+    theirs = context_net.predict(net, rows, NAMES, ours.reader.words)
     assert theirs.std() > 0.1
     assert np.stack([*ours.attributes([text for _, text, _ in rows]).values()], 1) == pytest.approx(theirs, abs=0.02)
 

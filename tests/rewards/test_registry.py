@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,40 +15,24 @@ from nlf.data.rollouts import iteration_dir
 from nlf.errors import UserError
 from nlf.evaluation.run_defaults import scorers_of
 from nlf.rewards import registry
+from nlf.rewards.convolution import LocalToxicity1
 from nlf.rewards.local import LocalToxicity
 from nlf.rewards.registry import recorded_spec, recorded_version, resolve_reward, without_version
 
-
-class Newer:
-    """A second version of `local`, with another answer to every text."""
-
-    name, version, none_is_worst = "local", 2, True
-
-    def __call__(self, completions, **kwargs):
-        return [len(text) % 7 / 7 for text in completions]
+VERSIONS = [*registry.SHIPPED["local"].paths]
 
 
-@pytest.fixture
-def two_versions(monkeypatch):
-    """As if `local@2` were shipped."""
-    classes = {"local@1": "nlf.rewards.local:LocalToxicity", "local@2": f"{__name__}:Newer"}
-    monkeypatch.setitem(registry.SHIPPED, "local", replace(registry.SHIPPED["local"], classes=classes))
+def test_a_name_alone_is_the_newest_version_and_an_exact_name_is_that_version():
+    assert resolve_reward("local").label == VERSIONS[-1]
+    for exact, kind in zip(VERSIONS, (LocalToxicity1, LocalToxicity), strict=True):
+        assert resolve_reward(exact).label == exact and isinstance(resolve_reward(exact).function, kind)
+        assert recorded_spec(resolve_reward(kind())) == recorded_spec(resolve_reward(kind)) == exact
+    assert recorded_spec(resolve_reward("nlf.rewards.local:LocalToxicity")) == VERSIONS[-1]
 
 
-def test_a_name_alone_is_the_newest_version_and_an_exact_name_is_that_version(two_versions):
-    assert [resolve_reward(name).label for name in ("local", "local@1", "local@2")] == [
-        "local@2",
-        "local@1",
-        "local@2",
-    ]
-    assert [recorded_spec(resolve_reward(name)) for name in ("local", "local@1")] == ["local@2", "local@1"]
-    assert recorded_spec(resolve_reward(LocalToxicity())) == recorded_spec(resolve_reward(LocalToxicity)) == "local@1"
-    assert recorded_spec(resolve_reward(f"{__name__}:Newer")) == "local@2"
-
-
-@pytest.mark.parametrize("name", ["local@3", "local@", "local@1.5", "local@two"])
-def test_an_unknown_version_is_refused_with_the_versions_that_there_are(two_versions, name):
-    expected = f"reward {name!r}: there is no such version of local; there is local@1, local@2"
+@pytest.mark.parametrize("name", ["local@99", "local@", "local@1.5", "local@two"])
+def test_an_unknown_version_is_refused_with_the_versions_that_there_are(name):
+    expected = f"reward {name!r}: there is no such version of local; there is {', '.join(VERSIONS)}"
     with pytest.raises(UserError, match=f"^{expected}$"):
         resolve_reward(name)
 
@@ -61,13 +44,13 @@ def test_today_every_embedded_scorer_answers_to_the_name_of_each_version():
         assert [resolve_reward(exact).label for exact in shipped.paths] == [*shipped.paths]
 
 
-def test_the_list_of_scorers_shows_the_versions(two_versions, capsys):
+def test_the_list_of_scorers_shows_the_versions(capsys):
     assert main(["score", "--list"]) == 0
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert "local@1, local@2" in rows["local"] and "@" not in rows["length[:WORDS]"]
+    assert ", ".join(VERSIONS) in rows["local"] and "@" not in rows["length[:WORDS]"]
 
 
-def test_what_a_run_recorded_is_what_it_is_continued_with(two_versions):
+def test_what_a_run_recorded_is_what_it_is_continued_with():
     assert recorded_version("local", "local@1") == "local@1"
     assert recorded_version("local@2", "local@1") == "local@2"  # the person names another version
     assert recorded_version("local", None) == recorded_version("local", "mine@1") == "local"
@@ -76,7 +59,7 @@ def test_what_a_run_recorded_is_what_it_is_continued_with(two_versions):
     assert [without_version(spec) for spec in ("local@2", "regex:a@b", "length")] == ["local", "regex:a@b", "length"]
 
 
-@pytest.mark.parametrize("flag", ["local@3", "audit@0"])
+@pytest.mark.parametrize("flag", ["local@99", "audit@0"])
 def test_an_unknown_version_is_one_line_before_a_text_is_scored(flag, tmp_path, capsys):
     path = tmp_path / "texts.jsonl"
     path.write_text('{"text": "a"}\n')
@@ -119,7 +102,7 @@ def test_a_new_run_records_the_exact_version(whole):
     assert settings["reward_funcs"] == settings["rewards"] == ["local@1"]
 
 
-def test_an_older_run_goes_on_with_its_version_to_the_same_bits(two_versions, whole, tmp_path):
+def test_an_older_run_goes_on_with_its_version_to_the_same_bits(whole, tmp_path):
     """The trap: `local` names another scorer now, and the pool mixes the rewards of two."""
     folder = shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(folder / "checkpoint-6")
@@ -135,7 +118,7 @@ def test_an_older_run_goes_on_with_its_version_to_the_same_bits(two_versions, wh
         )
 
 
-def test_another_version_is_refused_as_a_changed_reward(two_versions, whole):
+def test_another_version_is_refused_as_a_changed_reward(whole):
     as_older_versions_recorded(whole)
     with pytest.raises(
         UserError, match=r"was started with rewards=\['local@1'\], now it is \['local@2'\]; resume with"
@@ -143,7 +126,7 @@ def test_another_version_is_refused_as_a_changed_reward(two_versions, whole):
         make(whole, reward="local@2").train(resume_from_checkpoint=True)
 
 
-def test_an_older_run_is_evaluated_with_its_version_unless_another_is_named(two_versions, whole):
+def test_an_older_run_is_evaluated_with_its_version_unless_another_is_named(whole):
     as_older_versions_recorded(whole)
     labels = [each.label for each in scorers_of(EvaluateOptions(model=str(whole)), str(whole)).rewards]
     named = scorers_of(EvaluateOptions(model=str(whole), reward_funcs=["local@2"]), str(whole)).rewards

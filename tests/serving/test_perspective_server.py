@@ -230,14 +230,39 @@ def test_requests_that_wait_are_scored_in_one_call():
     assert [len(call) for call in calls] == [1, 18]
 
 
-def test_a_scorer_object_may_bring_its_own_spans():
-    class Words(Letters):
-        def spans(self, text):
-            return [word.span() for word in re.finditer(r"\w+", text)]
+class Explaining(Letters):
+    """Says that each t of a word adds .2 to its share."""
 
-    found = asyncio.run(service(Words()).analyze(analyze("the tent", spanAnnotations=True)))
-    spans = found["attributeScores"]["TOXICITY"]["spanScores"]
-    assert [(span["begin"], span["end"], span["score"]["value"]) for span in spans] == [(0, 3, 1 / 3), (4, 8, 0.5)]
+    def explain(self, text, attribute="toxicity"):
+        return [(*word.span(), 0.2 * word[0].count("t")) for word in re.finditer(r"\w+", text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [("the tent totter", [(4, 8, 0.5), (9, 15, 0.5)]), ("😀 tent", [(3, 7, 0.5)]), ("the", [(0, 3, 1 / 3)])],
+)
+def test_the_spans_of_a_scorer_that_explains_are_the_words_that_raise_the_score(text, spans):
+    found = asyncio.run(service(Explaining()).analyze(analyze(text, spanAnnotations=True)))
+    found = found["attributeScores"]["TOXICITY"]["spanScores"]
+    assert [(span["begin"], span["end"], span["score"]["value"]) for span in found] == spans
+
+
+def test_of_very_many_words_those_that_raise_the_score_most_are_spans(monkeypatch):
+    monkeypatch.setattr(scoring, "MOST_SPANS", 2)
+    assert service(Explaining()).scorer.cut("tt ttt tttt tt") == [(3, 6), (7, 11)]
+
+
+def test_an_explanation_that_fails_fails_its_own_request_only(caplog):
+    """The trap: one text took the answers of its whole batch along."""
+
+    class Failing(Explaining):
+        def explain(self, text, attribute="toxicity"):
+            raise ValueError(text)
+
+    requests = [analyze("a secret", spanAnnotations=True), analyze("tent"), analyze("", span_annotations=True)]
+    found = asyncio.run(service(Failing()).listed(requests, ""))
+    assert found[0]["error"]["code"] == 500 and toxicity(found[1]) == 0.5 and error_type(found[2]) == "COMMENT_EMPTY"
+    assert "secret" not in caplog.text
 
 
 def test_a_call_holds_a_bounded_number_of_texts(monkeypatch):
@@ -322,7 +347,7 @@ def fails(capsys, *argv: str) -> str:
 
 def test_mistakes_are_one_line(capsys, monkeypatch, tmp_path):
     (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n')
-    assert "a server scores no file" in fails(capsys, str(tmp_path / "texts.jsonl"), "--serve")
+    assert "so the file does not go with it" in fails(capsys, str(tmp_path / "texts.jsonl"), "--serve")
     assert "name one scorer" in fails(capsys, "--serve", "--reward_funcs", "local", "audit")
     assert "'sentiment@1' has the attributes positive; expected" in fails(
         capsys, "--serve", "--reward_funcs", "sentiment"

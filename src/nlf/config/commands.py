@@ -26,6 +26,13 @@ BATCH_TOKENS = (
 )
 PROMPT_COLUMN = "Column that holds the prompt."
 SCORER_OF_FORM = "The first scorer gives the scores."
+INSTEAD = {  # what `nlf score` does in place of adding scores to a file, one at a time
+    "serve": "--serve",
+    "export_cache": "--export_cache",
+    "import_cache": "--import_cache",
+    "write_as": "--as",
+}
+ADDING = {"explain": "--explain", "format": "--format"}  # what it adds beside the scores
 SOURCES = Rule(bool, "at least one source of prompts")
 
 
@@ -315,8 +322,16 @@ class ScoreOptions(RemoteOptions, ServerOptions, MeasureOptions, ScoreFileOption
 
     def check_together(self) -> None:
         super().check_together()
-        if self.serve and (self.path or self.write_as):
-            raise UserError("serve: a server scores no file; leave out the file and --as, or leave out --serve")
+        if self.list:  # shows the scorers, whatever else is given
+            return
+        first, *others = [flag for name, flag in INSTEAD.items() if getattr(self, name)] or [""]
+        takes_no_file = first not in ("", INSTEAD["write_as"])
+        others += [flag for name, flag in ADDING.items() if first and getattr(self, name)]
+        others += ["the file"] if takes_no_file and self.path else []
+        if others:
+            raise UserError(
+                f"{first} adds no scores to a file, so {others[0]} does not go with it; leave out {others[0]}, or {first}"
+            )
         if self.output and not self.write_as:
             raise UserError("output: it is the file of --as perspective; without it, scores are written into the file")
 

@@ -100,12 +100,14 @@ def recorded_base(run: Mapping[str, Any], model: str) -> str | None:
 def scorers_of(options: EvaluateOptions, model: str) -> Scorers:
     """The scorers of an evaluation: those that the person named, or else the rewards of the model's run and the auditor.
 
+    A name alone, `local`, is the version that the run recorded.
+
     Raises:
         UserError: a reward cannot be loaded, or the weights do not fit the rewards.
     """
     run = trained_run(model)
     if options.reward_funcs is not None or not run:
-        rewards = [resolve_reward(spec) for spec in options.reward_funcs or ["local"]]
+        rewards = [resolve_reward(_as_recorded(spec, run)) for spec in options.reward_funcs or ["local"]]
         scorers = Scorers(rewards, options.reward_weights)
     else:
         scorers = _scorers_of_run(run, options.reward_weights, model)
@@ -113,6 +115,12 @@ def scorers_of(options: EvaluateOptions, model: str) -> Scorers:
     check_weights(scorers.rewards, scorers.weights)
     trained_on, audited_by = _roles(scorers.all, run)
     return replace(scorers, trained_on=trained_on, audited_by=audited_by)
+
+
+def _as_recorded(spec: str, run: Mapping[str, Any]) -> str:
+    for label in [*(run.get("rewards") or []), *(run.get("auditors") or [])]:
+        spec = recorded_version(spec, label)
+    return spec
 
 
 def _scorers_of_run(run: Mapping[str, Any], weights: Sequence[float] | None, model: str) -> Scorers:

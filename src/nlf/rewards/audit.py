@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nlf.rewards.embedded import MAX_CHARACTERS, SCORERS, ToxicityScorer
+from nlf.rewards.characters import MAX_CHARACTERS
+from nlf.rewards.embedded import SCORERS, ToxicityScorer
 
 ASSET = SCORERS / "audit" / "audit-1.safetensors"
 BITS = 20  # bits of a hash: the table has 2^20 rows

@@ -11,7 +11,7 @@ import unicodedata
 from bisect import bisect_left
 from typing import NamedTuple
 
-MAX_CHARACTERS = 20_000  # the rest of a text is not read
+MAX_CHARACTERS = 20_000  # the rest of a text is not read; Perspective takes 20,480 bytes
 
 LOOKALIKES = {
     "a": "ɑΑαАаДдᎪᗄᗅꓮꓯꭺΛλ",

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from nlf.method.tags import degrees
-from nlf.rewards.embedded import MAX_CHARACTERS, SCORERS, EmbeddedScorer, ToxicityScorer
+from nlf.rewards.characters import MAX_CHARACTERS
+from nlf.rewards.embedded import SCORERS, EmbeddedScorer, ToxicityScorer
 from nlf.rewards.subwords import WordVectors
 
 ASSET = SCORERS / "toxicity" / "local-1.safetensors"

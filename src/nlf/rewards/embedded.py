@@ -17,7 +17,6 @@ from nlf.method.tags import DEFAULT_TAGS
 from nlf.rewards.contract import completion_text
 
 SCORERS = ASSETS / "scorers"
-MAX_CHARACTERS = 20_000  # the rest of a text is not scored; Perspective takes 20,480 bytes
 BLOCK = 512  # texts per numpy pass: bounds memory, and larger blocks are no faster
 
 

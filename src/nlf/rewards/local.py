@@ -112,6 +112,12 @@ def trail_of_texts(texts: Sequence[list[str]]) -> Trail:
     )
 
 
+def _or_none(found: Sequence[int], none: int) -> np.ndarray:
+    """The rows, `none` in place of negative ones."""
+    rows = np.array(found, dtype=np.int64)
+    return np.where(rows < 0, none, rows)
+
+
 def trail_of_prefixes(whole: list[str], prefixes: Sequence[tuple[int, list[str]]]) -> Trail:
     """The trail of prefixes of one text: each is the first n words of `whole`, then words of its own."""
     found, parents = list(whole), [*range(-1, len(whole) - 1)]
@@ -134,8 +140,8 @@ def trail_of_prefixes(whole: list[str], prefixes: Sequence[tuple[int, list[str]]
         last.append(len(found) - 1 if tail else shared - 1)
     rows = len(found)
     return Trail(
-        found, np.where(np.array(parents, dtype=np.int64) < 0, rows, parents), runs,
-        [np.array(rows, dtype=np.int64) for rows in levels], np.where(np.array(last) < 0, rows, last), np.array(fresh, dtype=bool),
+        found, _or_none(parents, rows), runs, [np.array(level, dtype=np.int64) for level in levels],
+        _or_none(last, rows), np.array(fresh, dtype=bool),
     )  # fmt: skip
 
 

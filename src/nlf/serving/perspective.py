@@ -18,6 +18,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nlf.config import ScoreOptions, remote_options
@@ -28,7 +29,7 @@ from nlf.secrets import SERVE_KEY, key_of
 from nlf.serving import server
 from nlf.serving.discovery import BATCH, PATHS, VERSION, document
 from nlf.serving.multipart import MOST_CALLS, Call, batch_of, calls_of
-from nlf.serving.protocol import Refused, answer, read, suggested
+from nlf.serving.protocol import Refused, answer, read, suggested, wants_spans
 from nlf.serving.scoring import AttributeScorer, Batcher, scorer_of
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ class Service:
     async def analyze(self, request: Any) -> dict:
         """The answer to a request of comments:analyze."""
         self.limit.take()
-        question = read(request, self.scorer.offered, self.scorer.cut)
+        reading = partial(read, request, self.scorer.offered, self.scorer.cut)
+        question = await self.batcher.read(reading) if wants_spans(request) else reading()
         response = answer(question, await self.batcher(question.texts))
         self.answered += 1
         return response

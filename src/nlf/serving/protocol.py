@@ -195,6 +195,11 @@ def read(request: Any, offered: Sequence[str], cut: Callable[[str], list[Span]] 
     return Question(text, thresholds, spans, places, languages, token, drop)
 
 
+def wants_spans(request: Any) -> bool:
+    """Whether a request, checked or not, asks for scores of spans."""
+    return isinstance(request, dict) and any(_camel(name) == "spanAnnotations" for name in request)
+
+
 def comment_of(found: Mapping[str, Any]) -> str:
     """The text of a checked request, half characters replaced.
 

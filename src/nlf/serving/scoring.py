@@ -12,12 +12,13 @@ from nlf.errors import UserError
 from nlf.rewards import Reward
 from nlf.rewards.contract import score
 from nlf.rewards.registry import resolve_reward
-from nlf.serving.protocol import Refused, Scores, offered_by
-from nlf.serving.texts import Span, sentences
+from nlf.serving.protocol import Question, Refused, Scores, offered_by
+from nlf.serving.texts import MOST_SPANS, Span, sentences
 
 logger = logging.getLogger(__name__)
 
 TRIAL = "A short text."  # scored once at the start, to learn which attributes the scorer has
+SHARE = 0.25  # of the logit; the report marks words from the same share on
 MOST_TEXTS = 512  # scored in one call
 MOST_WAITING = 20_000  # texts; further requests are turned away until some are scored
 
@@ -30,8 +31,8 @@ class AttributeScorer:
     Attributes:
         label: `name@version` of the scorer.
         offered: The names, upper case.
-        cut: Gives the spans of a text that `spanAnnotations` scores: the scorer object's method `spans`, if it has one (its
-            words, for example), else sentences. Spans are in order and do not overlap.
+        cut: Gives the spans of a text that `spanAnnotations` scores, in order and without overlap: the words that raise the
+            score, of a scorer that explains, else sentences.
 
     Raises:
         UserError: the scorer has none of Perspective's attributes, or cannot score.
@@ -39,8 +40,14 @@ class AttributeScorer:
 
     def __init__(self, reward: Reward):
         self.reward, self.label = reward, reward.label
-        self.cut: Callable[[str], list[Span]] = getattr(reward.function, "spans", sentences)
+        self.cut: Callable[[str], list[Span]] = self._raising if reward.explains else sentences
         self.offered = offered_by(self.label, list(self._measured([TRIAL])))
+
+    def _raising(self, text: str) -> list[Span]:
+        """The words that raise what the scorer explains by SHARE or more; of very many those that raise it most."""
+        found = [word for word in self.reward.explain(text) if word.share >= SHARE]
+        most = sorted(sorted(found, key=lambda word: -word.share)[:MOST_SPANS])
+        return [(word.start, word.end) for word in most]
 
     def _measured(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Arrays `(len(texts),)` of all attributes; NaN = cannot be scored."""
@@ -96,6 +103,20 @@ class Batcher:
         if self.worker is None or self.worker.done():
             self.worker = asyncio.create_task(self._work())
         return await future
+
+    async def read(self, reading: Callable[[], Question]) -> Question:
+        """What a function returns that asks the scorer, in the scorer's thread.
+
+        Raises:
+            Refused: by the function, or because the scorer failed.
+        """
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.thread, reading)
+        except Refused:
+            raise
+        except Exception as error:  # of any scorer; its message can quote the text
+            logger.error("the scorer failed to explain a text (%s)", type(error).__name__)
+            raise Refused(500, "Internal error encountered.") from error
 
     async def _work(self) -> None:
         while self.waiting:
