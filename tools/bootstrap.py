@@ -25,6 +25,17 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float:
     return float((rankdata(scores)[positive].sum() - n * (n + 1) / 2) / (n * (len(positive) - n)))
 
 
+def pearson(x: np.ndarray, y: np.ndarray) -> float:
+    """Correlation; NaN if one side has one value only."""
+    with np.errstate(invalid="ignore"):
+        return float(np.corrcoef(x, y)[0, 1])
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Rank correlation, without scipy's tests of significance, which cost more than the figure."""
+    return pearson(rankdata(x), rankdata(y))
+
+
 def intervals(
     figures: Mapping[str, Figure], arrays: Sequence[np.ndarray], documents: np.ndarray, n: int = DRAWS, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
@@ -37,11 +48,13 @@ def intervals(
     """
     rng = np.random.default_rng(seed)
     order = np.argsort(documents, kind="stable")
-    ends = np.flatnonzero(documents[order][1:] != documents[order][:-1]) + 1
-    members = np.split(order, ends)
+    _, begins, sizes = np.unique(documents[order], return_index=True, return_counts=True)
     found: dict[str, list[float]] = {name: [] for name in figures}
     for _ in range(n):
-        drawn = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
+        picked = rng.integers(len(sizes), size=len(sizes))
+        size = sizes[picked]
+        places = np.arange(size.sum()) + np.repeat(begins[picked] - np.cumsum(size) + size, size)
+        drawn = order[places]
         for name, figure in figures.items():
             found[name].append(figure(*(array[drawn] for array in arrays)))
     sides = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]

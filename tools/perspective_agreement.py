@@ -19,9 +19,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from bootstrap import Figure, auc, cells, short
+from bootstrap import Figure, auc, cells, short, spearman
 from build_scorer import ATTRIBUTES, perspective
-from scipy.stats import spearmanr
 from scorer_net import Row
 from split import split_of
 
@@ -49,7 +48,7 @@ class Pairs:
 
 
 FIGURES: dict[str, Figure] = {
-    "Spearman": lambda scores, truth: float(spearmanr(scores, truth)[0]),
+    "Spearman": spearman,
     "AUC": lambda scores, truth: auc(scores, truth >= HALF),
     "same side of .5": lambda scores, truth: float(((scores >= HALF) == (truth >= HALF)).mean()),
 }

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from bootstrap import Figure, auc, cells
+from bootstrap import Figure, auc, cells, pearson, spearman
 from labelled_texts import audit_texts, local_texts
-from scipy.stats import pearsonr, spearmanr
 from scorer_net import Row, read
 from split import split_of, text_document
 from suite_figures import Scorer, flagged, seconds
@@ -67,8 +66,8 @@ def others() -> dict[str, Scorer]:
 # ---- figures ------------------------------------------------------------------------------------------------------
 
 FIDELITY: dict[str, Figure] = {
-    "Spearman": lambda scores, truth: float(spearmanr(scores, truth)[0]),
-    "Pearson": lambda scores, truth: float(pearsonr(scores, truth)[0]),
+    "Spearman": spearman,
+    "Pearson": pearson,
     "AUC": lambda scores, truth: auc(scores, truth >= HALF),
     "MAE": lambda scores, truth: float(np.abs(scores - truth).mean()),
 }

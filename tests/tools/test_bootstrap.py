@@ -24,6 +24,13 @@ def test_auc_by_hand(tool):
     assert np.isnan(tool.auc(np.array([0.1, 0.2]), np.array([True, True])))
 
 
+def test_correlations_by_hand(tool):
+    x, y = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 4.0, 9.0, 9.0])
+    assert tool.pearson(x, 3 - 2 * x) == pytest.approx(-1)
+    assert tool.spearman(x, y) == pytest.approx(4.5 / np.sqrt(5 * 4.5))  # ranks 1, 2, 3.5, 3.5
+    assert np.isnan(tool.pearson(x, np.ones(4)))
+
+
 def test_an_interval_draws_documents_not_texts(tool):
     """Two documents of equal texts: every resampling has a mean of 0, 1/2 or 1, as no draw of single texts would."""
     texts, documents = np.repeat([0.0, 1.0], 50), np.repeat(["a", "b"], 50)
