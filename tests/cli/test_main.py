@@ -211,8 +211,8 @@ def test_a_recipe_of_several_attributes(trained, capsys, tmp_path):
     assert args.attributes[1]["quantile_rule"] == "published"
     capsys.readouterr()
     assert main(["train", "--config", str(recipe), "--dry_run"]) == 0
-    completions = 3 * 512 * 4 + 3 * 40 * 25
-    assert f"{2 * completions:,}" in capsys.readouterr().out
+    trained_on, evaluated = 3 * 512 * 4, 3 * 40 * 25  # by two rewards; an auditor scores evaluations too
+    assert f"{2 * trained_on + 3 * evaluated:,}" in capsys.readouterr().out
     said = fails(capsys, "train", "--config", str(recipe), "--reward_funcs", "audit")
     assert "reward_funcs ['audit']: attributes name their own" in said
     recipe.write_text("attributes: [tone]\n", encoding="utf-8")

@@ -56,8 +56,8 @@ def test_train_and_test_share_no_run_of_five_words():
 
 
 @pytest.mark.parametrize("split", COUNTS)
-def test_none_is_toxic_by_the_local_scorer(split):
-    from nlf.rewards.local import LocalToxicity
+def test_none_is_toxic_by_the_scorer_that_their_page_names(split):
+    from nlf.rewards.convolution import LocalToxicity1
 
-    toxicity = LocalToxicity().attributes(prompts(split))["toxicity"]
+    toxicity = LocalToxicity1().attributes(prompts(split))["toxicity"]
     assert [p for p, t in zip(prompts(split), toxicity, strict=True) if t >= 0.5] == []

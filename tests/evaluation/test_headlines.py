@@ -11,6 +11,7 @@ from nlf.evaluation.headlines import headlines
 from nlf.evaluation.metrics import scorer_of
 from nlf.evaluation.run_defaults import scorers_of
 from nlf.report.results import main_metric
+from nlf.rewards.registry import SHIPPED
 
 OWN = {"reward": 0.9, "toxicity": 0.1, "expected_max_toxicity@25": 0.3, "toxicity_probability@25": 0.05}
 AUDITED = {f"{name}/audit@1": value + 0.02 for name, value in OWN.items()}
@@ -140,9 +141,12 @@ def roles_of(folder, facts: dict, config: dict, **options) -> tuple:
     return [scorer.label for scorer in found.all], list(found.trained_on), list(found.audited_by)
 
 
-@pytest.mark.parametrize("facts", [{"rewards": ["local@1"], "auditors": ["audit@1"]}, {"rewards": ["local@1"]}])
+AUDIT = SHIPPED["audit"].newest
+
+
+@pytest.mark.parametrize("facts", [{"rewards": ["local@1"], "auditors": [AUDIT]}, {"rewards": ["local@1"]}])
 def test_a_run_and_its_older_record_name_both(tmp_path, facts):
-    both = (["local@1", "audit@1"], ["local@1"], ["audit@1"])
+    both = (["local@1", AUDIT], ["local@1"], [AUDIT])
     assert roles_of(tmp_path, facts, {"reward_funcs": ["local"]}) == both
     assert roles_of(tmp_path, facts, {"reward_funcs": ["local"]}, reward_funcs=["local", "audit"]) == both
 
@@ -151,7 +155,7 @@ def test_a_run_is_evaluated_by_the_auditors_that_it_names(tmp_path):
     facts = {"rewards": ["length@1"], "auditors": ["repetition@1"]}
     config = {"reward_funcs": ["length"], "audit_funcs": ["repetition"]}
     labels, trained, audited = roles_of(tmp_path, facts, config)
-    assert (labels, trained, audited) == (["length@1", "repetition@1", "audit@1"], ["length@1"], ["repetition@1"])
+    assert (labels, trained, audited) == (["length@1", "repetition@1", AUDIT], ["length@1"], ["repetition@1"])
 
 
 def test_an_auditor_that_cannot_be_loaded_is_said_in_one_line(tmp_path):

@@ -81,7 +81,7 @@ def test_scorers_are_the_runs_rewards_and_the_auditor(tmp_path):
     )
     found = scorers_of(EvaluateOptions(), model)
     assert [reward.label for reward in found.rewards] == ["sentiment@1", "length@1"] and found.weights == [1, 0.5]
-    assert [reward.label for reward in found.auditors] == ["audit@1"]
+    assert [reward.label for reward in found.auditors] == [SHIPPED["audit"].newest]
 
 
 def test_named_scorers_win_and_bring_no_auditor(tmp_path):
@@ -89,7 +89,7 @@ def test_named_scorers_win_and_bring_no_auditor(tmp_path):
 
 
 def test_a_run_that_trained_on_the_auditor_has_none(tmp_path):
-    assert labels(run_of(tmp_path, reward_funcs=["audit"])) == ["audit@1"]
+    assert labels(run_of(tmp_path, reward_funcs=["audit"])) == [SHIPPED["audit"].newest]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from nlf.data.checkpoints import loop_state
 from nlf.errors import UserError
 from nlf.evaluation.intervals import over_completions
 from nlf.rewards.auditors import auditors_of
-from nlf.rewards.registry import resolve_reward
+from nlf.rewards.registry import SHIPPED, resolve_reward
 from nlf.training.auditing import AuditWatch, change, prompt_means, rose
 from nlf.training.evaluation import kept_random_state
 
@@ -122,7 +122,7 @@ def test_the_auditors_follow_the_reward_unless_they_are_named(rewards, named, ex
 def test_an_auditor_that_is_a_reward_is_refused_in_one_line():
     with pytest.raises(UserError, match=r"^audit_funcs 'local': the run trains on it, so it cannot audit the run; "):
         auditors_of(["audit", "local"], [resolve_reward("local")])
-    with pytest.raises(UserError, match="names 'audit@1' twice"):
+    with pytest.raises(UserError, match=f"names '{SHIPPED['audit'].newest}' twice"):
         auditors_of(["audit", "audit"], [resolve_reward("local")])
 
 

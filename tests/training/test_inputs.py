@@ -15,6 +15,7 @@ from nlf.data.prompts import load_prompts
 from nlf.data.run_folder import run_settings
 from nlf.errors import UserError
 from nlf.method.tags import DEFAULT_TAGS, TagScheme
+from nlf.rewards.registry import SHIPPED
 from nlf.training.distill import distill
 from nlf.training.trainer import ALTTrainer
 
@@ -127,11 +128,12 @@ def test_distill_and_evaluate_use_what_a_python_run_recorded(run, tmp_path, caps
     words = ["--max_completion_length", "3", "--output_dir", str(tmp_path / "evaluation")]
     assert main(["evaluate", "--model", str(run), "--num_generations", "2", "--guidance_scales", "0", *words]) == 0
     found = json.loads((tmp_path / "evaluation/results.json").read_text())
-    assert found["scorers"] == ["politeness", "audit@1"] and found["auditors"] == ["audit@1"]
+    audit = SHIPPED["audit"].newest
+    assert found["scorers"] == ["politeness", audit] and found["auditors"] == [audit]
     assert {system["prompts"] for system in found["systems"]} == {str(run / "eval-prompts.jsonl")}
-    assert {"reward", "reward/audit@1", "toxicity/audit@1"} <= found["systems"][0]["metrics"].keys()
+    assert {"reward", f"reward/{audit}", f"toxicity/{audit}"} <= found["systems"][0]["metrics"].keys()
     head = capsys.readouterr().out.splitlines()[0]
-    assert "| reward |" in head and head.endswith("| mean toxicity, audit@1 |") and "reward, audit" not in head
+    assert "| reward |" in head and f"| mean toxicity, {audit} |" in head and "reward, audit" not in head
 
 
 def test_a_run_resumes_though_an_older_version_recorded_its_reward_by_name_alone(tmp_path):
