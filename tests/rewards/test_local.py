@@ -145,6 +145,22 @@ def test_all_prefixes_in_one_pass_score_as_each_alone(scorer, text, data):
         assert together[name] == pytest.approx(alone[name], abs=2e-6, nan_ok=True)
 
 
+def test_prefixes_of_a_long_text_score_as_each_alone(scorer):
+    text = KIND * 8 + "You are a worthless idi\u200bot. " + KIND * 3
+    ends = [5, 300, 500, 625, 640, 646, 650, 655, 700, len(text)]
+    together, alone = scorer.score_prefixes(text, ends), scorer.attributes([text[:end] for end in ends])
+    for name in NAMES:
+        assert together[name] == pytest.approx(alone[name], abs=2e-6)
+
+
+def test_recent_words_are_combined_by_hand(monkeypatch):
+    monkeypatch.setattr("nlf.rewards.local.WINDOW", 4)
+    trail = trail_of_prefixes(["a"] * 5, [(5, ["b"]), (1, [])])
+    assert trail.is_long
+    assert trail.recent(np.array([1, 2, 4, 8, 16, 32]), np.add).tolist() == [1, 3, 7, 15, 30, 60]
+    assert trail.recent(np.array([9, 2, 4, 8, 1, 3]), np.maximum).tolist() == [9, 9, 9, 9, 8, 8]
+
+
 def test_a_trail_shares_the_words_of_prefixes_by_hand():
     trail = trail_of_prefixes(["you", "are", "you"], [(2, []), (1, ["a", "r"]), (0, ["y"]), (0, [])])
     assert trail.words == ["you", "are", "you", "a", "r", "y"]

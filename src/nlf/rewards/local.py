@@ -28,6 +28,7 @@ WORDS_A_PASS = 2_000  # bounds memory, and larger passes are no faster
 DILATIONS = 3  # convolutions, which look 1, 2 and 4 words back
 CLIP = 15.0  # of the logarithm of a gate, as in training
 GROUP = "groupname"
+WINDOW, STRIDE = 64, 16  # words that the net pools, as in training, and words between the windows of a longer text
 FEW, ENOUGH = 2, 6  # different words: up to FEW the whole floor holds, from ENOUGH on none
 
 
@@ -88,6 +89,20 @@ class Trail:
         for rows in self.levels:
             out[rows] = combine(out[self.parents[rows]], x[rows])
         return out
+
+    @property
+    def is_long(self) -> bool:
+        """Whether a text has more than WINDOW words."""
+        return max((end - begin for begin, end in self.runs), default=0) + len(self.levels) > WINDOW
+
+    def recent(self, x: np.ndarray, combine: np.ufunc) -> np.ndarray:
+        """`(R, …)` what `combine`, of which 0 is the neutral element, makes of each row and up to WINDOW − 1 rows before it."""
+        if not self.is_long:
+            return self.running(x, combine)
+        out, back = np.concatenate([x, np.zeros_like(x[:1])]), np.append(self.parents, len(x))
+        for _ in range(WINDOW.bit_length() - 1):  # rows of 1, 2, 4, … words become rows of twice as many
+            out, back = combine(out, out[back]), back[back]
+        return out[:-1]
 
 
 def first_places(words: Sequence[str]) -> dict[str, int]:
@@ -221,7 +236,7 @@ class LocalToxicity(ToxicityScorer):
             hidden[-1], back = 0, back[back]
         hidden = hidden[:-1]
         gate = np.exp(np.clip(hidden @ net["weigh.weight"].T, -CLIP, CLIP))
-        sums = trail.running(np.concatenate([hidden * gate, gate], axis=1), np.add)
+        sums = trail.recent(np.concatenate([hidden * gate, gate], axis=1), np.add)
         context = sums[:, :-1] / sums[:, -1:]
         now, around = np.split(net["mix.weight"], 2, axis=1)
         hidden = hidden + np.maximum(hidden @ now.T + context @ around.T + net["mix.bias"], 0)
@@ -229,23 +244,39 @@ class LocalToxicity(ToxicityScorer):
 
     def _scores(self, trail: Trail) -> np.ndarray:
         """Scores `(N, attributes)` of the texts of a trail."""
-        hidden, gate = self._hidden(trail)
-        last = trail.last
-        scores = np.full((len(last), len(self.names)), np.nan)
-        some = last < len(trail.words)
-        last = last[some]
-
-        size = hidden.shape[1]
+        scores = np.full((len(trail.last), len(self.names)), np.nan)
+        some = trail.last < len(trail.words)
+        last = trail.last[some]
         kinds = np.array([self._kind(word) for word in trail.words], dtype=np.int64)
-        parts = hidden, hidden * gate, gate, np.ones_like(gate), trail.fresh[:, None], np.eye(KINDS)[kinds]
-        sums = trail.running(np.concatenate(parts, axis=1), np.add)[last]
-        total, focus, gates, count, different, counts = np.split(sums, np.cumsum([size, size, 1, 1, 1]), axis=1)
-        pooled = np.concatenate([trail.running(hidden, np.maximum)[last], total / count, focus / gates], axis=1)
-        raw = 1 / (1 + np.exp(-(pooled @ self.net["out.weight"].T + self.net["out.bias"])))
+        counts = trail.running(np.concatenate([trail.fresh[:, None], np.eye(KINDS)[kinds]], axis=1), np.add)[last]
+        raw = 1 / (1 + np.exp(-self._logits(trail, last)))
         found = np.stack([np.interp(x, *self.net[f"calibration.{i}"]) for i, x in enumerate(raw.T)], axis=1)
-        found = np.maximum(found, self.net["floor"] * np.clip(1 - (different - FEW) / (ENOUGH - FEW), 0, 1))
-        scores[some] = np.where(readable(counts)[:, None], np.round(found, 6), np.nan)
+        few = np.clip(1 - (counts[:, :1] - FEW) / (ENOUGH - FEW), 0, 1)
+        found = np.maximum(found, self.net["floor"] * few)
+        scores[some] = np.where(readable(counts[:, 1:])[:, None], np.round(found, 6), np.nan)
         return scores
+
+    def _logits(self, trail: Trail, last: np.ndarray) -> np.ndarray:
+        """Logits `(len(last), attributes)` of the texts that end in the rows `last`.
+
+        The net learned from texts of up to WINDOW words. A longer text has the highest logit of its windows, so that an
+        insult is seen among many kind words.
+        """
+        hidden, gate = self._hidden(trail)
+        one = np.ones_like(gate)
+        at = last
+        if trail.is_long:
+            depth = trail.running(one, np.add)[:, 0]
+            at = np.union1d(np.flatnonzero((depth >= WINDOW) & (depth % STRIDE == 0)), last)
+        sums = trail.recent(np.concatenate([hidden, hidden * gate, gate, one], axis=1), np.add)[at]
+        total, focus, gates, count = np.split(sums, np.cumsum([hidden.shape[1], hidden.shape[1], 1]), axis=1)
+        pooled = np.concatenate([trail.recent(hidden, np.maximum)[at], total / count, focus / gates], axis=1)
+        logits = pooled @ self.net["out.weight"].T + self.net["out.bias"]
+        if not trail.is_long:
+            return logits
+        highest = np.full((len(trail.words), logits.shape[1]), -np.inf)
+        highest[at] = logits
+        return trail.running(highest, np.maximum)[last]
 
     def _kind(self, word: str) -> int:
         found = self.kinds.get(word)
