@@ -3,16 +3,15 @@
     python tools/perspective_agreement.py --data DIR [--split test] [--reward_funcs local]
 
 Texts are those of build_scorer.py with recorded scores of 2020 and "2023", from documents of the split. Intervals are
-95 % percentile bootstraps over documents, because a prompt and its continuation lie in one document. Thresholds are
-matched on the other held-out split, if at least ten texts lie at or above them. A text that the scorer cannot score is counted, and left out of the figures.
+those of bootstrap.py. Thresholds are matched on the other held-out split, if at least ten texts lie at or above them. A
+text that the scorer cannot score is counted, and left out of the figures.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,20 +19,18 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
+from bootstrap import Figure, auc, cells, short, spearman
 from build_scorer import ATTRIBUTES, perspective
-from scipy.stats import spearmanr
-from scorer_evaluation import THRESHOLDS, agreement, matched
 from scorer_net import Row
-from sklearn.metrics import roc_auc_score
 from split import split_of
 
 from nlf.data.markdown import markdown_table
 from nlf.serving.scoring import AttributeScorer, scorer_of
 
 SCALES = ("2020", "2023")
+THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9)  # of Perspective
 HALF = 0.5
 LEAST = 10  # texts at or above a threshold, for one to be matched
-Figure = Callable[[np.ndarray, np.ndarray], float]  # of scores and recorded scores
 
 
 @dataclass(frozen=True)
@@ -50,31 +47,23 @@ class Pairs:
     unscored: int
 
 
-def auc(scores: np.ndarray, truth: np.ndarray) -> float:
-    """AUC of recorded >= .5; NaN if one side is empty."""
-    positive = truth >= HALF
-    return float(roc_auc_score(positive, scores)) if 0 < positive.sum() < len(truth) else float("nan")
-
-
 FIGURES: dict[str, Figure] = {
-    "Spearman": lambda scores, truth: float(spearmanr(scores, truth)[0]),
-    "AUC": auc,
+    "Spearman": spearman,
+    "AUC": lambda scores, truth: auc(scores, truth >= HALF),
     "same side of .5": lambda scores, truth: float(((scores >= HALF) == (truth >= HALF)).mean()),
 }
 
 
-def intervals(pairs: Pairs, n: int, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """The 95 % percentile bootstrap of each figure over documents; resamplings without a value are left out."""
-    rng = np.random.default_rng(seed)
-    order = np.argsort(pairs.documents, kind="stable")
-    members = np.split(order, np.flatnonzero(np.diff(pairs.documents[order])) + 1)
-    found: dict[str, list[float]] = {name: [] for name in FIGURES}
-    for _ in range(n):
-        drawn = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
-        for name, figure in FIGURES.items():
-            found[name].append(figure(pairs.scores[drawn], pairs.truth[drawn]))
-    ends = {name: np.nanquantile(values, [0.025, 0.975]) for name, values in found.items()}
-    return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+def agreement(said: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    """Share of true texts, precision, recall, share of texts on which both agree, and kappa: agreement beyond chance."""
+    same, chance = (said == true).mean(), said.mean() * true.mean() + (1 - said.mean()) * (1 - true.mean())
+    row = {"share": true.mean(), "precision": true[said].mean(), "recall": said[true].mean(), "agreement": same}
+    return {k: round(float(v), 3) for k, v in (row | {"kappa": (same - chance) / (1 - chance)}).items()}
+
+
+def matched(scores: np.ndarray, truth: np.ndarray, at: float) -> float:
+    """The score with the same share of texts at or above it as the recorded score `at` has."""
+    return float(np.quantile(scores, (truth < at).mean()))
 
 
 def threshold(pairs: Pairs, at: float) -> float | None:
@@ -101,18 +90,11 @@ def pairs_of(scorer: AttributeScorer, rows: Sequence[Row], split: str) -> dict[t
     return pairs
 
 
-def short(value: float) -> str:
-    """A share or a correlation in three digits, without the zero before the point."""
-    return re.sub(r"^(-?)0\.", r"\1.", f"{value:.3f}")
-
-
 def by_attribute(pairs: dict[tuple[str, str], Pairs], n: int) -> Iterator[list[str]]:
     """Rows of the table by attribute."""
     for (scale, name), each in pairs.items():
-        ends = intervals(each, n)
-        values = {name: figure(each.scores, each.truth) for name, figure in FIGURES.items()}
-        cells = [f"{short(values[name])} ({short(low)}–{short(high)})" for name, (low, high) in ends.items()]
-        yield [scale, name.upper(), f"{len(each.truth):,}", str(each.unscored), *cells]
+        found = cells(FIGURES, (each.scores, each.truth), each.documents, n)
+        yield [scale, name.upper(), f"{len(each.truth):,}", str(each.unscored), *found.values()]
 
 
 def by_threshold(pairs: dict[tuple[str, str], Pairs], other: dict[tuple[str, str], Pairs]) -> Iterator[list[str]]:
@@ -122,11 +104,11 @@ def by_threshold(pairs: dict[tuple[str, str], Pairs], other: dict[tuple[str, str
             line = threshold(other[scale, name], at)
             if line is None:
                 continue
-            cells = [scale, f"{at:g}", f"{(each.truth >= at).mean():.0%}"]
+            row = [scale, f"{at:g}", f"{(each.truth >= at).mean():.0%}"]
             for kind in (at, line):
                 found = agreement(each.scores >= kind, each.truth >= at)
-                cells += [f"{kind:.2f}", *(short(found[figure]) for figure in ("precision", "recall", "kappa"))]
-            yield cells
+                row += [f"{kind:.2f}", *(short(found[figure]) for figure in ("precision", "recall", "kappa"))]
+            yield row
 
 
 def old_to_new(other: dict[tuple[str, str], Pairs]) -> Iterator[list[str]]:

@@ -150,7 +150,7 @@ def test_no_training_text_repeats_a_held_out_sentence(tools, data_dir):
 
 
 def test_accuracy_on_sentences_never_trained_on(tools, data_dir):
-    """Bounds slightly below the figures in docs/rewards.md for the test sentences."""
+    """Bounds slightly below the figures on the scorer's card for the test sentences."""
     import sentiment_evaluation
 
     held = sentiment_evaluation.sentences(data_dir, "test")

@@ -96,7 +96,7 @@ def test_loading_costs_neither_torch_nor_sklearn():
 
 
 def test_fidelity_on_documents_never_trained_on(scorer, data_dir):
-    """Bounds slightly below the figures in docs/rewards.md for the test documents (.889, .960 and .092)."""
+    """Bounds slightly below the figures on the scorer's card for the test documents (.889, .960 and .092)."""
     sys.path.insert(0, str(TOOLS))
     from build_scorer import perspective
     from scorer_evaluation import fidelity

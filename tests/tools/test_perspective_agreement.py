@@ -65,12 +65,7 @@ def test_the_tables(tool, monkeypatch):
     assert next(iter(tool.old_to_new(other))) == ["2020", "TOXICITY", "0.17", "0.25", "0.33", "0.33", "–"]
 
 
-def test_an_interval_draws_documents_not_texts(tool):
-    """Two documents of equal texts: every resampling has figures 0, 1/2 or 1, as no draw of single texts would."""
-    pairs = tool.Pairs(np.repeat([0.0, 1.0], 50), np.ones(100), np.repeat([0, 1], 50), 0)
-    assert tool.intervals(pairs, 200)["same side of .5"] == (0.0, 1.0)
-
-
-@pytest.mark.parametrize(("value", "text"), [(0.8894, ".889"), (-0.05, "-.050"), (1.0, "1.000")])
-def test_short_numbers(tool, value, text):
-    assert tool.short(value) == text
+def test_agreement_by_hand(tool):
+    said, true = np.array([1, 1, 1, 0, 0, 0, 0, 0], dtype=bool), np.array([1, 1, 0, 1, 0, 0, 0, 0], dtype=bool)
+    row = tool.agreement(said, true)  # by chance the same: 3/8 * 3/8 + 5/8 * 5/8 = 34/64
+    assert row == {"share": 0.375, "precision": 0.667, "recall": 0.667, "agreement": 0.75, "kappa": 0.467}

@@ -1,7 +1,7 @@
 """`local@1` and `sentiment@1`: a small convolutional net over hashed sub-words, run in numpy.
 
 `local@1` is distilled from recorded Perspective scores (the 2020 scale of RealToxicityPrompts). `sentiment` is trained on
-labelled reviews by `tools/build_sentiment.py`. docs/rewards.md gives fidelity and limits; `local@2` is in `local.py`.
+labelled reviews by `tools/build_sentiment.py`. The cards beside the assets give fidelity and limits; `local@2` is in `local.py`.
 """
 
 import re
