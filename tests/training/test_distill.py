@@ -436,7 +436,7 @@ def test_the_command_shows_teacher_and_student(run, tmp_path, capsys):
     assert main([*words, *as_words(FLAGS)]) == 0
     out = capsys.readouterr().out
     rows = [line.split(" | ")[0] for line in out.splitlines() if line.startswith("| ")][2:]
-    assert rows == ["| base", "| teacher: Moderate Toxicity", "| student"]
+    assert rows == ["| base", "| teacher: Moderate Toxicity", "| student", "| noise floor"]
     assert out.splitlines()[-1] == f"model: {tmp_path}"
 
 
