@@ -7,7 +7,7 @@ from huggingface_hub import ModelCard
 
 from nlf.rewards.embedded import SCORERS
 
-CARDS = ["toxicity/README.md", "toxicity/README-1.md", "sentiment/README.md"]
+CARDS = ["toxicity/README.md", "toxicity/README-1.md", "sentiment/README.md", "audit/README.md"]
 
 
 @pytest.mark.parametrize("name", CARDS)
