@@ -27,7 +27,7 @@ from sklearn.isotonic import IsotonicRegression
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from context_net import Net, predict, pretrain, train, write
+from context_net import Net, predict, pretrain, train
 from english_words import frequent_words
 from labelled_texts import local_texts
 from lm_sources import SOURCES, documents
@@ -46,7 +46,7 @@ from own_texts import (
     sentences,
 )
 from scorer_evaluation import evaluate, fidelity
-from scorer_net import Row, calibration, read
+from scorer_net import Row, calibration, read, write
 from split import split_of, text_document
 
 from nlf.rewards.convolution import LocalToxicity1

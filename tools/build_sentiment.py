@@ -137,7 +137,7 @@ def build(args: argparse.Namespace) -> None:
     card |= {"attributes": ["positive"], "seed": args.seed, "epochs": args.epochs, "temperature": temperature}
     card["texts_per_head"] = dict(Counter(head for *_, targets in rows for head in targets))
     line = np.array([[0, 1], [0, 1]], dtype=np.float32)  # the identity: `calibrate` has changed the logits
-    scorer_net.write(net, [0], [line], args.out, card)
+    scorer_net.write(net, [0], {"calibration.0": line}, args.out, card)
 
 
 def main() -> None:

@@ -4,21 +4,17 @@ The net is causal: what it makes of a word depends on that word and earlier ones
 prefixes of a text. It reads words as hashed sub-words, mixes each with its neighbours on the left (convolutions) and with a
 weighted mean of everything so far, and pools by maximum, mean and attention. It first learns to predict the next word of
 ordinary text, which teaches it more words than the scored texts have. Then every source of labels has an output of its own
-(a "head"), or shares a head under another name and weight. `write` keeps only the named heads.
+(a "head"), or shares a head under another name and weight. `scorer_net.write` keeps only the named heads.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.numpy import save_file
 from scorer_net import Aliases, Row, targets_of
 from torch import nn
 
@@ -262,21 +258,3 @@ def predict(net: Net, rows: Sequence[Row], heads: Sequence[str], read: Read) -> 
     with torch.no_grad():
         parts = np.array_split(np.arange(len(rows)), max(len(rows) // 128, 1))
         return torch.cat([torch.sigmoid(net(*corpus.batch(part))) for part in parts]).numpy()
-
-
-def write(net: Net, keep: Sequence[int], arrays: Mapping[str, np.ndarray], path: Path, card: dict) -> None:
-    """Write the heads `keep`, and further arrays: the table as int8 with one scale, the rest of the net in half precision.
-
-    A .json beside it has the card and the sha256.
-    """
-    state = {name: value.detach().numpy() for name, value in net.state_dict().items()}
-    table = state.pop("table.weight")
-    scale = float(np.quantile(np.abs(table), 0.9999)) / 127
-    found = {name: value.astype(np.float16) for name, value in state.items()}
-    found |= {name: found[name][list(keep)] for name in ("out.weight", "out.bias")}
-    found["table"] = np.clip(np.round(table / scale), -127, 127).astype(np.int8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({**found, **arrays}, path)
-    path.chmod(0o644)  # safetensors writes for the owner alone
-    stamp = {"table_scale": scale, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    path.with_suffix(".json").write_text(json.dumps(card | stamp, indent=1) + "\n")

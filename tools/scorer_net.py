@@ -182,17 +182,19 @@ def calibration(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.array([[0, *knots, 1], [0, *values, 1]], dtype=np.float32)
 
 
-def write(net: Net, keep: Sequence[int], knots: Sequence[np.ndarray], path: Path, card: dict) -> None:
-    """Write the heads `keep`: the table as int8 with one scale, the rest in half precision, and a .json with the sha256."""
+def write(net: nn.Module, keep: Sequence[int], arrays: Mapping[str, np.ndarray], path: Path, card: dict) -> None:
+    """Write the heads `keep`, and further arrays: the table as int8 with one scale, the rest of the net in half precision.
+
+    A .json beside it has the card and the sha256.
+    """
     state = {name: value.detach().numpy() for name, value in net.state_dict().items()}
     table = state.pop("table.weight")
     scale = float(np.quantile(np.abs(table), 0.9999)) / 127
-    state |= {name: state[name][list(keep)] for name in ("out.weight", "out.bias")}
-    arrays = {name: np.ascontiguousarray(value, dtype=np.float16) for name, value in state.items()}
-    arrays["table"] = np.clip(np.round(table / scale), -127, 127).astype(np.int8)
-    arrays |= {f"calibration.{i}": knot for i, knot in enumerate(knots)}
+    found = {name: value.astype(np.float16) for name, value in state.items()}
+    found |= {name: found[name][list(keep)] for name in ("out.weight", "out.bias")}
+    found["table"] = np.clip(np.round(table / scale), -127, 127).astype(np.int8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(arrays, path)
+    save_file({**found, **arrays}, path)
     path.chmod(0o644)  # safetensors writes for the owner alone
     stamp = {"table_scale": scale, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     path.with_suffix(".json").write_text(json.dumps(card | stamp, indent=1) + "\n")

@@ -211,6 +211,7 @@ def test_numpy_and_torch_twins_agree(tmp_path):
     sys.path.insert(0, str(TOOLS))
     torch = pytest.importorskip("torch")
     import context_net
+    import scorer_net
 
     torch.manual_seed(0)
     net = context_net.Net(len(NAMES)).eval()
@@ -221,7 +222,7 @@ def test_numpy_and_torch_twins_agree(tmp_path):
     arrays |= {"vocabulary": shipped.vocabulary.words, "rude": shipped.vocabulary.rude}
     arrays |= {"groups": np.array(sorted(shipped.groups), dtype=np.uint32)}
     path = tmp_path / "t.safetensors"
-    context_net.write(net, range(len(NAMES)), arrays, path, {"name": "local", "version": 2, "attributes": NAMES})
+    scorer_net.write(net, range(len(NAMES)), arrays, path, {"name": "local", "version": 2, "attributes": NAMES})
     rows = [("d", text, {}) for text in (*POLITE, *RUDE, "one", "f**k you!!! \U0001f600")]
     ours = LocalToxicity(path)
     theirs = context_net.predict(net, rows, NAMES, ours.reader.words)

@@ -4,7 +4,7 @@ A policy that games its reward raises the reward without becoming less toxic. A 
 so it can reveal such a policy. `audit` has linear views over hashed n-grams of words (1 and 2) and characters (2 to 5):
 the *mean* view adds the weights of all n-grams of a text; the *peak* view adds them for each word and takes the soft
 maximum over words. One monotone curve maps the sum of their logits to Perspective's scale. `tools/build_audit.py` builds
-it; docs/rewards.md gives fidelity and limits.
+it; its card gives fidelity and limits.
 
 Version 2 reads normalised words, in which all names of groups of people are one word, so that no group is more toxic than
 another. A third view reads the words around such a name, to tell what is said of the group. The mean view counts each

@@ -1,12 +1,12 @@
 """`local@2`, the embedded toxicity scorer: a small causal net over normalised words, run in numpy.
 
 It is distilled from recorded Perspective scores (the 2020 scale of RealToxicityPrompts), because that service ends in 2026,
-and trained on sentences of our own where counting words is not enough: `tools/build_scorer.py` builds it. docs/rewards.md
+and trained on sentences of our own where counting words is not enough: `tools/build_scorer.py` builds it. Its card
 gives fidelity and limits.
 
 What the net makes of a word depends on that word and earlier ones only. A text and its prefixes therefore share their
 words: a `Trail` has each shared word once, and beside them the words that a prefix ends in the middle of. Nobody looks
-clean by writing little: a text of few different words scores no less than `card["floor"]`, and what is not English text
+clean by writing little: a text of few different words scores no less than the floor in its file, and what is not English text
 has no score.
 """
 
@@ -27,7 +27,7 @@ ASSET = SCORERS / "toxicity" / "local-2.safetensors"
 WORDS_A_PASS = 2_000  # bounds memory, and larger passes are no faster
 DILATIONS = 3  # convolutions, which look 1, 2 and 4 words back
 CLIP = 15.0  # of the logarithm of a gate, as in training
-GROUP = "groupname"
+GROUP = "groupname"  # stands for the names of groups of people
 WINDOW, STRIDE = 64, 16  # words that the net pools, as in training, and words between the windows of a longer text
 FEW, ENOUGH = 2, 6  # different words: up to FEW the whole floor holds, from ENOUGH on none
 
@@ -47,17 +47,18 @@ class Reader:
 
     def words(self, text: str) -> list[str]:
         """The words of a text."""
-        return self._read(words(text, self.vocabulary))
+        return self.read(words(text, self.vocabulary))
 
     def prefixes(self, text: str, ends: Sequence[int]) -> list[tuple[int, list[str]]]:
         """For each prefix `text[:end]` the number of words that it shares with the text, and its further words."""
-        return [(shared, self._read(tail)) for shared, tail in prefix_words(text, ends, self.vocabulary)]
+        return [(shared, self.read(tail)) for shared, tail in prefix_words(text, ends, self.vocabulary)]
 
     def kind(self, word: str) -> int:
         """What a word says about its text's language."""
         return KNOWN if word == GROUP else kind(word, self.vocabulary)
 
-    def _read(self, found: Sequence[Word]) -> list[str]:
+    def read(self, found: Sequence[Word]) -> list[str]:
+        """Normalised words as the net reads them."""
         return [GROUP if digest(word.text.lower()) in self.groups else word.text for word in found]
 
 
@@ -196,11 +197,10 @@ class LocalToxicity(ToxicityScorer):
         word by its weight. So the shares add up to the logit without its bias. A word is read together with words before it.
         """
         found = words(text, self.reader.vocabulary)
-        trail = trail_of_texts([self.reader.words(text)])
-        weight = self.net["out.weight"][self.names.index(attribute)]  # (3 · channels,)
-        hidden, gate = self._hidden(trail)  # (R, C), (R, 1)
         if not found:
             return []
+        weight = self.net["out.weight"][self.names.index(attribute)]  # (3 · channels,)
+        hidden, gate = self._hidden(trail_of_texts([self.reader.read(found)]))  # (R, C), (R, 1)
         highest, mean, focus = np.split(weight, 3)
         shares = hidden @ mean / len(found) + (gate * hidden) @ focus / gate.sum()
         shares += np.bincount(hidden.argmax(axis=0), highest * hidden.max(axis=0), minlength=len(found))
