@@ -130,6 +130,12 @@ class LoopOptions(Options):
     prompts_per_part: int = knob(
         64, "Prompts in one rollout file; a killed run samples at most one file again.", above=0
     )
+    plain: Literal["false", "true", "only"] = knob(
+        "false",
+        "true: after the model with tags, train a plain model, which needs no tag, from the same start, into the folder plain. "
+        "only: train nothing else.",
+        short=True,
+    )
     distill: bool = knob(
         False, "After training, distill the run into a plain model without tags, as `nlf distill` does.", short=True
     )
@@ -154,6 +160,20 @@ class ObjectiveOptions(Options):
         "The mirror tag of quantile k is the tag of quantile K-1-k. 0 saves a forward pass.",
         least=0,
         short=True,
+    )
+    credit_coef: float = knob(
+        0.0,
+        "Weight of the credit objective, per token: each token is trained by what it earned of the reward.",
+        least=0,
+        short=True,
+    )
+    credit: Literal["auto", "prefix", "completion"] = knob(
+        "auto",
+        "How a completion's reward becomes the credit of its tokens. prefix: by the rewards of its prefixes. completion: every "
+        "token gets the reward less the mean of the prompt's other completions. auto: prefix for rewards that can score prefixes.",
+    )
+    credit_lambda: float = knob(
+        0.5, "How far a token's credit looks ahead. 0: to the next scored prefix. 1: to the end.", least=0, most=1
     )
     beta: float = knob(
         2.0,

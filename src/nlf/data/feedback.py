@@ -27,7 +27,9 @@ from nlf.method import published
 from nlf.method.quantize import levels, normalize, quantize, total, worst_for_none
 from nlf.method.tags import TagScheme, mirror
 
-Words = Callable[[int, int], tuple[str, str]]  # (row of the pool, item of the iteration) → right, wrong feedback
+Words = Callable[
+    [int, int], tuple[str | None, str | None]
+]  # (row of the pool, item of the iteration) → right, wrong feedback
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,59 @@ class AttributeFeedback:
         return self.joint.join(max(tags, key=size) for tags in self.tags)
 
 
-Feedback = TagFeedback | AttributeFeedback
+@dataclass(frozen=True)
+class CreditFeedback(TagFeedback):
+    """Tags where each token is trained by its credit: every rollout is read under two tags, whatever its quantile.
+
+    Half of the pairs are the best and the worst tag, which differ most; the others let the tags between them take their
+    places. From iteration 1 on, half of the prompts are sampled under the best tag, and a quarter each under the middle and
+    the worst tag.
+    """
+
+    def words(self, pool: Pool, quantiles: np.ndarray, iteration: int) -> Words:
+        tags = self.scheme.tags
+        inner = [(q, len(tags) - 1) for q in range(1, len(tags) - 1)] + [(0, q) for q in range(1, len(tags) - 1)]
+        pairs = [(0, len(tags) - 1)] * max(len(inner), 1) + inner
+
+        def words(row: int, i: int) -> tuple[str, str]:
+            better, worse = pairs[pick(range(len(pairs)), self.seed, iteration, i)]
+            return tags[better], tags[worse]
+
+        return words
+
+    def to_sample_under(self, count: int, iteration: int, past: Callable[[], Pool]) -> list[str | None]:
+        if iteration == 0:
+            return [None] * count
+        tags = self.scheme.tags
+        turns = [tags[0], tags[len(tags) // 2], tags[0], tags[-1]]
+        return [turns[(row + iteration) % len(turns)] for row in range(count)]
+
+
+@dataclass(frozen=True)
+class NoFeedback:
+    """The feedback of a plain model: none. Every scored rollout is drawn equally often."""
+
+    cut: Cut
+
+    def quantiles(self, pool: Pool) -> np.ndarray:
+        return self.cut(pool)
+
+    def words(self, pool: Pool, quantiles: np.ndarray, iteration: int) -> Words:
+        return lambda row, i: (None, None)
+
+    def to_sample_under(self, count: int, iteration: int, past: Callable[[], Pool]) -> list[str | None]:
+        return [None] * count
+
+    def cuts(self) -> dict[str, Cut]:
+        """How each attribute's reward becomes quantiles: there are no attributes."""
+        return {}
+
+    def longest(self, size: Callable[[str], int]) -> None:
+        """There is no feedback."""
+        return None
+
+
+Feedback = TagFeedback | AttributeFeedback | NoFeedback
 
 
 @dataclass(frozen=True)
@@ -261,7 +315,7 @@ class AttributeRules:
 
 
 def make_feedback(
-    scheme: TagScheme,
+    scheme: TagScheme | None,
     names: Sequence[str],
     *,
     seed: int,
@@ -269,20 +323,25 @@ def make_feedback(
     sentences: bool = False,
     attributes: AttributeRules | None = None,
     worst: Collection[str] = (),
+    by_credit: bool = False,
 ) -> Feedback:
     """The feedback of a run.
 
     Args:
+        scheme: None = a plain model, without tags.
         names: Names of the rewards in the pool; with attributes, the name of each attribute's reward, in order.
         sentences: Whether a judge may write sentences.
         worst: See `PooledRewards`.
+        by_credit: Tokens are trained by their credit.
     """
 
     given = PooledRewards(names, rules, worst)
+    if scheme is None:
+        return NoFeedback(Cut(given.summed, RECORDED, 1, name=",".join(names)))
     count = scheme.num_quantiles
     if attributes is None:
         cut = Cut(given.summed, RECORDED, count, rules.rule, rules.scope, ",".join(names))
-        return TagFeedback(scheme, cut, seed, sentences)
+        return CreditFeedback(scheme, cut, seed) if by_credit else TagFeedback(scheme, cut, seed, sentences)
     cuts = {
         each.name: Cut(
             partial(given.one, name), partial(given.recorded, name), len(each.tags),

@@ -45,7 +45,7 @@ class Pool:
         first = 0 if keep is None else max(0, up_to_iteration + 1 - keep)
         pool = cls()
         for iteration in range(first, up_to_iteration + 1):
-            pool.add(_read_iteration(run_dir, iteration, cls.COLUMNS), iteration)
+            pool.add(read_iteration(run_dir, iteration, cls.COLUMNS), iteration)
         return pool
 
     def __len__(self) -> int:
@@ -125,7 +125,7 @@ class Pool:
         return np.array([name is not None for name in self._judged.names], bool)[self._judged.codes]
 
 
-def _read_iteration(run_dir: Path, iteration: int, columns: Sequence[str]) -> pa.Table:
+def read_iteration(run_dir: Path, iteration: int, columns: Sequence[str]) -> pa.Table:
     """All parts of an iteration, in order."""
     folder = iteration_dir(run_dir, iteration)
     paths = sorted(folder.glob("part-*.parquet"), key=lambda path: (len(path.name), path.name))  # 100000 after 99999

@@ -29,6 +29,7 @@ class TokenStats(NamedTuple):
     logp: torch.Tensor
     entropy: torch.Tensor
     kl: torch.Tensor
+    stop: torch.Tensor  # log-probability of ending here
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Coefficients:
     contrast_coef: float
     beta: float
     entropy_coef: float
+    credit_coef: float = 0.0
 
 
 class StepTotals(NamedTuple):
@@ -54,13 +56,15 @@ def token_stats(
     ref_logits: torch.Tensor | None,
     excluded_ids: Sequence[int] = (),
     kl_direction: KLDirection = "forward",
+    stop_ids: Sequence[int] = (),
 ) -> TokenStats:
-    """Log-probability of each label, entropy, and KL to the reference; differentiable in `logits`.
+    """Log-probability of each label and of ending, entropy, and KL to the reference; differentiable in `logits`.
 
     Args:
         excluded_ids: Ids that the KL leaves out on both sides, which are renormalised: tokens the reference does not
             know. Log-probability and entropy keep every id. The KL also leaves out ids beyond the narrower vocabulary.
         kl_direction: "forward" = KL(ref‖policy), "reverse" = KL(policy‖ref).
+        stop_ids: Ids that end a completion; without any, `stop` is -inf.
 
     Shape:
         - logits: `(..., T, V)`; labels: `(..., T)`, any valid id at padded positions
@@ -72,11 +76,11 @@ def token_stats(
     labels = labels.expand(logits.shape[:-1])
     with torch.autocast(logits.device.type, enabled=False):  # sums over a vocabulary need the 24 bits of float32
         if ref_logits is None:
-            logp, entropy, _ = _Stats.apply(logits, labels, None, slice(None), slice(0), kl_direction)
-            return TokenStats(logp, entropy, torch.zeros_like(logp))
+            logp, entropy, _, stop = _Stats.apply(logits, labels, None, slice(None), slice(0), kl_direction, stop_ids)
+            return TokenStats(logp, entropy, torch.zeros_like(logp), stop)
         kept, others = _compared_ids(logits.shape[-1], ref_logits.shape[-1], excluded_ids, logits.device)
         log_q = _log_softmax(ref_logits.detach()[..., kept])  # (..., T, V'')
-        return TokenStats(*_Stats.apply(logits, labels, log_q, kept, others, kl_direction))
+        return TokenStats(*_Stats.apply(logits, labels, log_q, kept, others, kl_direction, stop_ids))
 
 
 class _Stats(torch.autograd.Function):
@@ -88,7 +92,7 @@ class _Stats(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits, labels, log_q, kept, others, kl_direction):
+    def forward(ctx, logits, labels, log_q, kept, others, kl_direction, stop_ids):
         top = logits[..., kept].amax(-1, keepdim=True).to(torch.promote_types(logits.dtype, torch.float32))
         own = logits[..., kept] - top  # (..., T, V''), in float32 at least
         p = own.exp()
@@ -100,6 +104,8 @@ class _Stats(torch.autograd.Function):
         logp = logits.gather(-1, labels.unsqueeze(-1)).sub(top).squeeze(-1) - total
         log_mass = unit.log() - total
         mass = log_mass.exp()
+        ends = logits[..., list(stop_ids)] - top  # (..., T, number of stop_ids)
+        stop = ends.logsumexp(-1) - total
         p_log_p = _dot(p, own) - unit.log()
         entropy = -mass * (p_log_p + log_mass) - _dot(rest.exp(), rest)
         kl = against = None
@@ -109,16 +115,16 @@ class _Stats(torch.autograd.Function):
         elif log_q is not None:
             against = log_q
             kl = p_log_p - _dot(p, log_q)
-        ctx.save_for_backward(p, labels, against, rest, log_mass, entropy, kl)
-        ctx.ids, ctx.forward_kl = (kept, others), kl_direction == "forward"
+        ctx.save_for_backward(p, labels, against, rest, log_mass, entropy, kl, ends)
+        ctx.ids, ctx.forward_kl, ctx.stop_ids = (kept, others), kl_direction == "forward", [*stop_ids]
         ctx.shape, ctx.dtype = logits.shape, logits.dtype
         ctx.set_materialize_grads(False)
-        return logp, entropy, kl
+        return logp, entropy, kl, stop
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, of_logp, of_entropy, of_kl):
-        p, labels, against, rest, log_mass, entropy, kl = ctx.saved_tensors
+    def backward(ctx, of_logp, of_entropy, of_kl, of_stop):
+        p, labels, against, rest, log_mass, entropy, kl, ends = ctx.saved_tensors
         kept, others = ctx.ids
         mass, rest_p = log_mass.exp(), rest.exp()
         by_p, by_p_log_p = torch.zeros_like(mass), None  # the gradient: by_p · p + by_p_log_p · p log p - of_kl · q
@@ -126,6 +132,9 @@ class _Stats(torch.autograd.Function):
         if of_logp is not None:  # d log p_y = 1[y] - p
             by_p -= of_logp * mass
             of_rest -= of_logp.unsqueeze(-1) * rest_p
+        if of_stop is not None:  # d log p_stop = p / p_stop at the ids that end - p
+            by_p -= of_stop * mass
+            of_rest -= of_stop.unsqueeze(-1) * rest_p
         if of_entropy is not None:  # dH = -p (log p + H)
             by_p -= of_entropy * mass * (log_mass + entropy)
             by_p_log_p = -of_entropy * mass
@@ -145,7 +154,9 @@ class _Stats(torch.autograd.Function):
         grad[..., kept], grad[..., others] = part, of_rest
         if of_logp is not None:
             grad.scatter_add_(-1, labels.unsqueeze(-1), of_logp.unsqueeze(-1))
-        return grad.to(ctx.dtype), None, None, None, None, None
+        if of_stop is not None:
+            grad[..., ctx.stop_ids] += (of_stop.unsqueeze(-1) * ends.softmax(-1)).to(grad.dtype)
+        return grad.to(ctx.dtype), None, None, None, None, None, None
 
 
 def alt_loss(
@@ -156,13 +167,15 @@ def alt_loss(
     totals: StepTotals,
     coefficients: Coefficients,
     contrast_mask: torch.Tensor | None = None,
+    credit: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The share of one micro-batch in the loss of its optimizer step.
 
     Args:
         right, wrong: Statistics of the completions under their own tag and the mirror tag; None = no contrast.
         mask: `(B, T)` bool, True at completion tokens, EOS included.
-        contrast_mask: `(B, T)` bool, False at tokens that the contrast leaves out (EOS); None = all count.
+        contrast_mask: `(B, T)` bool, False at tokens that contrast and credit leave out (EOS); None = all count.
+        credit: `(B, T)` the credit of each token, for `credit_coef`.
 
     Returns:
         The loss, and detached sums: `nll`, `kl` (of both branches) and `entropy` over tokens; `contrast`, `margin` and
@@ -182,18 +195,42 @@ def alt_loss(
         "margin": margin.sum(),
         "accuracy": (margin > 0).sum(),
     }
+    if credit is not None:
+        compared = mask if contrast_mask is None else mask & contrast_mask
+        sums["credit"] = _sum(credit_loss(right, wrong, credit), compared)
     return _weighted(sums, totals, coefficients), {name: value.detach() for name, value in sums.items()}
+
+
+def credit_loss(right: TokenStats, wrong: TokenStats | None, credit: torch.Tensor) -> torch.Tensor:
+    """The loss of each token whose credit is A `(B, T)`.
+
+    With one branch it is -A log p(x), the policy gradient. With two it is |A| softplus(-sign(A) m), where m is the token's
+    log-probability under the first feedback less that under the second: the odds of the feedback follow the sign of the
+    credit. A token's probability is taken among the tokens that do not end the completion, so that stopping is neither
+    learned nor unlearned.
+    """
+    own = going_on(right)
+    if wrong is None:
+        return -credit * own
+    return credit.abs() * F.softplus(-credit.sign() * (own - going_on(wrong)))
+
+
+def going_on(stats: TokenStats) -> torch.Tensor:
+    """`(B, T)` log-probability of each token, given that the completion does not end here; padded or ending: arbitrary."""
+    return stats.logp - torch.log1p(-stats.stop.exp().clamp(max=1 - 1e-6))
 
 
 def _weighted(sums: dict[str, torch.Tensor], totals: StepTotals, coefficients: Coefficients) -> torch.Tensor:
     """The loss: the sums of its terms, divided by their denominators and weighted."""
+    nll = sums["nll"]
     terms = [
-        (coefficients.nll_coef, sums["nll"], totals.tokens),
+        (coefficients.nll_coef, nll, totals.tokens),
         (coefficients.beta, sums["kl"], totals.tokens),
         (-coefficients.entropy_coef, sums["entropy"], totals.tokens),
         (coefficients.contrast_coef, sums["contrast"], totals.completions),
+        (coefficients.credit_coef, sums.get("credit", nll), totals.tokens),
     ]
-    start = sums["nll"].new_zeros(())
+    start = nll.new_zeros(())
     return sum((c * value / count for c, value, count in terms if c), start=start)  # no gradient of 0 × term
 
 

@@ -202,7 +202,11 @@ class PromptEncoder:
         self.prompt_ids(prompt)
 
     def check_fits(
-        self, rows: Sequence[PromptRow], context: int | None, max_completion_length: int, words: Sequence[str] = ()
+        self,
+        rows: Sequence[PromptRow],
+        context: int | None,
+        max_completion_length: int,
+        words: Sequence[str | None] = (),
     ) -> int | None:
         """Refuse a prompt that does not fit the context with its longest tag and a completion.
 
@@ -218,10 +222,10 @@ class PromptEncoder:
         """
         if not context:
             return None
-        room, scheme = context, self._tag_scheme
+        room, tags = context, self.scheme.tags if self.scheme else (None,)
         for i, row in enumerate(rows):
             ids = self.prompt_ids(row["prompt"])
-            lengths = [len(self.query_ids(tag, ids, row["prompt"])) for tag in (*scheme.tags, *words)]
+            lengths = [len(self.query_ids(tag, ids, row["prompt"])) for tag in (*tags, *words)]
             needed = max(lengths) + max_completion_length
             if needed > context:
                 left = context - needed + len(ids) - len(self.prefix)  # tokens of the prompt that would fit
@@ -234,7 +238,7 @@ class PromptEncoder:
                     f"prompt {i + 1} ({str(row['prompt'])[:40]!r}…) needs {needed} tokens with its tag and "
                     f"{max_completion_length} for the completion, the model has {context}; {todo}"
                 )
-            without_tag = lengths[0] - self.length(scheme.best) + max_completion_length
+            without_tag = lengths[0] - self.length(tags[0] or "") + max_completion_length
             room = min(room, context - without_tag - SLACK)
         return room if rows else None
 

@@ -180,7 +180,7 @@ def best_device() -> torch.device:
 def prepare_policy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    scheme: TagScheme,
+    scheme: TagScheme | None,
     *,
     tag_tokens: bool = False,
     peft_config=None,
@@ -191,7 +191,7 @@ def prepare_policy(
     """Give the model the tokens of its tags, its adapter and its reference.
 
     Args:
-        scheme: The tags. If prompts are conversations, it has no separator: feedback goes into the system message.
+        scheme: The tags; None = a plain model, which gets no tokens. If prompts are conversations, it has no separator: feedback goes into the system message.
         tag_tokens: Represent each tag by one new token (Quark), not by words.
         reference_model: The frozen reference; None = a copy of `model`, or `model` with its adapter off.
 
@@ -204,8 +204,8 @@ def prepare_policy(
         check_own_adapter(model)
     elif reference_model is None and peft_config is None:
         reference_model = copy.deepcopy(model)
-    separator = [scheme.separator] if scheme.separator else []
-    added = add_tokens(model, tokenizer, separator, list(scheme.tags) if tag_tokens else [], seed)
+    separator = [scheme.separator] if scheme and scheme.separator else []
+    added = add_tokens(model, tokenizer, separator, list(scheme.tags) if scheme and tag_tokens else [], seed)
     if reference_model is not None:
         check_reference(tokenizer, added, reference_model, identity.name)
     if peft_config is not None:

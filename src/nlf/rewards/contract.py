@@ -10,7 +10,12 @@ a `name`, a `version`, and may have one of two methods:
 - `judge`, with the arguments of a reward function, returns a `Judgement` for each completion, which holds reward,
   attributes and feedback at once. Any scorer may define it. It is called in place of the function and of `attributes`.
 
-A third method, `explain(text, attribute="toxicity")`, says which words made a score: `(start, end, share)` for each word, as
+A scorer of text may have `prefixes = True`: the reward of a beginning of a completion then means what the reward of a whole
+one means, so that training can tell which token earned it. It is called with beginnings in the place of completions; with a
+method `prefix_rewards(texts, ends)`, which returns an array `(len(ends[i]),)` for each text, NaN = unscored, it scores all
+beginnings `text[:end]` of a text at once.
+
+A further method, `explain(text, attribute="toxicity")`, says which words made a score: `(start, end, share)` for each word, as
 in `Share`. It is called without `attribute`, whose default names what the shares are parts of.
 
 Each reward gets copies of its arguments, so it may change them. An exception in a reward function reaches the user; it
@@ -105,6 +110,7 @@ class Reward:
         returns_judgements: The scorer has a `judge` method, which is called in place of the function.
         none_is_worst: In training, None counts as the worst reward seen.
         explains: The scorer has an `explain` method.
+        prefixes: The scorer can score beginnings of completions.
 
     Raises:
         UserError: the function cannot be called, or is a model.
@@ -123,6 +129,7 @@ class Reward:
         self.version = getattr(function, "version", None)
         self.remote = bool(getattr(function, "remote", False))
         self.none_is_worst = bool(getattr(function, "none_is_worst", False))
+        self.prefixes = bool(getattr(function, "prefixes", False))
         judge = getattr(function, "judge", None)
         self.returns_judgements = callable(judge)
         self._explain: Any = getattr(function, "explain", None)
@@ -154,6 +161,32 @@ class Reward:
                 f"reward {self.name!r}: attributes returned {shown(found)}; expected {{name: one number per text}}"
             )
         return {str(name): _attribute(f"reward {self.name!r}", str(name), found[name], texts) for name in found}
+
+    def prefix_rewards(
+        self, prompts: Sequence, texts: Sequence[str], ends: Sequence[Sequence[int]], columns: Mapping[str, Sequence]
+    ) -> list[np.ndarray]:
+        """The rewards `(len(ends[i]),)` of the beginnings `text[:end]` of each text; NaN = cannot be scored.
+
+        Args:
+            prompts, columns: As in `score`, one value for each text.
+
+        Raises:
+            UserError: the scorer returned something else.
+        """
+        at_once = getattr(self.function, "prefix_rewards", None)
+        if callable(at_once):
+            with _naming(self):
+                return [np.asarray(found, float) for found in at_once(list(texts), [list(each) for each in ends])]
+        rows = [(i, end) for i, own in enumerate(ends) for end in own]
+        beginnings = [texts[i][:end] for i, end in rows]
+        if not rows:
+            return [np.zeros(0) for _ in ends]
+        found = score(
+            [self], None, [prompts[i] for i, _ in rows],
+            [text if isinstance(prompts[i], str) else [{"role": "assistant", "content": text}] for (i, _), text in zip(rows, beginnings, strict=True)],
+            [[] for _ in rows], {name: [values[i] for i, _ in rows] for name, values in columns.items()},
+        ).reward  # fmt: skip
+        return np.split(found, np.cumsum([len(own) for own in ends])[:-1])
 
     def explain(self, text: str) -> list[Share]:
         """The shares of a text's words, in the order of the text; for rewards that explain (`explains`).

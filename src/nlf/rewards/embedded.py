@@ -34,6 +34,7 @@ class EmbeddedScorer:
     version: int
     asset: Path
     remote = False
+    prefixes = True
 
     def __init__(self, path: str | Path | None = None):
         from safetensors.numpy import load_file

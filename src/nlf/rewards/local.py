@@ -190,6 +190,10 @@ class LocalToxicity(ToxicityScorer):
         scores = self._scores(trail_of_prefixes(whole, prefixes))
         return {name: scores[:, i] for i, name in enumerate(self.names)}
 
+    def prefix_rewards(self, texts: Sequence[str], ends: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """The rewards `(len(ends[i]),)` of the prefixes of each text."""
+        return [self.reward(self.score_prefixes(text, own)) for text, own in zip(texts, ends, strict=True)]
+
     def explain(self, text: str, attribute: str = "toxicity") -> list[Share]:
         """Which words made the score: the part of each word in the logit of an attribute.
 

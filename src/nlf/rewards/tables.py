@@ -47,6 +47,7 @@ def score_table(
     if not todo:
         return table
     scores = _score_rollouts(table, rows, list(todo.values()), context)
+    table = _with_prefixes(table, rows, todo)
     known |= dict(zip(todo, scores.per_function.values(), strict=True))
     return _filled(table, {name: known[name] for name in names if name in known}, rewards, weights, scores, sentence)
 
@@ -64,6 +65,27 @@ def _score_rollouts(
         rewards, None, [row["prompt"] for row in repeated], table["completion"].to_pylist(),
         table["completion_ids"].to_pylist(), [other_columns(row) for row in repeated], context,
     )  # fmt: skip
+
+
+def _with_prefixes(table: pa.Table, rows: Sequence[PromptRow], rewards: Mapping[str, Reward]) -> pa.Table:
+    """The table with the rewards of prefixes, by those of the rewards that can score them, if it records prefixes."""
+    able = {name: reward for name, reward in rewards.items() if reward.prefixes}
+    if not able or table["prefix_ends"].null_count:
+        return table
+    copies = table.num_rows // len(rows)
+    repeated = [row for row in rows for _ in range(copies)]
+    prompts, others = [row["prompt"] for row in repeated], columns_of([other_columns(row) for row in repeated])
+    texts, ends = table["completion"].to_pylist(), table["prefix_ends"].to_pylist()
+    found = {name: reward.prefix_rewards(prompts, texts, ends, others) for name, reward in able.items()}
+    known: list[dict] = [dict(row or ()) for row in table["prefix_rewards"].to_pylist()]
+    values = [[*{**known[i], **{n: nulls(each[i]) for n, each in found.items()}}.items()] for i in range(len(table))]
+    field = SCHEMA.field("prefix_rewards")
+    return table.set_column(SCHEMA.get_field_index(field.name), field, pa.array(values, field.type))
+
+
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Sequence]:
+    """The values of each column of N rows; None where a row lacks the column."""
+    return {name: [row.get(name) for row in rows] for name in sorted({name for row in rows for name in row})}
 
 
 def _filled(
@@ -114,9 +136,7 @@ def score_completions(
         text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
         for prompt, text in zip(prompts, texts, strict=True)
     ]
-    names = sorted({name for row in columns for name in row})
-    others: dict[str, Sequence] = {name: [row.get(name) for row in columns] for name in names}
-    return score(rewards, weights, prompts, completions, completion_ids, others, context)
+    return score(rewards, weights, prompts, completions, completion_ids, columns_of(columns), context)
 
 
 def _pairs(columns: Mapping[str, np.ndarray], length: int) -> list[list[tuple[str, float | None]]]:

@@ -1,19 +1,23 @@
 """Sample prompts into a table of rollouts, for training, evaluation and every command."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pyarrow as pa
 
 from nlf.config import SamplingOptions
 from nlf.data.prompts import NumberedPrompt
 from nlf.data.rollouts import SCHEMA
+from nlf.method.credit import places
 from nlf.models.encoder import PromptEncoder
 from nlf.models.policy import Policy
 from nlf.sampling import Request, Sampler, request_key
 
+WORD_STARTS = (" ", "Ġ", "▁", "Ċ", "\n")  # how tokens that begin a word begin, in the vocabularies of transformers
+UNFINISHED = "\ufffd"  # what an incomplete character is decoded as
 SEAM = 8  # last tokens of a prompt that are decoded with a completion, to find the text between them
 
 
@@ -26,6 +30,7 @@ class PromptSampler:
         sampler: Draws the token ids.
         options: The sampling rule.
         seed: Together with the iteration, the prompt and its occurrence it fixes every random number.
+        prefixes: Record where the prefixes of completions end, for rewards that score them.
     """
 
     policy: Policy
@@ -33,6 +38,7 @@ class PromptSampler:
     sampler: Sampler
     options: SamplingOptions
     seed: int
+    prefixes: bool = False
 
     @property
     def negative(self) -> str | None:
@@ -84,7 +90,7 @@ class PromptSampler:
         texts = [row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"]) for row in rows]
         flat = [(i, n, ids) for i, completions in enumerate(sampled) for n, ids in enumerate(completions)]
         stop = set(self.policy.eos_token_ids)
-        columns = {
+        columns: dict[str, Sequence] = {
             "prompt_id": [rows[i]["prompt_id"] for i, _, _ in flat],
             "prompt": [texts[i] for i, _, _ in flat],
             "prompt_ids": [encoded[i] for i, _, _ in flat],
@@ -94,8 +100,39 @@ class PromptSampler:
             "ended": [bool(ids) and ids[-1] in stop for _, _, ids in flat],
             "feedback": [feedback[i] for i, _, _ in flat],
         }
+        if self.prefixes:
+            columns["prefix_tokens"] = [self._places(ids) for _, _, ids in flat]
+            columns["prefix_ends"] = self._prefix_ends(prompts, encoded, flat, columns)
         nothing = [None] * len(flat)
         return pa.table({f.name: pa.array(columns.get(f.name, nothing), f.type) for f in SCHEMA}, schema=SCHEMA)
+
+    def _places(self, ids: Sequence[int]) -> list[int]:
+        """The numbers of tokens at which the prefixes of a completion are scored; EOS is in none of them."""
+        stop = set(self.policy.eos_token_ids)
+        own = ids[:-1] if ids and ids[-1] in stop else ids
+        return places([token[:1] in WORD_STARTS for token in self.policy.tokenizer.convert_ids_to_tokens(list(own))])
+
+    def _prefix_ends(
+        self,
+        prompts: Sequence[NumberedPrompt],
+        encoded: Sequence[list[int]],
+        flat: Sequence[tuple[int, int, list[int]]],
+        columns: Mapping[str, Sequence],
+    ) -> list[list[int]]:
+        """Where each prefix ends in the text of its completion, in characters, never falling.
+
+        A character of several tokens counts once its last token is there.
+        """
+        cut = [
+            (i, n, ids[:end]) for (i, n, ids), ends in zip(flat, columns["prefix_tokens"], strict=True) for end in ends
+        ]
+        texts = iter(self._texts(prompts, encoded, cut))
+        found = []
+        for whole, ends in zip(columns["completion"], columns["prefix_tokens"], strict=True):
+            lengths = [len(next(texts).rstrip(UNFINISHED)) for _ in ends]
+            rising = np.maximum.accumulate(np.minimum(lengths, len(whole))).tolist() if ends else []
+            found.append([*rising[:-1], len(whole)] if ends else [])
+        return found
 
     def _texts(
         self,

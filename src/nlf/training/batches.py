@@ -29,6 +29,7 @@ class Example:
             contrast.
         prompt: The prompt without feedback, which the reference reads.
         num_tokens, num_completions: Totals of the optimizer step that the example belongs to.
+        credit: Of each token of the completion; None = the run has no credit.
     """
 
     right: list[int]
@@ -37,6 +38,7 @@ class Example:
     completion: list[int]
     num_tokens: int
     num_completions: int
+    credit: np.ndarray | None = None
 
 
 class Group(TypedDict):
@@ -48,6 +50,7 @@ class Group(TypedDict):
     completion_mask: torch.Tensor  # (B, T) bool
     num_tokens: torch.Tensor  # (), of the whole optimizer step
     num_completions: torch.Tensor  # (), of the whole optimizer step
+    credit: torch.Tensor | None  # (B, T) float32; None = the run has no credit
 
 
 class PoolDataset(Dataset):
@@ -76,6 +79,7 @@ class PoolDataset(Dataset):
         encoder: PromptEncoder,
         iteration: int,
         conversations: Mapping[str, Prompt] | None = None,
+        credit: Sequence[np.ndarray] | None = None,
     ) -> None:
         """Draw this iteration's rollouts from the pool.
 
@@ -83,12 +87,15 @@ class PoolDataset(Dataset):
             quantiles: `(N,)`, of the pool's rollouts.
             words: Right and wrong feedback of each rollout.
             conversations: Messages of each prompt id; None = prompts are text.
+            credit: Of each token of the rollouts of this iteration, which are the last of the pool.
         """
         draws = Draws(quantiles, batch_size=self.batch_size, weights=self.weights, seed=self.seed, iteration=iteration)
 
-        def query(row: int, feedback: str) -> list[int]:
+        def query(row: int, feedback: str | None) -> list[int]:
             messages = conversations[pool.prompt_key(row)] if conversations else None
             return encoder.query_ids(feedback, pool.prompt_ids(row).tolist(), messages)
+
+        first = len(pool) - len(credit or ())
 
         def make(i: int, num_tokens: int) -> Example:
             row = draws[i]
@@ -100,6 +107,7 @@ class PoolDataset(Dataset):
                 completion=pool.completion_ids(row).tolist(),
                 num_tokens=num_tokens,
                 num_completions=self.batch_size,
+                credit=None if credit is None else credit[row - first],
             )
 
         self._make_example = make
@@ -126,6 +134,7 @@ def _collate_group(examples: Sequence[Example], pad_id: int) -> Group:
     completions = [e.completion for e in examples]
     branches = [[e.right for e in examples], [e.wrong for e in examples if e.wrong is not None]]
     queries = [query for branch in branches for query in branch]
+    credits = [e.credit.tolist() for e in examples if e.credit is not None]
     return {
         "policy": forward_inputs(queries, completions * (len(queries) // len(examples)), pad_id),
         "reference": forward_inputs([e.prompt for e in examples], completions, pad_id),
@@ -133,4 +142,10 @@ def _collate_group(examples: Sequence[Example], pad_id: int) -> Group:
         "completion_mask": pad([[1] * len(c) for c in completions], 0, "right").bool(),
         "num_tokens": torch.tensor(examples[0].num_tokens),
         "num_completions": torch.tensor(examples[0].num_completions),
+        "credit": _padded_floats(credits) if credits else None,
     }
+
+
+def _padded_floats(rows: Sequence[Sequence[float]]) -> torch.Tensor:
+    """`(B, T)` float32, padded with 0 on the right."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.float32) for row in rows], batch_first=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from nlf.data.feedback import AttributeFeedback, Cut, Feedback
+from nlf.data.feedback import AttributeFeedback, Cut, Feedback, NoFeedback
 from nlf.data.generations import Generation
 from nlf.data.markdown import printable, rounded
 from nlf.data.pool import Pool
@@ -32,7 +32,7 @@ REFERENCE = "reference"  # the reader's key among the likelihoods of a line
 def evaluated_lines(
     sampler: PromptSampler,
     prompts: Sequence[NumberedPrompt],
-    tag: str,
+    tag: str | None,
     rewards: Sequence[Reward],
     progress: Callable[[int], None] | None = None,
     context: dict | None = None,
@@ -189,6 +189,8 @@ def scarce_tags(pool: Pool, feedback: Feedback) -> list[str]:
 
     Equal rewards share a tag, so a reward with few different values leaves tags empty.
     """
+    if isinstance(feedback, NoFeedback):
+        return []
     cuts: list[tuple[Cut, Sequence[str]]] = [(feedback.cut, feedback.scheme.tags)]
     if isinstance(feedback, AttributeFeedback):
         cuts = list(zip(feedback.attributes.values(), feedback.tags, strict=True))

@@ -24,6 +24,7 @@ from nlf.rewards.words import default_tags
 from nlf.training.arguments import check_metric, choose_metric
 from nlf.training.batches import PoolDataset
 from nlf.training.config import ALTConfig, check_judges, check_world, known_device
+from nlf.training.credit import CreditRules
 from nlf.training.vllm_weights import check_sampler
 
 logger = logging.getLogger(__name__)
@@ -174,7 +175,7 @@ def _resolved_auditors(args: ALTConfig, rewards: Sequence[Reward]) -> list[Rewar
 
 def _choose_tags(args: ALTConfig, rewards: Sequence[Reward]) -> None:
     """Fill in `args.tags` if the person left it open: the tags that the run in the folder has, or the reward's words."""
-    if args.tags is not None:
+    if args.tags is not None or args.plain == "only":
         return
     args.tags = run_folder.run_settings(folder_of(args)).get("tags")
     if args.tags is None:
@@ -185,14 +186,16 @@ def _choose_tags(args: ALTConfig, rewards: Sequence[Reward]) -> None:
     args.check_together()
 
 
-def scheme_of(args: ALTConfig, conversational: bool) -> TagScheme:
-    """The run's tags. Conversations have no separator, because their feedback goes into the system message."""
+def scheme_of(args: ALTConfig, conversational: bool) -> TagScheme | None:
+    """The run's tags; None = the run trains a plain model. Conversations have no separator, because their feedback goes into the system message."""
+    if args.plain == "only":
+        return None
     assert args.tags is not None  # `check_inputs` fills them in
     separator = None if conversational else args.separator
     return TagScheme(tuple(args.tags), args.tag_template, separator, conversational)
 
 
-def feedback_of(args: ALTConfig, scheme: TagScheme, rewards: Sequence[Reward]) -> Feedback:
+def feedback_of(args: ALTConfig, scheme: TagScheme | None, rewards: Sequence[Reward]) -> Feedback:
     """The rules that turn rewards into quantiles and words."""
     attributes = None
     if args.attributes:
@@ -204,6 +207,7 @@ def feedback_of(args: ALTConfig, scheme: TagScheme, rewards: Sequence[Reward]) -
         sentences=any(reward.returns_judgements for reward in rewards),
         attributes=attributes,
         worst=worst_of(rewards),
+        by_credit=args.credit_coef != 0,
     )  # fmt: skip
 
 
@@ -211,6 +215,17 @@ def worst_of(rewards: Sequence[Reward]) -> list[str]:
     """Names in the pool of the rewards whose None counts as the worst reward."""
     named = zip(reward_names(rewards), rewards, strict=True)
     return [name for name, reward in named if reward.none_is_worst]
+
+
+def credit_rules(args: ALTConfig, rewards: Sequence[Reward]) -> CreditRules:
+    """How the run's rewards become credit."""
+    names = reward_names(rewards)
+    able = [name for name, reward in zip(names, rewards, strict=True) if reward.prefixes]
+    weights = args.reward_weights or [1.0] * len(rewards)
+    return CreditRules(
+        dict(zip(names, weights, strict=True)), worst_of(rewards), able if args.credit != "completion" else [],
+        args.credit_lambda, args.max_completion_length, args.reward_normalization == "zscore",
+    )  # fmt: skip
 
 
 def encoder_of(
@@ -245,6 +260,6 @@ def pool_dataset_of(args: ALTConfig) -> PoolDataset:
         args.steps_per_iteration,
         args.total_batch_size,
         seed=args.seed,
-        contrast=args.contrast_coef != 0,
-        weights=args.quantile_weights,
+        contrast=args.contrast_coef != 0 or (args.credit_coef != 0 and args.plain != "only"),
+        weights=None if args.credit_coef else args.quantile_weights,
     )

@@ -25,6 +25,10 @@ class LabelledPool(NamedTuple):
     quantiles: np.ndarray  # (N,) int8, 0 = best, -1 = unscored
     words: Words  # (row of the pool, item of the iteration) → the rollout's words, and the words that it is contrasted with
 
+    def only(self, iteration: int) -> "LabelledPool":
+        """The same, with rollouts of other iterations never drawn."""
+        return self._replace(quantiles=np.where(self.pool.iteration == iteration, self.quantiles, np.int8(-1)))
+
 
 def run_iteration(
     collector: RolloutCollector, *, seed: int, prompts_per_iteration: int | None, pool_keep: int | None

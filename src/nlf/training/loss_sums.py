@@ -31,6 +31,8 @@ class LossSums:
 def averages(sums: Mapping[str, float], contrast: bool) -> dict[str, float]:
     """Averages for the log: per token, and with `contrast` also the parts of the contrast per completion."""
     found = {name: sums[name] / sums["tokens"] for name in PER_TOKEN}
+    if "credit" in sums:
+        found["credit"] = sums["credit"] / sums["tokens"]
     if contrast:
         found |= {logged: sums[name] / sums["completions"] for name, logged in PER_COMPLETION.items()}
     return found

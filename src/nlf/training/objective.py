@@ -35,13 +35,14 @@ def completion_stats(
     *,
     excluded_ids: Sequence[int] = (),
     kl_direction: KLDirection = "forward",
+    stop_ids: Sequence[int] = (),
     reference_device: torch.device | None = None,
 ) -> list[TokenStats]:
     """Log-probability, entropy and KL of the completion tokens of a group, for each branch.
 
     Args:
         plan: How both models compute logits.
-        excluded_ids, kl_direction: See `losses.token_stats`.
+        excluded_ids, kl_direction, stop_ids: See `losses.token_stats`.
         reference_device: The device of the reference; None = the policy's device.
 
     Returns:
@@ -60,7 +61,7 @@ def completion_stats(
             with torch.no_grad():
                 ref = project(reference, ref)  # (n, V)
             own = project(model, own)  # (n, K, V)
-        return token_stats(own, labels[:, None], ref.to(own.device)[:, None], excluded_ids, kl_direction)
+        return token_stats(own, labels[:, None], ref.to(own.device)[:, None], excluded_ids, kl_direction, stop_ids)
 
     parts = in_chunks(stats, rows_at_a_time(model, plan), own, ref, labels[mask])
     found = [at_positions(torch.cat(each).T, mask) for each in zip(*parts, strict=True)]  # (K, B, T) each

@@ -22,6 +22,7 @@ from nlf.models.loading import progress_bar_hidden
 from nlf.models.policy import Policy, save_scheme
 from nlf.training.auditing import AuditWatch
 from nlf.training.config import ALTConfig
+from nlf.training.credit import FITTED
 from nlf.training.hub import HubTrainer
 from nlf.training.inputs import Inputs
 from nlf.training.stopping import StopSignal
@@ -37,7 +38,7 @@ class Record:
         settings: The settings and facts that change the result.
         sampling: The digest in the stamps of the run's rollouts.
         part_rows: The number of rollouts in each part of an iteration.
-        pool_keep: Iterations whose rollouts stay in the pool; None = all.
+        keep: Latest iterations whose rollouts training reads; None = all.
         last_step: The step at which training ends; from there, no rollouts are needed.
         keeps_best: The weights of the best checkpoint are the result.
     """
@@ -47,7 +48,7 @@ class Record:
     sampling: str
     part_rows: Sequence[int]
     steps_per_iteration: int
-    pool_keep: int | None
+    keep: int | None
     last_step: int
     keeps_best: bool = False
 
@@ -89,7 +90,7 @@ class Record:
         if step >= self.last_step:
             return
         current, offset = divmod(step, self.steps_per_iteration)
-        first = 0 if self.pool_keep is None else max(0, current + 1 - self.pool_keep)
+        first = 0 if self.keep is None else max(0, current + 1 - self.keep)
         last = current if offset and current else current - 1  # iteration 0 samples the reference, which never changes
         for iteration in range(first, last + 1):
             check_no_others(self.run_dir, iteration, len(self.part_rows))
@@ -177,6 +178,7 @@ class CheckpointTrainer(HubTrainer):
     Attributes:
         recorded: The settings and facts of the run that a checkpoint keeps.
         watch: What the auditors said at the last evaluations.
+        credit_scale: The scale of the run's credit; None before its first iteration.
         rollout_digests: Digests of the weights that each iteration sampled.
         started_at: The step that the run resumes from.
         saved_at: The step of the last checkpoint that this process wrote.
@@ -191,6 +193,7 @@ class CheckpointTrainer(HubTrainer):
     recorded: dict[str, Any]
     rollout_digests: list[str | None]
     coefficients: dict[str, float]
+    credit_scale: float | None
     started_at: int
     saved_at: int | None
 
@@ -239,7 +242,7 @@ class CheckpointTrainer(HubTrainer):
             self.sampling_digest(),
             [min(args.prompts_per_part, prompts - start) * args.num_generations for start in starts],
             steps,
-            args.pool_keep,
+            args.pool_keep and max(args.pool_keep, FITTED if args.credit_coef else 0),
             last_step=args.max_steps if args.max_steps > 0 else int(args.num_train_epochs) * steps,
             keeps_best=args.load_best_model_at_end,
         )
@@ -252,6 +255,7 @@ class CheckpointTrainer(HubTrainer):
             "world_size": self.args.world_size,
             "rollout_digests": self.rollout_digests,
             "coefficients": self.coefficients,
+            "credit_scale": self.credit_scale,
             "ended": early and self.control.should_training_stop and not self.stop.asked,  # by a callback
             "audited": self.watch.state(),
             "settings": self.recorded,
@@ -262,6 +266,7 @@ class CheckpointTrainer(HubTrainer):
         self.started_at = state["step"]
         self.rollout_digests = digests_of(state, self.args.steps_per_iteration)
         self.coefficients = state["coefficients"]
+        self.credit_scale = state.get("credit_scale")
         self.watch = AuditWatch(**state.get("audited", {}))  # older checkpoints have none
         if state["world_size"] != self.args.world_size:
             processes = f"{state['world_size']} processes wrote the checkpoint, {self.args.world_size} resume"

@@ -80,13 +80,15 @@ def sampling_settings(
         settings["quantiles"] = [args.quantile_rule, args.quantile_scope, args.pool_keep, args.reward_normalization]
         settings["max_feedback_length"] = encoder.max_feedback_length
     scheme = policy.scheme
-    assert scheme is not None  # a trained policy has tags
-    if scheme.conversational and has_clock(policy.tokenizer):
+    if scheme and args.credit_coef:
+        settings["sampled_under"] = "several tags"
+    conversational = any(isinstance(prompt["prompt"], list) for prompt in prompts[:1])
+    if conversational and has_clock(policy.tokenizer):
         settings["chat_template_date"] = str(DATE.date())
     return settings | {
         "seed": args.seed,
         "sampling": vars(config.sampling_options(args)),
-        "scheme": [list(scheme.tags), scheme.template, scheme.separator],
+        "scheme": [list(scheme.tags), scheme.template, scheme.separator] if scheme else None,
         "prompts": _prompts_digest(prompts),
         "max_prompt_length": encoder.max_prompt_length,
         "reference": name_of(policy.reference_model),

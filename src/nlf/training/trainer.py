@@ -45,6 +45,7 @@ from nlf.training.batches import Group, PoolDataset, collate
 from nlf.training.collector import RolloutCollector, Scoring, Source
 from nlf.training.config import ALTConfig, compile_for_all_shapes
 from nlf.training.console import Console
+from nlf.training.credit import Credited, credit_of
 from nlf.training.distill import distill
 from nlf.training.evaluation import (
     REFERENCE,
@@ -64,6 +65,7 @@ from nlf.training.inputs import (
     CONTEXT,
     RewardFunction,
     check_inputs,
+    credit_rules,
     encoder_of,
     feedback_of,
     folder_of,
@@ -172,6 +174,7 @@ class ALTTrainer(CheckpointTrainer):
         self.run_dir = folder_of(args)
         self.options = self.inputs.recorded(self.run_dir)
         self.hub = Hub(args) if args.push_to_hub else None
+        self.credit_scale: float | None = None
         self.coefficients = {"beta": args.beta, "entropy_coef": args.entropy_coef}
         self.rollout_digests: list[str | None] = []  # digests of the weights that each iteration samples
         self.recorded: dict[str, Any] = {}  # the settings and facts that a checkpoint keeps
@@ -298,13 +301,17 @@ class ALTTrainer(CheckpointTrainer):
             branches = completion_stats(
                 model, self.policy.reference_module(), group, self.logits_plan,
                 excluded_ids=self.policy.added_token_ids, kl_direction=self.args.kl_direction,
+                stop_ids=self.policy.eos_token_ids,
                 reference_device=self.inputs.reference_device,
             )  # fmt: skip
         loss, sums = alt_loss(
             branches[0], mask, branches[1] if len(branches) > 1 else None,
             totals=StepTotals(group["num_tokens"], group["num_completions"]),
-            coefficients=Coefficients(self.args.nll_coef, self.args.contrast_coef, **self.coefficients),
+            coefficients=Coefficients(
+                self.args.nll_coef, self.args.contrast_coef, credit_coef=self.args.credit_coef, **self.coefficients
+            ),
             contrast_mask=~torch.isin(labels, self.eos_ids.to(labels.device)),
+            credit=group["credit"],
         )  # fmt: skip
         sums["kl"] = sums["kl"] / len(branches)  # the log shows the KL of one branch
         parts = {name: float(value) for name, value in sums.items()}
@@ -363,14 +370,26 @@ class ALTTrainer(CheckpointTrainer):
         conversations = None
         if self.inputs.conversational:
             conversations = {row["prompt_id"]: row["prompt"] for row in self.inputs.prompts}
-        self.train_dataset.refresh(*labelled, self.encoder, iteration, conversations)
+        credit = self.credit(iteration) if self.args.credit_coef else None
+        if credit:  # it is that of the policy which sampled, so earlier iterations are not trained on again
+            labelled = labelled.only(iteration)
+        self.train_dataset.refresh(
+            *labelled, self.encoder, iteration, conversations, credit.tokens if credit else None
+        )
         if offset == 0:
             pool, quantiles, _ = labelled
             if self.is_world_process_zero():
                 scarce = scarce_tags(pool, self.feedback) if iteration == 0 else []
                 for line in [*scarce, *unscored_lines(pool, iteration, self.feedback, worst_of(self.inputs.rewards))]:
                     logger.warning("%s", line)
-            self.log(pool_statistics(pool, quantiles, iteration, self.feedback) | self._logged_by_rewards())
+            logs = pool_statistics(pool, quantiles, iteration, self.feedback) | self._logged_by_rewards()
+            self.log(logs | (credit.logs if credit else {}))
+
+    def credit(self, iteration: int) -> Credited:
+        """The credit of an iteration's rollouts; the first iteration fixes the scale."""
+        found = credit_of(self.run_dir, iteration, credit_rules(self.args, self.inputs.rewards), self.credit_scale)
+        self.credit_scale = found.scale
+        return found
 
     def collector(self, iteration: int, model: Policy, sampler: Sampler) -> RolloutCollector:
         """Collects the rollouts of an iteration from `sampler`, which samples `model`."""
@@ -378,7 +397,9 @@ class ALTTrainer(CheckpointTrainer):
         step = iteration * args.steps_per_iteration
         digest = next(iter(self.rollout_digests[iteration:]), None)
         stamp = Stamp(iteration, step, digest, self.sampling_digest())
-        drawn = PromptSampler(model, self.encoder, sampler, config.sampling_options(args), args.seed)
+        drawn = PromptSampler(
+            model, self.encoder, sampler, config.sampling_options(args), args.seed, bool(args.credit_coef)
+        )
         return RolloutCollector(
             self.run_dir,
             self.inputs.prompts,
@@ -446,7 +467,8 @@ class ALTTrainer(CheckpointTrainer):
         """A line per prompt with completions, scores and likelihoods; the ranks share the prompts."""
         own = slice(self.args.process_index, None, self.args.world_size)
         mine, scoring, audits = numbered(prompts)[own], self.scoring(), self.scoring(self.inputs.auditors)
-        tag, options = self.scheme.best, config.eval_sampling_options(self.args)
+        tag = self.scheme.best if self.scheme else None
+        options = config.eval_sampling_options(self.args)
         advance = progress_bar("evaluating", len(mine) * options.num_generations, hidden=self._quiet())
         with self.run_policy.evaluating() as policy, self.run_policy.open_sampler(policy) as sampler:
             drawn = PromptSampler(policy, self.encoder, sampler, options, self.args.seed)
