@@ -80,7 +80,7 @@ def read_part(path: Path, stamp: dict) -> pa.Table | None:
         return None
     table = parsed(part_bytes(path))
     if table is not None and _is_of(table.schema.metadata, stamp):
-        return filled(table, SCHEMA.names)
+        return filled(table, SCHEMA.names).select(SCHEMA.names)
     path.unlink()
     return None
 
@@ -180,4 +180,27 @@ def by_name(column: pa.MapArray) -> dict[str, np.ndarray]:
     for code, name in enumerate(keys.dictionary.to_pylist()):
         found[name] = np.full(len(column), np.nan)
         found[name][rows[codes == code]] = items[codes == code]
+    return found
+
+
+def lists_by_name(column: pa.MapArray, counts: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """A column of N maps to lists of numbers as flat arrays, for each key.
+
+    Args:
+        counts: `(N,)` the length of a row's lists.
+
+    Returns:
+        For each key `(N,)` whether the row has it, and `(sum of counts,)` the numbers of all rows, NaN = null or no list.
+    """
+    rows = np.repeat(np.arange(len(column)), np.diff(column.offsets.to_numpy()))
+    first, end = column.offsets[0].as_py(), column.offsets[-1].as_py()
+    keys = column.keys.slice(first, end - first).dictionary_encode()
+    items, codes, found = column.items.slice(first, end - first), keys.indices.to_numpy(), {}
+    for code, name in enumerate(keys.dictionary.to_pylist()):
+        own = np.flatnonzero(codes == code)
+        known = np.zeros(len(column), bool)
+        known[rows[own]] = True
+        numbers = np.full(int(counts.sum()), np.nan)
+        numbers[np.repeat(known, counts)] = items.take(pa.array(own)).flatten().to_numpy(zero_copy_only=False)
+        found[name] = known, numbers
     return found

@@ -387,7 +387,8 @@ class ALTTrainer(CheckpointTrainer):
 
     def credit(self, iteration: int) -> Credited:
         """The credit of an iteration's rollouts; the first iteration fixes the scale."""
-        found = credit_of(self.run_dir, iteration, credit_rules(self.args, self.inputs.rewards), self.credit_scale)
+        rules = credit_rules(self.args, self.inputs.rewards)
+        found = credit_of(self.run_dir, iteration, rules, self.credit_scale, write=self.is_world_process_zero())
         self.credit_scale = found.scale
         return found
 
@@ -397,9 +398,8 @@ class ALTTrainer(CheckpointTrainer):
         step = iteration * args.steps_per_iteration
         digest = next(iter(self.rollout_digests[iteration:]), None)
         stamp = Stamp(iteration, step, digest, self.sampling_digest())
-        drawn = PromptSampler(
-            model, self.encoder, sampler, config.sampling_options(args), args.seed, bool(args.credit_coef)
-        )
+        prefixes = bool(args.credit_coef and credit_rules(args, self.inputs.rewards).by_prefix)
+        drawn = PromptSampler(model, self.encoder, sampler, config.sampling_options(args), args.seed, prefixes)
         return RolloutCollector(
             self.run_dir,
             self.inputs.prompts,
