@@ -32,7 +32,10 @@ SCHEMA = pa.schema(  # the columns of a rollout
         ("rewards", pa.map_(pa.string(), pa.float64())),  # each reward by its name
         ("attributes", pa.map_(pa.string(), pa.float64())),
         ("scorer", pa.string()),
-        ("prefix_tokens", pa.list_(pa.int32())),  # tokens of the scored prefixes, rising; null = the run has no credit
+        (
+            "prefix_tokens",
+            pa.list_(pa.int32()),
+        ),  # tokens of the scored prefixes, rising; null = no reward of the run scores prefixes
         ("prefix_ends", pa.list_(pa.int32())),  # where these prefixes end in `completion`, in characters
         ("prefix_rewards", pa.map_(pa.string(), pa.list_(pa.float64()))),  # the reward of each prefix by its name
         ("judged", pa.string()),  # the sentence of a judge, as it is put before the prompt; null = none
