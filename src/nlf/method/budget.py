@@ -16,9 +16,9 @@ import math
 from typing import NamedTuple
 
 LEAD = 5.0  # steps
-LEVEL, TREND = 0.7, 0.6  # how far a new measurement moves the level and the trend
-PROPORTIONAL = 1.2
-INTEGRAL = 0.2
+LEVEL, TREND = 0.7, 0.7  # how far a new measurement moves the level and the trend
+PROPORTIONAL = 1.6
+INTEGRAL = 0.22
 LEAST_ERROR, MOST_ERROR = -1.0, 2.5  # the KL is near 0 at the start, which says nothing about β
 MOST = math.log(1000)  # of |ln(β / the β that the run starts with)|
 START = 0.1  # of β · budget

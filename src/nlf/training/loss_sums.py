@@ -84,7 +84,7 @@ def first_coefficients(args: ALTConfig) -> dict[str, float]:
     return {"beta": beta, "entropy_coef": args.entropy_coef}
 
 
-def weights_of(coefficients: Mapping[str, float]) -> dict[str, float]:
+def weights(coefficients: Mapping[str, float]) -> dict[str, float]:
     """The coefficients of the loss, without the state of a controller."""
     return {name: value for name, value in coefficients.items() if not name.startswith(PREFIX)}
 

@@ -74,14 +74,7 @@ from nlf.training.inputs import (
     worst_of,
 )
 from nlf.training.iteration import run_iteration
-from nlf.training.loss_sums import (
-    LossSums,
-    averages,
-    controllers_of,
-    first_coefficients,
-    moved_coefficients,
-    weights_of,
-)
+from nlf.training.loss_sums import LossSums, averages, controllers_of, first_coefficients, moved_coefficients, weights
 from nlf.training.model_card import CARD, model_card
 from nlf.training.objective import completion_stats, loss_of_groups
 from nlf.training.ranks import Ranks
@@ -316,7 +309,7 @@ class ALTTrainer(CheckpointTrainer):
             totals=StepTotals(group["num_tokens"], group["num_completions"]),
             coefficients=Coefficients(
                 self.args.nll_coef, self.args.contrast_coef,
-                credit_coef=self.args.credit_coef, **weights_of(self.coefficients),
+                credit_coef=self.args.credit_coef, **weights(self.coefficients),
             ),
             contrast_mask=~torch.isin(labels, self.eos_ids.to(labels.device)),
             credit=group["credit"],
@@ -352,7 +345,7 @@ class ALTTrainer(CheckpointTrainer):
         """Log as Trainer does and into metrics.jsonl, with averages of the loss's parts since the last log line."""
         if "loss" in logs:
             sums = self._over_ranks(self.log_sums.take())
-            logs = {**logs, **averages(sums, contrast=bool(self.args.contrast_coef)), **weights_of(self.coefficients)}
+            logs = {**logs, **averages(sums, contrast=bool(self.args.contrast_coef)), **weights(self.coefficients)}
         super().log(logs, start_time)
         claimed = (self.run_dir / run_folder.CONFIG).is_file()  # an evaluation before `train` has no run to log to
         if self.is_world_process_zero() and claimed:
