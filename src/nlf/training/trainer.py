@@ -74,7 +74,7 @@ from nlf.training.inputs import (
     worst_of,
 )
 from nlf.training.iteration import run_iteration
-from nlf.training.loss_sums import LossSums, averages, controllers_of, moved_coefficients
+from nlf.training.loss_sums import LossSums, averages, controllers_of, first_coefficients, moved_coefficients, weights
 from nlf.training.model_card import CARD, model_card
 from nlf.training.objective import completion_stats, loss_of_groups
 from nlf.training.ranks import Ranks
@@ -175,7 +175,7 @@ class ALTTrainer(CheckpointTrainer):
         self.options = self.inputs.recorded(self.run_dir)
         self.hub = Hub(args) if args.push_to_hub else None
         self.credit_scale: float | None = None
-        self.coefficients = {"beta": args.beta, "entropy_coef": args.entropy_coef}
+        self.coefficients = first_coefficients(args)
         self.rollout_digests: list[str | None] = []  # digests of the weights that each iteration samples
         self.recorded: dict[str, Any] = {}  # the settings and facts that a checkpoint keeps
         self.started_at = 0  # the step that the run resumes from
@@ -308,7 +308,8 @@ class ALTTrainer(CheckpointTrainer):
             branches[0], mask, branches[1] if len(branches) > 1 else None,
             totals=StepTotals(group["num_tokens"], group["num_completions"]),
             coefficients=Coefficients(
-                self.args.nll_coef, self.args.contrast_coef, credit_coef=self.args.credit_coef, **self.coefficients
+                self.args.nll_coef, self.args.contrast_coef,
+                credit_coef=self.args.credit_coef, **weights(self.coefficients),
             ),
             contrast_mask=~torch.isin(labels, self.eos_ids.to(labels.device)),
             credit=group["credit"],
@@ -344,7 +345,7 @@ class ALTTrainer(CheckpointTrainer):
         """Log as Trainer does and into metrics.jsonl, with averages of the loss's parts since the last log line."""
         if "loss" in logs:
             sums = self._over_ranks(self.log_sums.take())
-            logs = {**logs, **averages(sums, contrast=bool(self.args.contrast_coef)), **self.coefficients}
+            logs = {**logs, **averages(sums, contrast=bool(self.args.contrast_coef)), **weights(self.coefficients)}
         super().log(logs, start_time)
         claimed = (self.run_dir / run_folder.CONFIG).is_file()  # an evaluation before `train` has no run to log to
         if self.is_world_process_zero() and claimed:
