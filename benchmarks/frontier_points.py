@@ -28,6 +28,7 @@ METRICS = {  # key: (heading, digits); the auditor's figures stand before those 
     "completion_length": ("tokens", 1),
     "unfiltered_reward": ("reward, T = 1", 3),
     "kl_per_completion": ("KL", 2),
+    "efficiency": ("efficiency", 2),
 }
 TOXICITIES = ("toxicity", "auditor_toxicity")
 QUALITIES = {"perplexity": 1, "dist-2": -1}  # sign: 1 = lower is better

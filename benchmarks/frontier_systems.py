@@ -1,17 +1,18 @@
 """The methods that the frontier compares: how each model is trained, and how its points are measured."""
 
 import json
-import math
 import shutil
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
+from best_of import best_of_rewards, kl_of_best, with_interval
 from frontier_points import (
     BASE,
     CONTRASTIVE,
@@ -28,20 +29,19 @@ from transformers import TrainerCallback
 
 from nlf.cli.arguments import read_recipe, train_knobs
 from nlf.cli.train import build, train_from_config
-from nlf.config import LoadOptions, SamplingOptions, StudentOptions
+from nlf.config import SamplingOptions, StudentOptions
 from nlf.data.files import model_path, write_text
 from nlf.data.generations import read, write_lines
 from nlf.data.prompts import load_prompts
 from nlf.errors import UserError
 from nlf.evaluation import intervals, metrics
-from nlf.evaluation.evaluate import with_intervals
+from nlf.evaluation.evaluate import plain, with_intervals
 from nlf.evaluation.perplexity import measure_file, model_label
 from nlf.evaluation.sample import prompt_sampler, sample_file
 from nlf.evaluation.score import score_file
-from nlf.evaluation.systems import load_for_commands
 from nlf.method.losses import distillation_kl, teacher_log_probs
 from nlf.models.encoder import PromptEncoder, forward_inputs, inputs_on
-from nlf.models.policy import Policy
+from nlf.models.policy import Policy, best_device, load_policy
 from nlf.models.reading import completion_logits
 from nlf.rewards import Reward
 from nlf.rewards.registry import resolve_reward
@@ -49,7 +49,8 @@ from nlf.training.distill import distill
 
 LENGTH = 20  # max_completion_length, in training and evaluation
 FILTERED = SamplingOptions(num_generations=25, max_completion_length=LENGTH, top_p=0.9)
-FREE = SamplingOptions(num_generations=4, max_completion_length=LENGTH)  # temperature 1, no top-k, no top-p
+FREE = SamplingOptions(num_generations=16, max_completion_length=LENGTH)  # temperature 1, no top-k, no top-p
+CURVE = replace(FREE, num_generations=64)  # of the base: best of n is known up to this n
 CHOICES = (1, 2, 4, 8)  # n of best-of-n; 1 is the start itself
 GUIDANCE = (0.0, 0.5, 1.0, 2.0)  # from the best tag
 MIDDLE, MIDDLE_GUIDANCE = 2, (2.0, 4.0, 8.0, 12.0, 14.0, 16.0)  # quantile of the middle tag, guidance from it
@@ -107,12 +108,19 @@ class Run:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """The prompts and models that measure all points."""
+    """The prompts and models that measure all points.
+
+    Attributes:
+        best: `(P, n)` the expected reward of best of 1, 2, … n completions of each prompt by the base at temperature 1.
+        free: The sampling rule at temperature 1, for the reward and the KL there.
+    """
 
     reward: Reward
     auditor: Reward | None
     base: Policy
     prompts: list[dict]
+    best: np.ndarray | None = None
+    free: SamplingOptions = field(default_factory=lambda: FREE)
 
 
 # ---- the trainings -------------------------------------------------------------------------------------------------
@@ -322,7 +330,10 @@ def train_sft(
 
 
 def load(model: str) -> Policy:
-    return load_for_commands(model, LoadOptions())
+    """A model for inference, on this machine's accelerator; checkpoints of a run that goes on too."""
+    policy = load_policy(model)
+    policy.model.to(best_device())
+    return policy
 
 
 # ---- measuring ----------------------------------------------------------------------------------------------------
@@ -358,27 +369,52 @@ def read_point(path: Path) -> dict:
 def measured(setting: Setting, folder: Path, model: str, yardstick: Yardstick) -> dict:
     """Measure a point: `metric`, `metric_stderr` and `metric_ci95` of all metrics."""
     policy = load(model)
-    filtered, free = (samples(setting, folder, policy, rule, yardstick) for rule in (FILTERED, FREE))
-    base, scorers = yardstick.base, [each for each in (yardstick.reward, yardstick.auditor) if each]
-    score_file(filtered, scorers)
-    score_file(free, [yardstick.reward])
+    filtered, base = samples(setting, folder, policy, "filtered", FILTERED, yardstick), yardstick.base
+    score_file(filtered, [each for each in (yardstick.reward, yardstick.auditor) if each])
     measure_file(filtered, base)
-    likelihoods = model_label(base)
     found = metrics.measure(
-        scored(filtered, yardstick.reward), scores=[yardstick.reward.label], likelihoods=likelihoods
+        scored(filtered, yardstick.reward), scores=[yardstick.reward.label], likelihoods=model_label(base)
     )
-    ratios = found.ratios | {"unfiltered_reward": unfiltered_reward(free, yardstick.reward)}
-    if yardstick.auditor:
-        ratios |= audited(filtered, yardstick.auditor)
-    if not setting.best_of:
-        ratios["kl_per_completion"] = kl_to_base(free, setting, policy, base)
-    values = plain_names(with_intervals(replace(found, ratios=ratios)))
-    return values | ({"kl_per_completion": kl_of_best(setting.best_of)} if setting.best_of else {})
+    ratios = found.ratios | (audited(filtered, yardstick.auditor) if yardstick.auditor else {})
+    if setting.best_of:
+        ratios["unfiltered_reward"] = intervals.over_prompts(yardstick.best[:, setting.best_of - 1])
+        kl = kl_of_best(setting.best_of)
+        free = {"kl_per_completion": kl, "efficiency": 1.0 if kl else None}
+    else:
+        reward, kl = at_temperature_1(setting, folder, policy, yardstick)
+        ratios |= {"unfiltered_reward": reward, "kl_per_completion": kl}
+        free = efficiency(yardstick.best, reward, kl)
+    return plain_names(with_intervals(replace(found, ratios=ratios))) | free
 
 
-def samples(setting: Setting, folder: Path, policy: Policy, rule: SamplingOptions, yardstick: Yardstick) -> Path:
+def at_temperature_1(
+    setting: Setting, folder: Path, policy: Policy, yardstick: Yardstick
+) -> tuple[intervals.Ratio, intervals.Ratio]:
+    """The mean reward, and the KL to the base in nats a completion, of completions at temperature 1 without a filter."""
+    path = samples(setting, folder, policy, f"free-{yardstick.free.num_generations}", yardstick.free, yardstick)
+    score_file(path, [yardstick.reward])
+    return unfiltered_reward(path, yardstick.reward), kl_to_base(path, setting, policy, yardstick.base)
+
+
+def efficiency(best: np.ndarray, reward: intervals.Ratio, kl: intervals.Ratio) -> dict:
+    """`efficiency`, its `_stderr` and `_ci95`; None where the reward is beyond the base's best of n, or no KL is spent."""
+    value, stderr, *interval = map(plain, with_interval(best, (reward.num, reward.den), (kl.num, kl.den)))
+    return {"efficiency": value, "efficiency_stderr": stderr, "efficiency_ci95": interval}
+
+
+def base_curve(folder: Path, yardstick: Yardstick, rule: SamplingOptions = CURVE, name: str = "base") -> np.ndarray:
+    """`(P, n)`: see `Yardstick.best`; n is the number of completions that `rule` samples, `name` that of their file."""
+    setting = Setting(name, BASE, BASE, "the base at temperature 1")
+    path = samples(setting, folder, yardstick.base, f"free-{rule.num_generations}", rule, yardstick)
+    score_file(path, [yardstick.reward])
+    rewards = [row["scores"][yardstick.reward.label]["reward"] for row in read(path)]
+    return best_of_rewards(np.array(rewards, dtype=np.float64))
+
+
+def samples(
+    setting: Setting, folder: Path, policy: Policy, name: str, rule: SamplingOptions, yardstick: Yardstick
+) -> Path:
     """Sample a setting and return its file; best-of-n chooses among samples of the start that are drawn once."""
-    name = "filtered" if rule is FILTERED else "free"
     path = folder / "samples" / f"{setting.id}-{name}.jsonl"
     if not setting.best_of:
         tags = policy.scheme.tags if setting.quantile is not None else ()
@@ -443,8 +479,3 @@ def logits(policy: Policy, query: list[int], ids: list[list[int]]) -> torch.Tens
     """(N, V) logits of the N tokens in several completions of one prompt."""
     inputs = forward_inputs([query] * len(ids), ids, policy.tokenizer.pad_token_id or 0)
     return completion_logits(policy.model, inputs_on(inputs, policy.model.device))
-
-
-def kl_of_best(n: int) -> float:
-    """KL of best-of-n to the base, nats, if no two rewards are equal."""
-    return math.log(n) - (n - 1) / n
