@@ -62,7 +62,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def quantile(policy: Policy, tag: str) -> int | None:
     """The place of the tag among the policy's tags; None = no tag."""
     words = chosen_tag(policy, policy.scheme.worst if tag == "worst" and policy.scheme else tag)
-    return None if words is None else list(policy.scheme.tags).index(words)
+    return None if words is None else policy.scheme.quantile_of(words)
 
 
 def setting_of(model: str, tag: str, guidance: float) -> systems.Setting:

@@ -16,8 +16,10 @@ from best_of import best_of_rewards, kl_of_best, with_interval
 from frontier_points import (
     BASE,
     CONTRASTIVE,
+    DIAL,
     DISTILLED,
     GRPO,
+    PLAIN,
     PUBLISHED,
     SFT,
     TAGS,
@@ -30,6 +32,7 @@ from transformers import TrainerCallback
 from nlf.cli.arguments import read_recipe, train_knobs
 from nlf.cli.train import build, train_from_config
 from nlf.config import SamplingOptions, StudentOptions
+from nlf.data.checkpoints import MARKER
 from nlf.data.files import model_path, write_text
 from nlf.data.generations import read, write_lines
 from nlf.data.prompts import load_prompts
@@ -47,7 +50,25 @@ from nlf.rewards import Reward
 from nlf.rewards.registry import resolve_reward
 from nlf.training.distill import distill
 
+# ---- our trainings by credit: edit their settings here ---------------------------------------------------------------
+CREDIT = {  # what the plain models and the dials share
+    **{"credit_coef": 1.0, "contrast_coef": 0.0, "pool_keep": 1, "lr_scheduler_type": "linear"},
+    **{"prompts_per_iteration": 64, "num_generations": 4, "steps_per_iteration": 4},
+}
+PLAINS = {  # name: settings of a plain model, trained directly
+    "plain": {"num_train_epochs": 15, "learning_rate": 2e-4, "beta": 0.1},
+    "plain-beta0.3": {"num_train_epochs": 30, "learning_rate": 2e-4, "beta": 0.3},
+}
+PLAIN_STOPS = (1 / 3, 2 / 3, 1.0)  # of a training's iterations; each stop is a point
+DIALS = {  # name: settings of a model with five tags
+    "dial": {"num_train_epochs": 10, "learning_rate": 3e-4, "beta": 0.5, "warmup_steps": 3},
+}
+DIAL_GUIDANCE = (0.0, 1.0, 3.0)  # from the best tag; the other tags are measured without guidance
+
+# ---- what all systems share -------------------------------------------------------------------------------------------
+SYSTEMS = ("plain", "dial", "contrastive", "short", "published", "grpo", "sft")  # what --systems chooses among
 LENGTH = 20  # max_completion_length, in training and evaluation
+STEP = 64  # completions in a step of our trainings
 FILTERED = SamplingOptions(num_generations=25, max_completion_length=LENGTH, top_p=0.9)
 FREE = SamplingOptions(num_generations=16, max_completion_length=LENGTH)  # temperature 1, no top-k, no top-p
 CURVE = replace(FREE, num_generations=64)  # of the base: best of n is known up to this n
@@ -72,6 +93,7 @@ SFT_BATCH = 64
 DONE = "seconds.json"
 COST = {  # estimated seconds on 2 slow cores
     **{"contrastive iteration": 35, "published iteration": 26, "distilled": 30, "five tags": 34, "short": 22},
+    **{"plain iteration": 4.7, "dial iteration": 9.2},
     **{"grpo step of 64": 0.9, "sft step": 0.4, "sft samples": 15, "completion": 1 / 250, "point": 5},
 }
 
@@ -135,20 +157,76 @@ def start_settings() -> list[Setting]:
 def runs(options: Namespace) -> list[Run]:
     """All trainings of a seed; teachers come before their students."""
     shared = {"model": options.model, "reward": options.reward, "dataset": options.dataset}
+    if options.per_device_train_batch_size < STEP:  # stamps of the usual size stay those of earlier versions
+        shared["micro_batch"] = options.per_device_train_batch_size
+    makers = {
+        "plain": plain_runs, "dial": dial_runs, "contrastive": contrastive_runs, "short": short_runs,
+        "published": published_runs, "grpo": grpo_runs, "sft": sft_runs,
+    }  # fmt: skip
+    return [run for name in SYSTEMS if name in options.systems for run in makers[name](options, shared)]
+
+
+def credit_values(knobs: dict, options: Namespace, **more) -> dict:
+    """The settings of a training by credit."""
+    changed = {"learning_rate": options.learning_rate} if options.learning_rate else {}
+    return {**CREDIT, "max_completion_length": LENGTH, **knobs, **changed, **more}
+
+
+def plain_runs(options: Namespace, shared: dict) -> list[Run]:
+    """Plain models, trained directly by credit, each with its stops."""
+    found = []
+    for name in options.plains:
+        values = credit_values(PLAINS[name], options, plain="only")
+        count, steps = values["num_train_epochs"], values["steps_per_iteration"]
+        stops = sorted({max(1, round(share * count)) * steps for share in PLAIN_STOPS})
+        stamp = {"stops": stops, "values": values, **shared}
+        words = f"plain, lr {values['learning_rate']:g}, beta {values['beta']:g}"
+        settings = [
+            Setting(f"{name}-step{stop}", PLAIN, words, f"{words}, step {stop}", model=f"step-{stop}")
+            for stop in stops
+        ]
+        found.append(Run(name, partial(train_plain, **stamp), settings, stamp, COST["plain iteration"] * count))
+    return found
+
+
+def dial_runs(options: Namespace, shared: dict) -> list[Run]:
+    """Models with tags, trained by credit: the best tag with guidance, and the other tags without."""
+    found = []
+    for name in options.dials:
+        values = credit_values(DIALS[name], options)
+        words = f"dial, lr {values['learning_rate']:g}, beta {values['beta']:g}"
+        settings = guided(name, DIAL, DIAL_GUIDANCE, f"{words}, best tag")
+        settings += [
+            Setting(f"{name}-tag{i + 1}", DIAL, f"{words}, tags", f"{words}, tag {i + 1}", quantile=i)
+            for i in range(1, 5)
+        ]
+        seconds = COST["dial iteration"] * values["num_train_epochs"]
+        found.append(
+            Run(name, partial(train_nlf, values=values, **shared), settings, {**shared, "values": values}, seconds)
+        )
+    return found
+
+
+def contrastive_runs(options: Namespace, shared: dict) -> list[Run]:
+    """The contrastive recipe, its students, and the same over other numbers of iterations."""
     settings = guided("contrastive", CONTRASTIVE, GUIDANCE, "contrastive")
     settings += guided("contrastive-middle", CONTRASTIVE, MIDDLE_GUIDANCE, "contrastive, middle tag", MIDDLE)
     contrastive = recipe_run("contrastive", options.recipe, shared, {}, settings, COST["contrastive iteration"])
     students = [student_run(name, STUDENTS[name], contrastive) for name in options.students]
-    lengths = [each for n in options.iterations for each in of_length(n, options.recipe, shared)]
+    return [contrastive, *students, *(run for n in options.iterations for run in of_length(n, options.recipe, shared))]
+
+
+def short_runs(options: Namespace, shared: dict) -> list[Run]:
+    """The contrastive recipe cut short, and its plain student."""
     settings = guided("short-middle", CONTRASTIVE, SHORT_GUIDANCE, "contrastive, short, middle tag", MIDDLE)
     short = recipe_run("short", options.recipe, shared, SHORT, settings, COST["short"])
-    plain = student_run("distilled-short", {"guidance_scale": 12.0}, short, "distilled, short, guidance 12")
-    published = published_run(options, shared) if options.published_iterations else []
-    return [contrastive, *students, short, plain, *lengths, *published, *rivals(options, shared)]
+    return [short, student_run("distilled-short", {"guidance_scale": 12.0}, short, "distilled, short, guidance 12")]
 
 
-def published_run(options: Namespace, shared: dict) -> list[Run]:
-    """The published recipe with guidance."""
+def published_runs(options: Namespace, shared: dict) -> list[Run]:
+    """The published recipe with guidance; none where it has 0 iterations."""
+    if not options.published_iterations:
+        return []
     few = {"num_train_epochs": options.published_iterations}
     settings = guided("published", PUBLISHED, GUIDANCE, f"published, {iterations(options.published_iterations)}")
     return [
@@ -196,13 +274,19 @@ def recipe_run(name: str, recipe: str, shared: dict, flags: dict, settings: list
     return Run(name, partial(train_nlf, values=values, **shared), settings, {**shared, "recipe": values}, seconds)
 
 
-def rivals(options: Namespace, shared: dict) -> list[Run]:
-    """GRPO over its grid, and supervised training on the best of n."""
+def grpo_runs(options: Namespace, shared: dict) -> list[Run]:
+    """GRPO over its grid."""
     found = []
     for rate, beta, batch in product(options.grpo_learning_rates, options.grpo_betas, options.grpo_batches):
         stamp = {"learning_rate": rate, "beta": beta, "batch": batch, "stops": options.grpo_stops, **shared}
         seconds = COST["grpo step of 64"] * batch / 64 * max(options.grpo_stops)
         found.append(run_with_stops("grpo", GRPO, f"lr {rate:g}, beta {beta:g}, {batch}", train_grpo, stamp, seconds))
+    return found
+
+
+def sft_runs(options: Namespace, shared: dict) -> list[Run]:
+    """Supervised training on the best of n."""
+    found = []
     for rate in options.sft_learning_rates:
         stamp = {"learning_rate": rate, "stops": options.sft_stops, **shared}
         seconds = COST["sft samples"] + COST["sft step"] * max(options.sft_stops)
@@ -243,12 +327,31 @@ def trained(run: Run, seed_folder: Path, seed: int) -> dict[str, float]:
     return found["seconds"]
 
 
-def train_nlf(folder: Path, seed: int, values: dict, model: str, reward: str, dataset: str) -> dict:
+def train_nlf(
+    folder: Path, seed: int, values: dict, model: str, reward: str, dataset: str, micro_batch: int = STEP
+) -> dict:
     values = values | {"model_name_or_path": model, "reward_funcs": [reward], "dataset": dataset, "seed": seed}
-    values |= {"output_dir": str(folder), "eval_strategy": "no", "eval_dataset": None, "report_to": "none"}
+    values |= batch_sizes(values.get("per_device_train_batch_size", STEP), micro_batch)
+    values |= {"output_dir": str(folder), "eval_strategy": "no", "report_to": "none"}
     start = time.perf_counter()
     train_from_config(*build(values))
     return {".": time.perf_counter() - start}
+
+
+def train_plain(folder: Path, seed: int, stops: Sequence[int], **shared) -> dict:
+    """Train a plain model; the checkpoints at its stops become the folders of their models, and the others go.
+
+    The seconds of a stop include saving the checkpoints before it.
+    """
+    start, seconds = time.time(), {}
+    train_nlf(folder, seed, **shared)
+    for step in stops:
+        (checkpoint,) = folder.rglob(f"checkpoint-{step}")
+        seconds[f"step-{step}"] = (checkpoint / MARKER).stat().st_mtime - start
+        checkpoint.rename(folder / f"step-{step}")
+    for checkpoint in [*folder.rglob("checkpoint-*")]:
+        shutil.rmtree(checkpoint)
+    return seconds
 
 
 def train_student(folder: Path, seed: int, teacher: str, knobs: dict) -> dict:
@@ -283,9 +386,15 @@ def plain_arguments(folder: Path, stops: Sequence[int], learning_rate: float, se
     }
 
 
+def batch_sizes(batch: int, micro_batch: int) -> dict:
+    """The settings of a step of `batch` completions, as a whole unless `micro_batch` asks for less than the usual step."""
+    micro = min(batch, micro_batch) if micro_batch < STEP else batch
+    return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": batch // micro}
+
+
 def train_grpo(
     folder: Path, seed: int, learning_rate: float, beta: float, batch: int, stops: Sequence[int],
-    model: str, reward: str, dataset: str,
+    model: str, reward: str, dataset: str, micro_batch: int = STEP,
 ) -> dict:  # fmt: skip
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -299,7 +408,7 @@ def train_grpo(
     config = GRPOConfig(
         **plain_arguments(folder, stops, learning_rate, seed),
         beta=beta,
-        per_device_train_batch_size=batch,
+        **batch_sizes(batch, micro_batch),
         num_generations=GENERATIONS,
         max_completion_length=LENGTH,
         temperature=1.0,
@@ -310,8 +419,9 @@ def train_grpo(
 
 
 def train_sft(
-    folder: Path, seed: int, learning_rate: float, stops: Sequence[int], model: str, reward: str, dataset: str
-) -> dict:
+    folder: Path, seed: int, learning_rate: float, stops: Sequence[int], model: str, reward: str, dataset: str,
+    micro_batch: int = STEP,
+) -> dict:  # fmt: skip
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -324,7 +434,7 @@ def train_sft(
     chosen = [best_of(row, GENERATIONS, 1, scorer.label) for row in read(samples)]
     pairs = [(row["prompt_ids"], row["completion_ids"][0]) for row in chosen]
     rows = [{"input_ids": prompt + ids, "labels": [-100] * len(prompt) + ids} for prompt, ids in pairs]
-    config = SFTConfig(**plain_arguments(folder, stops, learning_rate, seed), per_device_train_batch_size=SFT_BATCH)
+    config = SFTConfig(**plain_arguments(folder, stops, learning_rate, seed), **batch_sizes(SFT_BATCH, micro_batch))
     SFTTrainer(model_path(model), config, train_dataset=Dataset.from_list(rows), callbacks=[clock]).train()
     return clock.seconds
 
@@ -340,10 +450,12 @@ def load(model: str) -> Policy:
 
 
 def measuring_seconds(setting: Setting, num_prompts: int) -> float:
-    """Estimate the seconds of measuring a point; best-of-n samples are drawn once, for the largest n."""
-    completions = num_prompts * (FILTERED.num_generations + FREE.num_generations)
-    drawn = (max(CHOICES) if setting.id == "base" else 0) if setting.best_of else setting.cost
-    return COST["point"] + completions * drawn * COST["completion"]
+    """Estimate the seconds of measuring a point; the samples of best of n and of its curve are drawn once."""
+    drawn = setting.cost * (FILTERED.num_generations + FREE.num_generations)
+    if setting.best_of:
+        first = setting.id == "base"
+        drawn = (max(CHOICES) * FILTERED.num_generations + CURVE.num_generations) if first else 0
+    return COST["point"] + num_prompts * drawn * COST["completion"]
 
 
 def point(setting: Setting, folder: Path, model: str, seconds: float, seed: int | None, yardstick: Yardstick) -> dict:
@@ -351,6 +463,7 @@ def point(setting: Setting, folder: Path, model: str, seconds: float, seed: int 
     path = folder / "points" / f"{setting.id}.json"
     stamp = {"prompts": len(yardstick.prompts), "reward": yardstick.reward.label}
     stamp |= {"auditor": yardstick.auditor and yardstick.auditor.label}
+    stamp |= {"free_generations": yardstick.free.num_generations}
     found = read_point(path) if path.exists() else {}
     if any(found.get(name) != value for name, value in stamp.items()):
         print(f"measuring {folder.name}, {setting.label}", flush=True)
