@@ -8,40 +8,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import reports
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from reports import Page
-from tokenizers import Tokenizer
+from reports import Page, ids_of, rollout
+from reports import write_credit as write
 
-from nlf.data.rollouts import SCHEMA, iteration_dir, part_path, write_part
+from nlf.data.rollouts import part_path
 from nlf.report import write_report
 from nlf.report.credit import FILE, MOST_TOKENS, RANKS, SHADES, pieces, shade, tokens
 
-BACKEND = Tokenizer.from_str(tiny._backend())  # byte-level: each byte is a token
+BACKEND = reports.tokenizer()
 EOS = BACKEND.token_to_id("<|endoftext|>")
-
-
-def ids_of(text: str) -> list[int]:
-    return BACKEND.encode(text).ids
-
-
-def rollout(text: str, reward: float | None, toxicity: float | None = 0.1, **more) -> dict:
-    ids = ids_of(text)
-    about = {"prompt": "Before", "prompt_ids": ids_of("Before"), "completion": text, "completion_ids": ids}
-    about |= {"reward": reward, "attributes": [] if toxicity is None else [("toxicity", toxicity)]}
-    return dict.fromkeys(SCHEMA.names) | about | more
-
-
-def write(run: Path, iteration: int, rows: list[dict], credit: list[list[float]] | None = None) -> Path:
-    """Write an iteration and its credit, by default .5 for each token."""
-    path = part_path(run, iteration, 0)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_part(path, pa.Table.from_pylist(rows, SCHEMA), {})
-    credit = [[0.5] * len(row["completion_ids"]) for row in rows] if credit is None else credit
-    file = iteration_dir(run, iteration) / FILE
-    pq.write_table(pa.table({"credit": pa.array(credit, pa.list_(pa.float32()))}), file)
-    return file
 
 
 @pytest.fixture
