@@ -6,7 +6,7 @@ gradient with this credit, and a KL to the start, train a plain model. Only the 
 come from nlf. Departures from `nlf train --plain only`: no resume, no LoRA, no second process, prefixes of every length
 are scored, and the evaluation is a mean over a few completions. `minimal_tags.py` has the method with tags.
 
-    python examples/minimal.py      # about a minute
+    python examples/minimal.py      # one to two minutes
 """
 
 import argparse
