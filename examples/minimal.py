@@ -6,7 +6,7 @@ gradient with this credit, and a KL to the start, train a plain model. Only the 
 come from nlf. Departures from `nlf train --plain only`: no resume, no LoRA, no second process, prefixes of every length
 are scored, and the evaluation is a mean over a few completions. `minimal_tags.py` has the method with tags.
 
-    python examples/minimal.py      # about a minute
+    python examples/minimal.py      # one to two minutes
 """
 
 import argparse
@@ -46,7 +46,7 @@ def credits(scores, lengths, rewards, groups, prompts, decay: float) -> torch.Te
     for t in range(1, v.shape[1]):
         v[:, t] = torch.where(v[:, t].isnan(), v[:, t - 1], v[:, t])
     v[:, 0] = 0
-    place = torch.arange(v.shape[1]).expand_as(v)
+    place = torch.arange(v.shape[1], dtype=v.dtype).expand_as(v)
     u, o, y = place / scores.shape[1], others[:, None].expand_as(v), rewards[:, None].expand_as(v)
     x = torch.stack([v**0, v, u, v * u, u**2, v * u**2, v**2, o, o * u, (place == 0) + 0.0 * v], -1)  # (N, 1 + T, 10)
     inner, value = place < lengths[:, None], y.clone()  # at the end, the value is the reward
