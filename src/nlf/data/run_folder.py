@@ -47,6 +47,20 @@ FREE = {
     *("per_device_train_batch_size", "gradient_accumulation_steps"),
 }
 
+# Settings of tags, which change nothing of a plain run.
+OF_TAGS = {
+    *(
+        "tags",
+        "tag_template",
+        "separator",
+        "tag_tokens",
+        "attribute_template",
+        "feedback_sampling",
+        "max_feedback_length",
+    ),
+    *("quantile_rule", "quantile_scope", "quantile_weights", "nll_coef", "contrast_coef"),
+}
+
 
 def plain_folder(output_dir: str | Path) -> Path:
     """The folder of the plain run of an output folder: `plain` in it, or the folder itself if that is its name."""
@@ -204,6 +218,8 @@ def changed_settings(old: dict, new: dict) -> list[tuple[str, object, object]]:
     free = set(FREE)
     if str(new.get("lr_scheduler_type", "")).startswith("constant"):
         free.add("num_train_epochs")  # a constant schedule does not depend on its end
+    if new.get("plain") == "only":
+        free |= OF_TAGS
     names = [name for name in new if name not in free]
     other = [name for name in names if name in old and old[name] != new[name]]
     return [(name, old[name], new[name]) for name in other if not _is_renamed(name, old[name], new[name])]

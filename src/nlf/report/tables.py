@@ -275,7 +275,8 @@ def _aligned(run: Run, words: str) -> str:
     """What the run made of the model: `aligned by words from … to …, then distilled into a plain model`."""
     plain = {plain_name(system) for system in plain_models(run.systems)}
     into = ", then distilled into a plain model" if "the distilled model" in plain else ""
-    into += ", and aligned directly into a plain model" if "the plain model" in plain else ""
+    if "the plain model" in plain:
+        into += ", and directly into another" if into else ", and without words into a plain model"
     if not words:
         return "aligned into a plain model" if "the plain model" in plain else "measured"
     return f"aligned by {words}{into}" if into else f"steered by {words}"
