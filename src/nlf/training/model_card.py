@@ -98,31 +98,38 @@ def model_card(
         conversational: The run's prompts are conversations; counts for a model without tags.
     """
     scheme, folder = policy.scheme, model or str(run_dir)
-    base = policy.identity.name
-    local = not base or base == EMBEDDED or Path(base).exists()  # a card names no folder of the machine
-    about = {
-        "base": (Path(base).name if local else base) or "the base model",
-        "base_model": "" if local else f"base_model: {base}\n",
-        "name": f"{run_dir.parent.name}/{run_dir.name}" if scheme is None else run_dir.name,
-        "version": __version__,
-        "iterations": args.num_train_epochs,
-        "steps": args.steps_per_iteration,
-        "batch": args.total_batch_size,
-        "rewards": rewards,
-        "results": _results(history, args, auditors, tagged=scheme is not None),
-        **{name: getattr(args, name) for name in COEFFICIENTS},
+    about = _training(policy, args, rewards) | {
+        "results": _results(history, args, auditors, tagged=scheme is not None)
     }
     if scheme is None:
+        about["name"] = f"{run_dir.parent.name}/{run_dir.name}"
         about["usage"] = usage(policy, folder, None, conversational)
         return (HEAD + PLAIN_TEMPLATE).format(topic="reinforcement-learning", **about)
     return (HEAD + TEMPLATE).format(
         topic="language-feedback",
+        name=run_dir.name,
         where="in the system message" if scheme.conversational else "before the prompt",
         how=HOW_CONVERSATION if scheme.conversational else HOW_TEXT,
         usage=usage(policy, folder, scheme.best, bool(scheme.conversational)),
         tags=markdown_table(["quantile of the reward", "tag"], [[str(q), tag] for q, tag in enumerate(scheme.tags)]),
         **about,
     )
+
+
+def _training(policy: Policy, args: ALTConfig, rewards: str) -> dict[str, Any]:
+    """What every card says of the training: the model's start and the main settings."""
+    base = policy.identity.name
+    local = not base or base == EMBEDDED or Path(base).exists()  # a card names no folder of the machine
+    return {
+        "base": (Path(base).name if local else base) or "the base model",
+        "base_model": "" if local else f"base_model: {base}\n",
+        "version": __version__,
+        "iterations": args.num_train_epochs,
+        "steps": args.steps_per_iteration,
+        "batch": args.total_batch_size,
+        "rewards": rewards,
+        **{name: getattr(args, name) for name in COEFFICIENTS},
+    }
 
 
 def usage(policy: Policy, folder: str, tag: str | None, conversational: bool) -> str:
