@@ -84,7 +84,7 @@ def run(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         short = {"num_prompts": 3, "max_steps": 1, "per_device_train_batch_size": 2}
-        patch.setattr("nlf.training.trainer.distill", lambda **knobs: distill(**knobs, **short))
+        patch.setattr("nlf.training.stages.distill", lambda **knobs: distill(**knobs, **short))
         trainer.train()
     return folder
 

@@ -16,6 +16,7 @@ from nlf.config import TrainOptions
 from nlf.data.files import model_path
 from nlf.data.prompts import load_prompts
 from nlf.errors import UserError
+from nlf.method.credit import MOST_PLACES
 from nlf.rewards.auditors import auditors_of
 from nlf.rewards.registry import resolve_reward
 
@@ -50,18 +51,19 @@ class Counts:
     """The sizes of a run."""
 
     prompts: int  # training prompts
-    iterations: int
-    steps: int  # optimizer steps
+    iterations: int  # of each stage
+    steps: int  # optimizer steps of each stage
     batch: int  # completions in a step, over all processes
     per_iteration: int  # completions sampled in an iteration
     evaluations: int
     eval_prompts: int
     evaluated: int  # completions of all evaluations
+    stages: int = 1  # models that are trained: with tags, plain, or one after the other
 
     @property
     def sampled(self) -> int:
-        """Completions to train on, in all iterations."""
-        return self.iterations * self.per_iteration
+        """Completions to train on, in all iterations of all stages."""
+        return self.stages * self.iterations * self.per_iteration
 
 
 def plan(options: TrainOptions, schedule: Schedule) -> dict[str, str]:
@@ -74,12 +76,13 @@ def plan(options: TrainOptions, schedule: Schedule) -> dict[str, str]:
     tokens = (n.sampled + n.evaluated) * options.max_completion_length
     return {
         "training prompts": f"{n.prompts:,}",
-        "iterations": f"{n.iterations:,}",
+        "iterations": f"{n.iterations:,}" + (", and as many for the plain model" if n.stages > 1 else ""),
         "completions": f"{n.per_iteration:,} an iteration, {n.sampled:,} in all",
         "evaluation completions": f"{n.evaluated:,} ({n.evaluations:,} evaluations of {n.eval_prompts:,} prompts)",
         "tokens sampled": f"at most {tokens:,}",
         "scorer calls": scorer_calls(options, n),
-        "optimizer steps": f"{n.steps:,} of {n.batch:,} completions, each run {passes(options)} times",
+        **prefix_calls(options, n),
+        "optimizer steps": "; ".join(f"{n.steps:,} of {n.batch:,} completions, {each}" for each in passes(options)),
         **disk(options, schedule, n),
     }
 
@@ -90,7 +93,8 @@ def counts(options: TrainOptions, schedule: Schedule) -> Counts:
     epochs, per_iteration = math.ceil(schedule.num_train_epochs), options.steps_per_iteration
     steps = schedule.max_steps if schedule.max_steps > 0 else epochs * per_iteration
     iterations = math.ceil(steps / per_iteration)
-    evaluations = num_evaluations(schedule, iterations, steps)
+    stages = 2 if options.plain == "true" else 1
+    evaluations = stages * num_evaluations(schedule, iterations, steps)
     eval_prompts = 0
     if evaluations:
         split, limit = options.dataset_test_split, options.max_eval_prompts
@@ -105,6 +109,7 @@ def counts(options: TrainOptions, schedule: Schedule) -> Counts:
         evaluations=evaluations,
         eval_prompts=eval_prompts,
         evaluated=evaluations * eval_prompts * options.eval_num_generations,
+        stages=stages,
     )
 
 
@@ -131,9 +136,28 @@ def scorer_calls(options: TrainOptions, n: Counts) -> str:
     return f"{sum(count for _, count in calls):,}{hours}"
 
 
-def passes(options: TrainOptions) -> int:
-    """Forward passes for each drawn completion: under its tag, under the mirror tag with contrast, and the reference."""
-    return 2 + int(options.contrast_coef != 0)
+def most_prefixes(options: TrainOptions) -> int:
+    """Most prefixes of a completion that are scored for its credit; 0 without credit, or if no reward scores prefixes."""
+    by_prefix = options.credit_coef and options.credit != "completion"
+    able = by_prefix and any(resolve_reward(spec).prefixes for spec in options.reward_funcs)
+    return min(MOST_PLACES, options.max_completion_length) if able else 0
+
+
+def prefix_calls(options: TrainOptions, n: Counts) -> dict[str, str]:
+    """The prefixes that are scored for credit, beside the completions; nothing if there are none."""
+    most = most_prefixes(options)
+    return {"prefixes scored": f"at most {most} a completion, {n.sampled * most:,} in all"} if most else {}
+
+
+def passes(options: TrainOptions) -> list[str]:
+    """The forward passes for each drawn completion, of each stage.
+
+    With tags these are one under its tag, one under the other tag with contrast or credit, and the reference's. A plain
+    model has one of its own.
+    """
+    tagged = f"each run {2 + int(bool(options.contrast_coef or options.credit_coef))} times"
+    plain = "each run 2 times"
+    return {"false": [tagged], "true": [tagged, f"{plain} (plain)"], "only": [plain]}[options.plain]
 
 
 def disk(options: TrainOptions, schedule: Schedule, n: Counts) -> dict[str, str]:
@@ -143,8 +167,10 @@ def disk(options: TrainOptions, schedule: Schedule, n: Counts) -> dict[str, str]
     trained = adapter_size(shapes, options.lora_r) if options.use_peft else size
     every = int(n.steps // schedule.save_steps) if schedule.save_steps >= 1 else 0
     between = {"no": 0, "epoch": 0}.get(schedule.save_strategy, every)
-    checkpoints = min(n.iterations + between, schedule.save_total_limit or math.inf)
-    rollouts = n.sampled * (150 + 8 * options.max_completion_length)  # 150 bytes a row, 8 for a token's id and text
+    checkpoints = n.stages * min(n.iterations + between, schedule.save_total_limit or math.inf)
+    tokens, prefixes = options.max_completion_length, most_prefixes(options)
+    # 150 bytes a row, 8 for a token's id and text, 16 for the place and the score of a prefix
+    rollouts = n.sampled * (150 + 8 * tokens + 16 * prefixes)
     width = BYTES.get(options.dtype, 4)
     checkpoint = trained * width * 3  # weights and the two moments of Adam
     handed = {"disk, weights for vLLM": f"about {human(size * width)} while it samples"}

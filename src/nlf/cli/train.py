@@ -27,7 +27,7 @@ from nlf.cli.arguments import (
 )
 from nlf.cli.launch import LAUNCH_FLAGS, accelerate_configs, launch, without
 from nlf.cli.output import is_first_process, show
-from nlf.data.run_folder import check_free, without_unused
+from nlf.data.run_folder import check_free, plain_folder, without_unused
 from nlf.errors import UserError
 
 if TYPE_CHECKING:
@@ -196,8 +196,11 @@ def run(values: dict[str, Any]) -> int:
         if is_first_process():
             from nlf.report import write_report
 
-            print(f"model: {args.output_dir}")
-            print(f"report: {write_report([Path(args.output_dir)])}")
+            folders = [Path(args.output_dir), *([plain_folder(args.output_dir)] if args.plain == "true" else [])]
+            for folder in folders:
+                if (folder / "config.json").is_file():  # several processes leave the plain model to another command
+                    print(f"model: {folder}")
+                    print(f"report: {write_report([folder])}")
     return 0
 
 
@@ -221,7 +224,7 @@ def train_from_config(
     data_options: config.DataOptions,
     resume: str | bool | None = None,
 ) -> "ALTTrainer":
-    """Load the model and the prompts that the options name, train, and leave the tagged model at the run's root."""
+    """Load the model and the prompts that the options name, train, and leave the model at the run's root."""
     from nlf.models.adapter import lora_config
     from nlf.models.policy import load_model
     from nlf.training.trainer import ALTTrainer

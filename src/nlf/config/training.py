@@ -132,8 +132,8 @@ class LoopOptions(Options):
     )
     plain: Literal["false", "true", "only"] = knob(
         "false",
-        "true: after the model with tags, train a plain model, which needs no tag, from the same start, into the folder plain. "
-        "only: train nothing else.",
+        "true: after the model with tags, train a plain model, which needs no tag, from the same start, into the folder "
+        "plain in output_dir. only: train nothing else. A plain model is trained by credit.",
         short=True,
     )
     distill: bool = knob(
@@ -273,6 +273,22 @@ class RunOptions(
             raise UserError("kl_budget and adaptive_kl both change beta: set adaptive_kl false, or kl_budget null")
         if self.quantile_rule == "levels" and not attributes and self.reward_normalization != "none":
             raise UserError("quantile_rule levels takes the reward as it is: set reward_normalization none")
+        self._check_plain()
+
+    def _check_plain(self) -> None:
+        """Check that a plain model can be trained, if one is asked for: NLL and contrast train tags, and it has none."""
+        if self.plain == "false":
+            return
+        if not self.credit_coef:
+            raise UserError(
+                f"plain {self.plain}: a plain model has no tags, so it is trained by credit alone, and credit_coef is 0; "
+                "set credit_coef 1, or plain false"
+            )
+        if self.plain == "only" and self.distill:
+            raise UserError(
+                "distill teaches what a model with tags does, and plain only trains none; leave one of them out, or set "
+                "plain true"
+            )
 
 
 @dataclass

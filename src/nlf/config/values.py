@@ -67,6 +67,8 @@ def converted(name: str, kinds: str, choices: tuple, value: Any, where: str = ""
             expected.
     """
     value, wanted = _plain(value), [kind.strip() for kind in kinds.split(" | ")]
+    if isinstance(value, bool) and (word := str(value).lower()) in choices:  # as a flag gives it
+        value = word
     if value is None or value in ("null", ["null"]):
         if "None" in wanted:
             return None

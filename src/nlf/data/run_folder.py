@@ -15,7 +15,8 @@ from nlf.errors import UserError
 
 RESULTS, SCHEMA_VERSION = "results.json", 1  # of an evaluation
 CONFIG, FACTS, METRICS = "config.yaml", "run.json", "metrics.jsonl"
-DISTILLED = "distilled"  # folder of the plain model, in a run's folder
+DISTILLED = "distilled"  # folder of the student of `nlf distill`, in a run's folder
+PLAIN = "plain"  # folder of the run that trains the plain model directly, in a run's folder
 # The data sets of a run that was started from Python, in its folder; the command line records where it read them.
 RECORDED = {"dataset": "train-prompts.jsonl", "eval_dataset": "eval-prompts.jsonl"}
 MODEL_FILES = (  # patterns of the files of a model folder, its `README.md` aside
@@ -45,6 +46,38 @@ FREE = {
     # The product of these two over all ranks is compared instead.
     *("per_device_train_batch_size", "gradient_accumulation_steps"),
 }
+
+# Settings of tags, which change nothing of a plain run.
+OF_TAGS = {
+    *(
+        "tags",
+        "tag_template",
+        "separator",
+        "tag_tokens",
+        "attribute_template",
+        "feedback_sampling",
+        "max_feedback_length",
+    ),
+    *("quantile_rule", "quantile_scope", "quantile_weights", "nll_coef", "contrast_coef"),
+}
+
+
+def plain_folder(output_dir: str | Path) -> Path:
+    """The folder of the plain run of an output folder: `plain` in it, or the folder itself if that is its name."""
+    folder = Path(output_dir)
+    return folder if folder.absolute().name == PLAIN else folder / PLAIN
+
+
+def is_plain_run(folder: str | Path) -> bool:
+    """Whether a folder holds a run that trains a plain model, which has no tags."""
+    return settings_in(Path(folder, CONFIG)).get("plain") == "only"
+
+
+def model_folder(model: str) -> str:
+    """The model that a command means: the folder of a run, or its `plain` if the run trained nothing else."""
+    plain = Path(model, PLAIN)
+    empty = not any(Path(model, name).is_file() for name in ("config.json", FACTS))
+    return str(plain) if empty and is_plain_run(plain) else model
 
 
 def check_free(run_dir: Path, resume: bool) -> None:
@@ -185,15 +218,20 @@ def changed_settings(old: dict, new: dict) -> list[tuple[str, object, object]]:
     free = set(FREE)
     if str(new.get("lr_scheduler_type", "")).startswith("constant"):
         free.add("num_train_epochs")  # a constant schedule does not depend on its end
+    if new.get("plain") == "only":
+        free |= OF_TAGS
     names = [name for name in new if name not in free]
     other = [name for name in names if name in old and old[name] != new[name]]
     return [(name, old[name], new[name]) for name in other if not _is_renamed(name, old[name], new[name])]
 
 
 def _is_renamed(name: str, old: Any, new: Any) -> bool:
-    """Whether two values name the same thing: the data set in a run's folder, which may have been moved, or rewards, which
-    earlier versions recorded without import paths and versions. The versions are compared as `rewards`.
+    """Whether two values mean the same for a run: the data set in its folder, which may have been moved, rewards, which
+    earlier versions recorded without import paths and versions, or a plain run that follows. The versions of rewards are
+    compared as `rewards`.
     """
+    if name == "plain":  # whether a plain run follows changes nothing of a run with tags
+        return "only" not in (old, new)
     if name in RECORDED:
         return Path(str(old)).name == Path(str(new)).name == RECORDED[name]
     if name == "attributes" and old and new:

@@ -28,7 +28,15 @@ from nlf.data.locks import locked_files, locked_folder
 from nlf.data.markdown import markdown_table
 from nlf.data.progress import duration, progress_bar
 from nlf.data.prompts import PromptRow, other_columns
-from nlf.data.run_folder import DISTILLED, RESULTS, SCHEMA_VERSION, run_settings
+from nlf.data.run_folder import (
+    DISTILLED,
+    PLAIN,
+    RESULTS,
+    SCHEMA_VERSION,
+    is_plain_run,
+    model_folder,
+    run_settings,
+)
 from nlf.errors import UserError
 from nlf.evaluation import exports, intervals, metrics, unscored
 from nlf.evaluation.headlines import headlines
@@ -111,6 +119,7 @@ def evaluate(options: EvaluateOptions, compare: Compare, scorers: Scorers | None
             systems, the base first.
         scorers: None = the scorers of the options, or else of the model's run.
     """
+    options = replace(options, model=model_folder(options.model))
     folder = Path(options.output_dir or Path(options.model, "evaluation"))
     with locked_folder(folder):
         refuse_others_results(folder)
@@ -185,7 +194,7 @@ def load_base(options: EvaluateOptions) -> Policy | None:
 
 
 def systems_of(base: Policy | None, policy: Policy, options: EvaluateOptions, turned: bool) -> list[System]:
-    """The systems: the base, the model under its tag, the guided model, the distilled model, and the other tags.
+    """The systems: the base, the model under its tag, the guided model, the distilled and the plain model, the other tags.
 
     Args:
         turned: Reverse the order of the tags.
@@ -193,15 +202,17 @@ def systems_of(base: Policy | None, policy: Policy, options: EvaluateOptions, tu
     if turned:
         policy = with_turned_tags(policy)
     scheme, tag = policy.scheme, chosen_tag(policy, options.tag)
-    name = "no tag" if tag is None else "best tag" if scheme and tag == scheme.best else "tag"
+    bare = PLAIN if is_plain_run(options.model) else "no tag"
+    name = bare if tag is None else "best tag" if scheme and tag == scheme.best else "tag"
     rows = [System("base", base)] if base else []
     rows.append(System(name, policy, tag))
     for scale in sorted(set(options.guidance_scales) - {0}) if tag else ():
         negative = negative_tag(policy, options.negative_tag)
         rows.append(System(f"{name}, guidance {scale:g}", policy, tag, negative, scale))
-    student = Path(options.model, DISTILLED)
-    if (student / "config.json").is_file() and not turned:
-        rows.append(System("distilled", load_for_commands(str(student), options)))
+    for each in (DISTILLED, PLAIN):
+        untagged = Path(options.model, each)
+        if (untagged / "config.json").is_file() and not turned:
+            rows.append(System(each, load_for_commands(str(untagged), options)))
     others = [each for each in scheme.tags if each != tag] if options.sweep_tags and scheme else []
     return rows + [System(f"tag {each}", policy, each, num_prompts=options.sweep_prompts) for each in others]
 
@@ -401,7 +412,9 @@ def skipped(options: EvaluateOptions, policy: Policy, base: Policy | None) -> li
         notes.append(
             f"no base model: {options.model} does not name the model it was trained from; name it with --base_model"
         )
-    if policy.scheme is None:
+    if is_plain_run(options.model):
+        notes.append("no tags, so neither guidance nor a sweep: this is a plain model")
+    elif policy.scheme is None:
         notes.append("no tags, so neither guidance nor a sweep: the model has no tags.json")
     elif not options.sweep_tags:
         notes.append("the other tags: add --sweep_tags")

@@ -19,6 +19,7 @@ from nlf.data.generations import FILE, Generation, append, keep_lines, mend, rea
 from nlf.data.locks import locked_files, locked_folder
 from nlf.data.progress import progress_bar
 from nlf.data.prompts import NumberedPrompt, PromptRow, numbered, other_columns
+from nlf.data.run_folder import model_folder
 from nlf.errors import UserError
 from nlf.evaluation.run_defaults import with_prompts
 from nlf.evaluation.systems import PromptSet, chosen_tag, load_for_commands, negative_tag, prompt_sets, slug, with_tags
@@ -34,6 +35,7 @@ EVALUATION = -1  # the iteration in the random numbers of samples that no traini
 
 def sample_command(options: SampleOptions) -> str:
     """`nlf sample`: sample every source of prompts into a file, and return one line about each file."""
+    options = replace(options, model=model_folder(options.model))
     folder, options = Path(options.output_dir), with_prompts(options, options.model)
     with locked_folder(folder):
         sets = prompt_sets(options, options.prompts or [])

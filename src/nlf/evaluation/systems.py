@@ -13,7 +13,7 @@ from nlf.config import PromptOptions
 from nlf.data.checkpoints import MARKER, numbered
 from nlf.data.locks import refuse_while_written
 from nlf.data.prompts import PromptRow, load_prompts, other_columns
-from nlf.data.run_folder import FACTS, settings_in
+from nlf.data.run_folder import FACTS, is_plain_run, model_folder, settings_in
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
 from nlf.models.policy import Policy, best_device, load_policy
@@ -98,13 +98,14 @@ def load_for_commands(
         UserError: the model cannot be loaded, is being written by another command, or is that of a run that has not ended
             or has lost its tags.
     """
+    model = model_folder(model)
     refuse_while_written(Path(model))
     refuse_unfinished(Path(model))
     policy = load_policy(
         model, dtype=options.dtype, revision=options.model_revision, trust_remote_code=options.trust_remote_code,
         digest=digest,
     )  # fmt: skip
-    if policy.scheme is None and "train_prompts" in settings_in(Path(model, FACTS)):
+    if policy.scheme is None and "train_prompts" in settings_in(Path(model, FACTS)) and not is_plain_run(model):
         raise UserError(f"{model} holds a run without its tags.json; copy the file from one of the run's checkpoints")
     policy.model.to(torch.device(device or best_device()))  # type: ignore[arg-type]  # transformers hides the type
     return policy

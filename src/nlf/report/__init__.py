@@ -12,6 +12,7 @@ from pathlib import Path
 from nlf.config import ReportOptions
 from nlf.data.files import refuse_other, write_text
 from nlf.data.locks import locked_files
+from nlf.data.run_folder import model_folder
 from nlf.report.contents import contents
 from nlf.report.page import fill
 from nlf.report.plots import Drawing
@@ -44,7 +45,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None, num_samples: 
         UserError: A run cannot be read (the message names the broken file), or the page cannot be written or is a file of
             another program.
     """
-    paths = [Path(run) for run in runs]
+    paths = [Path(model_folder(str(run))) for run in runs]
     drawing = Drawing()
     found = read_runs(paths)
     path = output or (paths[0] if paths[0].is_dir() else paths[0].parent) / FILE

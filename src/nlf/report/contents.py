@@ -8,7 +8,7 @@ from nlf.report import figures, tables
 from nlf.report.credit import Credited, credited
 from nlf.report.plots import Drawing
 from nlf.report.reading import Run
-from nlf.report.results import System, distilled, main_metric, others
+from nlf.report.results import System, main_metric, others, plain_models, plain_name
 from nlf.report.samples import (
     HARMLESS,
     MARKS,
@@ -55,7 +55,7 @@ class Contents:
     sources: list[Source]
     others_on: str  # the prompts of the tags beside the main one; empty if no such tag is shown
     evaluated_on: str  # the prompts of the evaluations during training
-    has_distilled: bool  # whether the distilled model is shown
+    diamonds: list[str]  # the plain models that are shown: "the distilled model"
     veils: bool  # whether any text is blurred
     scored: Scored
     curves: list[figures.Plot]
@@ -103,7 +103,7 @@ def contents(runs: Sequence[Run], num_samples: int, seed: int, drawing: Drawing)
         sources=sources,
         others_on=next((tables.prompts_of(s) for each in runs for name in names for s in others(each.on(name))), ""),
         evaluated_on=f"at most {run.config.get('max_eval_prompts') or 'all'} evaluation prompts",
-        has_distilled=any(distilled(each.systems) for each in runs),
+        diamonds=list(dict.fromkeys(plain_name(s) for each in runs for s in plain_models(each.systems))),
         veils=any(_has_veil(sample) for source in sources for sample in source.samples),
         scored=scored,
         curves=figures.curves(runs, drawing),

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from nlf.evaluation.headlines import merged
 from nlf.report.plots import SERIES, Band, Curve, Drawing, Point, Ridge, Trail, steps
 from nlf.report.reading import Run
-from nlf.report.results import System, aligned, base_of, distilled, featured, main_metric, others, tags_reversed
+from nlf.report.results import System, aligned, base_of, featured, main_metric, others, plain_models, tags_reversed
 from nlf.report.samples import Samples, Scored
 from nlf.report.tables import bounds, prefers_higher, tags_of
 from nlf.report.wording import family, is_number, label, title
@@ -68,12 +68,12 @@ def tradeoff(runs: Sequence[Run], source: str, drawing: Drawing) -> Plot | None:
 
 
 def _trail(run: Run, index: int, source: str, name: str, several: bool) -> Trail:
-    """The points of a run: the main tag by growing guidance, then the distilled model, the other tags and the base."""
+    """The points of a run: the main tag by growing guidance, then the plain models, the other tags and the base."""
     systems = run.on(source)
     ink = ink_of(index)
     colours = _tag_inks(run)
     curve = [_point(s, name, _strength(s), ink) for s in aligned(systems)]
-    plain = [_point(s, name, s["name"], ink if several else "s3", "D") for s in distilled(systems)]
+    plain = [_point(s, name, s["name"], ink if several else "s3", "D") for s in plain_models(systems)]
     rest = [
         _point(s, name, s["tag"] or s["name"], ink if several else colours.get(s["tag"] or "", "muted"), "v")
         for s in others(systems)
@@ -136,13 +136,14 @@ def _ridge(run: Run, system: System, samples: Samples) -> Ridge:
     return Ridge(label(system["tag"] or system["name"]) + strength, values, ink)
 
 
-LINES = (("muted", ""), ("s1", "dashed"), ("s2", "dotted"), ("s3", ""))  # colours and dashes of the lengths
+# colours and dashes of the lengths
+LINES = (("muted", ""), ("s1", "dashed"), ("s2", "dotted"), ("s3", ""), ("s4", "dashed"))
 
 
 def lengths(run: Run, source: str, samples: dict[str, Samples], drawing: Drawing) -> Plot | None:
-    """Plot the completion lengths of the base, the main tag, the guided policy and the distilled model."""
+    """Plot the completion lengths of the base, the main tag, the guided policy and the plain models."""
     systems = run.on(source)
-    plain = distilled(systems)
+    plain = plain_models(systems)
     shown = [s for s in sorted(featured(systems), key=plain.__contains__) if s["id"] in samples]
     rows = [Ridge(s["name"], samples[s["id"]].lengths, k[0]) for s, k in zip(shown, LINES, strict=False)]
     if not rows:

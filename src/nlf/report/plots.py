@@ -158,7 +158,7 @@ class Drawing:
             high = max(int(row.values.max(initial=0)) for row in rows)
             width = max(1, -(-(high + 1) // BINS))
             edges = np.arange(0, high + width + 1, width)
-            for row, dash in zip(rows, ("-", "--", ":", "-"), strict=False):
+            for row, dash in zip(rows, ("-", "--", ":", "-", "--"), strict=False):
                 share = np.histogram(row.values, edges)[0] / max(len(row.values), 1)
                 axes.stairs(share, edges, baseline=None, color=INKS[row.ink], lw=1.6, ls=dash)
             axes.grid(True, axis="y")

@@ -16,7 +16,9 @@ from nlf.evaluation.headlines import Headlines
 from nlf.evaluation.metrics import by_scorer
 from nlf.report.wording import family, is_number
 
-PLAIN = ("distilled", "student")  # names of the model that `nlf distill` makes, which needs no tag
+# Names of the models that need no tag: the one that `nlf distill` makes, "student" in its own comparison, and that of a run
+# with `plain`.
+PLAIN = ("distilled", "student", "plain")
 # The metrics that can decide a comparison, by rank. A thresholded metric ranks above the mean of the same scores.
 MAIN_METRICS = ("toxicity_probability", "positive_fraction", "toxic_fraction", "toxicity", "positive", "reward")
 SCORED = {*MAIN_METRICS, "expected_max_toxicity"}  # the metrics of a scorer
@@ -96,14 +98,19 @@ def base_of(systems: Sequence[System]) -> System | None:
     return next((system for system in systems if system["model"] == "base"), None)
 
 
-def distilled(systems: Sequence[System]) -> list[System]:
-    """The plain model, which most people use; empty if the run was not distilled."""
+def plain_models(systems: Sequence[System]) -> list[System]:
+    """The plain models, which most people use: the distilled one, and the one trained directly; there may be neither."""
     return [system for system in systems if system["name"] in PLAIN and system["tag"] is None]
+
+
+def plain_name(system: System) -> str:
+    """`the distilled model`, `the plain model`."""
+    return "the plain model" if system["name"] == "plain" else "the distilled model"
 
 
 def aligned(systems: Sequence[System]) -> list[System]:
     """The policy under its main tag: first without guidance, then by growing guidance scale."""
-    plain = distilled(systems)
+    plain = plain_models(systems)
     policy = [system for system in systems if system["model"] != "base" and system not in plain]
     main = next((system for system in policy if not system["guidance_scale"]), policy[0] if policy else None)
     same = [system for system in policy if main and system["tag"] == main["tag"]]
@@ -111,16 +118,16 @@ def aligned(systems: Sequence[System]) -> list[System]:
 
 
 def featured(systems: Sequence[System]) -> list[System]:
-    """The distilled model, the base, the policy under its main tag, and the guided policy whose scale is nearest to 1."""
+    """The plain models, the base, the policy under its main tag, and the guided policy whose scale is nearest to 1."""
     main = aligned(systems)
     guided = sorted((s for s in main if s["guidance_scale"]), key=lambda s: abs(s["guidance_scale"] - 1))
     plain = [system for system in main if not system["guidance_scale"]]
-    return [*distilled(systems), *filter(None, [base_of(systems)]), *plain[:1], *guided[:1]]
+    return [*plain_models(systems), *filter(None, [base_of(systems)]), *plain[:1], *guided[:1]]
 
 
 def others(systems: Sequence[System]) -> list[System]:
     """The policy under its other tags."""
-    taken = [id(system) for system in [base_of(systems), *distilled(systems), *aligned(systems)]]
+    taken = [id(system) for system in [base_of(systems), *plain_models(systems), *aligned(systems)]]
     return [system for system in systems if id(system) not in taken]
 
 

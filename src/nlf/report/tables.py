@@ -13,10 +13,11 @@ from nlf.report.results import (
     System,
     aligned,
     base_of,
-    distilled,
     featured,
     main_metric,
     others,
+    plain_models,
+    plain_name,
     source_of,
     tags_reversed,
 )
@@ -108,7 +109,7 @@ def prefers_higher(run: Run, name: str, systems: Sequence[System]) -> bool | Non
 
 
 def headline(runs: Sequence[Run], source: str) -> Table:
-    """The main metrics of the distilled model, the base and the aligned systems of every run, on one prompt source."""
+    """The main metrics of the plain models, the base and the aligned systems of every run, on one prompt source."""
     return _table(runs, source, _headline_families(runs, source), main_systems)
 
 
@@ -123,22 +124,22 @@ def sweep(run: Run, source: str) -> Table | None:
 
 def shape(run: Run, source: str) -> Table:
     """Length and diversity of every system."""
-    return _table([run], source, SHAPE, distilled_first)
+    return _table([run], source, SHAPE, plain_first)
 
 
 def everything(run: Run, source: str) -> Table:
     """Every metric of every system."""
-    return _table([run], source, None, distilled_first)
+    return _table([run], source, None, plain_first)
 
 
 def main_systems(systems: Sequence[System]) -> list[System]:
-    """The distilled model, the base, the main tag, and the main tag with guidance."""
-    return [*distilled(systems), *start_of(systems), *aligned(systems)]
+    """The plain models, the base, the main tag, and the main tag with guidance."""
+    return [*plain_models(systems), *start_of(systems), *aligned(systems)]
 
 
-def distilled_first(systems: Sequence[System]) -> list[System]:
-    """All systems; the distilled model comes first."""
-    plain = distilled(systems)
+def plain_first(systems: Sequence[System]) -> list[System]:
+    """All systems; the plain models come first."""
+    plain = plain_models(systems)
     return plain + [system for system in systems if system not in plain]
 
 
@@ -263,14 +264,22 @@ def headings(runs: Sequence[Run]) -> tuple[str, list[str]]:
     run = runs[0]
     tags = tags_of(run)
     words = f"words from “{clip(tags[0], 60)}” to “{clip(tags[-1], 60)}”" if tags else ""
-    plain = f"aligned by {words}, then distilled into a plain model"
-    about = f"{model_name(run)}, " + (
-        plain if words and distilled(run.systems) else f"steered by {words}" if words else "measured"
-    )
+    about = f"{model_name(run)}, {_aligned(run, words)}"
     if len(runs) > 1:
         about += f", compared with {count(len(runs) - 1, 'other run')}"
     outcome = filter(None, (_outcome(run, source) for source in run.sources))
     return about, [*_training(run), *outcome, *_unscored(run)]
+
+
+def _aligned(run: Run, words: str) -> str:
+    """What the run made of the model: `aligned by words from … to …, then distilled into a plain model`."""
+    plain = {plain_name(system) for system in plain_models(run.systems)}
+    into = ", then distilled into a plain model" if "the distilled model" in plain else ""
+    if "the plain model" in plain:
+        into += ", and directly into another" if into else ", and without words into a plain model"
+    if not words:
+        return "aligned into a plain model" if "the plain model" in plain else "measured"
+    return f"aligned by {words}{into}" if into else f"steered by {words}"
 
 
 def _unscored(run: Run) -> list[str]:
@@ -314,8 +323,8 @@ def _outcome(run: Run, source: str) -> str:
 
 def _spoken(name: str) -> str:
     """`the best tag with guidance 1`."""
-    if name == "distilled":
-        return "the distilled model"
+    if name in ("distilled", "plain"):
+        return f"the {name} model"
     return ("the " if name.startswith(("base", "best tag")) else "") + name.replace(", guidance", " with guidance")
 
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial, wraps
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from transformers import TrainingArguments
 
 from nlf import config
 from nlf.config.values import annotations_of
+from nlf.data.run_folder import plain_folder
 from nlf.errors import UserError
 from nlf.models.policy import best_device
 from nlf.models.sharding import load_whole
@@ -70,6 +72,7 @@ class ALTConfig(
                 "sampler server cannot be used in training: the server does not get the new weights; use hf or vllm"
             )
         config.check(self)
+        choose_folder(self)
         check_names(self)
         choose_metric(self)
         self.fsdp = {"true": True, "false": None}.get(str(self.fsdp).lower(), self.fsdp)
@@ -96,6 +99,23 @@ class ALTConfig(
     def total_batch_size(self) -> int:
         """Rollouts in one optimizer step, over all ranks and micro-batches."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+
+def choose_folder(args: ALTConfig) -> None:
+    """Give a plain run the folder `plain`.
+
+    Raises:
+        UserError: the model with tags would get the folder of the plain model that follows.
+    """
+    given = Path(str(args.output_dir))
+    folder = plain_folder(given)
+    if args.plain == "only":
+        args.output_dir = str(folder)
+    elif args.plain == "true" and folder == given:
+        raise UserError(
+            f"output_dir {given}: with plain true, a folder of the name plain is that of the plain model; choose another "
+            "output_dir, or set plain only"
+        )
 
 
 def check_world(args: ALTConfig) -> None:

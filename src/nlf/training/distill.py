@@ -26,7 +26,7 @@ from nlf.data.files import refuse_others, write_folder, write_text
 from nlf.data.generations import read
 from nlf.data.locks import locked_folder
 from nlf.data.prompts import PromptRow, all_conversations, load_prompts
-from nlf.data.run_folder import CONFIG, DISTILLED, FACTS, MODEL_FILES, run_settings
+from nlf.data.run_folder import CONFIG, DISTILLED, FACTS, MODEL_FILES, is_plain_run, model_folder, run_settings
 from nlf.errors import UserError
 from nlf.evaluation.evaluate import evaluate
 from nlf.evaluation.run_defaults import recorded_base, recorded_prompts, scorers_of, with_prompts
@@ -74,8 +74,23 @@ def distill(options: DistillOptions | None = None, **knobs) -> Path:
             have different vocabularies; the folder holds another run or model, or cannot be written.
     """
     options = options_of(knobs) if options is None else options
+    refuse_plain(options.model)
     with student_folder(options):
         return distill_from(load_for_commands(options.model, options), options)
+
+
+def refuse_plain(model: str) -> None:
+    """Refuse a teacher that is a plain model.
+
+    Raises:
+        UserError: the folder holds a plain run, and no run with tags.
+    """
+    found = model_folder(model)
+    if is_plain_run(found):
+        raise UserError(
+            f"{found} is a plain model, which needs no distillation: use it as it is; distill teaches what a model with tags "
+            "does"
+        )
 
 
 @contextmanager
@@ -327,6 +342,7 @@ def distill_command(options: DistillOptions) -> str:
     Args:
         options: The options of the command line.
     """
+    refuse_plain(options.model)
     with student_folder(options) as folder:
         teacher = load_for_commands(options.model, options)
         lesson = lessons(teacher, options)[0]  # a model without tags is no teacher, whatever else is missing

@@ -150,6 +150,8 @@ def unscored_lines(pool: Pool, iteration: int, feedback: Feedback, worst: Collec
     ]
     given = feedback.cut.rewards(pool)[pool.iteration == iteration]
     told = "they have no reward, so they get no tag and are not trained on"
+    if isinstance(feedback, NoFeedback):
+        told = "they have no reward, so they are not trained on"
     lines.append(warning(feedback.cut.name, int(np.isnan(given).sum()), len(given), told))
     return [line for line in lines if line]
 
@@ -173,7 +175,11 @@ def _new_rollouts(pool: Pool, new: np.ndarray) -> dict[str, float]:
 
 
 def _quantile_edges(pool: Pool, quantiles: np.ndarray, feedback: Feedback) -> dict[str, float]:
-    """Lowest and highest reward of each quantile that holds rollouts, for the total reward and for every attribute."""
+    """Lowest and highest reward of each quantile that holds rollouts, for the total reward and for every attribute; nothing
+    for a plain model, which has no quantiles.
+    """
+    if isinstance(feedback, NoFeedback):
+        return {}
     logs = {}
     cuts = {"": (feedback.cut, quantiles)}
     cuts |= {f"attribute/{name}/": (cut, cut(pool)) for name, cut in feedback.cuts().items()}
@@ -228,4 +234,5 @@ def log_completions(lines: Sequence[Generation], rewards: Sequence[Reward], coun
         found = [(reward.label, line["scores"][reward.label]["reward"][0]) for reward in rewards]
         scores = ", ".join(f"{label} {'–' if value is None else rounded(value)}" for label, value in found)
         texts = (printable(str(text)) for text in (line["prompt"], line["completions"][0]))
-        logger.info("step %d | %s | %s ⟶ %s | %s", step, line["feedback"], *texts, scores)
+        where = f"step {step}" + (f" | {line['feedback']}" if line["feedback"] else "")
+        logger.info("%s | %s ⟶ %s | %s", where, *texts, scores)

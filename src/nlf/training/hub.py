@@ -20,6 +20,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import hub as transformers_hub
 
+from nlf.data.run_folder import PLAIN
 from nlf.errors import UserError, line_of
 from nlf.secrets import masked
 
@@ -199,7 +200,8 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _repository(args: TrainingArguments) -> str:
-    return args.hub_model_id or Path(str(args.output_dir)).absolute().name
+    folder = Path(str(args.output_dir)).absolute()
+    return args.hub_model_id or (f"{folder.parent.name}-{PLAIN}" if folder.name == PLAIN else folder.name)
 
 
 def _token(args: TrainingArguments) -> str | None:

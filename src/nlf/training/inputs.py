@@ -12,7 +12,15 @@ from nlf import config
 from nlf.data import files, run_folder
 from nlf.data.feedback import AttributeRules, Feedback, RewardRules, make_feedback
 from nlf.data.files import EMBEDDED
-from nlf.data.prompts import PromptRow, all_conversations, as_prompts, load_prompts, other_columns, write_prompts
+from nlf.data.prompts import (
+    Prompt,
+    PromptRow,
+    all_conversations,
+    as_prompts,
+    load_prompts,
+    other_columns,
+    write_prompts,
+)
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
 from nlf.models.encoder import PromptEncoder
@@ -62,6 +70,10 @@ class Inputs:
     @property
     def auditor_labels(self) -> list[str]:
         return [auditor.label for auditor in self.auditors]
+
+    def conversations(self) -> dict[str, Prompt] | None:
+        """The messages of each prompt id to train on; None if prompts are text."""
+        return {row["prompt_id"]: row["prompt"] for row in self.prompts} if self.conversational else None
 
     def recorded(self, run_dir: Path) -> dict[str, Any]:
         """The sources that `config.yaml` names: data sets from Python are files in the run's folder."""
@@ -144,7 +156,8 @@ def _resolved_rewards(args: ALTConfig, given: RewardFunction | Sequence[RewardFu
         pairs = zip(args.attributes, args.reward_funcs, strict=True)
         args.attributes = [{**attribute, "reward": name} for attribute, name in pairs]
     _choose_tags(args, rewards)
-    check_judges(rewards, args)
+    if args.plain != "only":  # a plain run reads a judge's categories as numbers
+        check_judges(rewards, args)
     if args.credit_coef:
         _tell_credit(args, rewards)
     return rewards
@@ -201,7 +214,9 @@ def _choose_tags(args: ALTConfig, rewards: Sequence[Reward]) -> None:
 
 
 def scheme_of(args: ALTConfig, conversational: bool) -> TagScheme | None:
-    """The run's tags; None = the run trains a plain model. Conversations have no separator, because their feedback goes into the system message."""
+    """The run's tags; None = the run trains a plain model. Conversations have no separator, because their feedback goes into
+    the system message.
+    """
     if args.plain == "only":
         return None
     assert args.tags is not None  # `check_inputs` fills them in
@@ -274,6 +289,6 @@ def pool_dataset_of(args: ALTConfig) -> PoolDataset:
         args.steps_per_iteration,
         args.total_batch_size,
         seed=args.seed,
-        contrast=args.contrast_coef != 0 or (args.credit_coef != 0 and args.plain != "only"),
+        contrast=args.plain != "only" and (args.contrast_coef != 0 or args.credit_coef != 0),
         weights=None if args.credit_coef else args.quantile_weights,
     )

@@ -1,4 +1,6 @@
-"""Sums of the loss's parts: the averages in the log, and the controllers that move coefficients of the loss."""
+"""Sums between two log lines: of the loss's parts, with the controllers that move its coefficients by them, and of what
+reward functions log.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,6 +32,22 @@ class LossSums:
         return taken
 
 
+class LoggedMetrics:
+    """The numbers that this rank's reward functions logged since they were last taken."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[float]] = {}
+
+    def add(self, name: str, value: float) -> None:
+        """What a reward function calls to log a number: TRL's `log_metric`."""
+        self.values.setdefault(name, []).append(value)
+
+    def take(self) -> dict[str, float]:
+        """Return the mean of each number, and start again with none."""
+        taken, self.values = self.values, {}
+        return {name: sum(values) / len(values) for name, values in taken.items()}
+
+
 def averages(sums: Mapping[str, float], contrast: bool) -> dict[str, float]:
     """Averages for the log: per token, and with `contrast` also the parts of the contrast per completion."""
     found = {name: sums[name] / sums["tokens"] for name in PER_TOKEN}
@@ -38,6 +56,21 @@ def averages(sums: Mapping[str, float], contrast: bool) -> dict[str, float]:
     if contrast:
         found |= {logged: sums[name] / sums["completions"] for name, logged in PER_COMPLETION.items()}
     return found
+
+
+def contrasts(args: ALTConfig) -> bool:
+    """Whether the loss has the contrast of whole completions; a plain run has no tags that could be contrasted."""
+    return bool(args.contrast_coef) and args.plain != "only"
+
+
+def fixed_coefficients(args: ALTConfig) -> dict[str, float]:
+    """The coefficients that no controller moves. NLL and contrast train tags, so a plain run has neither."""
+    tagged = args.plain != "only"
+    return {
+        "nll_coef": args.nll_coef if tagged else 0.0,
+        "contrast_coef": args.contrast_coef if tagged else 0.0,
+        "credit_coef": args.credit_coef,
+    }
 
 
 @dataclass(frozen=True)

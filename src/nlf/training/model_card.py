@@ -15,13 +15,16 @@ from nlf.models.policy import Policy
 from nlf.training.config import ALTConfig
 
 CARD = "README.md"
-TEMPLATE = """---
+HEAD = """---
 library_name: transformers
 pipeline_tag: text-generation
-{base_model}tags: [nlf, language-feedback, alignment]
+{base_model}tags: [nlf, {topic}, alignment]
 ---
 # {name}
 
+"""
+
+TEMPLATE = """\
 This model is `{base}`, aligned with textual feedback by `nlf` {version}. It reads a tag {where}: words for the quality
 that its completion should have. {how}
 
@@ -30,18 +33,33 @@ that its completion should have. {how}
 {tags}
 
 Training took {iterations:g} iterations of {steps} steps, with {batch} rollouts a step and the reward `{rewards}`. The objective's
-coefficients were nll {nll_coef}, contrast {contrast_coef}, beta {beta} ({kl_direction} KL) and entropy {entropy_coef}. `config.yaml`
-holds every setting.
+coefficients were nll {nll_coef}, contrast {contrast_coef}, credit {credit_coef}, beta {beta} ({kl_direction} KL) and entropy
+{entropy_coef}. `config.yaml` holds every setting.
 
 {results}
 The model learned its tags from the reward, so a tag controls only what the reward measures. After a worse tag the model
 writes the kind of text that training taught it to avoid.
 """
 
+PLAIN_TEMPLATE = """\
+This model is `{base}`, aligned by `nlf` {version}. It is an ordinary causal language model: it reads the bare prompt, without a
+tag and without guidance.
+
+{usage}
+
+Training took {iterations:g} iterations of {steps} steps, with {batch} rollouts a step and the reward `{rewards}`. Each token was
+trained by what it earned of its completion's reward. The objective's coefficients were credit {credit_coef}, beta {beta}
+({kl_direction} KL) and entropy {entropy_coef}. `config.yaml` holds every setting.
+
+{results}
+The model learned from the reward alone, so it is better only in what the reward measures.
+"""
+
 HOW_TEXT = "Put the best tag and the separator before the prompt:"
 HOW_CONVERSATION = (
     "Put the best tag into the system message, after the text that it holds, with an empty line between:"
 )
+COEFFICIENTS = ("nll_coef", "contrast_coef", "credit_coef", "beta", "kl_direction", "entropy_coef")
 PROMPT, QUESTION = "The weather in the mountains", "What is the weather like in the mountains?"
 
 CODE = """\
@@ -68,6 +86,7 @@ def model_card(
     rewards: str,
     model: str | None = None,
     auditors: Sequence[str] = (),
+    conversational: bool = False,
 ) -> str:
     """Write the card's Markdown.
 
@@ -76,28 +95,41 @@ def model_card(
         rewards: The labels of the rewards, joined.
         model: Folder or hub id that the card loads the model from; None = the run's folder.
         auditors: Labels of scorers whose figures come first.
+        conversational: The run's prompts are conversations; counts for a model without tags.
     """
-    scheme = policy.scheme
+    scheme, folder = policy.scheme, model or str(run_dir)
+    about = _training(policy, args, rewards) | {
+        "results": _results(history, args, auditors, tagged=scheme is not None)
+    }
     if scheme is None:
-        return f"# {run_dir.name}\n"
-    base = policy.identity.name
-    local = not base or base == EMBEDDED or Path(base).exists()  # a card names no folder of the machine
-    return TEMPLATE.format(
-        base=(Path(base).name if local else base) or "the base model",
-        base_model="" if local else f"base_model: {base}\n",
+        about["name"] = f"{run_dir.parent.name}/{run_dir.name}"
+        about["usage"] = usage(policy, folder, None, conversational)
+        return (HEAD + PLAIN_TEMPLATE).format(topic="reinforcement-learning", **about)
+    return (HEAD + TEMPLATE).format(
+        topic="language-feedback",
         name=run_dir.name,
-        version=__version__,
         where="in the system message" if scheme.conversational else "before the prompt",
         how=HOW_CONVERSATION if scheme.conversational else HOW_TEXT,
-        usage=usage(policy, model or str(run_dir), scheme.best, bool(scheme.conversational)),
+        usage=usage(policy, folder, scheme.best, bool(scheme.conversational)),
         tags=markdown_table(["quantile of the reward", "tag"], [[str(q), tag] for q, tag in enumerate(scheme.tags)]),
-        iterations=args.num_train_epochs,
-        steps=args.steps_per_iteration,
-        batch=args.total_batch_size,
-        rewards=rewards,
-        results=_results(history, args, auditors),
-        **{n: getattr(args, n) for n in ("nll_coef", "contrast_coef", "beta", "kl_direction", "entropy_coef")},
+        **about,
     )
+
+
+def _training(policy: Policy, args: ALTConfig, rewards: str) -> dict[str, Any]:
+    """What every card says of the training: the model's start and the main settings."""
+    base = policy.identity.name
+    local = not base or base == EMBEDDED or Path(base).exists()  # a card names no folder of the machine
+    return {
+        "base": (Path(base).name if local else base) or "the base model",
+        "base_model": "" if local else f"base_model: {base}\n",
+        "version": __version__,
+        "iterations": args.num_train_epochs,
+        "steps": args.steps_per_iteration,
+        "batch": args.total_batch_size,
+        "rewards": rewards,
+        **{name: getattr(args, name) for name in COEFFICIENTS},
+    }
 
 
 def usage(policy: Policy, folder: str, tag: str | None, conversational: bool) -> str:
@@ -131,7 +163,9 @@ def text_for(policy: Policy, tag: str | None, prompt: str) -> str | None:
     return next((text for text in texts if policy.tokenizer(text)["input_ids"] == ids), None)
 
 
-def _results(history: Sequence[Mapping[str, Any]], args: ALTConfig, auditors: Sequence[str]) -> str:
+def _results(
+    history: Sequence[Mapping[str, Any]], args: ALTConfig, auditors: Sequence[str], tagged: bool = True
+) -> str:
     """The figures of the last evaluation as a table, those by auditors first; empty if the run had no evaluation."""
     evaluations = [row for row in history if "eval_reward" in row]
     if not evaluations:
@@ -145,5 +179,6 @@ def _results(history: Sequence[Mapping[str, Any]], args: ALTConfig, auditors: Se
     figures.sort(key=lambda figure: not audited[figure[0]])
     rows = [[name + (" (auditor)" if audited[name] else ""), f"{value:.4g}"] for name, value in figures]
     table = markdown_table(["metric", "value"], rows)
-    sampling = f"{args.eval_num_generations} completions a prompt, top-p {args.eval_top_p}, best tag"
+    sampling = f"{args.eval_num_generations} completions a prompt, top-p {args.eval_top_p}"
+    sampling += ", best tag" if tagged else ""
     return f"Last evaluation ({sampling}):\n\n{table}\n"

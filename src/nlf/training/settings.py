@@ -71,15 +71,15 @@ def sampling_settings(
     settings: dict[str, Any] = {}  # these keys are absent, as in older runs, unless sampling depends on them
     if args.sampler != "hf":
         settings["sampler"] = args.sampler
-    if args.attributes:
+    scheme = policy.scheme  # None: a plain run, which no setting of tags changes
+    if args.attributes and scheme:
         # a reward from Python or of this package is stamped by its name alone, as in older runs; "rewards" has its version
         named = zip(args.attributes, rewards, strict=True)
         own = [{**attribute, "reward": without_version(reward.spec or reward.name)} for attribute, reward in named]
         settings["attributes"] = [own, args.attribute_template, args.feedback_sampling]
-    if any(reward.returns_judgements for reward in rewards):
+    if scheme and any(reward.returns_judgements for reward in rewards):
         settings["quantiles"] = [args.quantile_rule, args.quantile_scope, args.pool_keep, args.reward_normalization]
         settings["max_feedback_length"] = encoder.max_feedback_length
-    scheme = policy.scheme
     if scheme and args.credit_coef:
         settings["sampled_under"] = "several tags"
     conversational = any(isinstance(prompt["prompt"], list) for prompt in prompts[:1])

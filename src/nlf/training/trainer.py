@@ -11,10 +11,8 @@ docs/method.md lists the departures from the published code.
 
 import functools
 import logging
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -33,9 +31,9 @@ from nlf.evaluation.pipeline import metrics_of
 from nlf.method.losses import Coefficients, StepTotals, alt_loss
 from nlf.models.dropout import check_training_mode
 from nlf.models.encoder import PADDING, pass_tokens
-from nlf.models.policy import Policy, load_model, prepare_policy, save_policy
+from nlf.models.policy import Policy, load_model, prepare_policy
 from nlf.models.reading import LogitsPlan, plan_logits
-from nlf.models.sharding import load_whole, moved, place_reference, skeleton, trainable_digest, whole
+from nlf.models.sharding import load_whole, place_reference, skeleton, trainable_digest
 from nlf.rewards import Reward
 from nlf.sampling import Sampler
 from nlf.sampling.rollout_table import PromptSampler
@@ -46,7 +44,6 @@ from nlf.training.collector import RolloutCollector, Scoring, Source
 from nlf.training.config import ALTConfig, compile_for_all_shapes
 from nlf.training.console import Console
 from nlf.training.credit import Credited, credit_of
-from nlf.training.distill import distill
 from nlf.training.evaluation import (
     REFERENCE,
     add_scores,
@@ -74,20 +71,30 @@ from nlf.training.inputs import (
     worst_of,
 )
 from nlf.training.iteration import run_iteration
-from nlf.training.loss_sums import LossSums, averages, controllers_of, first_coefficients, moved_coefficients, weights
-from nlf.training.model_card import CARD, model_card
+from nlf.training.loss_sums import (
+    LoggedMetrics,
+    LossSums,
+    averages,
+    contrasts,
+    controllers_of,
+    first_coefficients,
+    fixed_coefficients,
+    moved_coefficients,
+    weights,
+)
 from nlf.training.objective import completion_stats, loss_of_groups
 from nlf.training.ranks import Ranks
-from nlf.training.resuming import CheckpointTrainer, choose_checkpoint
+from nlf.training.resuming import choose_checkpoint
 from nlf.training.run_policy import RunPolicy
 from nlf.training.settings import Stamp, run_facts, run_settings, sampling_settings
+from nlf.training.stages import StagedTrainer, is_alone, plain_settings, plain_stage
 from nlf.training.stopping import StopSignal
 from nlf.training.vllm_weights import share
 
 logger = logging.getLogger(__name__)
 
 
-class ALTTrainer(CheckpointTrainer):
+class ALTTrainer(StagedTrainer):
     """Train a causal language model on its own completions, conditioned on words for their quality.
 
     Args:
@@ -129,11 +136,17 @@ class ALTTrainer(CheckpointTrainer):
         optimizers=(None, None),
     ):
         args = args or ALTConfig()
+        plain = plain_settings(args)
         self.inputs = check_inputs(args, reward_funcs, train_dataset, eval_dataset)
         if isinstance(model, str):
             model, processing_class = load_model(model)
         if processing_class is None:
             raise UserError("processing_class is missing: give the tokenizer that belongs to the model")
+        self.plain_stage = plain_stage(
+            plain, optimizers, model=model, processing_class=processing_class, peft_config=peft_config,
+            reference_model=reference_model, disable_dropout=disable_dropout, max_prompt_length=max_prompt_length,
+            callbacks=callbacks,
+        )  # fmt: skip
         self.scheme = scheme_of(args, self.inputs.conversational)
         self.policy = prepare_policy(
             model, processing_class, self.scheme,
@@ -150,8 +163,7 @@ class ALTTrainer(CheckpointTrainer):
             raise UserError(
                 "distill: the student starts from the model's files, and this model has none; save and load it"
             )
-        alone = args.world_size == 1 and not args.deepspeed and not args.fsdp
-        limit = pass_tokens(args.device, alone)
+        limit = pass_tokens(args.device, is_alone(args))
         super().__init__(
             model=self.policy.model,
             args=args,
@@ -163,7 +175,9 @@ class ALTTrainer(CheckpointTrainer):
             optimizers=optimizers,
         )
         self.add_callback(IterationCallback(self))
-        Console("training", args.steps_per_iteration, self.inputs.auditor_labels).show_in(self)
+        Console(
+            "plain model" if args.plain == "only" else "training", args.steps_per_iteration, self.inputs.auditor_labels
+        ).show_in(self)
         self.loss_is_scaled_for_ga, self.model_accepts_loss_kwargs = True, False
         if disable_dropout:
             check_training_mode(self.policy.model)
@@ -183,7 +197,7 @@ class ALTTrainer(CheckpointTrainer):
         self.watch = AuditWatch()
         self.stop = StopSignal()
         self.log_sums, self.step_sums = LossSums(), LossSums()
-        self.reward_metrics: dict[str, list[float]] = defaultdict(list)  # filled by `log_metric` of TRL's functions
+        self.reward_metrics = LoggedMetrics()
 
     def _place_models(self) -> None:
         """Prepare sharding, compilation and the reference, once Trainer knows the accelerator."""
@@ -207,11 +221,15 @@ class ALTTrainer(CheckpointTrainer):
         trial=None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Run all iterations, and write the tagged model into the run's folder; with `distill`, distill it too.
+        """Run all iterations and write the model into the run's folder. Then distill it if `distill` is set, and train the
+        plain model if `plain` is true.
 
         Args:
             resume_from_checkpoint: A checkpoint's folder; or True: the newest whole checkpoint, or the start if there is
                 none. `resuming.py` says when a checkpoint is whole.
+
+        Returns:
+            Trainer's output of the first stage.
 
         Raises:
             UserError: the folder holds another run or is being written by another command, the settings changed in a way
@@ -219,10 +237,16 @@ class ALTTrainer(CheckpointTrainer):
             SystemExit: SIGTERM came; a checkpoint is saved.
         """
         with locked_folder(self.run_dir):
-            return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+            own, plain = self.checkpoints_to_resume(resume_from_checkpoint)
+            result = self._train(own, trial, ignore_keys_for_eval)
+            if self.args.distill:
+                self.distill()
+            if self.plain_stage:
+                self.train_plain(plain)
+            return result
 
     def _train(self, resume_from_checkpoint: str | bool | None, trial, ignore_keys: list[str] | None) -> TrainOutput:
-        """`train` under the lock of the run's folder."""
+        """The iterations of `train`, under the lock of the run's folder."""
         facts = run_facts(self.args, self.policy, self.inputs.prompts, self.inputs.rewards, self.inputs.auditors)
         own = run_settings(self.args, self.options)
         if self.is_world_process_zero():
@@ -248,45 +272,7 @@ class ALTTrainer(CheckpointTrainer):
             result = super().train(str(checkpoint) if checkpoint else None, trial, ignore_keys)
         self.stop.exit_if_asked()
         self.finish()
-        if self.args.distill:
-            self.distill()
         return result
-
-    def finish(self, message: str = "End of training") -> None:
-        """Write the tagged model, its tags and its card into the run's folder; upload them if the settings ask for it."""
-        self.push_final(self.write_model(self.run_dir), message)
-
-    def write_model(self, folder: Path) -> list[str]:
-        """Write the tagged model, its tags and its card into a folder; returns the names of the files."""
-        names: list[str] = []
-
-        def save(temporary: Path) -> None:
-            save_policy(policy, temporary)
-            names.extend(path.name for path in temporary.iterdir())
-
-        first, cpu = self.is_world_process_zero(), torch.device("cpu")
-        with whole(self.policy, self.skeleton, ["model"], device=cpu, keep=first) as policy:
-            if first:
-                files.write_folder(folder, save)
-                rewards = ", ".join(reward.label for reward in self.inputs.rewards)
-                name = self.hub.name if self.hub else str(self.run_dir)
-                log, auditors = self.state.log_history, self.inputs.auditor_labels
-                card = model_card(self.run_dir, policy, self.args, log, rewards, name, auditors)
-                files.write_text(folder / CARD, card)
-        self.accelerator.wait_for_everyone()
-        return [*names, CARD]
-
-    def distill(self) -> None:
-        """Distill the tagged model in the run's folder, as `nlf distill` does; several processes print the command."""
-        if self.args.world_size > 1:
-            if self.is_world_process_zero():
-                logger.warning("distill: run `nlf distill --model %s` in one process", self.run_dir)
-            return
-        self.optimizer = self.lr_scheduler = None  # the student needs their memory, and that of the models
-        self.accelerator.free_memory()
-        cpu, trusted = torch.device("cpu"), bool(self.options.get("trust_remote_code"))
-        with moved(self.policy.model, cpu), moved(self.policy.reference_model, cpu):
-            distill(model=str(self.run_dir), trust_remote_code=trusted)
 
     # ---- the loss -------------------------------------------------------------------------------------------------
 
@@ -307,10 +293,7 @@ class ALTTrainer(CheckpointTrainer):
         loss, sums = alt_loss(
             branches[0], mask, branches[1] if len(branches) > 1 else None,
             totals=StepTotals(group["num_tokens"], group["num_completions"]),
-            coefficients=Coefficients(
-                self.args.nll_coef, self.args.contrast_coef,
-                credit_coef=self.args.credit_coef, **weights(self.coefficients),
-            ),
+            coefficients=Coefficients(**fixed_coefficients(self.args), **weights(self.coefficients)),
             contrast_mask=~torch.isin(labels, self.eos_ids.to(labels.device)),
             credit=group["credit"],
         )  # fmt: skip
@@ -345,7 +328,7 @@ class ALTTrainer(CheckpointTrainer):
         """Log as Trainer does and into metrics.jsonl, with averages of the loss's parts since the last log line."""
         if "loss" in logs:
             sums = self._over_ranks(self.log_sums.take())
-            logs = {**logs, **averages(sums, contrast=bool(self.args.contrast_coef)), **weights(self.coefficients)}
+            logs = {**logs, **averages(sums, contrast=contrasts(self.args)), **weights(self.coefficients)}
         super().log(logs, start_time)
         claimed = (self.run_dir / run_folder.CONFIG).is_file()  # an evaluation before `train` has no run to log to
         if self.is_world_process_zero() and claimed:
@@ -368,14 +351,11 @@ class ALTTrainer(CheckpointTrainer):
                 prompts_per_iteration=self.args.prompts_per_iteration,
                 pool_keep=self.args.pool_keep,
             )
-        conversations = None
-        if self.inputs.conversational:
-            conversations = {row["prompt_id"]: row["prompt"] for row in self.inputs.prompts}
         credit = self.credit(iteration) if self.args.credit_coef else None
         if credit:  # it is that of the policy which sampled, so earlier iterations are not trained on again
             labelled = labelled.only(iteration)
         self.train_dataset.refresh(
-            *labelled, self.encoder, iteration, conversations, credit.tokens if credit else None
+            *labelled, self.encoder, iteration, self.inputs.conversations(), credit.tokens if credit else None
         )
         if offset == 0:
             pool, quantiles, _ = labelled
@@ -383,7 +363,7 @@ class ALTTrainer(CheckpointTrainer):
                 scarce = scarce_tags(pool, self.feedback) if iteration == 0 else []
                 for line in [*scarce, *unscored_lines(pool, iteration, self.feedback, worst_of(self.inputs.rewards))]:
                     logger.warning("%s", line)
-            logs = pool_statistics(pool, quantiles, iteration, self.feedback) | self._logged_by_rewards()
+            logs = pool_statistics(pool, quantiles, iteration, self.feedback) | self.reward_metrics.take()
             self.log(logs | (credit.logs if credit else {}))
 
     def credit(self, iteration: int) -> Credited:
@@ -423,22 +403,12 @@ class ALTTrainer(CheckpointTrainer):
         """
         rewards = self.inputs.rewards if scorers is None else scorers
         remote = [reward for reward in rewards if reward.remote and self.args.world_size > 1]
-        context = dict(zip(CONTEXT, (self.state, self._log_metric), strict=True))
+        context = dict(zip(CONTEXT, (self.state, self.reward_metrics.add), strict=True))
         return Scoring(rewards, self.args.reward_weights, remote, self.encoder.sentence, context)
 
     def is_outdated(self, iteration: int) -> bool:
         """Whether training has changed the weights that an iteration samples; iteration 0 samples the frozen reference."""
         return iteration > 0 and self.state.global_step != iteration * self.args.steps_per_iteration
-
-    def _log_metric(self, name: str, value: float) -> None:
-        """What a reward function calls to log a number."""
-        self.reward_metrics[name].append(value)
-
-    def _logged_by_rewards(self) -> dict[str, float]:
-        """The means of the metrics that this rank's reward functions logged since the last call."""
-        means = {name: sum(values) / len(values) for name, values in self.reward_metrics.items()}
-        self.reward_metrics.clear()
-        return means
 
     # ---- evaluation -----------------------------------------------------------------------------------------------
 
