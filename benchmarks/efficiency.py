@@ -65,8 +65,15 @@ def quantile(policy: Policy, tag: str) -> int | None:
     return None if words is None else policy.scheme.quantile_of(words)
 
 
+def plain_within(model: str) -> str:
+    """The folder of a model: `plain` in the folder of a run that trained nothing else."""
+    inner = Path(model, "plain")
+    return str(inner) if (inner / "config.json").is_file() and not Path(model, "config.json").is_file() else model
+
+
 def setting_of(model: str, tag: str, guidance: float) -> systems.Setting:
     """A row to measure. Its id, which names its files, depends on the weights, the tag and the guidance."""
+    label, model = model, plain_within(model)
     policy = systems.load(model)
     place = quantile(policy, tag)
     if guidance and place is None:
@@ -75,7 +82,7 @@ def setting_of(model: str, tag: str, guidance: float) -> systems.Setting:
         )
     words = f", tag {tag}, guidance {guidance:g}" if place is not None else ""
     name = f"{slug(model)}-{str(policy.revision)[:DIGEST]}" + (f"-tag{place}-g{guidance:g}" if words else "")
-    return systems.Setting(name, BASE, model, model + words, model, place, guidance)
+    return systems.Setting(name, BASE, label, label + words, model, place, guidance)
 
 
 def seconds_of(model: Path) -> float | None:

@@ -28,6 +28,16 @@ def test_seconds_of_a_run_and_of_its_checkpoints(tmp_path):
     assert efficiency.seconds_of(tmp_path) is None  # it has not ended
 
 
+def test_a_run_that_trained_only_a_plain_model_stands_for_it(tmp_path):
+    (tmp_path / "plain").mkdir()
+    assert efficiency.plain_within(str(tmp_path)) == str(tmp_path)
+    (tmp_path / "plain/config.json").write_text("{}")
+    assert efficiency.plain_within(str(tmp_path)) == str(tmp_path / "plain")
+    (tmp_path / "config.json").write_text("{}")  # a tagged model stands beside it
+    assert efficiency.plain_within(str(tmp_path)) == str(tmp_path)
+    assert efficiency.plain_within("embedded") == "embedded"
+
+
 def test_rows_are_named_for_weights_tag_and_guidance(monkeypatch):
     tags = SimpleNamespace(scheme=None, revision="0123456789abcdef")
     monkeypatch.setattr(systems, "load", lambda _: tags)
