@@ -29,11 +29,12 @@ class Budget(NamedTuple):
 
     Attributes:
         settled: b, the logarithm of β over its start that the errors so far add up to.
-        level, trend: Of √KL, and of its change in a step.
+        level, trend: Of √KL, and of its change in a step. The first KL is the level from which the trend counts: new tags
+            alone move a policy away from a reference that never sees them.
     """
 
     settled: float = 0.0
-    level: float = 0.0
+    level: float | None = None
     trend: float = 0.0
 
     def step(self, kl: float, budget: float) -> tuple["Budget", float]:
@@ -43,9 +44,10 @@ class Budget(NamedTuple):
             kl: Measured in this step, in nats per token.
             budget: In nats per token, above 0.
         """
-        ahead = self.level + self.trend
+        before = math.sqrt(max(kl, 0.0)) if self.level is None else self.level
+        ahead = before + self.trend
         level = ahead + LEVEL * (math.sqrt(max(kl, 0.0)) - ahead)
-        trend = self.trend + TREND * (level - self.level - self.trend)
+        trend = self.trend + TREND * (level - before - self.trend)
         expected = max(level + LEAD * trend, 1e-9) ** 2
         error = min(max(math.log(expected / budget), LEAST_ERROR), MOST_ERROR)
         settled = min(max(self.settled + INTEGRAL * error, -MOST), MOST)

@@ -214,7 +214,7 @@ def credit_loss(right: TokenStats, wrong: TokenStats | None, credit: torch.Tenso
     own = going_on(right)
     if wrong is None:
         return -credit * own
-    return credit.abs() * F.softplus(-credit.sign() * (own - going_on(wrong)))
+    return 2 * credit.abs() * F.softplus(-credit.sign() * (own - going_on(wrong)))
 
 
 def going_on(stats: TokenStats) -> torch.Tensor:
