@@ -1,10 +1,14 @@
 """Compare the trade-off of nlf with GRPO, supervised training and best of n: one start, one reward, one machine.
 
     python benchmarks/frontier.py --seeds 0 1 2                    # make frontier
-    python benchmarks/frontier.py --quick --auditor none           # one seed, fewer settings: 20 minutes on 2 slow cores
+    python benchmarks/frontier.py --quick                          # one seed, fewer settings: 20 minutes on 2 slow cores
+    python benchmarks/frontier.py --quick --model FOLDER --prompts train.jsonl --eval_prompts test.jsonl \
+        --per_device_train_batch_size 16 --learning_rate 4e-5 --grpo_learning_rates 1e-5 5e-5      # another model
 
-It compares
+It compares (`--systems` chooses; `--quick` leaves out all but the first three and GRPO)
 - the start, and the best of its n completions by the reward;
+- plain models trained directly by credit, with several stops;
+- models with tags trained by credit, with guidance;
 - nlf's contrastive and published recipes with guidance, and the contrastive recipe over fewer and more iterations;
 - the contrastive recipe distilled to a plain model, and to a model with its five tags;
 - TRL's GRPOTrainer over a small grid, with several stops;
@@ -15,8 +19,8 @@ score them, and the start measures their perplexity.
 
 GRPO keeps its defaults except for the grid, the length and float32. Its learning rate decays linearly to the last stop.
 
-Seconds run in one process from loading the model to the stop. They include sampling, scoring and steps, but neither
-evaluation nor saving stops. Finished models, samples and points under --output_dir are reused. A killed training
+Seconds run in one process from loading the model to the stop. They include sampling, scoring and steps, but no
+evaluation; nor saving stops, except for plain models. Finished models, samples and points under --output_dir are reused. A killed training
 starts again from its first step, so that its seconds are complete. The points give `frontier.json`, `frontier.md`, the
 plots and `frontier.html`, the page with all of these.
 """
@@ -24,6 +28,7 @@ plots and `frontier.html`, the page with all of these.
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import frontier_points as points
@@ -35,12 +40,14 @@ from nlf.data.environment import describe, git_revision
 from nlf.data.files import ASSETS, write_text
 from nlf.data.prompts import load_prompts
 from nlf.errors import UserError
-from nlf.models.policy import load_policy
 from nlf.rewards.registry import resolve_reward
 
 DEFAULTS = {
     "seeds": [0, 1, 2],
     "num_prompts": 100,
+    "systems": list(systems.SYSTEMS),
+    "plains": list(systems.PLAINS),
+    "dials": list(systems.DIALS),
     "published_iterations": 7,
     "students": list(systems.STUDENTS),
     "iterations": [1, 12],
@@ -54,6 +61,9 @@ DEFAULTS = {
 QUICK = {
     "seeds": [0],
     "num_prompts": 60,
+    "systems": ["plain", "dial", "grpo"],
+    "plains": ["plain"],
+    "dials": ["dial"],
     "published_iterations": 1,
     "students": ["distilled", "five-tags"],
     "iterations": [1],
@@ -64,7 +74,12 @@ QUICK = {
     "sft_learning_rates": [1e-3],
     "sft_stops": [48],
 }
+FREE_HELP = "completions of a prompt at temperature 1, for the reward and the KL there"
 RECIPES = ASSETS / "recipes"
+CHOICES = {
+    **{"systems": systems.SYSTEMS, "plains": list(systems.PLAINS), "dials": list(systems.DIALS)},
+    **{"students": list(systems.STUDENTS)},
+}
 START = "start"  # folder of the untrained model's points, which all seeds share
 
 
@@ -74,13 +89,21 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one seed, fewer settings, stops and prompts")
     for name, default in DEFAULTS.items():
         kind = {"type": type(default[0]), "nargs": "*"} if isinstance(default, list) else {"type": type(default)}
-        kind |= {"choices": list(systems.STUDENTS)} if name == "students" else {}
+        kind |= {"choices": CHOICES[name]} if name in CHOICES else {}
         parser.add_argument(f"--{name}", default=default, **kind)
     parser.add_argument("--model", default="embedded", help="the model from which all methods start")
     parser.add_argument("--reward", default="local", help="the scorer that all methods train on")
     parser.add_argument("--auditor", default="audit", help="a scorer that no training sees, or none")
-    parser.add_argument("--dataset", default="embedded", help="prompts to train on")
-    parser.add_argument("--test_dataset", default="embedded")
+    parser.add_argument("--prompts", "--dataset", dest="dataset", default="embedded", help="prompts to train on")
+    parser.add_argument(
+        "--eval_prompts", "--test_dataset", dest="test_dataset", default="embedded", help="prompts that measure"
+    )
+    parser.add_argument("--learning_rate", type=float, help="of the plain models and dials; default: that of each")
+    parser.add_argument(
+        "--per_device_train_batch_size", type=int, choices=[1, 2, 4, 8, 16, 32, 64], default=systems.STEP,
+        help="completions of a step that pass the model at once; the step stays the same",
+    )  # fmt: skip
+    parser.add_argument("--free_generations", type=int, default=systems.FREE.num_generations, help=FREE_HELP)
     parser.add_argument("--recipe", default=str(RECIPES / "toxicity-embedded.yaml"))
     parser.add_argument("--published_recipe", default=str(RECIPES / "toxicity-embedded-published.yaml"))
     parser.add_argument("--output_dir", type=Path, default=Path("runs/frontier"))
@@ -112,10 +135,12 @@ def measure_all(options: argparse.Namespace) -> list[dict]:
     yardstick = systems.Yardstick(
         resolve_reward(options.reward),
         None if options.auditor == "none" else resolve_reward(options.auditor),
-        load_policy(options.model),
+        systems.load(options.model),
         load_prompts(options.test_dataset, split="test", limit=options.num_prompts),
+        free=replace(systems.FREE, num_generations=options.free_generations),
     )
     folder = options.output_dir / START
+    yardstick = replace(yardstick, best=systems.base_curve(folder, yardstick))
     found = [systems.point(each, folder, options.model, 0.0, None, yardstick) for each in systems.start_settings()]
     for seed in options.seeds:
         folder = options.output_dir / f"seed-{seed}"

@@ -4,9 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from frontier_points import BASE, DISTILLED, GROUPS, GRPO
+from frontier_points import BASE, DISTILLED, GROUPS, GRPO, PLAIN
 
-COLOURS = dict(zip(GROUPS, "#444444 #0072b2 #009e73 #56b4e9 #cc79a7 #d55e00 #e69f00".split(), strict=True))
+COLOURS = dict(
+    zip(GROUPS, "#444444 #117733 #332288 #0072b2 #009e73 #56b4e9 #cc79a7 #d55e00 #e69f00".split(), strict=True)
+)
 NAMES = {
     "toxicity_probability": "toxicity probability",
     "perplexity": "perplexity under the base",
@@ -22,6 +24,7 @@ PLOTS = {
 SUMMARY = "frontier-summary.svg"
 LEGEND = {  # of the summary
     BASE: "base model",
+    PLAIN: "nlf, a plain model by credit",
     DISTILLED: "nlf, distilled to a plain model",
     GRPO: "GRPO (TRL), stopped at several steps",
 }
@@ -55,6 +58,8 @@ def write_summary(rows: Sequence[dict], path: Path) -> None:
         for axes, x in zip(figure.subplots(1, 2, sharey=True), ("perplexity", "seconds"), strict=True):
             for group, name in LEGEND.items():
                 points = [row for row in rows if row["group"] == group and row["cost"] == 1 and x in row]
+                if not points:
+                    continue
                 xs, ys = ([point[key] for point in points] for key in (x, "toxicity_probability"))
                 spread = {"xerr": spreads(points, x), "yerr": spreads(points, "toxicity_probability")}
                 axes.errorbar(xs, ys, **spread, fmt="o", label=name, color=COLOURS[group], ms=5, elinewidth=0.7)

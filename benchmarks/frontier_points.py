@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from nlf.data.markdown import markdown_table
 
-BASE, CONTRASTIVE, PUBLISHED, DISTILLED, TAGS = "base", "nlf contrastive", "nlf published", "nlf distilled", "nlf tags"
+BASE, PLAIN, DIAL = "base", "nlf plain", "nlf dial"
+CONTRASTIVE, PUBLISHED, DISTILLED, TAGS = "nlf contrastive", "nlf published", "nlf distilled", "nlf tags"
 GRPO, SFT = "GRPO", "SFT on best of 8"
-OURS = (CONTRASTIVE, PUBLISHED, DISTILLED, TAGS)
-GROUPS = (BASE, CONTRASTIVE, DISTILLED, TAGS, PUBLISHED, GRPO, SFT)
+OURS = (PLAIN, DIAL, CONTRASTIVE, PUBLISHED, DISTILLED, TAGS)
+GROUPS = (BASE, PLAIN, DIAL, CONTRASTIVE, DISTILLED, TAGS, PUBLISHED, GRPO, SFT)
 
 METRICS = {  # key: (heading, digits); the auditor's figures stand before those of the reward
     "auditor_toxicity_probability": ("probability by auditor", 3),
@@ -28,6 +29,7 @@ METRICS = {  # key: (heading, digits); the auditor's figures stand before those 
     "completion_length": ("tokens", 1),
     "unfiltered_reward": ("reward, T = 1", 3),
     "kl_per_completion": ("KL", 2),
+    "efficiency": ("efficiency", 2),
 }
 TOXICITIES = ("toxicity", "auditor_toxicity")
 QUALITIES = {"perplexity": 1, "dist-2": -1}  # sign: 1 = lower is better
@@ -159,7 +161,8 @@ with at least one of 25 completions of toxicity .5 or more. *by auditor*: by a s
 toxicities are 1 - reward, the figure that training and best of n optimise. *unscored*: share of completions that the \
 scorer could not score; its figures are over the rest. *perplexity*: under the base. *KL*: to the base, nats a completion \
 at temperature 1 without top-p \
-(for best of n: log n - (n - 1) / n). frontier.json has intervals over prompts."""
+(for best of n: log n - (n - 1) / n). *efficiency*: the KL that best of n needs for the same reward at temperature 1, by \
+the base's own curve, over the KL spent; – where the reward is beyond the curve. frontier.json has intervals over prompts."""
 
 
 def cells(row: dict, names: Sequence[str]) -> list[str]:

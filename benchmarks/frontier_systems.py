@@ -1,22 +1,25 @@
 """The methods that the frontier compares: how each model is trained, and how its points are measured."""
 
 import json
-import math
 import shutil
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import torch
+from best_of import best_of_rewards, kl_of_best, with_interval
 from frontier_points import (
     BASE,
     CONTRASTIVE,
+    DIAL,
     DISTILLED,
     GRPO,
+    PLAIN,
     PUBLISHED,
     SFT,
     TAGS,
@@ -28,28 +31,47 @@ from transformers import TrainerCallback
 
 from nlf.cli.arguments import read_recipe, train_knobs
 from nlf.cli.train import build, train_from_config
-from nlf.config import LoadOptions, SamplingOptions, StudentOptions
+from nlf.config import SamplingOptions, StudentOptions
+from nlf.data.checkpoints import MARKER
 from nlf.data.files import model_path, write_text
 from nlf.data.generations import read, write_lines
 from nlf.data.prompts import load_prompts
 from nlf.errors import UserError
 from nlf.evaluation import intervals, metrics
-from nlf.evaluation.evaluate import with_intervals
+from nlf.evaluation.evaluate import plain, with_intervals
 from nlf.evaluation.perplexity import measure_file, model_label
 from nlf.evaluation.sample import prompt_sampler, sample_file
 from nlf.evaluation.score import score_file
-from nlf.evaluation.systems import load_for_commands
 from nlf.method.losses import distillation_kl, teacher_log_probs
 from nlf.models.encoder import PromptEncoder, forward_inputs, inputs_on
-from nlf.models.policy import Policy
+from nlf.models.policy import Policy, best_device, load_policy
 from nlf.models.reading import completion_logits
 from nlf.rewards import Reward
 from nlf.rewards.registry import resolve_reward
 from nlf.training.distill import distill
 
+# ---- our trainings by credit: edit their settings here ---------------------------------------------------------------
+CREDIT = {  # what the plain models and the dials share
+    **{"credit_coef": 1.0, "contrast_coef": 0.0, "pool_keep": 1, "lr_scheduler_type": "linear"},
+    **{"prompts_per_iteration": 64, "num_generations": 4, "steps_per_iteration": 4},
+}
+PLAINS = {  # name: settings of a plain model, trained directly
+    "plain": {"num_train_epochs": 15, "learning_rate": 2e-4, "beta": 0.1},
+    "plain-beta0.3": {"num_train_epochs": 30, "learning_rate": 2e-4, "beta": 0.3},
+}
+PLAIN_STOPS = (1 / 3, 2 / 3, 1.0)  # of a training's iterations; each stop is a point
+DIALS = {  # name: settings of a model with five tags
+    "dial": {"num_train_epochs": 10, "learning_rate": 3e-4, "beta": 0.5, "warmup_steps": 3},
+}
+DIAL_GUIDANCE = (0.0, 1.0, 3.0)  # from the best tag; the other tags are measured without guidance
+
+# ---- what all systems share -------------------------------------------------------------------------------------------
+SYSTEMS = ("plain", "dial", "contrastive", "short", "published", "grpo", "sft")  # what --systems chooses among
 LENGTH = 20  # max_completion_length, in training and evaluation
+STEP = 64  # completions in a step of our trainings
 FILTERED = SamplingOptions(num_generations=25, max_completion_length=LENGTH, top_p=0.9)
-FREE = SamplingOptions(num_generations=4, max_completion_length=LENGTH)  # temperature 1, no top-k, no top-p
+FREE = SamplingOptions(num_generations=16, max_completion_length=LENGTH)  # temperature 1, no top-k, no top-p
+CURVE = replace(FREE, num_generations=64)  # of the base: best of n is known up to this n
 CHOICES = (1, 2, 4, 8)  # n of best-of-n; 1 is the start itself
 GUIDANCE = (0.0, 0.5, 1.0, 2.0)  # from the best tag
 MIDDLE, MIDDLE_GUIDANCE = 2, (2.0, 4.0, 8.0, 12.0, 14.0, 16.0)  # quantile of the middle tag, guidance from it
@@ -71,6 +93,7 @@ SFT_BATCH = 64
 DONE = "seconds.json"
 COST = {  # estimated seconds on 2 slow cores
     **{"contrastive iteration": 35, "published iteration": 26, "distilled": 30, "five tags": 34, "short": 22},
+    **{"plain iteration": 4.7, "dial iteration": 9.2},
     **{"grpo step of 64": 0.9, "sft step": 0.4, "sft samples": 15, "completion": 1 / 250, "point": 5},
 }
 
@@ -107,12 +130,19 @@ class Run:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """The prompts and models that measure all points."""
+    """The prompts and models that measure all points.
+
+    Attributes:
+        best: `(P, n)` the expected reward of best of 1, 2, … n completions of each prompt by the base at temperature 1.
+        free: The sampling rule at temperature 1, for the reward and the KL there.
+    """
 
     reward: Reward
     auditor: Reward | None
     base: Policy
     prompts: list[dict]
+    best: np.ndarray | None = None
+    free: SamplingOptions = field(default_factory=lambda: FREE)
 
 
 # ---- the trainings -------------------------------------------------------------------------------------------------
@@ -127,20 +157,76 @@ def start_settings() -> list[Setting]:
 def runs(options: Namespace) -> list[Run]:
     """All trainings of a seed; teachers come before their students."""
     shared = {"model": options.model, "reward": options.reward, "dataset": options.dataset}
+    if options.per_device_train_batch_size < STEP:  # stamps of the usual size stay those of earlier versions
+        shared["micro_batch"] = options.per_device_train_batch_size
+    makers = {
+        "plain": plain_runs, "dial": dial_runs, "contrastive": contrastive_runs, "short": short_runs,
+        "published": published_runs, "grpo": grpo_runs, "sft": sft_runs,
+    }  # fmt: skip
+    return [run for name in SYSTEMS if name in options.systems for run in makers[name](options, shared)]
+
+
+def credit_values(knobs: dict, options: Namespace, **more) -> dict:
+    """The settings of a training by credit."""
+    changed = {"learning_rate": options.learning_rate} if options.learning_rate else {}
+    return {**CREDIT, "max_completion_length": LENGTH, **knobs, **changed, **more}
+
+
+def plain_runs(options: Namespace, shared: dict) -> list[Run]:
+    """Plain models, trained directly by credit, each with its stops."""
+    found = []
+    for name in options.plains:
+        values = credit_values(PLAINS[name], options, plain="only")
+        count, steps = values["num_train_epochs"], values["steps_per_iteration"]
+        stops = sorted({max(1, round(share * count)) * steps for share in PLAIN_STOPS})
+        stamp = {"stops": stops, "values": values, **shared}
+        words = f"plain, lr {values['learning_rate']:g}, beta {values['beta']:g}"
+        settings = [
+            Setting(f"{name}-step{stop}", PLAIN, words, f"{words}, step {stop}", model=f"step-{stop}")
+            for stop in stops
+        ]
+        found.append(Run(name, partial(train_plain, **stamp), settings, stamp, COST["plain iteration"] * count))
+    return found
+
+
+def dial_runs(options: Namespace, shared: dict) -> list[Run]:
+    """Models with tags, trained by credit: the best tag with guidance, and the other tags without."""
+    found = []
+    for name in options.dials:
+        values = credit_values(DIALS[name], options)
+        words = f"dial, lr {values['learning_rate']:g}, beta {values['beta']:g}"
+        settings = guided(name, DIAL, DIAL_GUIDANCE, f"{words}, best tag")
+        settings += [
+            Setting(f"{name}-tag{i + 1}", DIAL, f"{words}, tags", f"{words}, tag {i + 1}", quantile=i)
+            for i in range(1, 5)
+        ]
+        seconds = COST["dial iteration"] * values["num_train_epochs"]
+        found.append(
+            Run(name, partial(train_nlf, values=values, **shared), settings, {**shared, "values": values}, seconds)
+        )
+    return found
+
+
+def contrastive_runs(options: Namespace, shared: dict) -> list[Run]:
+    """The contrastive recipe, its students, and the same over other numbers of iterations."""
     settings = guided("contrastive", CONTRASTIVE, GUIDANCE, "contrastive")
     settings += guided("contrastive-middle", CONTRASTIVE, MIDDLE_GUIDANCE, "contrastive, middle tag", MIDDLE)
     contrastive = recipe_run("contrastive", options.recipe, shared, {}, settings, COST["contrastive iteration"])
     students = [student_run(name, STUDENTS[name], contrastive) for name in options.students]
-    lengths = [each for n in options.iterations for each in of_length(n, options.recipe, shared)]
+    return [contrastive, *students, *(run for n in options.iterations for run in of_length(n, options.recipe, shared))]
+
+
+def short_runs(options: Namespace, shared: dict) -> list[Run]:
+    """The contrastive recipe cut short, and its plain student."""
     settings = guided("short-middle", CONTRASTIVE, SHORT_GUIDANCE, "contrastive, short, middle tag", MIDDLE)
     short = recipe_run("short", options.recipe, shared, SHORT, settings, COST["short"])
-    plain = student_run("distilled-short", {"guidance_scale": 12.0}, short, "distilled, short, guidance 12")
-    published = published_run(options, shared) if options.published_iterations else []
-    return [contrastive, *students, short, plain, *lengths, *published, *rivals(options, shared)]
+    return [short, student_run("distilled-short", {"guidance_scale": 12.0}, short, "distilled, short, guidance 12")]
 
 
-def published_run(options: Namespace, shared: dict) -> list[Run]:
-    """The published recipe with guidance."""
+def published_runs(options: Namespace, shared: dict) -> list[Run]:
+    """The published recipe with guidance; none where it has 0 iterations."""
+    if not options.published_iterations:
+        return []
     few = {"num_train_epochs": options.published_iterations}
     settings = guided("published", PUBLISHED, GUIDANCE, f"published, {iterations(options.published_iterations)}")
     return [
@@ -188,13 +274,19 @@ def recipe_run(name: str, recipe: str, shared: dict, flags: dict, settings: list
     return Run(name, partial(train_nlf, values=values, **shared), settings, {**shared, "recipe": values}, seconds)
 
 
-def rivals(options: Namespace, shared: dict) -> list[Run]:
-    """GRPO over its grid, and supervised training on the best of n."""
+def grpo_runs(options: Namespace, shared: dict) -> list[Run]:
+    """GRPO over its grid."""
     found = []
     for rate, beta, batch in product(options.grpo_learning_rates, options.grpo_betas, options.grpo_batches):
         stamp = {"learning_rate": rate, "beta": beta, "batch": batch, "stops": options.grpo_stops, **shared}
         seconds = COST["grpo step of 64"] * batch / 64 * max(options.grpo_stops)
         found.append(run_with_stops("grpo", GRPO, f"lr {rate:g}, beta {beta:g}, {batch}", train_grpo, stamp, seconds))
+    return found
+
+
+def sft_runs(options: Namespace, shared: dict) -> list[Run]:
+    """Supervised training on the best of n."""
+    found = []
     for rate in options.sft_learning_rates:
         stamp = {"learning_rate": rate, "stops": options.sft_stops, **shared}
         seconds = COST["sft samples"] + COST["sft step"] * max(options.sft_stops)
@@ -235,12 +327,31 @@ def trained(run: Run, seed_folder: Path, seed: int) -> dict[str, float]:
     return found["seconds"]
 
 
-def train_nlf(folder: Path, seed: int, values: dict, model: str, reward: str, dataset: str) -> dict:
+def train_nlf(
+    folder: Path, seed: int, values: dict, model: str, reward: str, dataset: str, micro_batch: int = STEP
+) -> dict:
     values = values | {"model_name_or_path": model, "reward_funcs": [reward], "dataset": dataset, "seed": seed}
-    values |= {"output_dir": str(folder), "eval_strategy": "no", "eval_dataset": None, "report_to": "none"}
+    values |= batch_sizes(values.get("per_device_train_batch_size", STEP), micro_batch)
+    values |= {"output_dir": str(folder), "eval_strategy": "no", "report_to": "none"}
     start = time.perf_counter()
     train_from_config(*build(values))
     return {".": time.perf_counter() - start}
+
+
+def train_plain(folder: Path, seed: int, stops: Sequence[int], **shared) -> dict:
+    """Train a plain model; the checkpoints at its stops become the folders of their models, and the others go.
+
+    The seconds of a stop include saving the checkpoints before it.
+    """
+    start, seconds = time.time(), {}
+    train_nlf(folder, seed, **shared)
+    for step in stops:
+        (checkpoint,) = folder.rglob(f"checkpoint-{step}")
+        seconds[f"step-{step}"] = (checkpoint / MARKER).stat().st_mtime - start
+        checkpoint.rename(folder / f"step-{step}")
+    for checkpoint in [*folder.rglob("checkpoint-*")]:
+        shutil.rmtree(checkpoint)
+    return seconds
 
 
 def train_student(folder: Path, seed: int, teacher: str, knobs: dict) -> dict:
@@ -275,9 +386,15 @@ def plain_arguments(folder: Path, stops: Sequence[int], learning_rate: float, se
     }
 
 
+def batch_sizes(batch: int, micro_batch: int) -> dict:
+    """The settings of a step of `batch` completions, as a whole unless `micro_batch` asks for less than the usual step."""
+    micro = min(batch, micro_batch) if micro_batch < STEP else batch
+    return {"per_device_train_batch_size": micro, "gradient_accumulation_steps": batch // micro}
+
+
 def train_grpo(
     folder: Path, seed: int, learning_rate: float, beta: float, batch: int, stops: Sequence[int],
-    model: str, reward: str, dataset: str,
+    model: str, reward: str, dataset: str, micro_batch: int = STEP,
 ) -> dict:  # fmt: skip
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -291,7 +408,7 @@ def train_grpo(
     config = GRPOConfig(
         **plain_arguments(folder, stops, learning_rate, seed),
         beta=beta,
-        per_device_train_batch_size=batch,
+        **batch_sizes(batch, micro_batch),
         num_generations=GENERATIONS,
         max_completion_length=LENGTH,
         temperature=1.0,
@@ -302,8 +419,9 @@ def train_grpo(
 
 
 def train_sft(
-    folder: Path, seed: int, learning_rate: float, stops: Sequence[int], model: str, reward: str, dataset: str
-) -> dict:
+    folder: Path, seed: int, learning_rate: float, stops: Sequence[int], model: str, reward: str, dataset: str,
+    micro_batch: int = STEP,
+) -> dict:  # fmt: skip
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
@@ -316,23 +434,28 @@ def train_sft(
     chosen = [best_of(row, GENERATIONS, 1, scorer.label) for row in read(samples)]
     pairs = [(row["prompt_ids"], row["completion_ids"][0]) for row in chosen]
     rows = [{"input_ids": prompt + ids, "labels": [-100] * len(prompt) + ids} for prompt, ids in pairs]
-    config = SFTConfig(**plain_arguments(folder, stops, learning_rate, seed), per_device_train_batch_size=SFT_BATCH)
+    config = SFTConfig(**plain_arguments(folder, stops, learning_rate, seed), **batch_sizes(SFT_BATCH, micro_batch))
     SFTTrainer(model_path(model), config, train_dataset=Dataset.from_list(rows), callbacks=[clock]).train()
     return clock.seconds
 
 
 def load(model: str) -> Policy:
-    return load_for_commands(model, LoadOptions())
+    """A model for inference, on this machine's accelerator; checkpoints of a run that goes on too."""
+    policy = load_policy(model)
+    policy.model.to(best_device())
+    return policy
 
 
 # ---- measuring ----------------------------------------------------------------------------------------------------
 
 
 def measuring_seconds(setting: Setting, num_prompts: int) -> float:
-    """Estimate the seconds of measuring a point; best-of-n samples are drawn once, for the largest n."""
-    completions = num_prompts * (FILTERED.num_generations + FREE.num_generations)
-    drawn = (max(CHOICES) if setting.id == "base" else 0) if setting.best_of else setting.cost
-    return COST["point"] + completions * drawn * COST["completion"]
+    """Estimate the seconds of measuring a point; the samples of best of n and of its curve are drawn once."""
+    drawn = setting.cost * (FILTERED.num_generations + FREE.num_generations)
+    if setting.best_of:
+        first = setting.id == "base"
+        drawn = (max(CHOICES) * FILTERED.num_generations + CURVE.num_generations) if first else 0
+    return COST["point"] + num_prompts * drawn * COST["completion"]
 
 
 def point(setting: Setting, folder: Path, model: str, seconds: float, seed: int | None, yardstick: Yardstick) -> dict:
@@ -340,6 +463,7 @@ def point(setting: Setting, folder: Path, model: str, seconds: float, seed: int 
     path = folder / "points" / f"{setting.id}.json"
     stamp = {"prompts": len(yardstick.prompts), "reward": yardstick.reward.label}
     stamp |= {"auditor": yardstick.auditor and yardstick.auditor.label}
+    stamp |= {"free_generations": yardstick.free.num_generations}
     found = read_point(path) if path.exists() else {}
     if any(found.get(name) != value for name, value in stamp.items()):
         print(f"measuring {folder.name}, {setting.label}", flush=True)
@@ -358,27 +482,52 @@ def read_point(path: Path) -> dict:
 def measured(setting: Setting, folder: Path, model: str, yardstick: Yardstick) -> dict:
     """Measure a point: `metric`, `metric_stderr` and `metric_ci95` of all metrics."""
     policy = load(model)
-    filtered, free = (samples(setting, folder, policy, rule, yardstick) for rule in (FILTERED, FREE))
-    base, scorers = yardstick.base, [each for each in (yardstick.reward, yardstick.auditor) if each]
-    score_file(filtered, scorers)
-    score_file(free, [yardstick.reward])
+    filtered, base = samples(setting, folder, policy, "filtered", FILTERED, yardstick), yardstick.base
+    score_file(filtered, [each for each in (yardstick.reward, yardstick.auditor) if each])
     measure_file(filtered, base)
-    likelihoods = model_label(base)
     found = metrics.measure(
-        scored(filtered, yardstick.reward), scores=[yardstick.reward.label], likelihoods=likelihoods
+        scored(filtered, yardstick.reward), scores=[yardstick.reward.label], likelihoods=model_label(base)
     )
-    ratios = found.ratios | {"unfiltered_reward": unfiltered_reward(free, yardstick.reward)}
-    if yardstick.auditor:
-        ratios |= audited(filtered, yardstick.auditor)
-    if not setting.best_of:
-        ratios["kl_per_completion"] = kl_to_base(free, setting, policy, base)
-    values = plain_names(with_intervals(replace(found, ratios=ratios)))
-    return values | ({"kl_per_completion": kl_of_best(setting.best_of)} if setting.best_of else {})
+    ratios = found.ratios | (audited(filtered, yardstick.auditor) if yardstick.auditor else {})
+    if setting.best_of:
+        ratios["unfiltered_reward"] = intervals.over_prompts(yardstick.best[:, setting.best_of - 1])
+        kl = kl_of_best(setting.best_of)
+        free = {"kl_per_completion": kl, "efficiency": 1.0 if kl else None}
+    else:
+        reward, kl = at_temperature_1(setting, folder, policy, yardstick)
+        ratios |= {"unfiltered_reward": reward, "kl_per_completion": kl}
+        free = efficiency(yardstick.best, reward, kl)
+    return plain_names(with_intervals(replace(found, ratios=ratios))) | free
 
 
-def samples(setting: Setting, folder: Path, policy: Policy, rule: SamplingOptions, yardstick: Yardstick) -> Path:
+def at_temperature_1(
+    setting: Setting, folder: Path, policy: Policy, yardstick: Yardstick
+) -> tuple[intervals.Ratio, intervals.Ratio]:
+    """The mean reward, and the KL to the base in nats a completion, of completions at temperature 1 without a filter."""
+    path = samples(setting, folder, policy, f"free-{yardstick.free.num_generations}", yardstick.free, yardstick)
+    score_file(path, [yardstick.reward])
+    return unfiltered_reward(path, yardstick.reward), kl_to_base(path, setting, policy, yardstick.base)
+
+
+def efficiency(best: np.ndarray, reward: intervals.Ratio, kl: intervals.Ratio) -> dict:
+    """`efficiency`, its `_stderr` and `_ci95`; None where the reward is beyond the base's best of n, or no KL is spent."""
+    value, stderr, *interval = map(plain, with_interval(best, (reward.num, reward.den), (kl.num, kl.den)))
+    return {"efficiency": value, "efficiency_stderr": stderr, "efficiency_ci95": interval}
+
+
+def base_curve(folder: Path, yardstick: Yardstick, rule: SamplingOptions = CURVE, name: str = "base") -> np.ndarray:
+    """`(P, n)`: see `Yardstick.best`; n is the number of completions that `rule` samples, `name` that of their file."""
+    setting = Setting(name, BASE, BASE, "the base at temperature 1")
+    path = samples(setting, folder, yardstick.base, f"free-{rule.num_generations}", rule, yardstick)
+    score_file(path, [yardstick.reward])
+    rewards = [row["scores"][yardstick.reward.label]["reward"] for row in read(path)]
+    return best_of_rewards(np.array(rewards, dtype=np.float64))
+
+
+def samples(
+    setting: Setting, folder: Path, policy: Policy, name: str, rule: SamplingOptions, yardstick: Yardstick
+) -> Path:
     """Sample a setting and return its file; best-of-n chooses among samples of the start that are drawn once."""
-    name = "filtered" if rule is FILTERED else "free"
     path = folder / "samples" / f"{setting.id}-{name}.jsonl"
     if not setting.best_of:
         tags = policy.scheme.tags if setting.quantile is not None else ()
@@ -443,8 +592,3 @@ def logits(policy: Policy, query: list[int], ids: list[list[int]]) -> torch.Tens
     """(N, V) logits of the N tokens in several completions of one prompt."""
     inputs = forward_inputs([query] * len(ids), ids, policy.tokenizer.pad_token_id or 0)
     return completion_logits(policy.model, inputs_on(inputs, policy.model.device))
-
-
-def kl_of_best(n: int) -> float:
-    """KL of best-of-n to the base, nats, if no two rewards are equal."""
-    return math.log(n) - (n - 1) / n

@@ -1,14 +1,12 @@
-"""The whole method on one page, in plain torch and transformers: sample -> score -> pool -> quantize -> tag -> train.
+"""The whole method on one page, in plain torch and transformers: sample -> score every prefix -> credit -> train.
 
-Alignment with textual feedback (ALT, arXiv 2407.16970, after Quark, arXiv 2205.13636): a model learns to write each of
-its own completions after words that say how good the completion was. After the best words it then writes better ones.
-Only the embedded model, prompts and toxicity scorer come from nlf. Departures from the paper: completions keep their
-EOS and their sampled ids, ties share a quantile, and the default objective adds a contrast between a completion's own
-tag and the mirror tag. Departures from `nlf train`: quantiles are drawn in proportion, not in exact counts, and there
-is no resume, no LoRA and no second process; the evaluation is a mean over a few completions.
+A reward judges a whole completion. What did each token earn of it? A scorer of text can score every prefix, a regression says
+what that score is worth at the end, and the change that a token makes is its credit (docs/method.md, "Credit"). The policy
+gradient with this credit, and a KL to the start, train a plain model. Only the embedded model, prompts and toxicity scorer
+come from nlf. Departures from `nlf train --plain only`: no resume, no LoRA, no second process, prefixes of every length
+are scored, and the evaluation is a mean over a few completions. `minimal_tags.py` has the method with tags.
 
-    python examples/minimal.py                                                    # contrastive: about two minutes
-    python examples/minimal.py --nll 1 --contrast 0 --beta .05 --entropy .06      # the published objective
+    python examples/minimal.py      # about a minute
 """
 
 import argparse
@@ -25,82 +23,71 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nlf.rewards.local import LocalToxicity
 
 ASSETS = files("nlf") / "assets"
-TAGS = ["Lowest Toxicity", "Low-Moderate Toxicity", "Moderate Toxicity", "High-Moderate Toxicity", "Maximum Toxicity"]
-WEIGHTS = [2.5, 1, 1, 1, 2.5]  # how often each quantile is trained on: the extremes teach the contrast
-SEPARATOR, K = "<|separator|>", len(TAGS)
-
-
 KNOBS = {
-    "model": str(ASSETS / "lm"),
-    **{"iterations": 3, "prompts": 256, "generations": 4, "length": 20},  # prompts per iteration, of 20 new tokens
-    **{"steps": 40, "batch": 64, "lr": 5e-4, "test_prompts": 40, "seed": 0},  # steps per iteration
-    **{"nll": 0.0, "contrast": 1.0, "beta": 2.0, "entropy": 0.0},  # the loss
+    **{"iterations": 10, "prompts": 64, "generations": 4, "length": 20},  # prompts per iteration, of 20 new tokens
+    **{"steps": 4, "batch": 64, "lr": 2e-4, "beta": 0.1, "decay": 0.5},  # steps per iteration; decay is lambda
+    **{"test_prompts": 40, "seed": 0},
 }
 
 
-# ---- the two formulas -----------------------------------------------------------------------------------------------
+# ---- the formulas ---------------------------------------------------------------------------------------------------
 
 
-def quantize(rewards: torch.Tensor, num_quantiles: int) -> torch.Tensor:
-    """Quantile of each reward, 0 = best: its rank (of a tie: the middle one), counted in K equal parts."""
-    ordered = (-rewards).sort().values  # (N,)
-    first = torch.searchsorted(ordered, -rewards)
-    last = torch.searchsorted(ordered, -rewards, right=True) - 1
-    return num_quantiles * (first + last + 1) // (2 * len(rewards))  # (N,)
+def credits(scores, lengths, rewards, groups, prompts, decay: float) -> torch.Tensor:
+    """What each token earned: sums of changes in the value of the prefix, V = E[reward | prefix], by ridge regression.
 
-
-def log_likelihood(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return F.log_softmax(logits, -1).gather(-1, labels[..., None])[..., 0]  # (B, T)
+    scores: (N, T), of the prefixes of t tokens, NaN = unscored; lengths, rewards: (N,), tokens without EOS, final rewards
+    groups: (N,), equal for completions of one prompt in one iteration; prompts: (N,), each half predicts the other
+    """
+    group, half = groups.unique(return_inverse=True)[1], prompts.unique(return_inverse=True)[1] % 2
+    sums, counts = torch.bincount(group, rewards)[group], torch.bincount(group)[group]
+    others = torch.where(counts > 1, (sums - rewards) / (counts - 1).clamp(min=1), rewards.mean())
+    v = F.pad(scores, (1, 0), value=rewards.mean().item())  # (N, 1 + T): first the bare prompt
+    for t in range(1, v.shape[1]):
+        v[:, t] = torch.where(v[:, t].isnan(), v[:, t - 1], v[:, t])
+    v[:, 0] = 0
+    place = torch.arange(v.shape[1]).expand_as(v)
+    u, o, y = place / scores.shape[1], others[:, None].expand_as(v), rewards[:, None].expand_as(v)
+    x = torch.stack([v**0, v, u, v * u, u**2, v * u**2, v**2, o, o * u, (place == 0) + 0.0 * v], -1)  # (N, 1 + T, 10)
+    inner, value = place < lengths[:, None], y.clone()  # at the end, the value is the reward
+    ridge = torch.diag(torch.tensor([1e-9] + [0.01] * 9, dtype=x.dtype))
+    for own in (0, 1):
+        taught = inner & (half != own)[:, None]
+        weights = torch.linalg.solve(x[taught].T @ x[taught] + ridge, x[taught].T @ y[taught])
+        value = torch.where(inner & (half == own)[:, None], x @ weights, value)
+    found = value.diff(dim=1)  # (N, T); 0 after the end
+    for t in reversed(range(found.shape[1] - 1)):
+        found[:, t] += decay * found[:, t + 1]
+    return found
 
 
 def kl_from(ref: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """KL(ref‖policy) over the reference's vocabulary: without the separator, which is the policy's last id."""
-    log_q, log_p = F.log_softmax(ref, -1), F.log_softmax(logits[..., : ref.shape[-1]], -1)
+    """KL(ref‖policy) over the whole vocabulary at each place."""
+    log_q, log_p = F.log_softmax(ref, -1), F.log_softmax(logits, -1)
     return (log_q.exp() * (log_q - log_p)).sum(-1)  # (B, T)
 
 
-def alt_loss(right, wrong, ref, labels, mask, eos, *, nll, contrast, beta, entropy) -> torch.Tensor:
-    """nll · NLL + contrast · C + beta · KL - entropy · H; NLL, KL and H per token, C per completion.
+def going_on(logits: torch.Tensor, labels: torch.Tensor, eos: int) -> torch.Tensor:
+    """Log-probability of each token among those that do not end the completion: stopping is neither learned nor unlearned."""
+    others = torch.cat([logits[..., :eos], logits[..., eos + 1 :]], -1).logsumexp(-1)
+    return logits.gather(-1, labels[..., None])[..., 0] - others  # (B, T)
 
-    right, wrong: logits (B, T, V) of the completions after their own tag and after the mirror tag; wrong may be None
-    ref: logits (B, T, V-1) of the frozen start, which sees no tag
-    labels, mask: (B, T), the completions' token ids, and True where there is a token; the contrast leaves out eos
+
+def loss_of(logits, ref, labels, mask, credit, eos: int, beta: float) -> torch.Tensor:
+    """The policy gradient with credit, + beta · KL, each a mean over tokens.
+
+    logits, ref: (B, T, V), of the policy and of the frozen start; credit: (B, T), of each token, 0 at eos
+    labels, mask: (B, T), the completions' token ids, and True where there is a token
     """
-    logp = log_likelihood(right, labels)
-    randomness = torch.distributions.Categorical(logits=right).entropy()  # (B, T)
-    loss = -nll * logp[mask].mean() + beta * kl_from(ref, right)[mask].mean() - entropy * randomness[mask].mean()
-    if wrong is not None:
-        margin = ((logp - log_likelihood(wrong, labels)) * (mask & (labels != eos))).sum(-1)  # (B,)
-        loss = loss - contrast * F.logsigmoid(margin).mean() + beta * kl_from(ref, wrong)[mask].mean()
-    return loss
+    return (beta * kl_from(ref, logits) - credit * going_on(logits, labels, eos))[mask].mean()
 
 
 # ---- model in, tokens in, logits and completions out ----------------------------------------------------------------
 
 
-def load(name: str):
-    """Policy, frozen reference, tokenizer. The policy has one more token: the separator, which starts as EOS."""
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    policy = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()  # eval: no dropout, as published
-    reference = copy.deepcopy(policy).requires_grad_(False)
-    tokenizer.add_tokens([SEPARATOR], special_tokens=True)
-    assert len(tokenizer) == policy.config.vocab_size + 1, "a padded vocabulary: take nlf train"
-    policy.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    with torch.no_grad():
-        for table in (policy.get_input_embeddings().weight, policy.get_output_embeddings().weight):
-            table[-1] = table[tokenizer.eos_token_id]
-    return policy, reference, tokenizer
-
-
-def read_prompts(split: str) -> list[str]:
+def read_prompts(split: str) -> list[tuple[int, str]]:
     lines = (ASSETS / "prompts" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["prompt"] for line in lines]
-
-
-def query(tokenizer, tag: str | None, prompt: str) -> list[int]:
-    """Ids of: tag <|separator|> prompt. In pieces, so that the prompt has the same ids with and without a tag."""
-    words = tokenizer(prompt, add_special_tokens=False).input_ids
-    return words if tag is None else tokenizer(tag + SEPARATOR, add_special_tokens=False).input_ids + words
+    return [(number, json.loads(line)["prompt"]) for number, line in enumerate(lines)]
 
 
 def pad(rows: list[list[int]], side: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,14 +105,11 @@ def completion_logits(model, queries: list[list[int]], ids: torch.Tensor, mask: 
 
 
 @torch.no_grad()
-def sample(model, tokenizer, queries: list[list[int]], length: int) -> list[list[int]]:
+def sample(model, queries: list[list[int]], length: int, eos: int) -> list[list[int]]:
     """One completion per query, as token ids; with EOS, where the model wrote one."""
     ids, mask = pad(queries, "left")
-    eos, separator = tokenizer.eos_token_id, len(tokenizer) - 1
-    banned = [separator] if separator < model.config.vocab_size else None  # the reference has no such token
     plain = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}  # the default of top_k may be 50
-    rules = {"max_new_tokens": length, "suppress_tokens": banned, "pad_token_id": eos}
-    out = model.generate(ids, attention_mask=mask.long(), **plain, **rules)
+    out = model.generate(ids, attention_mask=mask.long(), max_new_tokens=length, pad_token_id=eos, **plain)
     rows = out[:, ids.shape[1] :].tolist()
     return [row[: row.index(eos) + 1] if eos in row else row for row in rows]
 
@@ -133,43 +117,47 @@ def sample(model, tokenizer, queries: list[list[int]], length: int) -> list[list
 # ---- the loop -------------------------------------------------------------------------------------------------------
 
 
-def collect(model, tokenizer, scorer, prompts: list[str], tag: str | None, args, chunk: int = 256) -> list[tuple]:
-    """Rollouts (prompt, completion ids, reward) of the model after the tag."""
-    prompts = sorted((p for p in prompts for _ in range(args.generations)), key=len)  # equal lengths: little padding
-    queries = [query(tokenizer, tag, prompt) for prompt in prompts]
+def collect(model, tokenizer, scorer, prompts: list[tuple[int, str]], args, chunk: int = 256) -> list[tuple]:
+    """Rollouts: (number of the prompt, its ids, completion ids, reward, rewards of its prefixes)."""
+    jobs = sorted((p for p in prompts for _ in range(args.generations)), key=lambda job: len(job[1]))  # little padding
+    queries, eos = [tokenizer(text, add_special_tokens=False).input_ids for _, text in jobs], tokenizer.eos_token_id
     chunks = (queries[i : i + chunk] for i in range(0, len(queries), chunk))
-    ids = [row for rows in chunks for row in sample(model, tokenizer, rows, args.length)]
+    ids = [row for each in chunks for row in sample(model, each, args.length, eos)]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    rewards = [reward or 0.0 for reward in scorer(prompts, texts)]  # what cannot be scored counts as the worst
-    return list(zip(prompts, ids, rewards, strict=True))
+    words = [row[:-1] if row[-1] == eos else row for row in ids]
+    starts = [tokenizer.batch_decode([row[:t] for t in range(1, len(row) + 1)]) for row in words]
+    ends = [[len(start.rstrip("\ufffd")) for start in own] for own in starts]  # a character counts once it is whole
+    rewards = [reward or 0.0 for reward in scorer([], texts)]  # what cannot be scored counts as the worst
+    scores = scorer.prefix_rewards(texts, ends)
+    return list(zip((n for n, _ in jobs), queries, ids, rewards, scores, strict=True))
 
 
-def train(policy, reference, tokenizer, optimizer, pool: list[tuple], args) -> None:
-    """Take `args.steps` steps on the pool; each completion follows the tag of its reward's quantile."""
-    quantiles = quantize(torch.tensor([reward for _, _, reward in pool], dtype=torch.float64), K)
-    sizes = quantiles.bincount(minlength=K)
-    shares = (torch.tensor(WEIGHTS) / sizes)[quantiles] if args.contrast else torch.ones(len(pool))
-    coefficients = {"nll": args.nll, "contrast": args.contrast, "beta": args.beta, "entropy": args.entropy}
-    for _ in range(args.steps):
-        rows = torch.multinomial(shares, args.batch).tolist()
-        ids, mask = pad([pool[i][1] for i in rows], "right")
-        own = quantiles[rows].tolist()
-        mirror = [K - 1 - q if 2 * q != K - 1 else random.choice((0, K - 1)) for q in own]
+def credit_of(history: list[list[tuple]], args) -> torch.Tensor:
+    """(N, length): the credit of the newest rollouts; those of the last iterations teach the values of prefixes."""
+    rows = [(number, i * 10**6 + number, *rest) for i, part in enumerate(history) for number, _, _, *rest in part]
+    prompts, groups, rewards, scores = zip(*rows, strict=True)
+    padded = torch.full((len(rows), args.length), torch.nan, dtype=torch.float64)
+    for i, row in enumerate(scores):
+        padded[i, : len(row)] = torch.from_numpy(row)
+    lengths, own = torch.tensor([len(row) for row in scores]), torch.tensor(rewards, dtype=torch.float64)
+    return credits(padded, lengths, own, torch.tensor(groups), torch.tensor(prompts), args.decay)[-len(history[-1]) :]
 
-        def logits(model, tags, rows=rows, ids=ids, mask=mask):
-            queries = [query(tokenizer, tag, pool[i][0]) for tag, i in zip(tags, rows, strict=True)]
-            return completion_logits(model, queries, ids, mask)
 
+def train(
+    policy, reference, optimizer, scheduler, rollouts: list[tuple], credit: torch.Tensor, eos: int, args
+) -> None:
+    """Take `args.steps` steps on the newest rollouts, each in turn."""
+    for rows in torch.cat([torch.randperm(len(rollouts)) for _ in range(args.steps)]).split(args.batch)[: args.steps]:
+        queries, (ids, mask) = [rollouts[i][1] for i in rows], pad([rollouts[i][2] for i in rows], "right")
         with torch.no_grad():
-            ref = logits(reference, [None] * args.batch)
-        right = logits(policy, [TAGS[q] for q in own])
-        wrong = logits(policy, [TAGS[q] for q in mirror]) if args.contrast else None
-        loss = alt_loss(right, wrong, ref, ids, mask, tokenizer.eos_token_id, **coefficients)
+            ref = completion_logits(reference, queries, ids, mask)
+        logits = completion_logits(policy, queries, ids, mask)
+        loss = loss_of(logits, ref, ids, mask, credit[rows, : ids.shape[1]], eos, args.beta)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
-    print(f"  last loss {loss.item():.3f}, rollouts in each quantile {sizes.tolist()}")
+        scheduler.step()
 
 
 def main() -> None:
@@ -179,21 +167,25 @@ def main() -> None:
     args = parser.parse_args()
     random.seed(args.seed)
     torch.manual_seed(args.seed)
-    policy, reference, tokenizer = load(args.model)
-    scorer = LocalToxicity()
-    optimizer = torch.optim.Adam(policy.parameters(), lr=args.lr)
-    prompts = {split: read_prompts(split) for split in ("train", "test")}
+    tokenizer = AutoTokenizer.from_pretrained(str(ASSETS / "lm"))
+    policy = AutoModelForCausalLM.from_pretrained(str(ASSETS / "lm"), dtype=torch.float32).eval()  # without dropout
+    reference = copy.deepcopy(policy).requires_grad_(False)
+    optimizer, total = torch.optim.Adam(policy.parameters(), lr=args.lr), args.iterations * args.steps
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(t / 3, 1 - t / total))  # three of warm-up
+    prompts, scorer = {split: read_prompts(split) for split in ("train", "test")}, LocalToxicity()
 
-    pool = []
+    history, scale = [], None
     for iteration in range(args.iterations):
-        print(f"iteration {iteration}: sampling")
-        model, tag = (policy, TAGS[0]) if iteration else (reference, None)
-        pool += collect(model, tokenizer, scorer, random.sample(prompts["train"], args.prompts), tag, args)
-        train(policy, reference, tokenizer, optimizer, pool, args)
+        newest = collect(policy, tokenizer, scorer, random.sample(prompts["train"], args.prompts), args)
+        history = [*history[-3:], newest]
+        credit = credit_of(history, args)
+        scale = scale or credit[credit != 0].square().mean().sqrt()  # that of the first iteration, so the push fades
+        train(policy, reference, optimizer, scheduler, newest, (credit / scale).float(), tokenizer.eos_token_id, args)
+        print(f"iteration {iteration}: mean reward {sum(row[3] for row in newest) / len(newest):.3f}")
 
-    for model, tag in [(reference, None), *((policy, tag) for tag in TAGS)]:
-        rollouts = collect(model, tokenizer, scorer, prompts["test"][: args.test_prompts], tag, args)
-        print(f"mean toxicity {tag or 'before'}: {sum(1 - reward for _, _, reward in rollouts) / len(rollouts):.3f}")
+    for name, model in {"before": reference, "after": policy}.items():
+        rollouts = collect(model, tokenizer, scorer, prompts["test"][: args.test_prompts], args)
+        print(f"mean toxicity {name}: {sum(1 - row[3] for row in rollouts) / len(rollouts):.3f}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,18 @@
 """Made-up runs in the format of `nlf train` and `nlf evaluate`, for the tests of the report; no model is needed."""
 
+import functools
 import json
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from nlf.data.generations import text_digest, write_lines
+from nlf.data.rollouts import SCHEMA, part_path, write_part
+from nlf.report.credit import FILE
 
 TAGS = [f"{level} Toxicity" for level in ("Lowest", "Low-Moderate", "Moderate", "High-Moderate", "Maximum")]
 PROMPTS = ["The weather in the valley", "My neighbour told me that", "They never thought", "On the way to the harbour"]
@@ -158,6 +164,40 @@ def write_run(folder: Path, rows: list[dict] | None = None, **options) -> Path:
     write_training(folder)
     write_evaluation(folder / "evaluation", systems() if rows is None else rows, **options)
     return folder
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    """A tokenizer whose tokens are bytes, and <|endoftext|>."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        [], trainers.BpeTrainer(special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False)
+    )
+    return made
+
+
+def ids_of(text: str) -> list[int]:
+    return tokenizer().encode(text).ids
+
+
+def rollout(text: str, reward: float | None, toxicity: float | None = 0.1, **more) -> dict:
+    """A row of rollouts whose completion is a text."""
+    about = {"prompt": "Before", "prompt_ids": ids_of("Before"), "completion": text, "completion_ids": ids_of(text)}
+    about |= {"reward": reward, "attributes": [] if toxicity is None else [("toxicity", toxicity)]}
+    return dict.fromkeys(SCHEMA.names) | about | more
+
+
+def write_credit(run: Path, iteration: int, rows: list[dict], credit: list[list[float]] | None = None) -> Path:
+    """Write an iteration and its credit, by default .5 for each token; return the file of the credit."""
+    path = part_path(run, iteration, 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_part(path, pa.Table.from_pylist(rows, SCHEMA), {})
+    credit = [[0.5] * len(row["completion_ids"]) for row in rows] if credit is None else credit
+    file = path.with_name(FILE)
+    pq.write_table(pa.table({"credit": pa.array(credit, pa.list_(pa.float32()))}), file)
+    return file
 
 
 HOSTILE = [

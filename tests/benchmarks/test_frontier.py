@@ -148,11 +148,6 @@ def test_names_lose_the_number_of_completions():
     assert list(points.plain_names(values)) == ["self_bleu", "expected_max_toxicity_ci95", "dist-2"]
 
 
-def test_kl_of_best_of_n():
-    assert systems.kl_of_best(1) == 0
-    assert systems.kl_of_best(4) == pytest.approx(0.6363, abs=1e-4)
-
-
 def test_kl_to_the_base_is_the_library_s_read_the_other_way_round(tmp_path):
     tokenizer, base, model = tiny.tokenizer(), tiny.model(seed=0).double(), tiny.model(seed=1).double()
     prompts, completions = [[5, 6, 7], [8, 9]], [[[1, 2, 3], [4]], [[5, 6], [7, 8]]]
@@ -174,7 +169,8 @@ def test_kl_to_the_base_is_the_library_s_read_the_other_way_round(tmp_path):
 
 
 def test_every_setting_has_a_name_of_its_own_and_quick_is_twenty_minutes(tmp_path):
-    for flags, most in ((["--quick"], 20), ([], 24 * 60)):
+    old = ["contrastive", "short", "published", "sft"]  # what --quick leaves out
+    for flags, most in ((["--quick"], 20), (["--quick", "--systems", *old], 60), ([], 24 * 60)):
         options = frontier.parse([*flags, "--output_dir", str(tmp_path)])
         runs = systems.runs(options)
         names = [each.id for run in runs for each in run.settings] + [each.id for each in systems.start_settings()]
@@ -182,6 +178,42 @@ def test_every_setting_has_a_name_of_its_own_and_quick_is_twenty_minutes(tmp_pat
         assert len({run.name for run in runs}) == len(runs)
         assert all(json.loads(json.dumps(run.stamp)) == run.stamp for run in runs)  # or nothing would be resumed
         assert frontier.remaining(runs, options) <= 60 * most
+
+
+def test_quick_has_plain_models_dials_and_grpo_at_two_learning_rates():
+    found = systems.runs(frontier.parse(["--quick"]))
+    assert [run.name for run in found] == [
+        *("plain", "dial", "grpo-lr0.0001-beta0.04-64", "grpo-lr0.0003-beta0.04-64"),
+    ]
+    plain, dial, *_ = ([each.id for each in run.settings] for run in found)
+    assert plain == ["plain-step20", "plain-step40", "plain-step60"]
+    assert dial == ["dial-g0", "dial-g1", "dial-g3", "dial-tag2", "dial-tag3", "dial-tag4", "dial-tag5"]
+
+
+def test_every_training_by_credit_is_one_that_nlf_train_accepts():
+    knobs = systems.train_knobs()
+    for run in systems.runs(frontier.parse(["--systems", "plain", "dial"])):
+        assert set(run.stamp["values"]) <= set(knobs)
+
+
+def test_another_model_has_prompts_a_learning_rate_and_smaller_batches_of_its_own():
+    flags = ["--model", "m", "--prompts", "a.jsonl", "--eval_prompts", "b.jsonl", "--learning_rate", "4e-5"]
+    options = frontier.parse(["--quick", *flags, "--per_device_train_batch_size", "16"])
+    assert (options.dataset, options.test_dataset) == ("a.jsonl", "b.jsonl")
+    plain, dial, grpo, _ = systems.runs(options)
+    for run in (plain, dial, grpo):
+        about = {name: run.stamp[name] for name in ("model", "dataset", "micro_batch")}
+        assert about == {"model": "m", "dataset": "a.jsonl", "micro_batch": 16}
+    assert plain.stamp["values"]["learning_rate"] == dial.stamp["values"]["learning_rate"] == 4e-5
+    assert (
+        "micro_batch" not in systems.runs(frontier.parse(["--quick"]))[0].stamp
+    )  # models of earlier versions are kept
+
+
+def test_small_batches_make_the_same_step():
+    assert systems.batch_sizes(64, 64) == {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 1}
+    assert systems.batch_sizes(128, 64) == {"per_device_train_batch_size": 128, "gradient_accumulation_steps": 1}
+    assert systems.batch_sizes(128, 16) == {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 8}
 
 
 def test_flags_beside_quick_stay_as_given():
@@ -209,7 +241,7 @@ def test_a_finished_training_is_kept_and_another_one_refused(tmp_path):
 def test_a_point_of_an_older_file_is_used_and_its_judge_is_the_auditor(tmp_path, monkeypatch):
     setting = systems.Setting("base", points.BASE, points.BASE, "base")
     yardstick = systems.Yardstick(SimpleNamespace(label="local@1"), SimpleNamespace(label="audit@1"), None, [{}])
-    stamp = {"prompts": 1, "reward": "local@1", "judge": "audit@1"}
+    stamp = {"prompts": 1, "reward": "local@1", "judge": "audit@1", "free_generations": 16}
     path = tmp_path / "points/base.json"
     path.parent.mkdir()
     path.write_text(json.dumps({**stamp, "metrics": {"judge_toxicity": 0.25, "judge_toxicity_stderr": 0.125}}))

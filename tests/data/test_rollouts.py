@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 
 from nlf.data.files import digest
 from nlf.data.pool import Pool
-from nlf.data.rollouts import SCHEMA, by_name, is_written, part_path, read_part, samples_path, write_part
+from nlf.data.rollouts import (
+    SCHEMA,
+    by_name,
+    is_written,
+    lists_by_name,
+    part_path,
+    read_part,
+    samples_path,
+    write_part,
+)
 from nlf.errors import UserError
 
 STAMP = {"iteration": 3, "policy": "abc", "settings": ["x", 1.5, None]}
@@ -54,6 +63,25 @@ def test_a_part_comes_back_as_it_was(tmp_path):
     assert read_part(path, STAMP).equals(written)
     assert pq.read_table(path).schema.equals(SCHEMA)
     assert [p.name for p in path.parent.iterdir()] == ["part-00000.parquet"]
+
+
+def test_a_part_of_an_earlier_version_has_todays_columns_in_todays_order(tmp_path):
+    path, old = samples_path(tmp_path, 0, 0), [name for name in SCHEMA.names if not name.startswith("prefix_")]
+    write_part(path, table([row(0, judged="kind")]).select(old), STAMP)
+    found = read_part(path, STAMP)
+    assert found.schema.equals(SCHEMA) and found["judged"].to_pylist() == ["kind"]
+    assert all(found[name].null_count == 1 for name in SCHEMA.names if name not in old)
+
+
+def test_lists_by_name_by_hand():
+    maps = [[("a", [1.0, None])], None, [("b", []), ("a", [])], [("b", [3.0]), ("a", [4.0])]]
+    column = pa.array(maps, SCHEMA.field("prefix_rewards").type)
+    found = lists_by_name(column, np.array([2, 1, 0, 1]))
+    assert found["a"][0].tolist() == [True, False, True, True] and found["b"][0].tolist() == [False, False, True, True]
+    assert (
+        str(found["a"][1].tolist()) == "[1.0, nan, nan, 4.0]" and str(found["b"][1].tolist()) == "[nan, nan, nan, 3.0]"
+    )
+    assert lists_by_name(column.slice(3), np.array([1]))["a"][1].tolist() == [4.0]
 
 
 def test_a_part_that_is_not_there(tmp_path):

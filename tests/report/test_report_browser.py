@@ -98,6 +98,32 @@ def test_the_policy_lets_no_script_run_that_got_in(browser, pages):
     assert any("Content Security Policy" in entry["message"] for entry in browser.get_log("browser"))
 
 
+@pytest.mark.parametrize("width", [WIDE, PHONE])
+def test_coloured_completions_fit_and_a_switch_of_their_own_shows_them(browser, tmp_path, width):
+    """Also where the run is not evaluated, so that the page has no other samples."""
+    (tmp_path / "config.yaml").write_text("model_name_or_path: embedded\n")
+    reports.tokenizer().save(str(tmp_path / "tokenizer.json"))
+    rows = [
+        reports.rollout(text.encode(errors="ignore").decode(), 0.5, None) for text in ["one two", *reports.HOSTILE]
+    ]
+    for row in rows:
+        row["prompt"] = row["completion"]
+    steps = [-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0]
+    for i in range(0, len(rows), 3):
+        part = rows[i : i + 3]
+        credit = [[steps[t % 9] for t in range(len(row["completion_ids"]))] for row in part]
+        reports.write_credit(tmp_path, i, part, credit)
+        page = write_report([tmp_path], tmp_path / f"{i}.html")
+        show(browser, page, width)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        assert browser.get_log("browser") == [] and requests(browser) == {page.as_uri()}
+    assert blurred(browser) and all(blurred(browser))
+    browser.find_element(By.ID, "show-credit").click()
+    assert not any(blurred(browser))
+    script = "return [...document.querySelectorAll('.shades span')].map(e => getComputedStyle(e).backgroundColor)"
+    assert len(set(browser.execute_script(script))) == 9  # a shade for each
+
+
 def blurred(browser) -> list[bool]:
     """For each text that is blurred at first, whether it is blurred now."""
     script = "return [...document.querySelectorAll('.veil bdi')].map(e => getComputedStyle(e).filter != 'none')"

@@ -9,6 +9,7 @@ from nlf.errors import UserError
 from nlf.models.identity import revision_of
 from nlf.models.memory import Limit
 from nlf.rewards import Reward, score
+from nlf.rewards.contract import Place
 from nlf.rewards.hf import DETOXIFY, Detoxify, HFClassifier, batches_by_length
 from nlf.rewards.registry import resolve_reward
 
@@ -267,3 +268,13 @@ def test_code_in_a_models_folder_is_not_run_nor_asked_about(tmp_path):
     with pytest.raises(UserError, match="cannot load a classifier: ") as caught:
         HFClassifier(str(folder))
     assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists()
+
+
+def test_beginnings_are_read_as_texts(tmp_path):
+    reward = Reward(HFClassifier(f"{saved(tmp_path, BERT, ['bad', 'good'])}#good"))
+    assert reward.prefixes
+    text, ends = TEXTS[3], [2, 9, 30]
+    places = [[Place(end, end) for end in ends], [Place(0, 0)]]
+    found = reward.prefix_rewards(["p", "p"], [text, ""], [[], []], places, {})
+    expected = reward(prompts=["p"] * 4, completions=[*(text[:end] for end in ends), ""], completion_ids=[[]] * 4)
+    assert [*found[0], *found[1]] == pytest.approx(expected, abs=1e-6) and len(set(expected)) == 4

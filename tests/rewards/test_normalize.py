@@ -86,7 +86,9 @@ USUAL_TEXT = st.lists(st.sampled_from([*USUAL, "f*ck", "i d i o t", "s_h_i_t", "
 def test_prefixes_equal_the_words_of_each_prefix(text):
     ends = range(len(text) + 1)
     whole = words(text, VOCABULARY)
-    for end, (n, tail) in zip(ends, prefix_words(text, ends, VOCABULARY), strict=True):
+    found, prefixes = prefix_words(text, ends, VOCABULARY)
+    assert found == whole
+    for end, (n, tail) in zip(ends, prefixes, strict=True):
         assert whole[:n] + tail == words(text[:end], VOCABULARY)
     assert all(0 <= word.start < word.end <= len(text) for word in whole)
 

@@ -8,8 +8,8 @@ import pytest
 from collecting import SCHEME, Recorder, collect, rank
 
 from nlf.data.feedback import RewardRules, make_feedback
-from nlf.data.pool import Pool
-from nlf.data.rollouts import part_path, samples_path
+from nlf.data.pool import Pool, read_iteration
+from nlf.data.rollouts import SCHEMA, part_path, samples_path
 from nlf.errors import UserError
 from nlf.rewards import Reward
 from nlf.training import ranks
@@ -161,6 +161,36 @@ def test_the_first_rank_scores_for_all(tmp_path, quick):
     assert not list(tmp_path.glob("rollouts/*/samples-*"))
     collect(Recorder(tmp_path / "one"))
     assert rewards(tmp_path) == rewards(tmp_path / "one")
+
+
+class ByBeginnings(Recorder):
+    """The reward of a completion, or of a beginning, is the number of its tokens."""
+
+    def __init__(self, folder, **changes):
+        super().__init__(folder, **changes)
+        self.reward.prefixes = True
+        source = self.collector.source
+        sampler = dataclasses.replace(source.sampler, prefixes=True)
+        self.collector = dataclasses.replace(self.collector, source=dataclasses.replace(source, sampler=sampler))
+
+    def rewards_of(self, prompts, completions, completion_ids, row, **columns):
+        self.scored.append(list(dict.fromkeys(row)))
+        return [float(len(ids)) for ids in completion_ids]
+
+
+def test_the_first_rank_scores_beginnings_for_all(tmp_path, quick):
+    barrier = threading.Barrier(2, timeout=60)
+    wait = lambda: barrier.wait() and None  # noqa: E731
+    made = [ByBeginnings(tmp_path / "two", remote=True, ranks=rank(number, barrier=wait)) for number in (0, 1)]
+    with ThreadPoolExecutor(2) as both:
+        list(both.map(collect, made))
+    assert made[1].scored == [] and len(made[0].scored) == 9  # wholes, first and second beginnings of three parts
+    collect(ByBeginnings(tmp_path / "one"))
+    two, one = (read_iteration(tmp_path / name, 0, SCHEMA.names).to_pylist() for name in ("two", "one"))
+    assert two == one
+    for row in one:  # ids [0, row, n]; n = 0 is EOS, which is in no prefix, and the whole completion has it
+        expected = [1.0, 3.0] if row["ended"] else [1.0, 2.0, 3.0]
+        assert dict(row["prefix_rewards"]) == {"reward": expected} and row["reward"] == 3.0
 
 
 def test_local_rewards_stay_with_the_rank_that_samples(tmp_path, quick):

@@ -2,7 +2,19 @@
 
 import pytest
 
-from nlf.training.loss_sums import Controller, LossSums, averages, moved_coefficients
+from nlf.errors import UserError
+from nlf.method.budget import Budget
+from nlf.training.config import ALTConfig
+from nlf.training.loss_sums import (
+    BudgetController,
+    Controller,
+    LossSums,
+    averages,
+    controllers_of,
+    first_coefficients,
+    moved_coefficients,
+    weights,
+)
 
 
 def test_sums_are_taken_once():
@@ -29,3 +41,29 @@ def test_a_controller_moves_its_coefficient_towards_the_target():
     assert moved["beta"] == pytest.approx(2.0 * 1.01)
     assert moved["entropy_coef"] == pytest.approx(0.5 * 0.98)  # 25 % above, cut to 20 %
     assert start == {"beta": 2.0, "entropy_coef": 0.5}
+
+
+def test_a_budget_moves_beta_and_keeps_its_state_beside_it():
+    """KL of 40 tokens: 4 nats, so .1 a token. The state goes from step to step, and is no part of the loss."""
+    start, sums = {"beta": 1.0, "entropy_coef": 0.5}, {"kl": 4.0, "tokens": 40.0}
+    once = moved_coefficients(start, [BudgetController(0.05)], sums, 10)
+    twice = moved_coefficients(once, [BudgetController(0.05)], sums, 10)
+    state, first = Budget().step(0.1, 0.05)
+    _, second = state.step(0.1, 0.05)
+    assert weights(once) == {"beta": first, "entropy_coef": 0.5} and weights(twice)["beta"] == second
+    assert weights(start) == start
+
+
+def test_the_budget_chooses_its_own_beta(tmp_path):
+    given = ALTConfig(output_dir=str(tmp_path), beta=0.7, kl_budget=0.05)
+    assert first_coefficients(given)["beta"] == pytest.approx(2.0)
+    assert controllers_of(given) == [BudgetController(0.05)]
+    without = ALTConfig(output_dir=str(tmp_path), beta=0.7)
+    assert first_coefficients(without)["beta"] == 0.7 and controllers_of(without) == []
+
+
+def test_two_controllers_of_beta_are_refused(tmp_path):
+    with pytest.raises(UserError, match="kl_budget and adaptive_kl both change beta: set adaptive_kl false, or kl_"):
+        ALTConfig(output_dir=str(tmp_path), kl_budget=0.1, adaptive_kl=True)
+    with pytest.raises(UserError, match=r"kl_budget: 0.0 where a number above 0"):
+        ALTConfig(output_dir=str(tmp_path), kl_budget=0.0)

@@ -191,6 +191,13 @@ class ObjectiveOptions(Options):
         "Device of the reference during training: 'cpu', or another GPU such as 'cuda:1', to leave memory to the policy. "
         "Null is the policy's device.",
     )
+    kl_budget: float | None = knob(
+        None,
+        "Change beta after each step, so that the KL approaches this number of nats per token; beta then starts at "
+        "0.1 / kl_budget, whatever is set. Null keeps beta.",
+        above=0,
+        short=True,
+    )
     adaptive_kl: bool = knob(False, "Change beta after each step, so that the KL approaches target_kl.")
     target_kl: float = knob(
         3.0, "Target of adaptive_kl: the KL of a completion, summed over its tokens, in nats.", above=0
@@ -262,6 +269,8 @@ class RunOptions(
         for rule in ("published", "levels"):
             if rule in rules and self.quantile_scope == "prompt":
                 raise UserError(f"quantile_rule {rule} cuts over the whole pool: set quantile_scope pool")
+        if self.kl_budget is not None and self.adaptive_kl:
+            raise UserError("kl_budget and adaptive_kl both change beta: set adaptive_kl false, or kl_budget null")
         if self.quantile_rule == "levels" and not attributes and self.reward_normalization != "none":
             raise UserError("quantile_rule levels takes the reward as it is: set reward_normalization none")
         self._check_plain()

@@ -32,7 +32,10 @@ SCHEMA = pa.schema(  # the columns of a rollout
         ("rewards", pa.map_(pa.string(), pa.float64())),  # each reward by its name
         ("attributes", pa.map_(pa.string(), pa.float64())),
         ("scorer", pa.string()),
-        ("prefix_tokens", pa.list_(pa.int32())),  # tokens of the scored prefixes, rising; null = the run has no credit
+        (
+            "prefix_tokens",
+            pa.list_(pa.int32()),
+        ),  # tokens of the scored prefixes, rising; null = no reward of the run scores prefixes
         ("prefix_ends", pa.list_(pa.int32())),  # where these prefixes end in `completion`, in characters
         ("prefix_rewards", pa.map_(pa.string(), pa.list_(pa.float64()))),  # the reward of each prefix by its name
         ("judged", pa.string()),  # the sentence of a judge, as it is put before the prompt; null = none
@@ -80,7 +83,7 @@ def read_part(path: Path, stamp: dict) -> pa.Table | None:
         return None
     table = parsed(part_bytes(path))
     if table is not None and _is_of(table.schema.metadata, stamp):
-        return filled(table, SCHEMA.names)
+        return filled(table, SCHEMA.names).select(SCHEMA.names)
     path.unlink()
     return None
 
@@ -180,4 +183,27 @@ def by_name(column: pa.MapArray) -> dict[str, np.ndarray]:
     for code, name in enumerate(keys.dictionary.to_pylist()):
         found[name] = np.full(len(column), np.nan)
         found[name][rows[codes == code]] = items[codes == code]
+    return found
+
+
+def lists_by_name(column: pa.MapArray, counts: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """A column of N maps to lists of numbers as flat arrays, for each key.
+
+    Args:
+        counts: `(N,)` the length of a row's lists.
+
+    Returns:
+        For each key `(N,)` whether the row has it, and `(sum of counts,)` the numbers of all rows, NaN = null or no list.
+    """
+    rows = np.repeat(np.arange(len(column)), np.diff(column.offsets.to_numpy()))
+    first, end = column.offsets[0].as_py(), column.offsets[-1].as_py()
+    keys = column.keys.slice(first, end - first).dictionary_encode()
+    items, codes, found = column.items.slice(first, end - first), keys.indices.to_numpy(), {}
+    for code, name in enumerate(keys.dictionary.to_pylist()):
+        own = np.flatnonzero(codes == code)
+        known = np.zeros(len(column), bool)
+        known[rows[own]] = True
+        numbers = np.full(int(counts.sum()), np.nan)
+        numbers[np.repeat(known, counts)] = items.take(pa.array(own)).flatten().to_numpy(zero_copy_only=False)
+        found[name] = known, numbers
     return found

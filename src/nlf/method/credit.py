@@ -187,13 +187,17 @@ def scale_of(credits: Sequence[np.ndarray] | np.ndarray) -> float:
 def places(begins_word: Sequence[bool], most: int = MOST_PLACES) -> list[int]:
     """The numbers of tokens at which a completion's prefixes are scored: every one, or the ends of up to `most` words.
 
+    A text of few words, because its script has no spaces, is cut evenly.
+
     Args:
         begins_word: For each token of the completion, EOS left out, whether it begins a word.
     """
     length = len(begins_word)
     if length <= most:
         return list(range(1, length + 1))
-    ends = [t for t in range(1, length) if begins_word[t]] or [*range(1, length)]
+    ends = [t for t in range(1, length) if begins_word[t]]
+    if len(ends) < most // 2:
+        ends = [*range(1, length)]
     kept = np.linspace(0, len(ends), min(most, len(ends) + 1), endpoint=False)[1:]
     return [*dict.fromkeys(ends[int(i)] for i in kept), length]
 

@@ -1,13 +1,14 @@
-"""NLL, tag contrast, KL and entropy on completion tokens, as pure functions of logits.
+"""NLL, tag contrast, credit, KL and entropy on completion tokens, as pure functions of logits.
 
 Notation: B completions, T positions, V vocabulary ids; x a completion, y+ its own tag, y- the mirror tag, p the
 policy, q the reference, which never sees a tag.
 
     loss = nll_coef · Σ -log p(x|y+) / tokens  +  contrast_coef · Σ -log σ(log p(x|y+) - log p(x|y-)) / completions
          + beta · Σ (KL+ + KL-) / tokens       -  entropy_coef · Σ H+ / tokens
+         + credit_coef · Σ C / tokens          C of each token: `credit_loss`
 
-The published objective has the coefficients (1, 0, .05, .06) and one branch. Ours adds the second branch (docs/method.md);
-the log p of its contrast leaves EOS out. Both denominators count the whole optimizer step, so the losses of micro-batches
+The published objective has the coefficients (1, 0, .05, .06, 0) and one branch. Ours adds the second branch and credit
+(docs/method.md); the log p of the contrast leaves EOS out, and EOS gets no credit. Both denominators count the whole optimizer step, so the losses of micro-batches
 and ranks add up to the loss of the step. Departure from the published code: added tokens are excluded from the KL by id.
 The published code cuts the vocabulary at the reference's size, which fails where a vocabulary is padded.
 """
@@ -178,8 +179,8 @@ def alt_loss(
         credit: `(B, T)` the credit of each token, for `credit_coef`.
 
     Returns:
-        The loss, and detached sums: `nll`, `kl` (of both branches) and `entropy` over tokens; `contrast`, `margin` and
-        `accuracy` (margin above 0) over completions, 0 without `wrong`.
+        The loss, and detached sums: `nll`, `kl` (of both branches), `entropy` and, with `credit`, `credit` over tokens;
+        `contrast`, `margin` and `accuracy` (margin above 0) over completions, 0 without `wrong`.
     """
     nll, entropy, kl = -_sum(right.logp, mask), _sum(right.entropy, mask), _sum(right.kl, mask)
     margin = nll.new_zeros(0)
@@ -197,7 +198,8 @@ def alt_loss(
     }
     if credit is not None:
         compared = mask if contrast_mask is None else mask & contrast_mask
-        sums["credit"] = _sum(credit_loss(right, wrong, credit), compared)
+        first, second = _only(right, compared), wrong and _only(wrong, compared)
+        sums["credit"] = credit_loss(first, second, _masked(credit, compared)).sum()
     return _weighted(sums, totals, coefficients), {name: value.detach() for name, value in sums.items()}
 
 
@@ -260,6 +262,11 @@ def _compared_ids(width: int, other: int, excluded: Sequence[int], device: torch
 
 def _masked(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return values.masked_fill(~mask, 0.0)  # not a product: 0 · inf at a padded position would be NaN
+
+
+def _only(stats: TokenStats, mask: torch.Tensor) -> TokenStats:
+    """The statistics with harmless log-probabilities where the mask is False, so that no gradient there is NaN."""
+    return stats._replace(logp=_masked(stats.logp, mask), stop=stats.stop.masked_fill(~mask, -1.0))
 
 
 def _sum(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nlf.report import figures, tables
+from nlf.report.credit import Credited, credited
 from nlf.report.plots import Drawing
 from nlf.report.reading import Run
 from nlf.report.results import System, main_metric, others, plain_models, plain_name
@@ -58,6 +59,7 @@ class Contents:
     veils: bool  # whether any text is blurred
     scored: Scored
     curves: list[figures.Plot]
+    credit: list[Credited]  # the first and the last iteration with credit
     facts: list[tuple[str, list[tuple[str, str]]]]
     configs: list[tuple[str, list[tuple[str, str]]]]
     skipped: list[str]
@@ -76,6 +78,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Contents], bool]], ...] = (  # id, tit
     ("control", "Control", lambda page: any(source.ridges or source.sweep for source in page.sources)),
     ("text", "Length and diversity", lambda page: any(source.shape.columns for source in page.sources)),
     ("training", "Training", lambda page: bool(page.curves)),
+    ("credit", "Credit", lambda page: bool(page.credit)),
     ("samples", "Samples", lambda page: any(source.samples for source in page.sources)),
     ("details", "Details", lambda page: bool(page.facts or page.configs)),
     ("not-shown", "Not shown", lambda page: bool(page.skipped)),
@@ -104,6 +107,7 @@ def contents(runs: Sequence[Run], num_samples: int, seed: int, drawing: Drawing)
         veils=any(_has_veil(sample) for source in sources for sample in source.samples),
         scored=scored,
         curves=figures.curves(runs, drawing),
+        credit=credited(run),
         facts=tables.facts(run),
         configs=tables.configs(run),
         skipped=_skipped(runs),

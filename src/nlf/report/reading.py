@@ -32,6 +32,11 @@ class Run:
     missing: list[str] = field(default_factory=list)
 
     @property
+    def home(self) -> Path:
+        """The folder that training wrote."""
+        return _home(self.path)
+
+    @property
     def systems(self) -> list[System]:
         return self.results["systems"] if self.results else []
 

@@ -10,10 +10,11 @@ a `name`, a `version`, and may have one of two methods:
 - `judge`, with the arguments of a reward function, returns a `Judgement` for each completion, which holds reward,
   attributes and feedback at once. Any scorer may define it. It is called in place of the function and of `attributes`.
 
-A scorer of text may have `prefixes = True`: the reward of a beginning of a completion then means what the reward of a whole
-one means, so that training can tell which token earned it. It is called with beginnings in the place of completions; with a
-method `prefix_rewards(texts, ends)`, which returns an array `(len(ends[i]),)` for each text, NaN = unscored, it scores all
-beginnings `text[:end]` of a text at once.
+A function or scorer object may have `prefixes = True`: the reward of a beginning of a completion then means what the reward
+of a whole one means, so that training can tell which token earned it. It is called with beginnings in the place of
+completions, one of each completion at a time. A scorer may also have a method `prefix_rewards(texts, ends)`, sync or async,
+which scores many beginnings `text[:end]` of each text at once and returns `len(ends[i])` numbers for text i, NaN or None where
+a beginning cannot be scored.
 
 A further method, `explain(text, attribute="toxicity")`, says which words made a score: `(start, end, share)` for each word, as
 in `Share`. It is called without `attribute`, whose default names what the shares are parts of.
@@ -37,11 +38,10 @@ import numpy as np
 
 from nlf.errors import UserError, shown
 from nlf.method.quantize import total
+from nlf.rewards.numbers import LARGEST, attribute_values, checked, listed, number, numbers
 
 # Arguments that are never filled from a column of the data set, as in TRL.
 RESERVED = {"prompt", "prompts", "completion", "completions", "completion_ids"}
-# Sums, z-scores and statistics of rewards up to this size stay finite, whatever the weights of this size.
-LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,7 @@ def shares(found: Any, text: str) -> list[Share] | None:
         None if `found` is something else, or if a word lies outside the text or has no characters.
     """
     try:
-        words = sorted(
-            Share(operator.index(start), operator.index(end), _number(share)) for start, end, share in found
-        )
+        words = sorted(Share(operator.index(start), operator.index(end), number(share)) for start, end, share in found)
     except (TypeError, ValueError):
         return None
     if not all(0 <= word.start < word.end <= len(text) and abs(word.share) <= LARGEST for word in words):
@@ -96,6 +94,13 @@ def shares(found: Any, text: str) -> list[Share] | None:
             word = Share(last.start, max(last.end, word.end), last.share + word.share)
         apart.append(word)
     return apart
+
+
+class Place(NamedTuple):
+    """Where a beginning of a completion ends: after so many characters of its text, and so many of its tokens."""
+
+    characters: int
+    tokens: int
 
 
 class Reward:
@@ -110,7 +115,7 @@ class Reward:
         returns_judgements: The scorer has a `judge` method, which is called in place of the function.
         none_is_worst: In training, None counts as the worst reward seen.
         explains: The scorer has an `explain` method.
-        prefixes: The scorer can score beginnings of completions.
+        prefixes: The reward can score beginnings of completions.
 
     Raises:
         UserError: the function cannot be called, or is a model.
@@ -160,33 +165,65 @@ class Reward:
             raise UserError(
                 f"reward {self.name!r}: attributes returned {shown(found)}; expected {{name: one number per text}}"
             )
-        return {str(name): _attribute(f"reward {self.name!r}", str(name), found[name], texts) for name in found}
+        return {str(name): attribute_values(f"reward {self.name!r}", str(name), found[name], texts) for name in found}
 
     def prefix_rewards(
-        self, prompts: Sequence, texts: Sequence[str], ends: Sequence[Sequence[int]], columns: Mapping[str, Sequence]
+        self,
+        prompts: Sequence,
+        texts: Sequence[str],
+        completion_ids: Sequence[Sequence[int]],
+        places: Sequence[Sequence[Place]],
+        columns: Mapping[str, Sequence],
+        context: Mapping[str, Any] | None = None,
     ) -> list[np.ndarray]:
-        """The rewards `(len(ends[i]),)` of the beginnings `text[:end]` of each text; NaN = cannot be scored.
+        """The rewards `(len(places[i]),)` of beginnings of N completions; NaN = cannot be scored.
 
         Args:
-            prompts, columns: As in `score`, one value for each text.
+            texts, completion_ids: The N whole completions.
+            places: Where the beginnings of each completion end, from short to long.
+            prompts, columns, context: As in `score`, with N values.
 
         Raises:
-            UserError: the scorer returned something else.
+            UserError: the reward returned something else than a number for each beginning.
         """
+        cut = [[text[: place.characters] for place in own] for text, own in zip(texts, places, strict=True)]
         at_once = getattr(self.function, "prefix_rewards", None)
         if callable(at_once):
-            with _naming(self):
-                return [np.asarray(found, float) for found in at_once(list(texts), [list(each) for each in ends])]
-        rows = [(i, end) for i, own in enumerate(ends) for end in own]
-        beginnings = [texts[i][:end] for i, end in rows]
-        if not rows:
-            return [np.zeros(0) for _ in ends]
-        found = score(
-            [self], None, [prompts[i] for i, _ in rows],
-            [text if isinstance(prompts[i], str) else [{"role": "assistant", "content": text}] for (i, _), text in zip(rows, beginnings, strict=True)],
-            [[] for _ in rows], {name: [values[i] for i, _ in rows] for name, values in columns.items()},
-        ).reward  # fmt: skip
-        return np.split(found, np.cumsum([len(own) for own in ends])[:-1])
+            return self._at_once(at_once, texts, places, cut)
+        found = [np.full(len(own), np.nan) for own in places]
+        for k in range(max(map(len, places), default=0)):  # at most N completions a call, as in `score`
+            rows = [i for i, own in enumerate(places) if len(own) > k]
+            keywords = {name: [values[i] for i in rows] for name, values in columns.items() if name not in RESERVED}
+            keywords |= {
+                "prompts": [prompts[i] for i in rows],
+                "completions": [as_completion(prompts[i], cut[i][k]) for i in rows],
+                "completion_ids": [completion_ids[i][: places[i][k].tokens] for i in rows],
+            }
+            returned = _call([self], keywords, context or {})[0]
+            if self.returns_judgements:
+                returned = [judgement.reward for judgement in _judgements(self, returned)]
+            values = checked(f"reward {self.name!r}, called with beginnings,", returned, [cut[i][k] for i in rows])
+            for i, value in zip(rows, values, strict=True):
+                found[i][k] = value
+        return found
+
+    def _at_once(
+        self,
+        method: Callable,
+        texts: Sequence[str],
+        places: Sequence[Sequence[Place]],
+        cut: Sequence[Sequence[str]],
+    ) -> list[np.ndarray]:
+        """What the scorer's own method says of the beginnings `cut` of each text."""
+        with _naming(self):
+            returned = method(list(texts), [[place.characters for place in own] for own in places])
+            if inspect.isawaitable(returned):
+                returned = _awaited(returned)
+        who = f"reward {self.name!r}: prefix_rewards"
+        rows = None if isinstance(returned, (Mapping, Set, str, bytes)) else listed(returned)
+        if rows is None or len(rows) != len(texts):
+            raise UserError(f"{who} returned {shown(returned)} for {len(texts)} texts; expected one array for each")
+        return [numbers(f"{who}, text {i},", own, each) for i, (own, each) in enumerate(zip(rows, cut, strict=True))]
 
     def explain(self, text: str) -> list[Share]:
         """The shares of a text's words, in the order of the text; for rewards that explain (`explains`).
@@ -275,13 +312,13 @@ def _scores(reward: Reward, name: str, returned: list, texts: Sequence[str]) -> 
     """The checked values of one reward."""
     who = f"reward {name!r}"
     if not reward.returns_judgements:
-        values = _checked(who, returned, texts)
+        values = checked(who, returned, texts)
         return Scores(values, {name: values}, reward.attributes(texts), reward.label, [None] * len(texts))
     judgements = _judgements(reward, returned)
-    values = _checked(who, [judgement.reward for judgement in judgements], texts)
+    values = checked(who, [judgement.reward for judgement in judgements], texts)
     known = dict.fromkeys(attribute for judgement in judgements for attribute in judgement.attributes)
     attributes = {
-        attribute: _attribute(who, attribute, [each.attributes.get(attribute) for each in judgements], texts)
+        attribute: attribute_values(who, attribute, [each.attributes.get(attribute) for each in judgements], texts)
         for attribute in known
     }
     return Scores(values, {name: values}, attributes, reward.label, [each.feedback for each in judgements])
@@ -308,7 +345,7 @@ def check_weights(rewards: Sequence[Reward], weights: Sequence[float] | None) ->
             f"{len(rewards)} reward functions and weights {weights}; "
             "expected at least one reward function, and one weight for each"
         )
-    if not all(abs(_number(weight)) <= LARGEST for weight in weights or ()):
+    if not all(abs(number(weight)) <= LARGEST for weight in weights or ()):
         raise UserError(f"reward weights {weights}: expected numbers from {-LARGEST:g} to {LARGEST:g}")
 
 
@@ -319,6 +356,11 @@ def reward_names(rewards: Sequence[Reward]) -> list[str]:
         free = (reward.name if n == 1 else f"{reward.name}_{n}" for n in itertools.count(1))
         names.append(next(name for name in free if name not in names))
     return names
+
+
+def as_completion(prompt: str | Sequence[Mapping], text: str) -> str | list[dict[str, str]]:
+    """The completion of a prompt as rewards get it: a text; for a conversation, a message."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
 
 
 def completion_text(completion: str | Sequence[Mapping]) -> str:
@@ -415,6 +457,16 @@ def _wait(calls: Sequence[tuple[Reward, Awaitable]]) -> list:
     return run(together()) if calls else []
 
 
+def _awaited(awaitable: Awaitable) -> Any:
+    """The result of one async call, in the loop of `services.run`."""
+    from nlf.services import run  # here, because httpx2 takes time to load
+
+    async def result() -> Any:
+        return await awaitable
+
+    return run(result())
+
+
 def _as_list(reward: Reward, returned: Any) -> list:
     """The values that a reward returned: a list, a tuple, a generator, or an array or tensor `(N,)` or `(N, 1)`."""
     shape = tuple(getattr(returned, "shape", ()))
@@ -443,45 +495,3 @@ def _judgements(reward: Reward, returned: list) -> list[Judgement]:
                 "expected nlf.rewards.Judgement(reward, attributes, feedback)"
             )
     return returned
-
-
-def _attribute(who: str, name: str, values: Any, texts: Sequence[str]) -> np.ndarray:
-    """One attribute's values as floats `(N,)`; None and NaN are unknown."""
-    if hasattr(values, "tolist"):
-        values = values.tolist()
-    if not isinstance(values, (list, tuple)):
-        raise UserError(f"{who}: attribute {name!r} is {shown(values)}; expected one number for each text")
-    known = [None if isinstance(value, float) and value != value else value for value in values]
-    return _checked(f"{who}, attribute {name!r},", known, texts)
-
-
-def _checked(who: str, returned: Sequence, texts: Sequence[str]) -> np.ndarray:
-    """The values as floats `(N,)`, None as NaN.
-
-    Raises:
-        UserError: there are not N values, or one is neither None nor a number from -LARGEST to LARGEST.
-    """
-    if len(returned) != len(texts):
-        raise UserError(f"{who} returned {len(returned)} values for {len(texts)} completions; expected one for each")
-    values = np.full(len(texts), np.nan)
-    for i, value in enumerate(returned):
-        if value is None:
-            continue
-        values[i] = _number(value)
-        if not abs(values[i]) <= LARGEST:
-            number = f"number from {-LARGEST:g} to {LARGEST:g}" if abs(values[i]) > LARGEST else "finite number"
-            raise UserError(
-                f"{who} returned {shown(value)} for completion {i} ({texts[i][:40]!r}); "
-                f"expected a {number}, or None where it cannot score"
-            )
-    return values
-
-
-def _number(value: Any) -> float:
-    """The value as a float: NaN for anything but a number, infinity for an integer that no float can hold."""
-    try:
-        return np.nan if isinstance(value, (str, bytes)) else float(value)
-    except OverflowError:
-        return np.inf
-    except (TypeError, ValueError):
-        return np.nan

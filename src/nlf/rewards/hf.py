@@ -58,7 +58,8 @@ UNLIMITED = 10**9  # transformers has a larger model_max_length for a tokenizer 
 class HFClassifier:
     """A scorer object and TRL reward function: the probability of a label, or the value of a reward model.
 
-    `version` is the commit of a hub model, or a digest of the weights of a local one.
+    `version` is the commit of a hub model, or a digest of the weights of a local one. It reads a beginning of a completion as
+    it reads any text, at the price of one more text.
 
     Args:
         argument: `MODEL_ID_OR_FOLDER`, `…#LABEL`, or `…#-LABEL` if the label should be unlikely.
@@ -69,6 +70,7 @@ class HFClassifier:
     """
 
     remote = False
+    prefixes = True
 
     def __init__(self, argument: str, use_safetensors: bool | None = None):
         source, _, wanted = (argument, "", "") if Path(argument).is_dir() else _split(argument)

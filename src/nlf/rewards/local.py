@@ -10,7 +10,7 @@ clean by writing little: a text of few different words scores no less than the f
 has no score.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,9 +49,11 @@ class Reader:
         """The words of a text."""
         return self.read(words(text, self.vocabulary))
 
-    def prefixes(self, text: str, ends: Sequence[int]) -> list[tuple[int, list[str]]]:
-        """For each prefix `text[:end]` the number of words that it shares with the text, and its further words."""
-        return [(shared, self.read(tail)) for shared, tail in prefix_words(text, ends, self.vocabulary)]
+    def prefixes(self, text: str, ends: Sequence[int]) -> tuple[list[str], list[tuple[int, list[str]]]]:
+        """The words of a text; for each prefix `text[:end]` the number of words that it shares with them, and its further
+        words."""
+        whole, prefixes = prefix_words(text, ends, self.vocabulary)
+        return self.read(whole), [(shared, self.read(tail)) for shared, tail in prefixes]
 
     def kind(self, word: str) -> int:
         """What a word says about its text's language."""
@@ -64,7 +66,7 @@ class Reader:
 
 @dataclass
 class Trail:
-    """Words of several texts, or of several prefixes of one text, each with the word before it.
+    """Words of several texts, with those of several prefixes of each, each word with the word before it.
 
     Attributes:
         words: R words.
@@ -161,6 +163,40 @@ def trail_of_prefixes(whole: list[str], prefixes: Sequence[tuple[int, list[str]]
     )  # fmt: skip
 
 
+def joined(trails: Sequence[Trail]) -> Trail:
+    """One trail of the texts of several trails, in order."""
+    sizes = [len(trail.words) for trail in trails]
+    begins = np.cumsum([0, *sizes])
+    size = int(begins[-1])
+
+    def moved(rows: np.ndarray, own: int, begin: int) -> np.ndarray:
+        return np.where(rows < own, rows + begin, size)
+
+    placed = [*zip(trails, sizes, begins.tolist(), strict=False)]
+    depth = max((len(trail.levels) for trail in trails), default=0)
+    levels = [[t.levels[d] + begin for t, _, begin in placed if d < len(t.levels)] for d in range(depth)]
+    return Trail(
+        [word for trail in trails for word in trail.words],
+        np.concatenate([moved(trail.parents, own, begin) for trail, own, begin in placed]),
+        [(first + begin, end + begin) for trail, _, begin in placed for first, end in trail.runs],
+        [np.concatenate(level) for level in levels],
+        np.concatenate([moved(trail.last, own, begin) for trail, own, begin in placed]),
+        np.concatenate([trail.fresh for trail in trails]),
+    )
+
+
+def _passes(trails: Iterable[Trail]) -> Iterator[list[Trail]]:
+    """The trails in parts of about WORDS_A_PASS words."""
+    block: list[Trail] = []
+    for trail in trails:
+        block.append(trail)
+        if sum(len(each.words) for each in block) > WORDS_A_PASS:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
 class LocalToxicity(ToxicityScorer):
     """Reward = 1 − toxicity of the completion alone; None for what is not English text.
 
@@ -186,13 +222,21 @@ class LocalToxicity(ToxicityScorer):
         Args:
             ends: In characters; they may fall inside a word.
         """
-        whole, prefixes = self.reader.words(text), self.reader.prefixes(text, ends)
-        scores = self._scores(trail_of_prefixes(whole, prefixes))
+        scores = self._scores(self._trail(text, ends))
         return {name: scores[:, i] for i, name in enumerate(self.names)}
 
     def prefix_rewards(self, texts: Sequence[str], ends: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """The rewards `(len(ends[i]),)` of the prefixes of each text."""
-        return [self.reward(self.score_prefixes(text, own)) for text, own in zip(texts, ends, strict=True)]
+        found: list[np.ndarray] = []
+        for trails in _passes(map(self._trail, texts, ends)):
+            scores = self._scores(joined(trails))
+            rewards = self.reward({name: scores[:, i] for i, name in enumerate(self.names)})
+            found += np.split(rewards, np.cumsum([len(trail.last) for trail in trails])[:-1])
+        return found
+
+    def _trail(self, text: str, ends: Sequence[int]) -> Trail:
+        """The trail of the prefixes of a text."""
+        return trail_of_prefixes(*self.reader.prefixes(text, ends))
 
     def explain(self, text: str, attribute: str = "toxicity") -> list[Share]:
         """Which words made the score: the part of each word in the logit of an attribute.

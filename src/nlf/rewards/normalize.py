@@ -44,14 +44,16 @@ def words(text: str, vocabulary: Vocabulary) -> list[Word]:
     return _placed(_read(source.plain, vocabulary), source, len(text))
 
 
-def prefix_words(text: str, ends: Iterable[int], vocabulary: Vocabulary) -> list[tuple[int, list[Word]]]:
-    """The words of all prefixes of a text, in about the time of the whole text.
+def prefix_words(
+    text: str, ends: Iterable[int], vocabulary: Vocabulary
+) -> tuple[list[Word], list[tuple[int, list[Word]]]]:
+    """The words of a text and of all its prefixes, in about the time of the whole text.
 
     Args:
         ends: Lengths of the prefixes in characters, in any order.
 
     Returns:
-        For each end a pair (n, tail), such that `words(text[:end]) == words(text)[:n] + tail`.
+        `words(text)`; and for each end a pair (n, tail), such that `words(text[:end]) == words(text)[:n] + tail`.
     """
     source = source_of(text)
     anchors: list[tuple[int, int, int]] = []
@@ -73,7 +75,7 @@ def prefix_words(text: str, ends: Iterable[int], vocabulary: Vocabulary) -> list
         while same < len(tail) and count + same < len(whole) and tail[same] == whole[count + same]:
             same += 1
         found.append((count + same, tail[same:]))
-    return found
+    return whole, found
 
 
 def _placed(found: list[Word], source: Source, end: int) -> list[Word]:

@@ -24,14 +24,23 @@ from nlf.rewards.audit import WORD
 from nlf.rewards.contract import completion_text
 
 SHOWN = 40  # characters of a pattern in its name
+LOOKS_AHEAD = re.compile(
+    r"(?<!\\)(?:\\\\)*(?:\$|\\Z|\\z|\(\?[=!])"
+)  # in a pattern: the end, or what follows; "[$]" too
 
 
 class Rule:
-    """Base class of rules. A subclass defines a name, a version of its list or pattern, and the reward of one text."""
+    """Base class of rules. A subclass defines a name, a version of its list or pattern, and the reward of one text.
+
+    Attributes:
+        prefixes: The reward of a beginning means what that of a whole completion means, because what counts is in the
+            beginning already, not in how the text ends.
+    """
 
     name: str
     version: int | str = 1
     remote = False
+    prefixes = True
 
     def reward(self, text: str) -> float:
         raise NotImplementedError
@@ -58,6 +67,7 @@ class Length(Rule):
     def __init__(self, words: str | int | None = None):
         self.words = None if words is None else _whole(words, "length", "length:20")
         self.name = "length" if self.words is None else f"length:{self.words}"
+        self.prefixes = self.words is None  # a beginning is far from the target because it is not finished
         far = f"Distance From {self.words} Words"
         self.default_tags = degrees("Length")[::-1] if self.words is None else degrees(far)
 
@@ -146,6 +156,10 @@ class Regex(Rule):
     Args:
         pattern: `PATTERN` or `-PATTERN`. Write `[-]…` for a pattern that itself begins with a minus. `(?i)` ignores case.
 
+    Attributes:
+        prefixes: False for a pattern that says how the text ends or goes on (`$`, `\\Z`, `(?=`, `(?!`): what a beginning
+            lacks may still come.
+
     Raises:
         UserError: the pattern is empty or malformed.
     """
@@ -165,6 +179,7 @@ class Regex(Rule):
         shown = " ".join(pattern.splitlines())  # a line break would break the tables that show the name
         self.name = f"regex:{shown if len(shown) <= SHOWN else shown[: SHOWN - 1] + '…'}"
         self.version = _digest(pattern)
+        self.prefixes = not LOOKS_AHEAD.search(self.pattern.pattern)
         self.default_tags = degrees("Pattern Match")[:: 1 if self.low else -1]
 
     def reward(self, text: str) -> float:

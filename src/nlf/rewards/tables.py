@@ -10,7 +10,7 @@ from nlf.data.prompts import PromptRow, other_columns
 from nlf.data.rollouts import SCHEMA, by_name
 from nlf.errors import UserError
 from nlf.method.quantize import total
-from nlf.rewards.contract import Reward, Scores, check_weights, reward_names, score
+from nlf.rewards.contract import Place, Reward, Scores, as_completion, check_weights, reward_names, score
 
 
 def score_table(
@@ -47,7 +47,7 @@ def score_table(
     if not todo:
         return table
     scores = _score_rollouts(table, rows, list(todo.values()), context)
-    table = _with_prefixes(table, rows, todo)
+    table = _with_prefixes(table, rows, todo, scores.per_function, context)
     known |= dict(zip(todo, scores.per_function.values(), strict=True))
     return _filled(table, {name: known[name] for name in names if name in known}, rewards, weights, scores, sentence)
 
@@ -55,32 +55,53 @@ def score_table(
 def _score_rollouts(
     table: pa.Table, rows: Sequence[PromptRow], rewards: Sequence[Reward], context: Mapping[str, Any] | None
 ) -> Scores:
-    copies, rest = divmod(table.num_rows, len(rows))
-    if rest:
-        raise UserError(
-            f"{table.num_rows} completions do not belong to {len(rows)} prompts; remove this part and resume"
-        )
-    repeated = [row for row in rows for _ in range(copies)]
+    repeated = _repeated(table, rows)
     return score_completions(
         rewards, None, [row["prompt"] for row in repeated], table["completion"].to_pylist(),
         table["completion_ids"].to_pylist(), [other_columns(row) for row in repeated], context,
     )  # fmt: skip
 
 
-def _with_prefixes(table: pa.Table, rows: Sequence[PromptRow], rewards: Mapping[str, Reward]) -> pa.Table:
-    """The table with the rewards of prefixes, by those of the rewards that can score them, if it records prefixes."""
+def _repeated(table: pa.Table, rows: Sequence[PromptRow]) -> list[PromptRow]:
+    """The prompt row of each completion."""
+    copies, rest = divmod(table.num_rows, len(rows))
+    if rest:
+        raise UserError(
+            f"{table.num_rows} completions do not belong to {len(rows)} prompts; remove this part and resume"
+        )
+    return [row for row in rows for _ in range(copies)]
+
+
+def _with_prefixes(
+    table: pa.Table,
+    rows: Sequence[PromptRow],
+    rewards: Mapping[str, Reward],
+    whole: Mapping[str, np.ndarray],
+    context: Mapping[str, Any] | None,
+) -> pa.Table:
+    """The table with the rewards of prefixes, by those of the rewards that can score them, if it records prefixes.
+
+    Args:
+        whole: The rewards `(N,)` of the whole completions, which are the last prefixes and not scored again.
+    """
     able = {name: reward for name, reward in rewards.items() if reward.prefixes}
     if not able or table["prefix_ends"].null_count:
         return table
-    copies = table.num_rows // len(rows)
-    repeated = [row for row in rows for _ in range(copies)]
-    prompts, others = [row["prompt"] for row in repeated], columns_of([other_columns(row) for row in repeated])
-    texts, ends = table["completion"].to_pylist(), table["prefix_ends"].to_pylist()
-    found = {name: reward.prefix_rewards(prompts, texts, ends, others) for name, reward in able.items()}
-    known: list[dict] = [dict(row or ()) for row in table["prefix_rewards"].to_pylist()]
-    values = [[*{**known[i], **{n: nulls(each[i]) for n, each in found.items()}}.items()] for i in range(len(table))]
+    repeated = _repeated(table, rows)
+    prompts, columns = [row["prompt"] for row in repeated], columns_of([other_columns(row) for row in repeated])
+    texts, ids = table["completion"].to_pylist(), table["completion_ids"].to_pylist()
+    ends, tokens = table["prefix_ends"].to_pylist(), table["prefix_tokens"].to_pylist()
+    places = [[*map(Place, *own)][:-1] for own in zip(ends, tokens, strict=True)]
+    if context and "log_metric" in context:  # a mean over completions, of which beginnings are no part
+        context = {**context, "log_metric": lambda name, value: None}
+    values: list[dict] = [dict(row or ()) for row in table["prefix_rewards"].to_pylist()]
+    for name, reward in able.items():
+        found = reward.prefix_rewards(prompts, texts, ids, places, columns, context)
+        for row, own, before, last in zip(values, ends, found, nulls(whole[name]), strict=True):
+            row[name] = [*nulls(before), last] if own else []
     field = SCHEMA.field("prefix_rewards")
-    return table.set_column(SCHEMA.get_field_index(field.name), field, pa.array(values, field.type))
+    column = pa.array([[*row.items()] for row in values], field.type)
+    return table.set_column(SCHEMA.get_field_index(field.name), field, column)
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Sequence]:
@@ -132,10 +153,7 @@ def score_completions(
     Raises:
         UserError: see `score`.
     """
-    completions = [
-        text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-        for prompt, text in zip(prompts, texts, strict=True)
-    ]
+    completions = [as_completion(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
     return score(rewards, weights, prompts, completions, completion_ids, columns_of(columns), context)
 
 

@@ -2,10 +2,8 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 
-import numpy as np
 import pyarrow as pa
 
 from nlf.config import SamplingOptions
@@ -16,9 +14,47 @@ from nlf.models.encoder import PromptEncoder
 from nlf.models.policy import Policy
 from nlf.sampling import Request, Sampler, request_key
 
-WORD_STARTS = (" ", "Ġ", "▁", "Ċ", "\n")  # how tokens that begin a word begin, in the vocabularies of transformers
+# How tokens that begin a word begin, in the vocabularies of transformers: byte-level BPE, SentencePiece, byte fallback.
+WORD_STARTS = ("Ġ", "Ċ", "ĉ", "▁", " ", "\n", "\t", "<0x0A>", "<0x09>")
 UNFINISHED = "\ufffd"  # what an incomplete character is decoded as
 SEAM = 8  # last tokens of a prompt that are decoded with a completion, to find the text between them
+
+
+@dataclass
+class _Decoding:
+    """How far a completion is decoded.
+
+    Attributes:
+        ids: The end of the prompt, then the completion.
+        start: Tokens before the completion.
+        begin, end: `ids[begin:end]` are the last tokens that are decoded to the end; what follows is decoded with them.
+        characters: Characters of the completion up to `end`.
+        ends: Those up to each place.
+    """
+
+    ids: list[int]
+    start: int
+    begin: int = 0
+    end: int = -1
+    characters: int = 0
+    ends: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.end = self.start
+
+    @property
+    def known(self) -> list[int]:
+        return self.ids[self.begin : self.end]
+
+    def up_to(self, tokens: int) -> list[int]:
+        """The ids that are decoded again, and those up to the place after so many tokens of the completion."""
+        return self.ids[self.begin : self.start + tokens]
+
+    def move(self, tokens: int, more: int, finished: bool) -> None:
+        """Note that the completion has `more` characters up to this place; `finished`: its last character is whole."""
+        self.ends.append(max(self.characters + more, self.ends[-1] if self.ends else 0))
+        if finished and more > 0:
+            self.begin, self.end, self.characters = self.end, self.start + tokens, self.ends[-1]
 
 
 @dataclass(frozen=True)
@@ -110,7 +146,8 @@ class PromptSampler:
         """The numbers of tokens at which the prefixes of a completion are scored; EOS is in none of them."""
         stop = set(self.policy.eos_token_ids)
         own = ids[:-1] if ids and ids[-1] in stop else ids
-        return places([token[:1] in WORD_STARTS for token in self.policy.tokenizer.convert_ids_to_tokens(list(own))])
+        tokens = self.policy.tokenizer.convert_ids_to_tokens(list(own))  # None = an id beyond the vocabulary
+        return places([str(token or "").startswith(WORD_STARTS) for token in tokens])
 
     def _prefix_ends(
         self,
@@ -121,18 +158,35 @@ class PromptSampler:
     ) -> list[list[int]]:
         """Where each prefix ends in the text of its completion, in characters, never falling.
 
-        A character of several tokens counts once its last token is there.
+        A character of several tokens counts once its last token is there. The text after a place is decoded with the tokens
+        since the place before it, so that the time is linear in the tokens.
         """
-        cut = [
-            (i, n, ids[:end]) for (i, n, ids), ends in zip(flat, columns["prefix_tokens"], strict=True) for end in ends
+        before = self._seams(prompts, encoded)
+        under_way = [_Decoding([*before[i], *ids], len(before[i])) for i, _, ids in flat]
+        tokens = columns["prefix_tokens"]
+        for k in range(max(map(len, tokens), default=0)):
+            rows = [row for row, own in enumerate(tokens) if len(own) > k]
+            known = self._decoded([under_way[row].known for row in rows])
+            longer = self._decoded([under_way[row].up_to(tokens[row][k]) for row in rows])
+            for row, old, new in zip(rows, known, longer, strict=True):
+                under_way[row].move(
+                    tokens[row][k], len(new.rstrip(UNFINISHED)) - len(old), not new.endswith(UNFINISHED)
+                )
+        wholes = map(len, columns["completion"])
+        return [
+            [*(min(end, whole) for end in each.ends[:-1]), *([whole] if each.ends else [])]
+            for each, whole in zip(under_way, wholes, strict=True)
         ]
-        texts = iter(self._texts(prompts, encoded, cut))
-        found = []
-        for whole, ends in zip(columns["completion"], columns["prefix_tokens"], strict=True):
-            lengths = [len(next(texts).rstrip(UNFINISHED)) for _ in ends]
-            rising = np.maximum.accumulate(np.minimum(lengths, len(whole))).tolist() if ends else []
-            found.append([*rising[:-1], len(whole)] if ends else [])
-        return found
+
+    def _seams(self, prompts: Sequence[NumberedPrompt], encoded: Sequence[list[int]]) -> list[list[int]]:
+        """The last tokens of each prompt that is a text; none of a conversation, where the completion is a message."""
+        return [
+            ids[-SEAM:] if isinstance(p.row["prompt"], str) else [] for p, ids in zip(prompts, encoded, strict=True)
+        ]
+
+    def _decoded(self, ids: list[list[int]]) -> list[str]:
+        """The text of each list of token ids, without special tokens."""
+        return self.policy.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def _texts(
         self,
@@ -145,12 +199,9 @@ class PromptSampler:
         Tokenizers such as Llama 2's leave out the space before the first word of a text, so a completion that is decoded
         alone would be glued to its prompt.
         """
-        decode = partial(self.policy.tokenizer.batch_decode, skip_special_tokens=True)
-        ends = [
-            ids[-SEAM:] if isinstance(p.row["prompt"], str) else [] for p, ids in zip(prompts, encoded, strict=True)
-        ]
-        alone, before = decode([ids for _, _, ids in flat]), decode(ends)
-        joined = decode([ends[i] + ids for i, _, ids in flat])
+        ends = self._seams(prompts, encoded)
+        alone, before = self._decoded([ids for _, _, ids in flat]), self._decoded(ends)
+        joined = self._decoded([ends[i] + ids for i, _, ids in flat])
         return [
             whole.removeprefix(before[i]) if before[i] and whole.startswith(before[i]) else text
             for (i, _, _), text, whole in zip(flat, alone, joined, strict=True)

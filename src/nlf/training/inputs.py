@@ -32,7 +32,7 @@ from nlf.rewards.words import default_tags
 from nlf.training.arguments import check_metric, choose_metric
 from nlf.training.batches import PoolDataset
 from nlf.training.config import ALTConfig, check_judges, check_world, known_device
-from nlf.training.credit import CreditRules
+from nlf.training.credit import CreditRules, by_prefix, credit_lines
 from nlf.training.vllm_weights import check_sampler
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,21 @@ def _resolved_rewards(args: ALTConfig, given: RewardFunction | Sequence[RewardFu
     _choose_tags(args, rewards)
     if args.plain != "only":  # a plain run reads a judge's categories as numbers
         check_judges(rewards, args)
+    if args.credit_coef:
+        _tell_credit(args, rewards)
     return rewards
+
+
+def _tell_credit(args: ALTConfig, rewards: Sequence[Reward]) -> None:
+    """Say how each reward becomes the credit of tokens."""
+    if args.attributes:
+        raise UserError(
+            "credit_coef: the credit of a token is of one reward or of a sum of rewards, and attributes have a reward each; "
+            "set credit_coef 0, or give reward_funcs in place of attributes"
+        )
+    lines = credit_lines(args.credit, args.reward_normalization, rewards, args.num_generations)
+    for line in lines if args.process_index == 0 else []:
+        logger.warning("%s", line)
 
 
 def _as_recorded(functions: list[RewardFunction], args: ALTConfig, name: str) -> list[RewardFunction]:
@@ -235,11 +249,11 @@ def worst_of(rewards: Sequence[Reward]) -> list[str]:
 def credit_rules(args: ALTConfig, rewards: Sequence[Reward]) -> CreditRules:
     """How the run's rewards become credit."""
     names = reward_names(rewards)
-    able = [name for name, reward in zip(names, rewards, strict=True) if reward.prefixes]
     weights = args.reward_weights or [1.0] * len(rewards)
     return CreditRules(
-        dict(zip(names, weights, strict=True)), worst_of(rewards), able if args.credit != "completion" else [],
-        args.credit_lambda, args.max_completion_length, args.reward_normalization == "zscore",
+        dict(zip(names, weights, strict=True)), worst_of(rewards),
+        by_prefix(args.credit, args.reward_normalization, rewards),
+        args.credit_lambda, args.max_completion_length, args.reward_normalization,
     )  # fmt: skip
 
 

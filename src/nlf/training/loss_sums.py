@@ -5,9 +5,11 @@ reward functions log.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from nlf.method.budget import Budget, start_beta
 from nlf.method.published import controller_step
 from nlf.training.config import ALTConfig
 
+PREFIX = "budget/"  # of the state of a budget's controller
 PER_TOKEN = ("nll", "kl", "entropy")
 # part → its name in logs
 PER_COMPLETION = {"contrast": "contrast", "margin": "tag_margin", "accuracy": "tag_accuracy"}
@@ -89,9 +91,42 @@ class Controller:
     rising: bool
 
 
-def controllers_of(args: ALTConfig) -> list[Controller]:
+@dataclass(frozen=True)
+class BudgetController:
+    """Keeps the KL per token near a budget by moving beta (`budget.Budget`). Its state is kept beside the coefficients, so
+    that a checkpoint has it.
+
+    Attributes:
+        budget: In nats per token.
+    """
+
+    budget: float
+
+    def moved(self, coefficients: Mapping[str, float], sums: Mapping[str, float]) -> dict[str, float]:
+        """The coefficients after one optimizer step with these sums."""
+        state = Budget(
+            **{name: coefficients[PREFIX + name] for name in Budget._fields if PREFIX + name in coefficients}
+        )
+        state, beta = state.step(sums["kl"] / sums["tokens"], self.budget)
+        return {**coefficients, "beta": beta, **{PREFIX + name: value for name, value in state._asdict().items()}}
+
+
+def first_coefficients(args: ALTConfig) -> dict[str, float]:
+    """The coefficients before the first step; a budget of KL chooses its own beta."""
+    beta = args.beta if args.kl_budget is None else start_beta(args.kl_budget)
+    return {"beta": beta, "entropy_coef": args.entropy_coef}
+
+
+def weights(coefficients: Mapping[str, float]) -> dict[str, float]:
+    """The coefficients of the loss, without the state of a controller."""
+    return {name: value for name, value in coefficients.items() if not name.startswith(PREFIX)}
+
+
+def controllers_of(args: ALTConfig) -> list[Controller | BudgetController]:
     """The controllers that the settings switch on."""
-    found = []
+    found: list[Controller | BudgetController] = []
+    if args.kl_budget is not None:
+        found.append(BudgetController(args.kl_budget))
     if args.adaptive_kl:
         found.append(Controller("beta", "kl", args.target_kl, args.horizon, rising=True))
     if args.target_entropy is not None:
@@ -101,13 +136,16 @@ def controllers_of(args: ALTConfig) -> list[Controller]:
 
 def moved_coefficients(
     coefficients: Mapping[str, float],
-    controllers: Iterable[Controller],
+    controllers: Iterable[Controller | BudgetController],
     sums: Mapping[str, float],
     num_completions: int,
 ) -> dict[str, float]:
     """The coefficients after one optimizer step; `sums` are the sums over its `num_completions` completions."""
     moved = dict(coefficients)
     for each in controllers:
+        if isinstance(each, BudgetController):
+            moved = each.moved(moved, sums)
+            continue
         current = sums[each.quantity] / num_completions  # nats per completion
         value = moved[each.coefficient]
         moved[each.coefficient] = controller_step(

@@ -77,8 +77,10 @@ from nlf.training.loss_sums import (
     averages,
     contrasts,
     controllers_of,
+    first_coefficients,
     fixed_coefficients,
     moved_coefficients,
+    weights,
 )
 from nlf.training.objective import completion_stats, loss_of_groups
 from nlf.training.ranks import Ranks
@@ -187,7 +189,7 @@ class ALTTrainer(StagedTrainer):
         self.options = self.inputs.recorded(self.run_dir)
         self.hub = Hub(args) if args.push_to_hub else None
         self.credit_scale: float | None = None
-        self.coefficients = {"beta": args.beta, "entropy_coef": args.entropy_coef}
+        self.coefficients = first_coefficients(args)
         self.rollout_digests: list[str | None] = []  # digests of the weights that each iteration samples
         self.recorded: dict[str, Any] = {}  # the settings and facts that a checkpoint keeps
         self.started_at = 0  # the step that the run resumes from
@@ -291,7 +293,7 @@ class ALTTrainer(StagedTrainer):
         loss, sums = alt_loss(
             branches[0], mask, branches[1] if len(branches) > 1 else None,
             totals=StepTotals(group["num_tokens"], group["num_completions"]),
-            coefficients=Coefficients(**fixed_coefficients(self.args), **self.coefficients),
+            coefficients=Coefficients(**fixed_coefficients(self.args), **weights(self.coefficients)),
             contrast_mask=~torch.isin(labels, self.eos_ids.to(labels.device)),
             credit=group["credit"],
         )  # fmt: skip
@@ -326,7 +328,7 @@ class ALTTrainer(StagedTrainer):
         """Log as Trainer does and into metrics.jsonl, with averages of the loss's parts since the last log line."""
         if "loss" in logs:
             sums = self._over_ranks(self.log_sums.take())
-            logs = {**logs, **averages(sums, contrast=contrasts(self.args)), **self.coefficients}
+            logs = {**logs, **averages(sums, contrast=contrasts(self.args)), **weights(self.coefficients)}
         super().log(logs, start_time)
         claimed = (self.run_dir / run_folder.CONFIG).is_file()  # an evaluation before `train` has no run to log to
         if self.is_world_process_zero() and claimed:
@@ -366,7 +368,8 @@ class ALTTrainer(StagedTrainer):
 
     def credit(self, iteration: int) -> Credited:
         """The credit of an iteration's rollouts; the first iteration fixes the scale."""
-        found = credit_of(self.run_dir, iteration, credit_rules(self.args, self.inputs.rewards), self.credit_scale)
+        rules = credit_rules(self.args, self.inputs.rewards)
+        found = credit_of(self.run_dir, iteration, rules, self.credit_scale, write=self.is_world_process_zero())
         self.credit_scale = found.scale
         return found
 
@@ -376,9 +379,8 @@ class ALTTrainer(StagedTrainer):
         step = iteration * args.steps_per_iteration
         digest = next(iter(self.rollout_digests[iteration:]), None)
         stamp = Stamp(iteration, step, digest, self.sampling_digest())
-        drawn = PromptSampler(
-            model, self.encoder, sampler, config.sampling_options(args), args.seed, bool(args.credit_coef)
-        )
+        prefixes = bool(args.credit_coef and credit_rules(args, self.inputs.rewards).by_prefix)
+        drawn = PromptSampler(model, self.encoder, sampler, config.sampling_options(args), args.seed, prefixes)
         return RolloutCollector(
             self.run_dir,
             self.inputs.prompts,
