@@ -212,7 +212,7 @@ def test_a_dry_run_counts_both_stages():
     assert n.sampled == 300
     assert prefix_calls(options, n) == {"prefixes scored": "at most 20 a completion, 6,000 in all"}
     assert passes(options) == ["each run 3 times", "each run 2 times (plain)"]
-    assert prefix_calls(TrainOptions(reward_funcs=["length"], credit_coef=1.0), n) == {}
+    assert prefix_calls(TrainOptions(reward_funcs=["tiny:vowels"], credit_coef=1.0), n) == {}
     long = TrainOptions(credit_coef=1.0, max_completion_length=64)
     assert prefix_calls(long, n) == {"prefixes scored": "at most 32 a completion, 9,600 in all"}
     assert prefix_calls(TrainOptions(credit_coef=1.0, credit="completion"), n) == {}
