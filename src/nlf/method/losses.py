@@ -183,10 +183,10 @@ def alt_loss(
         `contrast`, `margin` and `accuracy` (margin above 0) over completions, 0 without `wrong`.
     """
     nll, entropy, kl = -_sum(right.logp, mask), _sum(right.entropy, mask), _sum(right.kl, mask)
+    compared = mask if contrast_mask is None else mask & contrast_mask
     margin = nll.new_zeros(0)
     if wrong is not None:
         kl = kl + _sum(wrong.kl, mask)
-        compared = mask if contrast_mask is None else mask & contrast_mask
         margin = (_masked(right.logp, compared) - _masked(wrong.logp, compared)).sum(-1)  # (B,)
     sums = {
         "nll": nll,
@@ -197,7 +197,6 @@ def alt_loss(
         "accuracy": (margin > 0).sum(),
     }
     if credit is not None:
-        compared = mask if contrast_mask is None else mask & contrast_mask
         first, second = _only(right, compared), wrong and _only(wrong, compared)
         sums["credit"] = credit_loss(first, second, _masked(credit, compared)).sum()
     return _weighted(sums, totals, coefficients), {name: value.detach() for name, value in sums.items()}
