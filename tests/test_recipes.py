@@ -62,20 +62,20 @@ def resolved(values: dict, folder: Path) -> dict:
 
 LOOP = (
     *("nll_coef", "contrast_coef", "credit_coef", "beta", "kl_budget", "prompts_per_iteration", "steps_per_iteration"),
-    *("num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "plain"),
+    *("num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "logging_steps", "plain"),
 )
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("toxicity-embedded-contrastive", (0, 1, 0, 2, None, 512, 40, 3, 5e-4, "cosine", 5, "false")),
-        ("toxicity-embedded-published", (1, 0, 0, 0.05, None, 256, 60, 7, 1e-3, "linear", 0, "false")),
-        ("toxicity-gpt2-large", (1, 0, 0, 0.05, None, None, 2000, 16, 1e-5, "linear", 1600, "false")),
-        ("toxicity-quark", (1, 0, 0, 0.05, None, None, 2000, 16, 1e-5, "linear", 1600, "false")),
-        ("dialogue-categories", (1, 0, 0, 0, None, 2048, 512, 3, 2e-5, "linear", 0.05, "false")),
-        ("steerlm-attributes", (1, 0, 0, 0, None, 2048, 512, 3, 2e-5, "linear", 0.05, "false")),
-        ("summarization-freetext", (1, 0, 0, 0.05, None, 2048, 2560, 6, 2e-5, "linear", 0.05, "false")),
+        ("toxicity-embedded-contrastive", (0, 1, 0, 2, None, 512, 40, 3, 5e-4, "cosine", 5, 5, "false")),
+        ("toxicity-embedded-published", (1, 0, 0, 0.05, None, 256, 60, 7, 1e-3, "linear", 0, 5, "false")),
+        ("toxicity-gpt2-large", (1, 0, 0, 0.05, None, None, 2000, 16, 1e-5, "linear", 1600, 100, "false")),
+        ("toxicity-quark", (1, 0, 0, 0.05, None, None, 2000, 16, 1e-5, "linear", 1600, 100, "false")),
+        ("dialogue-categories", (1, 0, 0, 0, None, 2048, 512, 3, 2e-5, "linear", 0.05, 50, "false")),
+        ("steerlm-attributes", (1, 0, 0, 0, None, 2048, 512, 3, 2e-5, "linear", 0.05, 50, "false")),
+        ("summarization-freetext", (1, 0, 0, 0.05, None, 2048, 2560, 6, 2e-5, "linear", 0.05, 100, "false")),
     ],
 )
 def test_a_recipe_without_credit_means_what_it_meant_before_credit_was_the_default(name, expected, tmp_path):

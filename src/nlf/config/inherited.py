@@ -18,7 +18,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {  # where ours differ from transformers' Tr
     "max_grad_norm": 1.0,
     "adam_epsilon": 1e-8,
     "weight_decay": 0.0,
-    "logging_steps": 5,
+    "logging_steps": following("logging_steps"),
     "logging_nan_inf_filter": False,  # a NaN loss must be seen
     "eval_strategy": "epoch",
     "save_strategy": "epoch",

@@ -29,6 +29,7 @@ DEFAULTS: dict[str, Default] = {
     "learning_rate":         Default(        None,               5e-4),
     "lr_scheduler_type":     Default(    "linear",           "cosine"),
     "warmup_steps":          Default(           3,                  5),
+    "logging_steps":         Default(           4,                  5),
 }  # fmt: skip
 RATE, RATE_PARAMETERS = 2e-4, 3e6  # the learning rate with credit, of a model of this number of parameters
 RATE_OF_LORA = 10  # times that of all weights
