@@ -193,21 +193,22 @@ class AttributeFeedback:
 class CreditFeedback(TagFeedback):
     """Tags where each token is trained by its credit: every rollout is read under two tags, whatever its quantile.
 
-    Half of the pairs are the best and the worst tag, which differ most; the others let the tags between them take their
-    places. From iteration 1 on, half of the prompts are sampled under the best tag, and a quarter each under the middle and
-    the worst tag.
+    A third of the pairs or more are the best and the worst tag, which differ most; the others are all further pairs, so that
+    the tags between take their places in order. No feedback counts as the middle of the tags, so that the bare prompt stays there.
+    From iteration 1 on, half of the prompts are sampled under the best tag, and a quarter each under the middle and the worst.
     """
 
+    def pairs(self) -> list[tuple[str | None, str | None]]:
+        """The pairs of feedback, the better one first, that a rollout's pair is drawn from."""
+        last = len(self.scheme.tags) - 1
+        places: list[tuple[float, str | None]] = [*enumerate(self.scheme.tags), (last / 2, None)]
+        found = [(a, b) for i, a in places for j, b in places if i < j]
+        outer = (self.scheme.best, self.scheme.worst)
+        return found + [outer] * (len(found) // 2)
+
     def words(self, pool: Pool, quantiles: np.ndarray, iteration: int) -> Words:
-        tags = self.scheme.tags
-        inner = [(q, len(tags) - 1) for q in range(1, len(tags) - 1)] + [(0, q) for q in range(1, len(tags) - 1)]
-        pairs = [(0, len(tags) - 1)] * max(len(inner), 1) + inner
-
-        def words(row: int, i: int) -> tuple[str, str]:
-            better, worse = pairs[pick(range(len(pairs)), self.seed, iteration, i)]
-            return tags[better], tags[worse]
-
-        return words
+        pairs = self.pairs()
+        return lambda row, i: pairs[pick(range(len(pairs)), self.seed, iteration, i)]
 
     def to_sample_under(self, count: int, iteration: int, past: Callable[[], Pool]) -> list[str | None]:
         if iteration == 0:
