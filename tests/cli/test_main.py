@@ -14,6 +14,7 @@ from nlf.cli import arguments, launch
 from nlf.cli import main as cli
 from nlf.cli import train as train_command
 from nlf.cli.main import main
+from nlf.config.objective import DEFAULTS
 from nlf.errors import UserError
 
 RECIPE = Path(__file__).parents[2] / "src/nlf/assets/recipes/toxicity-embedded.yaml"
@@ -136,7 +137,7 @@ def test_flags_override_the_file(trained, tmp_path):
     args, model, data, resume = trained[0]
     assert (args.beta, args.nll_coef, args.tags, args.quantile_weights) == (0.25, 1, ["good", "bad"], None)
     assert (model.dtype, data.max_prompts, args.replay, args.use_cpu) == ("bfloat16", 7, False, True)
-    assert args.learning_rate == config.TRAINING_DEFAULTS["learning_rate"]
+    assert args.learning_rate == DEFAULTS["learning_rate"].other
     assert resume is True
 
 
@@ -187,9 +188,15 @@ def test_dry_run_tells_how_a_run_by_credit_trains(capsys, inputs):
     model, prompts = inputs
     command = ["train", "--dry_run", "--model_name_or_path", model, "--dataset", str(prompts)]
     for flags, words in (
-        ([], "learning rate 0.003 for 0.0 M parameters, 15 iterations of 64 × 4 completions and 4 steps, KL budget 0.1 nats a token"),
+        (
+            [],
+            "learning rate 0.003 for 0.0 M parameters, 15 iterations of 64 × 4 completions and 4 steps, KL budget 0.1 nats a token",
+        ),
         (["--use_peft"], "learning rate 0.03 for 0.0 M parameters, 15 iterations"),
-        (["--learning_rate", "1e-5", "--beta", "0.2"], "learning rate 1e-05, 15 iterations of 64 × 4 completions and 4 steps, beta 0.2"),
+        (
+            ["--learning_rate", "1e-5", "--beta", "0.2"],
+            "learning rate 1e-05, 15 iterations of 64 × 4 completions and 4 steps, beta 0.2",
+        ),
         (["--max_steps", "6"], "1.5 iterations of 64 × 4"),
     ):
         assert main([*command, *flags]) == 0

@@ -205,7 +205,7 @@ def alt_loss(
 def credit_loss(right: TokenStats, wrong: TokenStats | None, credit: torch.Tensor) -> torch.Tensor:
     """The loss of each token whose credit is A `(B, T)`.
 
-    With one branch it is -A log p(x), the policy gradient. With two it is |A| softplus(-sign(A) m), where m is the token's
+    With one branch it is -A log p(x), the policy gradient. With two it is 2 |A| softplus(-sign(A) m), where m is the token's
     log-probability under the first feedback less that under the second: the odds of the feedback follow the sign of the
     credit. A token's probability is taken among the tokens that do not end the completion, so that stopping is neither
     learned nor unlearned.
