@@ -1,10 +1,11 @@
 """Build and evaluate `local@2`, the embedded toxicity scorer (src/nlf/assets/scorers/toxicity).
 
-    python tools/build_scorer.py --data DIR              # train, calibrate, write the asset (about 40 minutes, 1 core)
-    python tools/build_scorer.py --data DIR --evaluate   # the tables of the scorer's card
+    python tools/word_meanings.py --data DIR --model SMOLLM2 --out FILE    # once
+    python tools/build_scorer.py --data DIR --meanings FILE    # train, calibrate, write the asset (about 40 minutes, 1 core)
+    python tools/build_scorer.py --data DIR --evaluate         # the tables of the scorer's card
 
-A causal net over hashed sub-words first learns to predict words. From there two nets learn from all sources at once, and
-the net that ships is their mean. Each version of Perspective, label set and word list has an output of its own (a "head"),
+A causal net over hashed sub-words first learns to predict words, and what a larger model makes of them (word_meanings.py).
+From there two nets learn from all sources at once, and the net that ships is their weighted mean. Each version of Perspective, label set and word list has an output of its own (a "head"),
 so that versions are never mixed; only the heads of the 2020 scale ship. The second net also learns from sentences and
 respelled texts of our own, and from fragments that the first net and `local@1` scored (own_texts.py), on the same heads.
 Only `--evaluate` reads documents of the test split.
@@ -71,6 +72,7 @@ CORPORA = (
 CORPORA += ("sentence-polarity", "rtp-scored", "hh-rlhf-harmless", "writing-prompts")
 FRAGMENTED = ("reddit-rude", "reddit-general")
 FRAGMENTS, SENTENCES_A_TEMPLATE = 85_000, 10
+SECOND = 0.8  # the second net's part in the mean
 
 
 def scored(document: str, text: str, scores: dict, scale: str) -> Row:
@@ -180,7 +182,13 @@ def build(args: argparse.Namespace) -> None:
     heads = sorted({SHARED.get(name, (name, 1))[0] for *_, targets in training for name in targets})
     corpora = {s.name: [*documents(s, args.data, "train")] for s in SOURCES if s.name in CORPORA}
     ordinary = [text for name in FRAGMENTED for text in corpora[name]]
-    start = pretrain(chain.from_iterable(corpora.values()), reader.words, steps=args.steps, seed=args.seed)
+    start = pretrain(
+        chain.from_iterable(corpora.values()),
+        reader.words,
+        meanings_in(args.meanings),
+        steps=args.steps,
+        seed=args.seed,
+    )
 
     weights = head_weights(heads)
 
@@ -196,20 +204,28 @@ def build(args: argparse.Namespace) -> None:
     finish(mean_of(first, second), heads, everything, validation, reader, args.out)
 
 
-def mean_of(first: Net, second: Net) -> Net:
-    """The net with the mean weights of two that were trained from one start.
+def meanings_in(path: Path) -> tuple[list[str], np.ndarray]:
+    """The words and vectors of a file that word_meanings.py wrote."""
+    with np.load(path) as file:
+        return file["words"].tolist(), file["vectors"]
 
-    It agrees with recorded scores better than either (as Wortsman et al. 2022 found for other nets, arXiv 2203.05482).
+
+def mean_of(first: Net, second: Net) -> Net:
+    """The net between two that were trained from one start, nearer to the second.
+
+    The nearer to the second, the fairer to groups; the nearer to the first, the closer to recorded scores. Half way it
+    agrees with them no worse than the first (Wortsman et al. 2022 found the like, arXiv 2203.05482).
     """
     with torch.no_grad():
         for mine, other in zip(first.parameters(), second.parameters(), strict=True):
-            mine.lerp_(other, 0.5)
+            mine.lerp_(other, SECOND)
     return first
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets, one folder each")
+    parser.add_argument("--meanings", type=Path, help="the file that word_meanings.py wrote; needed unless --evaluate")
     parser.add_argument("--out", type=Path, default=ASSET)
     parser.add_argument("--steps", type=int, default=4_000, help="steps of pretraining, at most")
     parser.add_argument("--first_epochs", type=int, default=3)

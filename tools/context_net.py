@@ -3,7 +3,7 @@
 The net is causal: what it makes of a word depends on that word and earlier ones only, so one pass gives the scores of all
 prefixes of a text. It reads words as hashed sub-words, mixes each with its neighbours on the left (convolutions) and with a
 weighted mean of everything so far, and pools by maximum, mean and attention. It first learns to predict the next word of
-ordinary text, which teaches it more words than the scored texts have. Then every source of labels has an output of its own
+ordinary text and what a larger model makes of words (word_meanings.py), which teaches it more words than the scored texts have. Then every source of labels has an output of its own
 (a "head"), or shares a head under another name and weight. `scorer_net.write` keeps only the named heads.
 """
 
@@ -24,6 +24,7 @@ from nlf.rewards.subwords import buckets
 ROWS, DIMENSION, CHANNELS, MAX_WORDS = 98_304, 64, 128, 64
 PREDICTED = 30_000  # words that pretraining predicts
 WRONG = 1024  # other words among which the right one must be found
+TOLD, MEANING = 768, 3.0  # words whose meanings a step tells, and the weight of that
 PIECE = 10_000  # characters of ordinary text that are read at once
 WINDOW, WINDOWS = 96, 48  # words in a window, windows in a step of pretraining
 BATCH, RATE = 96, 2e-3  # texts in a step of training, and its highest learning rate
@@ -92,14 +93,17 @@ class Bagged:
         return torch.from_numpy(self.ids[spots]), torch.from_numpy(offsets), torch.from_numpy(weights)
 
 
-def pretrain(texts: Iterable[str], read: Read, *, steps: int, seed: int) -> dict[str, torch.Tensor]:
-    """Learn to predict the next word of ordinary texts; returns the weights below the heads.
+def pretrain(
+    texts: Iterable[str], read: Read, meanings: tuple[Sequence[str], np.ndarray], *, steps: int, seed: int
+) -> dict[str, torch.Tensor]:
+    """Learn to predict the next word of ordinary texts, and the meanings of words; returns the weights below the heads.
 
     The right word must be found among WRONG others, drawn by their frequency to the power 3/4 (sampled softmax, Jean et
     al. 2015). Words to be found have the vectors that the net reads (tied, as Press and Wolf 2017), so a word learns from
     what stands before it, too. The same arguments give the same weights on one machine.
 
     Args:
+        meanings: Words, and a vector `(W, D)` of variance 1 for each, which a linear map of the net's own must tell.
         steps: At most so many; each window of the texts is read at most once.
     """
     torch.manual_seed(seed)
@@ -114,7 +118,9 @@ def pretrain(texts: Iterable[str], read: Read, *, steps: int, seed: int) -> dict
     expected = torch.from_numpy(np.log(share * WRONG)).float()
     net, bagged, guess, bias = Net(1), Bagged(numbers), nn.Linear(CHANNELS, CHANNELS), nn.Embedding(len(share), 1)
     nn.init.zeros_(bias.weight)
-    weights = [*net.parameters(), *guess.parameters(), *bias.parameters()]
+    named, meaning = Bagged(meanings[0]), torch.from_numpy(meanings[1])
+    tell = nn.Linear(CHANNELS, meaning.shape[1])
+    weights = [*net.parameters(), *guess.parameters(), *bias.parameters(), *tell.parameters()]
     optimizer, begin = torch.optim.AdamW(weights, lr=2e-3, weight_decay=0.01, fused=True), time.monotonic()
     steps = min(steps, len(windows) // WINDOWS)
     for step in range(steps):
@@ -136,6 +142,9 @@ def pretrain(texts: Iterable[str], read: Read, *, steps: int, seed: int) -> dict
         low = hidden @ bad.T + bias(wrong)[:, 0] - expected[wrong]
         low = low.masked_fill(wrong == right[:, None], -1e9)
         loss = F.cross_entropy(torch.cat([high[:, None], low], 1), torch.zeros(len(right), dtype=torch.long))
+        some = rng.choice(len(meaning), TOLD, replace=False)
+        told = tell(F.relu(net.enter(net.table(*named.pick(some, rng)))))
+        loss = loss + MEANING * F.mse_loss(told, meaning[some])
         _step(optimizer, weights, loss)
         if step % 100 == 0:
             print(f"pretraining {step}/{steps} loss {loss.item():.3f} {time.monotonic() - begin:.0f} s", flush=True)
