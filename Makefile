@@ -12,12 +12,12 @@ export TOKENIZERS_PARALLELISM = false
 .PHONY: demo frontier bench test test-extended soak lint clean env
 .DELETE_ON_ERROR:
 
-# Train the embedded default, distill it into a plain model, then measure both against their start. A stopped demo goes on where it was.
+# Train the embedded default: a model with tags, then a plain model. Then measure both against their start. A stopped demo goes on where it was.
 demo: $(READY)
-	@if [ ! -f $(RUN)/distilled/run.json ]; then $(BIN)/nlf train --output_dir $(RUN) --distill --resume_from_checkpoint true; fi
+	@if [ ! -f $(RUN)/plain/README.md ]; then $(BIN)/nlf train --output_dir $(RUN) --plain true --resume_from_checkpoint true; fi
 	@$(BIN)/nlf evaluate --model $(RUN) --max_prompts 100 --sweep_tags --guidance_scales 0.5 1
 	@$(BIN)/nlf report $(RUN)
-	@echo "The plain model is $(RUN)/distilled; the model with tags is $(RUN). Figures and samples are in $(RUN)/evaluation."
+	@echo "The plain model is $(RUN)/plain; the model with tags is $(RUN). Figures and samples are in $(RUN)/evaluation."
 
 # nlf beside GRPO, supervised training and best-of-n: hours with three seeds; `make frontier FLAGS=--quick` is 20 minutes.
 frontier: $(READY)

@@ -104,7 +104,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="completions of a step that pass the model at once; the step stays the same",
     )  # fmt: skip
     parser.add_argument("--free_generations", type=int, default=systems.FREE.num_generations, help=FREE_HELP)
-    parser.add_argument("--recipe", default=str(RECIPES / "toxicity-embedded.yaml"))
+    parser.add_argument("--recipe", default=str(RECIPES / "toxicity-embedded-contrastive.yaml"))
     parser.add_argument("--published_recipe", default=str(RECIPES / "toxicity-embedded-published.yaml"))
     parser.add_argument("--output_dir", type=Path, default=Path("runs/frontier"))
     if parser.parse_known_args(argv)[0].quick:

@@ -32,6 +32,7 @@ from transformers import TrainerCallback
 from nlf.cli.arguments import read_recipe, train_knobs
 from nlf.cli.train import build, train_from_config
 from nlf.config import SamplingOptions, StudentOptions
+from nlf.config.objective import DEFAULTS
 from nlf.data.checkpoints import MARKER
 from nlf.data.files import model_path, write_text
 from nlf.data.generations import read, write_lines
@@ -268,9 +269,8 @@ def guided(name: str, group: str, scales: Sequence[float], words: str, quantile:
 
 def recipe_run(name: str, recipe: str, shared: dict, flags: dict, settings: list[Setting], cost: float) -> Run:
     """A recipe with changed flags; `cost` is the estimated seconds of one iteration."""
-    knobs = train_knobs()
-    values = read_recipe(recipe, knobs) | flags
-    seconds = cost * values.get("num_train_epochs", knobs["num_train_epochs"].default)
+    values = read_recipe(recipe, train_knobs()) | flags
+    seconds = cost * (values.get("num_train_epochs") or DEFAULTS["num_train_epochs"].other)
     return Run(name, partial(train_nlf, values=values, **shared), settings, {**shared, "recipe": values}, seconds)
 
 

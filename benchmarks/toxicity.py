@@ -1,6 +1,6 @@
 """Make the toxicity table of docs/results.md: train a recipe with several seeds, evaluate the models, print means.
 
-    python benchmarks/toxicity.py --recipe toxicity-embedded --seeds 0 1 2 --output_dir runs/table
+    python benchmarks/toxicity.py --recipe toxicity-embedded-contrastive --seeds 0 1 2 --output_dir runs/table
 
 All rows share prompts and sampling (top-p .9, 25 completions of a prompt). Perplexity is token-weighted under the base
 model. dist-2 is computed over the completions of a prompt. Finished runs are reused.
@@ -72,7 +72,7 @@ def table(runs: list[list[dict]], seconds: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", default="toxicity-embedded")
+    parser.add_argument("--recipe", default="toxicity-embedded-contrastive")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output_dir", type=Path, default=Path("runs/table"))
     parser.add_argument(

@@ -21,9 +21,10 @@ fork = multiprocessing.get_context("fork")
 
 
 def settings(folder, **changes) -> ALTConfig:
-    """The settings of a short run: two iterations of three steps."""
+    """The settings of a short run with the contrast: two iterations of three steps."""
     values = {
         "output_dir": str(folder),
+        "contrast_coef": 1.0,
         "num_train_epochs": 2,
         "steps_per_iteration": 3,
         "per_device_train_batch_size": 8,

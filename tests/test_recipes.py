@@ -7,6 +7,7 @@ import yaml
 
 import nlf
 from nlf.cli.arguments import read_recipe, train_knobs
+from nlf.config.objective import COEFFICIENTS, DEFAULTS
 from nlf.method.tags import DEFAULT_TAGS, TagScheme
 
 FOLDER = Path(nlf.__file__).parent / "assets" / "recipes"
@@ -30,9 +31,9 @@ def test_recipe_parses(path, tmp_path):
     from nlf.cli.train import build, train_options
 
     values = read_recipe(path, train_knobs())
-    resolved = settings(path.stem)
+    every = settings(path.stem)
     options = train_options(values)
-    assert resolved.output_dir == f"runs/{path.stem}"
+    assert every.output_dir == f"runs/{path.stem}"
     TagScheme(tuple(options.tags or DEFAULT_TAGS), options.tag_template, options.separator)
     args, model, data = build({**values, "output_dir": str(tmp_path), "use_cpu": True})
     for name, value in values.items():
@@ -40,11 +41,68 @@ def test_recipe_parses(path, tmp_path):
         assert name == "output_dir" or getattr(owner, name) == value, name
 
 
-def test_the_demo_is_the_defaults():
+def test_the_demo_is_the_defaults(tmp_path):
     values = yaml.safe_load((FOLDER / "toxicity-embedded.yaml").read_text(encoding="utf-8"))
-    knobs = train_knobs()
     assert values.pop("tags") == list(DEFAULT_TAGS)  # the words of the default reward
-    assert {n: v for n, v in values.items() if v != knobs[n].default} == {}
+    assert values.pop("output_dir") == train_knobs()["output_dir"].default
+    alone = resolved({}, tmp_path)
+    assert {n: (v, alone[n]) for n, v in values.items() if v != alone[n]} == {}
+
+
+def resolved(values: dict, folder: Path) -> dict:
+    """Every setting of a run with these values, as training sees it; the folder holds no run."""
+    from nlf.cli.train import build
+
+    return {
+        name: value
+        for part in build({**values, "output_dir": str(folder), "use_cpu": True})
+        for name, value in vars(part).items()
+    }
+
+
+LOOP = (
+    *("nll_coef", "contrast_coef", "credit_coef", "beta", "kl_budget", "prompts_per_iteration", "steps_per_iteration"),
+    *("num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "logging_steps", "plain"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("toxicity-embedded-contrastive", (0, 1, 0, 2, None, 512, 40, 3, 5e-4, "cosine", 5, 5, "false")),
+        ("toxicity-embedded-published", (1, 0, 0, 0.05, None, 256, 60, 7, 1e-3, "linear", 0, 5, "false")),
+        ("toxicity-gpt2-large", (1, 0, 0, 0.05, None, None, 2000, 16, 1e-5, "linear", 1600, 100, "false")),
+        ("toxicity-quark", (1, 0, 0, 0.05, None, None, 2000, 16, 1e-5, "linear", 1600, 100, "false")),
+        ("dialogue-categories", (1, 0, 0, 0, None, 2048, 512, 3, 2e-5, "linear", 0.05, 50, "false")),
+        ("steerlm-attributes", (1, 0, 0, 0, None, 2048, 512, 3, 2e-5, "linear", 0.05, 50, "false")),
+        ("summarization-freetext", (1, 0, 0, 0.05, None, 2048, 2560, 6, 2e-5, "linear", 0.05, 100, "false")),
+    ],
+)
+def test_a_recipe_without_credit_means_what_it_meant_before_credit_was_the_default(name, expected, tmp_path):
+    found = resolved(read_recipe(FOLDER / f"{name}.yaml", train_knobs()) | {"bf16": False}, tmp_path)
+    assert dict(zip(LOOP, (found[each] for each in LOOP), strict=True)) == dict(zip(LOOP, expected, strict=True))
+
+
+def test_the_settings_of_an_earlier_run_mean_what_they_meant(tmp_path):
+    """Such a `config.yaml` holds every knob of its day, and nothing of credit, budgets and plain models."""
+    own = {"nll_coef": 0.0, "contrast_coef": 1.0, "beta": 2.0, "adaptive_kl": False, "prompts_per_iteration": 512}
+    own |= {"steps_per_iteration": 40, "num_train_epochs": 3, "learning_rate": 5e-4, "lr_scheduler_type": "cosine"}
+    own |= {"warmup_steps": 5, "quantile_rule": "even"}
+    found = resolved(own, tmp_path / "a")
+    assert {name: found[name] for name in own} == own
+    assert (found["credit_coef"], found["kl_budget"], found["plain"]) == (0, None, "false")
+    published = own | {"nll_coef": 1.0, "contrast_coef": 0.0, "prompts_per_iteration": None}
+    found = resolved(published, tmp_path / "b")
+    assert {name: found[name] for name in own} == published
+
+
+@pytest.mark.parametrize("name", ["toxicity-embedded", "sentiment-embedded"])
+def test_the_recipes_with_credit(name, tmp_path):
+    found = resolved(read_recipe(FOLDER / f"{name}.yaml", train_knobs()), tmp_path)
+    defaults = {each: default.credit for each, default in DEFAULTS.items()}
+    assert {each: found[each] for each in defaults} == defaults
+    assert [found[each] for each in COEFFICIENTS] == [0, 0, 1]
+    assert found["plain"] == "false"
 
 
 def test_the_published_experiment_number_by_number():

@@ -14,6 +14,7 @@ from nlf.cli import arguments, launch
 from nlf.cli import main as cli
 from nlf.cli import train as train_command
 from nlf.cli.main import main
+from nlf.config.objective import DEFAULTS
 from nlf.errors import UserError
 
 RECIPE = Path(__file__).parents[2] / "src/nlf/assets/recipes/toxicity-embedded.yaml"
@@ -92,7 +93,7 @@ def test_flags_are_never_abbreviated(capsys):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("beta: strong", "r.yaml:1: beta: 'strong' where float was expected"),
+        ("beta: strong", "r.yaml:1: beta: 'strong' where float | null was expected"),
         ("beta: 1\nbeta: 2", "r.yaml:2: beta is given twice"),
         ("- beta", "r.yaml:1: one `name: value` a line was expected"),
         ("beta: [", "r.yaml:1: not YAML"),
@@ -123,7 +124,7 @@ def test_a_shipped_recipe_is_named_without_a_path_and_a_file_by_its_path(trained
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     told = " ".join(capsys.readouterr().out.split())
-    assert all(name in told for name in arguments.shipped("recipes")) and len(arguments.shipped("recipes")) == 8
+    assert all(name in told for name in arguments.shipped("recipes")) and len(arguments.shipped("recipes")) == 9
 
 
 def test_flags_override_the_file(trained, tmp_path):
@@ -136,7 +137,7 @@ def test_flags_override_the_file(trained, tmp_path):
     args, model, data, resume = trained[0]
     assert (args.beta, args.nll_coef, args.tags, args.quantile_weights) == (0.25, 1, ["good", "bad"], None)
     assert (model.dtype, data.max_prompts, args.replay, args.use_cpu) == ("bfloat16", 7, False, True)
-    assert args.learning_rate == config.TRAINING_DEFAULTS["learning_rate"]
+    assert args.learning_rate == DEFAULTS["learning_rate"].other
     assert resume is True
 
 
@@ -167,6 +168,7 @@ def test_dry_run_tells_the_cost(capsys, tmp_path):
     prompts.write_text("".join(f'{{"prompt": "number {i}"}}\n' for i in range(30)), encoding="utf-8")
     files = ["--dataset", str(prompts), "--eval_dataset", str(prompts), "--max_eval_prompts", "10"]
     small = ["--prompts_per_iteration", "null", "--num_generations", "2", "--eval_num_generations", "3"]
+    small += ["--contrast_coef", "1"]
     rewards = ["--reward_funcs", "test_main:remote_scorer", "--output_dir", str(tmp_path / "run")]
     assert main(["train", "--dry_run", *files, *small, *rewards]) == 0
     out = capsys.readouterr().out
@@ -175,9 +177,31 @@ def test_dry_run_tells_the_cost(capsys, tmp_path):
     assert "at most 5,400" in out  # (180 + 90) x 20
     assert "270; 270 of them remote, 0.1 hours" in out
     assert "120 of 64 completions, each run 3 times" in out
+    assert "credit" not in out and "prefixes" not in out
     assert not (tmp_path / "run").exists()
     assert main(["train", "--dry_run", *files, *small, *rewards, "--rate_limit", "10"]) == 0
     assert "270; 270 of them remote, 0.0 hours at 10 a second" in capsys.readouterr().out
+
+
+def test_dry_run_tells_how_a_run_by_credit_trains(capsys, inputs):
+    """The sizes follow the objective, and the learning rate the 12,928 parameters: 2e-4 √(3,000,000 / 12,928)."""
+    model, prompts = inputs
+    command = ["train", "--dry_run", "--model_name_or_path", model, "--dataset", str(prompts)]
+    for flags, words in (
+        (
+            [],
+            "learning rate 0.003 for 0.0 M parameters, 15 iterations of 64 × 4 completions and 4 steps, KL budget 0.1 nats a token",
+        ),
+        (["--use_peft"], "learning rate 0.03 for 0.0 M parameters, 15 iterations"),
+        (
+            ["--learning_rate", "1e-5", "--beta", "0.2"],
+            "learning rate 1e-05, 15 iterations of 64 × 4 completions and 4 steps, beta 0.2",
+        ),
+        (["--max_steps", "6"], "1.5 iterations of 64 × 4"),
+    ):
+        assert main([*command, *flags]) == 0
+        told = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+        assert words in told["credit"]
 
 
 def test_dry_run_counts_the_whole_model_that_is_written_for_vllm(capsys, inputs):

@@ -345,7 +345,7 @@ def test_credit_of_two_branches_is_a_classifier_of_tokens():
     loss, _ = credited_loss(right, wrong, ref, labels, mask, credit, ONLY_CREDIT)
     odds = naive_going_on(right, labels) - naive_going_on(wrong, labels)
     terms = torch.where(credit > 0, -torch.log(torch.sigmoid(odds)), -torch.log(torch.sigmoid(-odds)))
-    expected = (credit.abs() * terms)[counted].sum() / 11
+    expected = 2 * (credit.abs() * terms)[counted].sum() / 11
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-10)
     got, want = (torch.autograd.grad(x, (right, wrong)) for x in (loss, expected))
     for a, b in zip(got, want, strict=True):
@@ -358,7 +358,7 @@ def test_credit_by_hand():
     )
     credit = torch.tensor([[2.0, -1.0]])
     assert credit_loss(right, None, credit).tolist() == [[2.0, -2.0]]
-    expected = [2 * math.log(1 + math.exp(-2)), math.log(1 + math.exp(0.5))]
+    expected = [4 * math.log(1 + math.exp(-2)), 2 * math.log(1 + math.exp(0.5))]
     assert credit_loss(right, wrong, credit)[0].tolist() == pytest.approx(expected)
 
 

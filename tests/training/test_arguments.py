@@ -67,7 +67,7 @@ def test_what_trainer_refuses_late_is_refused_early(tmp_path, monkeypatch, name,
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setattr("nlf.training.hub.get_token", lambda: None)
     with pytest.raises(UserError) as caught:
-        ALTConfig(**{"output_dir": str(tmp_path), "use_cpu": True, name: value})
+        ALTConfig(**{"output_dir": str(tmp_path), "use_cpu": True, "contrast_coef": 1, name: value})
     assert name in str(caught.value) and words in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -241,14 +241,15 @@ def test_a_resumed_run_finds_the_same_credit(tmp_path, caplog):
     make(tmp_path / "whole", reward=counted, **ONLY).train()
     assert "credit: counted by prefixes" in caplog.text
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-    shutil.rmtree(tmp_path / "resumed" / "checkpoint-6")
-    (iteration_dir(tmp_path / "resumed", 1) / FILE).unlink()
+    whole, resumed = (tmp_path / name / "plain" for name in ("whole", "resumed"))
+    shutil.rmtree(resumed / "checkpoint-6")
+    (iteration_dir(resumed, 1) / FILE).unlink()
     make(tmp_path / "resumed", reward=counted, **ONLY).train(resume_from_checkpoint=True)
-    files = [(iteration_dir(tmp_path / name, 1) / FILE).read_bytes() for name in ("whole", "resumed")]
-    assert files[0] == files[1] and same(weights(tmp_path / "whole"), weights(tmp_path / "resumed"))
-    logged = [line["credit/size"] for line in lines(tmp_path / "whole") if "credit/size" in line]
+    files = [(iteration_dir(folder, 1) / FILE).read_bytes() for folder in (whole, resumed)]
+    assert files[0] == files[1] and same(weights(whole), weights(resumed))
+    logged = [line["credit/size"] for line in lines(whole) if "credit/size" in line]
     assert len(logged) == 2 and logged[0] == pytest.approx(1)
-    table = pq.read_table(part_path(tmp_path / "whole", 0, 0))
+    table = pq.read_table(part_path(whole, 0, 0))
     for each in table.to_pylist():
         assert each["prefix_tokens"] == [*range(1, len(each["completion_ids"]) + 1 - each["ended"])]
         assert dict(each["prefix_rewards"])["counted"][-1:] in ([dict(each["rewards"])["counted"]], [])

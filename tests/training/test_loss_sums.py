@@ -55,7 +55,7 @@ def test_a_budget_moves_beta_and_keeps_its_state_beside_it():
 
 
 def test_the_budget_chooses_its_own_beta(tmp_path):
-    given = ALTConfig(output_dir=str(tmp_path), beta=0.7, kl_budget=0.05)
+    given = ALTConfig(output_dir=str(tmp_path), kl_budget=0.05)
     assert first_coefficients(given)["beta"] == pytest.approx(2.0)
     assert controllers_of(given) == [BudgetController(0.05)]
     without = ALTConfig(output_dir=str(tmp_path), beta=0.7)

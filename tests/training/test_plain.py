@@ -63,7 +63,7 @@ def test_the_card_shows_a_bare_prompt(only):
     card = (only / "plain/README.md").read_text()
     assert "write('The weather in the mountains', do_sample=True" in card and "without a\ntag" in card
     assert "Training took 2 iterations of 3 steps, with 8 rollouts a step and the reward `length@1`." in card
-    assert "credit 1.0, beta 2.0" in card and "contrast" not in card
+    assert "credit 1.0, a KL budget of 0.1 nats a token" in card and "contrast" not in card
 
 
 def test_a_plain_run_follows_the_run_with_tags_and_neither_changes_the_other(both, only, tmp_path):
@@ -163,10 +163,10 @@ def test_settings_of_tags_change_nothing_of_a_plain_run():
     "changes, told",
     [
         (
-            {"plain": "only"},
+            {"plain": "only", "credit_coef": 0},
             "plain only: a plain model has no tags, so it is trained by credit alone, and credit_coef",
         ),
-        ({"plain": "true"}, "credit_coef is 0; set credit_coef 1, or plain false"),
+        ({"plain": "true", "contrast_coef": 1}, "credit_coef is 0; set credit_coef 1, or plain false"),
         ({"plain": "only", "credit_coef": 1.0, "distill": True}, "and plain only trains none; leave one of them out"),
         ({"plain": "sometimes"}, "plain: 'sometimes' where one of false, true, only was expected"),
     ],

@@ -137,7 +137,7 @@ def test_a_finished_run_needs_no_rollouts(run, tmp_path):
 
 def test_rollouts_that_the_pool_no_longer_keeps_are_not_needed(record):
     shutil.rmtree(iteration_dir(record.run_dir, 0))
-    assert chosen(replace(record, pool_keep=1)) == ("checkpoint-5", [])
+    assert chosen(replace(record, keep=1)) == ("checkpoint-5", [])
 
 
 def test_without_checkpoint_and_rollouts_there_is_nothing_to_go_on_from(record):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nlf.config import OPTION_GROUPS, RETIRED, TRAINING_DEFAULTS, TRAINING_SHORT, TRAINING_TYPES, Options
-from nlf.config.knobs import default_of, help_of
+from nlf.config.knobs import Following, default_of, help_of
 from nlf.config.values import annotations_of, choices_of, converted, type_of
 from nlf.data.files import ASSETS
 from nlf.data.yaml_files import read_entries
@@ -73,11 +73,16 @@ def knobs_of(group: str, options: type[Options]) -> dict[str, Knob]:
     """The knobs of one of our dataclasses, under the heading `group`."""
     found, annotations = {}, annotations_of(options)
     for f in fields(options):
-        kind = annotations[f.name]
+        kind, default = annotations[f.name], default_of(f)
         found[f.name] = Knob(
-            f.name, type_of(kind), default_of(f), help_of(f), group, choices_of(kind), help_of(f).short
+            f.name, _nullable(type_of(kind), default), default, help_of(f), group, choices_of(kind), help_of(f).short
         )
     return found
+
+
+def _nullable(kinds: str, default: Any) -> str:
+    """The types of a knob with this default: null stands for a default that follows other knobs."""
+    return f"{kinds} | None" if isinstance(default, Following) and "None" not in kinds else kinds
 
 
 @cache
@@ -97,7 +102,8 @@ def inherited_knobs() -> dict[str, Knob]:
 
 def _inherited(name: str, type: str, default: Any, help: str, choices: list) -> Knob:
     default, type = TRAINING_DEFAULTS.get(name, default), TRAINING_TYPES.get(name, type)
-    return Knob(name, type, default, help, INHERITED, tuple(choices), short=name in TRAINING_SHORT)
+    kinds = _nullable(type, default)
+    return Knob(name, kinds, default, help, INHERITED, tuple(choices), short=name in TRAINING_SHORT)
 
 
 def retired_knobs() -> dict[str, Knob]:
@@ -247,7 +253,9 @@ def _kind_shown(kinds: Sequence[str]) -> str:
 
 
 def _shown(default: Any) -> str:
-    """The default as it is written on the command line."""
+    """The default as it is written on the command line, or the words for one that follows other knobs."""
+    if isinstance(default, Following):
+        return repr(default)
     if isinstance(default, str):
         return json.dumps(default, ensure_ascii=False) if " " in default or not default else default
     if isinstance(default, list):

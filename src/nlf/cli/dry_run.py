@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from nlf import config
 from nlf.cli.arguments import Knob
 from nlf.config import TrainOptions
 from nlf.data.files import model_path
@@ -39,11 +40,16 @@ class Schedule:
     save_strategy: str
     save_steps: float
     save_total_limit: int | None
+    learning_rate: float | None  # None: it follows the size of the model
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], knobs: Mapping[str, Knob]) -> "Schedule":
-        """The schedule of a run: given values, and otherwise defaults."""
-        return cls(**{f.name: values.get(f.name, knobs[f.name].default) for f in fields(cls)})
+    def of(cls, values: Mapping[str, Any], knobs: Mapping[str, Knob], options: TrainOptions) -> "Schedule":
+        """The schedule of a run: given values, and otherwise defaults, of which some follow the objective."""
+        defaults = {name: knob.default for name, knob in knobs.items()} | config.followed(
+            options, bool(options.credit_coef)
+        )
+        given = {name: value for name, value in values.items() if not config.is_open(name, value)}
+        return cls(**{f.name: (defaults | given)[f.name] for f in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def plan(options: TrainOptions, schedule: Schedule) -> dict[str, str]:
     Raises:
         UserError: the prompts, the rewards or the model cannot be found.
     """
-    n = counts(options, schedule)
+    n, shapes = counts(options, schedule), weight_shapes(options)
     tokens = (n.sampled + n.evaluated) * options.max_completion_length
     return {
         "training prompts": f"{n.prompts:,}",
@@ -83,8 +89,21 @@ def plan(options: TrainOptions, schedule: Schedule) -> dict[str, str]:
         "scorer calls": scorer_calls(options, n),
         **prefix_calls(options, n),
         "optimizer steps": "; ".join(f"{n.steps:,} of {n.batch:,} completions, {each}" for each in passes(options)),
-        **disk(options, schedule, n),
+        **by_credit(options, schedule, n, shapes),
+        **disk(options, schedule, n, shapes),
     }
+
+
+def by_credit(options: TrainOptions, schedule: Schedule, n: Counts, shapes: Shapes) -> dict[str, str]:
+    """How a run by credit trains; nothing of any other run."""
+    if not options.credit_coef:
+        return {}
+    rate, parameters = schedule.learning_rate, None
+    if rate is None:
+        parameters = sum(math.prod(shape) for shape in shapes)
+        rate = config.learning_rate(parameters, options.use_peft)
+    iterations = n.steps / options.steps_per_iteration
+    return {"credit": config.choices(options, rate, iterations, parameters).removeprefix("credit: ")}
 
 
 def counts(options: TrainOptions, schedule: Schedule) -> Counts:
@@ -160,9 +179,8 @@ def passes(options: TrainOptions) -> list[str]:
     return {"false": [tagged], "true": [tagged, f"{plain} (plain)"], "only": [plain]}[options.plain]
 
 
-def disk(options: TrainOptions, schedule: Schedule, n: Counts) -> dict[str, str]:
+def disk(options: TrainOptions, schedule: Schedule, n: Counts, shapes: Shapes) -> dict[str, str]:
     """Sizes of the model, the rollouts and the checkpoints, and of the whole model that vLLM reads."""
-    shapes = weight_shapes(options)
     size = sum(math.prod(shape) for shape in shapes)
     trained = adapter_size(shapes, options.lora_r) if options.use_peft else size
     every = int(n.steps // schedule.save_steps) if schedule.save_steps >= 1 else 0

@@ -97,7 +97,7 @@ def train(argv: Sequence[str]) -> int:
     if special["dry_run"]:
         from nlf.cli.dry_run import Schedule, plan
 
-        return show(plan(options, Schedule.of(values, knobs)))
+        return show(plan(options, Schedule.of(values, knobs, options)))
     wanted = {name: special[name] for name in LAUNCH_FLAGS if special[name] is not None}
     if special["accelerate_config"]:
         if given.get("hub_token"):  # accelerate shows its arguments when a process fails

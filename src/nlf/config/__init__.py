@@ -38,6 +38,7 @@ from nlf.config.inherited import (
     check_inherited,
 )
 from nlf.config.knobs import Options, Rule, bounds, check, check_value, knob
+from nlf.config.objective import choices, fill_in, followed, is_open, learning_rate, take_recorded
 from nlf.config.retired import RETIRED, current
 from nlf.config.rewards import MeasureOptions, RemoteOptions, RewardOptions, TrainRemoteOptions, remote_options
 from nlf.config.sampling import (
@@ -118,12 +119,18 @@ __all__ = [
     "check",
     "check_inherited",
     "check_value",
+    "choices",
     "current",
     "eval_sampling_options",
+    "fill_in",
+    "followed",
+    "is_open",
     "join_attributes",
     "knob",
+    "learning_rate",
     "refuse_guidance",
     "remote_options",
     "sampler_options",
     "sampling_options",
+    "take_recorded",
 ]

@@ -5,19 +5,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nlf.config.knobs import Rule, bounds, check_value
+from nlf.config.objective import following
 from nlf.errors import UserError, shown
 
 TRAINING_DEFAULTS: dict[str, Any] = {  # where ours differ from transformers' TrainingArguments
     "output_dir": "runs/toxicity-embedded",
-    "num_train_epochs": 3,  # one epoch is one iteration
-    "learning_rate": 5e-4,
+    "num_train_epochs": following("num_train_epochs"),  # one epoch is one iteration
+    "learning_rate": following("learning_rate"),
     "per_device_train_batch_size": 64,
-    "warmup_steps": 5,
-    "lr_scheduler_type": "cosine",
+    "warmup_steps": following("warmup_steps"),
+    "lr_scheduler_type": following("lr_scheduler_type"),
     "max_grad_norm": 1.0,
     "adam_epsilon": 1e-8,
     "weight_decay": 0.0,
-    "logging_steps": 5,
+    "logging_steps": following("logging_steps"),
     "logging_nan_inf_filter": False,  # a NaN loss must be seen
     "eval_strategy": "epoch",
     "save_strategy": "epoch",

@@ -24,8 +24,28 @@ class Rule(NamedTuple):
     expected: str
 
 
-class Following(list):
-    """A default that follows other knobs: `Options.complete` replaces it, unless the person gave a value."""
+class Following:
+    """A default that follows other knobs: `Options.complete` replaces it, unless the person gave a value.
+
+    Args:
+        words: What the help shows in the place of a value.
+    """
+
+    def __init__(self, words: str) -> None:
+        self.words = words
+
+    def __repr__(self) -> str:
+        return self.words
+
+
+class FollowingList(list, Following):
+    """Numbers that follow other knobs; the help shows them."""
+
+    def __init__(self, numbers: list[float]) -> None:
+        list.__init__(self, numbers)
+        Following.__init__(self, " ".join(map(str, numbers)))
+
+    __repr__ = Following.__repr__
 
 
 class Help(str):
@@ -141,6 +161,9 @@ def _typed(f: Field, annotation: Any, value: Any) -> Any:
     """A value as the field's type. transformers' own fields also take objects, which it checks itself."""
     if isinstance(value, Following):
         return value
+    default = default_of(f)
+    if value is None and isinstance(default, Following) and "None" not in type_of(annotation):
+        return default
     given = [*value] if isinstance(value, (list, tuple)) else [value]
     if help_of(f).objects and not all(isinstance(each, PLAIN) for each in given):
         return given

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nlf.config.inherited import check_inherited
-from nlf.config.knobs import Following, Options, Rule, knob
+from nlf.config.knobs import FollowingList, Options, Rule, knob
+from nlf.config.objective import fill_in, following
 from nlf.config.rewards import RewardOptions, TrainRemoteOptions, check_one_each
 from nlf.config.sampling import EvalSamplingOptions, RolloutSamplerOptions, TrainSamplingOptions
 from nlf.config.tags import QuantileRule, TagOptions, attributes_of, join_attributes
@@ -104,9 +105,14 @@ class LoopOptions(Options):
     """The size of an iteration (sample, score, pool, quantize, tag, train); num_train_epochs is their number."""
 
     prompts_per_iteration: int | None = knob(
-        512, "Prompts sampled in each iteration; null is all of them.", above=0, short=True
+        following("prompts_per_iteration"),
+        "Prompts sampled in each iteration; null is all of them.",
+        above=0,
+        short=True,
     )
-    steps_per_iteration: int = knob(40, "Optimizer steps in each iteration.", above=0, short=True)
+    steps_per_iteration: int = knob(
+        following("steps_per_iteration"), "Optimizer steps in each iteration.", above=0, short=True
+    )
     pool_keep: int | None = knob(
         None, "Keep the rollouts of this number of latest iterations in the pool; null keeps all.", above=0, short=True
     )
@@ -120,7 +126,7 @@ class LoopOptions(Options):
         "(the worst) to K-1 and means quantile K-1-r; quantile 0 is the best.",
     )
     quantile_weights: list[float] | None = knob(
-        Following(_outer_weights(5)),
+        FollowingList(_outer_weights(5)),
         "Each step draws rollouts of each quantile in proportion to these weights, best first. The default is 2.5 for the "
         "best and the worst tag and 1 for the tags between. Null ignores quantiles and draws all scored rollouts equally "
         "often.",
@@ -143,27 +149,28 @@ class LoopOptions(Options):
 
 @dataclass
 class ObjectiveOptions(Options):
-    """Coefficients of the loss: nll_coef NLL + contrast_coef C + beta KL - entropy_coef H (docs/method.md).
+    """Coefficients of the loss: nll_coef NLL + contrast_coef C + credit_coef A + beta KL - entropy_coef H (docs/method.md).
 
-    The published objective is nll_coef 1, contrast_coef 0, beta 0.05.
+    The published objective is nll_coef 1, beta 0.05.
     """
 
     nll_coef: float = knob(
-        0.0,
+        following("nll_coef"),
         "Weight of the NLL, the negative log likelihood per token of a completion under its own tag.",
         least=0,
         short=True,
     )
     contrast_coef: float = knob(
-        1.0,
+        following("contrast_coef"),
         "Weight of the contrast, -log sigmoid(log p(x|own tag) - log p(x|mirror tag)) for a completion x without its EOS. "
         "The mirror tag of quantile k is the tag of quantile K-1-k. 0 saves a forward pass.",
         least=0,
         short=True,
     )
     credit_coef: float = knob(
-        0.0,
-        "Weight of the credit objective, per token: each token is trained by what it earned of the reward.",
+        following("credit_coef"),
+        "Weight of the credit objective, per token: each token is trained by what it earned of the reward. Attributes, judges "
+        "and quantile_rule levels have no credit by default.",
         least=0,
         short=True,
     )
@@ -175,10 +182,10 @@ class ObjectiveOptions(Options):
     credit_lambda: float = knob(
         0.5, "How far a token's credit looks ahead. 0: to the next scored prefix. 1: to the end.", least=0, most=1
     )
-    beta: float = knob(
-        2.0,
-        "Weight of the KL to the reference, per token. The contrast grows with the length of completions and the KL per "
-        "token does not, so raise beta with the length; 2 suits 20 tokens.",
+    beta: float | None = knob(
+        following("beta"),
+        "Weight of the KL to the reference, per token; null with kl_budget. The contrast grows with the length of completions "
+        "and the KL per token does not, so raise beta with the length; with the contrast, 2 suits 20 tokens.",
         least=0,
         short=True,
     )
@@ -192,9 +199,9 @@ class ObjectiveOptions(Options):
         "Null is the policy's device.",
     )
     kl_budget: float | None = knob(
-        None,
-        "Change beta after each step, so that the KL approaches this number of nats per token; beta then starts at "
-        "0.1 / kl_budget, whatever is set. Null keeps beta.",
+        following("kl_budget"),
+        "Change the weight of the KL after each step, so that the KL approaches this number of nats per token; the weight "
+        "starts at 0.1 / kl_budget. With beta or adaptive_kl there is no budget.",
         above=0,
         short=True,
     )
@@ -256,8 +263,9 @@ class RunOptions(
     def complete(self) -> None:
         super().complete()
         join_attributes(self)
-        if self.tags and isinstance(self.quantile_weights, Following):  # else the reward chooses the tags later
+        if self.tags and isinstance(self.quantile_weights, FollowingList):  # else the reward chooses the tags later
             self.quantile_weights = _outer_weights(len(self.tags))
+        fill_in(self)
 
     def check_together(self) -> None:
         super().check_together()
@@ -271,6 +279,11 @@ class RunOptions(
                 raise UserError(f"quantile_rule {rule} cuts over the whole pool: set quantile_scope pool")
         if self.kl_budget is not None and self.adaptive_kl:
             raise UserError("kl_budget and adaptive_kl both change beta: set adaptive_kl false, or kl_budget null")
+        if self.kl_budget is not None and self.beta is not None:
+            raise UserError(
+                f"kl_budget {self.kl_budget:g} and beta {self.beta:g}: a budget chooses the weight of the KL by itself; leave "
+                "one of them out"
+            )
         if self.quantile_rule == "levels" and not attributes and self.reward_normalization != "none":
             raise UserError("quantile_rule levels takes the reward as it is: set reward_normalization none")
         self._check_plain()

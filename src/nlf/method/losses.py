@@ -183,10 +183,10 @@ def alt_loss(
         `contrast`, `margin` and `accuracy` (margin above 0) over completions, 0 without `wrong`.
     """
     nll, entropy, kl = -_sum(right.logp, mask), _sum(right.entropy, mask), _sum(right.kl, mask)
+    compared = mask if contrast_mask is None else mask & contrast_mask
     margin = nll.new_zeros(0)
     if wrong is not None:
         kl = kl + _sum(wrong.kl, mask)
-        compared = mask if contrast_mask is None else mask & contrast_mask
         margin = (_masked(right.logp, compared) - _masked(wrong.logp, compared)).sum(-1)  # (B,)
     sums = {
         "nll": nll,
@@ -197,7 +197,6 @@ def alt_loss(
         "accuracy": (margin > 0).sum(),
     }
     if credit is not None:
-        compared = mask if contrast_mask is None else mask & contrast_mask
         first, second = _only(right, compared), wrong and _only(wrong, compared)
         sums["credit"] = credit_loss(first, second, _masked(credit, compared)).sum()
     return _weighted(sums, totals, coefficients), {name: value.detach() for name, value in sums.items()}
@@ -206,7 +205,7 @@ def alt_loss(
 def credit_loss(right: TokenStats, wrong: TokenStats | None, credit: torch.Tensor) -> torch.Tensor:
     """The loss of each token whose credit is A `(B, T)`.
 
-    With one branch it is -A log p(x), the policy gradient. With two it is |A| softplus(-sign(A) m), where m is the token's
+    With one branch it is -A log p(x), the policy gradient. With two it is 2 |A| softplus(-sign(A) m), where m is the token's
     log-probability under the first feedback less that under the second: the odds of the feedback follow the sign of the
     credit. A token's probability is taken among the tokens that do not end the completion, so that stopping is neither
     learned nor unlearned.

@@ -41,7 +41,7 @@ TRAINING = (
     *("reward_funcs", "reward_weights", "tags", "tag_template", "num_train_epochs", "prompts_per_iteration"),
     *("num_generations", "max_completion_length", "temperature", "top_p", "top_k", "steps_per_iteration", "seed"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "nll_coef", "contrast_coef"),
-    *("beta", "entropy_coef", "kl_direction", "quantile_scope", "quantile_weights"),
+    *("credit_coef", "beta", "kl_budget", "entropy_coef", "kl_direction", "quantile_scope", "quantile_weights"),
 )
 
 

@@ -23,6 +23,7 @@ from transformers.integrations import get_available_reporting_integrations, get_
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames
 
+from nlf.config.objective import RATE
 from nlf.config.values import annotations_of
 from nlf.errors import UserError, did_you_mean, line_of
 from nlf.evaluation.metrics import METRICS, family, higher_is_better, parsed
@@ -227,6 +228,8 @@ def _check_optimizer(args: TrainingArguments, steps: int) -> None:
     """Make the optimizer and the schedule of a model with one weight, as Trainer makes them of the real one."""
     model = torch.nn.utils.skip_init(torch.nn.Linear, 1, 1)
     tried = copy.copy(args)
+    if tried.learning_rate is None:  # it follows the size of the model
+        tried.learning_rate = RATE
     if args.optim_target_modules is not None:
         tried.optim_target_modules = "all-linear"  # the names of the real model are not known yet
     name = OptimizerNames(args.optim).value
@@ -236,7 +239,7 @@ def _check_optimizer(args: TrainingArguments, steps: int) -> None:
         if not {"params", "model", "optimizer_dict"} & values.keys() and _is_optimizer(kind):
             optimizer = kind(model.parameters(), **values)
         else:  # it needs the real model
-            optimizer = torch.optim.SGD(model.parameters(), lr=args.learning_rate)
+            optimizer = torch.optim.SGD(model.parameters(), lr=tried.learning_rate)
     _check_schedule(args, optimizer, steps)
 
 

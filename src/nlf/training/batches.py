@@ -7,6 +7,7 @@ responses again, which changes ids, and stripped EOS, so that the model never le
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypedDict
 
 import numpy as np
@@ -90,11 +91,7 @@ class PoolDataset(Dataset):
             credit: Of each token of the rollouts of this iteration, which are the last of the pool.
         """
         draws = Draws(quantiles, batch_size=self.batch_size, weights=self.weights, seed=self.seed, iteration=iteration)
-
-        def query(row: int, feedback: str | None) -> list[int]:
-            messages = conversations[pool.prompt_key(row)] if conversations else None
-            return encoder.query_ids(feedback, pool.prompt_ids(row).tolist(), messages)
-
+        query = partial(_query, pool, encoder, conversations)
         first = len(pool) - len(credit or ())
 
         def make(i: int, num_tokens: int) -> Example:
@@ -117,6 +114,14 @@ class PoolDataset(Dataset):
     def __getitem__(self, i: int) -> Example:
         assert self._make_example is not None  # refresh has been called before the epoch
         return self._make_example(i, self._step_tokens[i // self.batch_size])
+
+
+def _query(
+    pool: Pool, encoder: PromptEncoder, conversations: Mapping[str, Prompt] | None, row: int, feedback: str | None
+) -> list[int]:
+    """Token ids of the prompt of a rollout with this feedback."""
+    messages = conversations[pool.prompt_key(row)] if conversations else None
+    return encoder.query_ids(feedback, pool.prompt_ids(row).tolist(), messages)
 
 
 def collate(examples: Sequence[Example], pad_id: int, pass_tokens: int | None = None) -> dict[str, list[Group]]:

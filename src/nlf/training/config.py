@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import partial, wraps
 from pathlib import Path
@@ -14,7 +15,7 @@ from transformers import TrainingArguments
 
 from nlf import config
 from nlf.config.values import annotations_of
-from nlf.data.run_folder import plain_folder
+from nlf.data.run_folder import plain_folder, run_settings
 from nlf.errors import UserError
 from nlf.models.policy import best_device
 from nlf.models.sharding import load_whole
@@ -31,7 +32,7 @@ def _with_defaults(base: type, defaults: dict) -> type:
         old = known[name]
         default: dict[str, Any] = {"default": value}
         if isinstance(value, list):
-            default = {"default_factory": partial(list, value)}
+            default = {"default_factory": partial(copy, value)}
         changed.append((name, annotations[name], field(**default, metadata=old.metadata)))
     return make_dataclass(f"{base.__name__}Defaults", changed, bases=(base,))
 
@@ -71,6 +72,7 @@ class ALTConfig(
             raise UserError(
                 "sampler server cannot be used in training: the server does not get the new weights; use hf or vllm"
             )
+        take_recorded(self)
         config.check(self)
         choose_folder(self)
         check_names(self)
@@ -99,6 +101,17 @@ class ALTConfig(
     def total_batch_size(self) -> int:
         """Rollouts in one optimizer step, over all ranks and micro-batches."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+
+def take_recorded(args: ALTConfig) -> None:
+    """Take what follows the objective from the run in the folder, where the person left it open: a resumed run goes on as it
+    was started, whatever today's defaults are.
+
+    Raises:
+        UserError: a file of settings cannot be read.
+    """
+    folder = plain_folder(args.output_dir) if args.plain == "only" else Path(str(args.output_dir))
+    config.take_recorded(args, run_settings(folder))
 
 
 def choose_folder(args: ALTConfig) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from transformers import PreTrainedModel
 
 from nlf import config
 from nlf.data import files, run_folder
@@ -148,6 +149,7 @@ def _resolved_rewards(args: ALTConfig, given: RewardFunction | Sequence[RewardFu
     rewards = [resolve_reward(function) for function in _as_recorded(functions, args, "rewards")]
     check_weights(rewards, args.reward_weights)
     args.reward_funcs = [recorded_spec(reward) for reward in rewards]
+    config.fill_in(args, judged=any(reward.returns_judgements for reward in rewards))
     if args.attributes:
         if len(rewards) != len(args.attributes):
             raise UserError(
@@ -161,6 +163,23 @@ def _resolved_rewards(args: ALTConfig, given: RewardFunction | Sequence[RewardFu
     if args.credit_coef:
         _tell_credit(args, rewards)
     return rewards
+
+
+def tell_choices(args: ALTConfig, model: PreTrainedModel, lora: bool) -> None:
+    """Fill in the learning rate of a run by credit, which follows the size of the model, and say how the run trains.
+
+    Args:
+        lora: Only an adapter is trained.
+    """
+    if not args.credit_coef:
+        return
+    parameters = None
+    if args.learning_rate is None:
+        parameters = sum(weight.numel() for weight in model.parameters())  # shared weights count once
+        args.learning_rate = config.learning_rate(parameters, lora)
+    if args.process_index == 0:
+        steps = args.max_steps / args.steps_per_iteration if args.max_steps > 0 else args.num_train_epochs
+        logger.warning("%s", config.choices(args, args.learning_rate, steps, parameters))
 
 
 def _tell_credit(args: ALTConfig, rewards: Sequence[Reward]) -> None:

@@ -113,7 +113,11 @@ class BudgetController:
 
 def first_coefficients(args: ALTConfig) -> dict[str, float]:
     """The coefficients before the first step; a budget of KL chooses its own beta."""
-    beta = args.beta if args.kl_budget is None else start_beta(args.kl_budget)
+    if args.kl_budget is not None:
+        beta = start_beta(args.kl_budget)
+    else:
+        assert args.beta is not None  # the settings have one of the two
+        beta = args.beta
     return {"beta": beta, "entropy_coef": args.entropy_coef}
 
 

@@ -33,7 +33,7 @@ that its completion should have. {how}
 {tags}
 
 Training took {iterations:g} iterations of {steps} steps, with {batch} rollouts a step and the reward `{rewards}`. The objective's
-coefficients were nll {nll_coef}, contrast {contrast_coef}, credit {credit_coef}, beta {beta} ({kl_direction} KL) and entropy
+coefficients were nll {nll_coef}, contrast {contrast_coef}, credit {credit_coef}, {leash} ({kl_direction} KL) and entropy
 {entropy_coef}. `config.yaml` holds every setting.
 
 {results}
@@ -48,7 +48,7 @@ tag and without guidance.
 {usage}
 
 Training took {iterations:g} iterations of {steps} steps, with {batch} rollouts a step and the reward `{rewards}`. Each token was
-trained by what it earned of its completion's reward. The objective's coefficients were credit {credit_coef}, beta {beta}
+trained by what it earned of its completion's reward. The objective's coefficients were credit {credit_coef}, {leash}
 ({kl_direction} KL) and entropy {entropy_coef}. `config.yaml` holds every setting.
 
 {results}
@@ -59,7 +59,7 @@ HOW_TEXT = "Put the best tag and the separator before the prompt:"
 HOW_CONVERSATION = (
     "Put the best tag into the system message, after the text that it holds, with an empty line between:"
 )
-COEFFICIENTS = ("nll_coef", "contrast_coef", "credit_coef", "beta", "kl_direction", "entropy_coef")
+COEFFICIENTS = ("nll_coef", "contrast_coef", "credit_coef", "kl_direction", "entropy_coef")
 PROMPT, QUESTION = "The weather in the mountains", "What is the weather like in the mountains?"
 
 CODE = """\
@@ -129,6 +129,7 @@ def _training(policy: Policy, args: ALTConfig, rewards: str) -> dict[str, Any]:
         "batch": args.total_batch_size,
         "rewards": rewards,
         **{name: getattr(args, name) for name in COEFFICIENTS},
+        "leash": f"beta {args.beta}" if args.kl_budget is None else f"a KL budget of {args.kl_budget:g} nats a token",
     }
 
 

@@ -68,6 +68,7 @@ from nlf.training.inputs import (
     folder_of,
     pool_dataset_of,
     scheme_of,
+    tell_choices,
     worst_of,
 )
 from nlf.training.iteration import run_iteration
@@ -142,6 +143,7 @@ class ALTTrainer(StagedTrainer):
             model, processing_class = load_model(model)
         if processing_class is None:
             raise UserError("processing_class is missing: give the tokenizer that belongs to the model")
+        tell_choices(args, model, lora=peft_config is not None or hasattr(model, "peft_config"))
         self.plain_stage = plain_stage(
             plain, optimizers, model=model, processing_class=processing_class, peft_config=peft_config,
             reference_model=reference_model, disable_dropout=disable_dropout, max_prompt_length=max_prompt_length,

@@ -1,0 +1,159 @@
+"""The objective of a run, and the defaults that follow it.
+
+`DEFAULTS` is the table of these defaults: one column for runs that train tokens by their credit, one for all others.
+`fill_in` chooses the objective and fills in every knob that the person left open. The learning rate of a run by credit
+follows the size of the model, so ALTTrainer fills it in (`learning_rate`).
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from nlf.config.knobs import Following
+
+
+class Default(NamedTuple):
+    """The default of a knob with credit, and without."""
+
+    credit: Any
+    other: Any
+
+
+DEFAULTS: dict[str, Default] = {
+    #                                  with credit          otherwise
+    "kl_budget":             Default(         0.1,               None),
+    "beta":                  Default(        None,                2.0),
+    "prompts_per_iteration": Default(          64,                512),
+    "steps_per_iteration":   Default(           4,                 40),
+    "num_train_epochs":      Default(          15,                  3),
+    "learning_rate":         Default(        None,               5e-4),
+    "lr_scheduler_type":     Default(    "linear",           "cosine"),
+    "warmup_steps":          Default(           3,                  5),
+    "logging_steps":         Default(           4,                  5),
+}  # fmt: skip
+RATE, RATE_PARAMETERS = 2e-4, 3e6  # the learning rate with credit, of a model of this number of parameters
+RATE_OF_LORA = 10  # times that of all weights
+SHOWN = {
+    "nll_coef": "0",
+    "contrast_coef": "1 if no other is given and there is no credit, else 0",
+    "credit_coef": "1 if no other is given and there is credit, else 0",
+}
+COEFFICIENTS = tuple(SHOWN)
+NULL_MEANS = ("prompts_per_iteration",)  # null is a value of these knobs: all prompts
+
+
+def following(name: str) -> Following:
+    """What stands in the place of the value of a knob that the person left open, with the words that the help shows."""
+    if name in COEFFICIENTS:
+        return Following(SHOWN[name])
+    credit, other = ("null" if value is None else value for value in DEFAULTS[name])
+    if name == "learning_rate":
+        credit = "by the model's size"
+    return Following(f"{credit} with credit, else {other}")
+
+
+def is_open(name: str, value: Any) -> bool:
+    """Whether the person left a knob open."""
+    return isinstance(value, Following) or (value is None and name not in NULL_MEANS)
+
+
+def fill_in(options: Any, judged: bool | None = None) -> None:
+    """Choose the objective, and fill in the knobs that the person left open. Calling it again, with other rewards, fills the
+    same knobs in anew.
+
+    Args:
+        options: Knobs of a run; those of TrainingArguments may be missing.
+        judged: A reward is a judge, whatever its name; None = as in the last call.
+    """
+    for name, value in getattr(options, "filled_in", {}).items():
+        if getattr(options, name) == value:
+            setattr(options, name, following(name))
+    if judged is not None:
+        options.judged = judged
+    found = _coefficients(options)
+    found |= followed(options, bool(found["credit_coef"]))
+    options.filled_in = {name: found[name] for name in found if is_open(name, getattr(options, name, 0))}
+    for name, value in options.filled_in.items():
+        setattr(options, name, value)
+
+
+def _coefficients(options: Any) -> dict[str, float]:
+    """The coefficients of the objective: those that are given; if none is, 1 for the credit or for the contrast.
+
+    A judge's words and levels, and several attributes, name whole completions, so their objective is the contrast.
+    """
+    given = {name: getattr(options, name) for name in COEFFICIENTS}
+    found = {name: 0.0 if is_open(name, value) else value for name, value in given.items()}
+    if options.plain == "only":
+        chosen = ["credit_coef"]
+    elif any(found.values()):
+        chosen = []
+    elif options.attributes or options.quantile_rule == "levels" or _is_judged(options):
+        chosen = ["contrast_coef"]
+    else:
+        chosen = ["credit_coef", "contrast_coef"]
+    still_open = [name for name in chosen if is_open(name, given[name])]
+    return found | dict.fromkeys(still_open[:1], 1.0)
+
+
+def _is_judged(options: Any) -> bool:
+    return getattr(options, "judged", False) or any(str(spec).startswith("judge:") for spec in options.reward_funcs)
+
+
+def followed(options: Any, by_credit: bool) -> dict[str, Any]:
+    """The default of each knob of `DEFAULTS`. Where beta is given, or adaptive_kl moves it, there is no budget of KL; where a
+    budget is given, it needs no beta.
+    """
+    found = {name: default.credit if by_credit else default.other for name, default in DEFAULTS.items()}
+    if options.adaptive_kl:
+        found |= {"beta": DEFAULTS["beta"].other, "kl_budget": None}
+    elif not is_open("beta", options.beta):
+        found["kl_budget"] = None
+    elif not is_open("kl_budget", options.kl_budget):
+        found["beta"] = None
+    return found
+
+
+def take_recorded(options: Any, recorded: Mapping[str, Any]) -> None:
+    """Take the knobs that the person left open from an earlier start of the same run.
+
+    Args:
+        recorded: The settings of that start. Coefficients, or the weight and the budget of the KL, that the person gave are
+            not mixed with those of that start.
+    """
+    for names in (
+        COEFFICIENTS,
+        ("beta", "kl_budget"),
+        *((name,) for name in DEFAULTS if name not in ("beta", "kl_budget")),
+    ):
+        if all(is_open(name, getattr(options, name)) for name in names):
+            for name in names:
+                setattr(options, name, recorded.get(name, getattr(options, name)))
+
+
+def learning_rate(parameters: int, lora: bool = False) -> float:
+    """The learning rate of a run by credit, in two digits: it falls with the square root of the model's size.
+
+    Args:
+        parameters: Of the model, the embedding included, which counts once where the output layer shares it.
+        lora: Only an adapter is trained.
+    """
+    rate = RATE * math.sqrt(RATE_PARAMETERS / parameters) * (RATE_OF_LORA if lora else 1)
+    return float(f"{rate:.1e}")
+
+
+def choices(options: Any, rate: float, iterations: float, parameters: int | None = None) -> str:
+    """The line that says how a run by credit trains.
+
+    Args:
+        rate: The learning rate.
+        iterations: The number of iterations; part of an iteration is a fraction.
+        parameters: The size of the model from which the rate follows; None = the rate was given.
+    """
+    size = f" for {parameters / 1e6:.1f} M parameters" if parameters else ""
+    prompts = options.prompts_per_iteration or "all prompts"
+    leash = f"KL budget {options.kl_budget:g} nats a token" if options.kl_budget else f"beta {options.beta:g}"
+    return (
+        f"credit: learning rate {rate:g}{size}, {iterations:g} iterations of {prompts} × {options.num_generations} "
+        f"completions and {options.steps_per_iteration} steps, {leash} (docs/method.md)"
+    )

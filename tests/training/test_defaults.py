@@ -1,0 +1,104 @@
+"""A run by credit with its default settings: what the trainer fills in, says, records and resumes."""
+
+import logging
+
+import pyarrow.parquet as pq
+import pytest
+import tiny
+from runs import make, settings
+
+from nlf.data.checkpoints import clear_checkpoint
+from nlf.data.run_folder import settings_in
+from nlf.errors import UserError
+from nlf.rewards import Judgement
+from nlf.training.config import ALTConfig
+
+OPEN = {"contrast_coef": None, "learning_rate": None, "lr_scheduler_type": None, "warmup_steps": None}
+
+
+def prefixed(prompts, completions, completion_ids, **kwargs):
+    return tiny.vowels(prompts, completions, completion_ids)
+
+
+prefixed.prefixes = True
+
+
+def test_the_learning_rate_is_chosen_told_recorded_and_kept(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="nlf"):
+        trainer = make(tmp_path / "run", eval_strategy="no", **OPEN)
+    size = 12_928  # of the tiny model, before the separator is added: 2e-4 √(3,000,000 / 12,928) = 3.05e-3
+    assert sum(weight.numel() for weight in tiny.model().parameters()) == size
+    told = [record.message for record in caplog.records if record.message.startswith("credit: learning")]
+    assert told == [
+        "credit: learning rate 0.003 for 0.0 M parameters, 2 iterations of 10 × 2 completions and 3 steps, "
+        "KL budget 0.1 nats a token (docs/method.md)"
+    ]
+    trainer.train()
+    recorded = settings_in(tmp_path / "run" / "config.yaml")
+    expected = {
+        "learning_rate": 0.003,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 3,
+        "kl_budget": 0.1,
+        "beta": None,
+    }
+    expected |= {"nll_coef": 0.0, "contrast_coef": 0.0, "credit_coef": 1.0}
+    assert {name: recorded[name] for name in expected} == expected
+    clear_checkpoint(tmp_path / "run" / "checkpoint-6")
+    resumed = make(tmp_path / "run", eval_strategy="no", **OPEN)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.args.learning_rate == 0.003
+
+
+def test_a_run_goes_on_with_the_defaults_of_its_start(tmp_path):
+    """As after an upgrade that changed the defaults: the same command goes on, with the settings that were recorded."""
+    first = make(tmp_path / "run", eval_strategy="no", contrast_coef=1.0, learning_rate=0.02)
+    first.train()
+    again = settings(tmp_path / "run", eval_strategy="no", **OPEN)
+    assert (again.contrast_coef, again.credit_coef, again.beta, again.kl_budget) == (1.0, 0.0, 2.0, None)
+    assert (again.learning_rate, again.warmup_steps) == (0.02, 1)
+    with pytest.raises(UserError, match=r"was started with contrast_coef=1.0, now it is 0.0"):
+        make(tmp_path / "run", eval_strategy="no", credit_coef=1.0, contrast_coef=0.0).train(
+            resume_from_checkpoint=True
+        )
+
+
+def test_a_judge_from_python_is_trained_by_contrast(tmp_path):
+    class Judging:
+        def judge(self, prompts, completions, completion_ids, **kwargs):
+            return [Judgement(reward=each) for each in tiny.vowels(prompts, completions, completion_ids)]
+
+        def __call__(self, prompts, completions, completion_ids, **kwargs):
+            return tiny.vowels(prompts, completions, completion_ids)
+
+    trainer = make(tmp_path, reward=Judging(), eval_strategy="no", **OPEN)
+    args = trainer.args
+    assert (args.contrast_coef, args.credit_coef, args.beta, args.kl_budget) == (1.0, 0.0, 2.0, None)
+    assert (args.learning_rate, args.warmup_steps) == (5e-4, 5)
+
+
+def test_an_adapter_learns_at_ten_times_the_rate(tmp_path):
+    from peft import LoraConfig
+
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"])
+    assert make(tmp_path, peft_config=adapter, eval_strategy="no", **OPEN).args.learning_rate == 0.03
+
+
+@pytest.mark.parametrize(("credit", "scored"), [("auto", True), ("completion", False)])
+def test_beginnings_are_scored_only_where_credit_reads_them(tmp_path, credit, scored):
+    trainer = make(tmp_path, reward=prefixed, eval_strategy="no", num_train_epochs=1, credit=credit, **OPEN)
+    trainer.train()
+    part = next((tmp_path / "rollouts" / "iteration-0000").glob("part-*.parquet"))
+    table = pq.read_table(part)
+    for name in ("prefix_tokens", "prefix_ends"):
+        assert (table[name].null_count == 0) == scored, name
+    assert any(row for row in table["prefix_rewards"].to_pylist()) == scored
+
+
+def test_settings_from_python_have_the_sizes_of_credit(tmp_path):
+    args = ALTConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert (args.num_train_epochs, args.warmup_steps, args.learning_rate) == (15, 3, None)
+    assert args.lr_scheduler_type == "linear"
+    args = ALTConfig(output_dir=str(tmp_path), use_cpu=True, nll_coef=1)
+    assert (args.num_train_epochs, args.warmup_steps, args.learning_rate) == (3, 5, 5e-4)
+    assert args.lr_scheduler_type == "cosine"
