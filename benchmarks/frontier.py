@@ -62,7 +62,7 @@ QUICK = {
     "seeds": [0],
     "num_prompts": 60,
     "systems": ["plain", "dial", "grpo"],
-    "plains": ["plain"],
+    "plains": ["plain", "plain-far"],
     "dials": ["dial"],
     "published_iterations": 1,
     "students": ["distilled", "five-tags"],

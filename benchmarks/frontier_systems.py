@@ -52,17 +52,14 @@ from nlf.rewards.registry import resolve_reward
 from nlf.training.distill import distill
 
 # ---- our trainings by credit: edit their settings here ---------------------------------------------------------------
-CREDIT = {  # what the plain models and the dials share
-    **{"credit_coef": 1.0, "contrast_coef": 0.0, "pool_keep": 1, "lr_scheduler_type": "linear"},
-    **{"prompts_per_iteration": 64, "num_generations": 4, "steps_per_iteration": 4},
-}
+CREDIT = {"credit_coef": 1.0, "contrast_coef": 0.0, "pool_keep": 1, "num_train_epochs": 15, "steps_per_iteration": 4}
 PLAINS = {  # name: settings of a plain model, trained directly
-    "plain": {"num_train_epochs": 15, "learning_rate": 2e-4, "beta": 0.1},
-    "plain-beta0.3": {"num_train_epochs": 30, "learning_rate": 2e-4, "beta": 0.3},
+    "plain": {"kl_budget": 0.1},
+    "plain-far": {"kl_budget": 0.3},
 }
 PLAIN_STOPS = (1 / 3, 2 / 3, 1.0)  # of a training's iterations; each stop is a point
 DIALS = {  # name: settings of a model with five tags
-    "dial": {"num_train_epochs": 10, "learning_rate": 3e-4, "beta": 0.5, "warmup_steps": 3},
+    "dial": {"kl_budget": 0.1},
 }
 DIAL_GUIDANCE = (0.0, 1.0, 3.0)  # from the best tag; the other tags are measured without guidance
 
@@ -181,7 +178,7 @@ def plain_runs(options: Namespace, shared: dict) -> list[Run]:
         count, steps = values["num_train_epochs"], values["steps_per_iteration"]
         stops = sorted({max(1, round(share * count)) * steps for share in PLAIN_STOPS})
         stamp = {"stops": stops, "values": values, **shared}
-        words = f"plain, lr {values['learning_rate']:g}, beta {values['beta']:g}"
+        words = f"plain, KL budget {values['kl_budget']:g}"
         settings = [
             Setting(f"{name}-step{stop}", PLAIN, words, f"{words}, step {stop}", model=f"step-{stop}")
             for stop in stops
@@ -195,7 +192,7 @@ def dial_runs(options: Namespace, shared: dict) -> list[Run]:
     found = []
     for name in options.dials:
         values = credit_values(DIALS[name], options)
-        words = f"dial, lr {values['learning_rate']:g}, beta {values['beta']:g}"
+        words = f"dial, KL budget {values['kl_budget']:g}"
         settings = guided(name, DIAL, DIAL_GUIDANCE, f"{words}, best tag")
         settings += [
             Setting(f"{name}-tag{i + 1}", DIAL, f"{words}, tags", f"{words}, tag {i + 1}", quantile=i)
