@@ -212,6 +212,15 @@ def test_keeping_the_tags(run, tmp_path):
         assert scales == ({1.5} if "lowest" in path.name or "maximum" in path.name else {0.0})
 
 
+def test_a_model_trained_by_credit_teaches_its_best_tag_with_little_guidance(run, monkeypatch):
+    """Its tags lie further apart: 8 from the middle tag would leave fluent text."""
+    monkeypatch.setattr("nlf.training.lessons.trained_run", lambda model: {"credit_coef": 1.0})
+    (one,) = lessons(load_policy(str(run)), DistillOptions())
+    assert (one.tag, one.scale) == ("Lowest Toxicity", 1.0)
+    (one,) = lessons(load_policy(str(run)), DistillOptions(tag="middle", guidance_scale=8.0))
+    assert (one.tag, one.scale) == ("Moderate Toxicity", 8.0)
+
+
 def test_what_each_tag_teaches(run):
     policy = load_policy(str(run))
     options = DistillOptions(tag="best", guidance_scale=2.0)

@@ -211,12 +211,16 @@ class StudentOptions(Options):
     base_model: str | None = knob(
         None, "The model that becomes the student; null is the model that the run started from."
     )
-    tag: str = knob("middle", "Tag of the teacher: 'best', 'middle', or the words of a tag.")
+    tag: str | None = knob(
+        None,
+        "Tag of the teacher: 'best', 'middle', or the words of a tag. Null is 'best' for a model trained by credit, else "
+        "'middle'.",
+    )
     negative_tag: str | None = knob(None, NEGATIVE_TAG)
     guidance_scale: float | None = knob(
         None,
-        "Strength of the teacher's guidance: transformers' guidance_scale minus 1. Null is 8 from the middle tag; it is 1.5 "
-        "from any other tag, and with --keep_tags.",
+        "Strength of the teacher's guidance: transformers' guidance_scale minus 1. Null is 1 for a model trained by credit, "
+        "else 8 from the middle tag; it is 1.5 from any other tag, and with --keep_tags.",
         least=0,
         most=MOST_GUIDANCE,
     )

@@ -20,7 +20,8 @@ TRAINING_DEFAULTS: dict[str, Any] = {  # where ours differ from transformers' Tr
     "weight_decay": 0.0,
     "logging_steps": following("logging_steps"),
     "logging_nan_inf_filter": False,  # a NaN loss must be seen
-    "eval_strategy": "epoch",
+    "eval_strategy": following("eval_strategy"),
+    "eval_steps": following("eval_steps"),
     "save_strategy": "epoch",
     "report_to": "none",
     "seed": 42,

@@ -30,6 +30,8 @@ DEFAULTS: dict[str, Default] = {
     "lr_scheduler_type":     Default(    "linear",           "cosine"),
     "warmup_steps":          Default(           3,                  5),
     "logging_steps":         Default(           4,                  5),
+    "eval_strategy":         Default(     "steps",            "epoch"),
+    "eval_steps":            Default(       1 / 3,               None),  # of all steps
 }  # fmt: skip
 RATE, RATE_PARAMETERS = 2e-4, 3e6  # the learning rate with credit, of a model of this number of parameters
 RATE_OF_LORA = 10  # times that of all weights
@@ -105,6 +107,8 @@ def followed(options: Any, by_credit: bool) -> dict[str, Any]:
     budget is given, it needs no beta.
     """
     found = {name: default.credit if by_credit else default.other for name, default in DEFAULTS.items()}
+    if getattr(options, "load_best_model_at_end", False):  # a checkpoint is compared with others once it is measured
+        found |= {"eval_strategy": "epoch", "eval_steps": None}
     if options.adaptive_kl:
         found |= {"beta": DEFAULTS["beta"].other, "kl_budget": None}
     elif not is_open("beta", options.beta):
@@ -126,7 +130,7 @@ def take_recorded(options: Any, recorded: Mapping[str, Any]) -> None:
         ("beta", "kl_budget"),
         *((name,) for name in DEFAULTS if name not in ("beta", "kl_budget")),
     ):
-        if all(is_open(name, getattr(options, name)) for name in names):
+        if all(is_open(name, getattr(options, name, 0)) for name in names):
             for name in names:
                 setattr(options, name, recorded.get(name, getattr(options, name)))
 

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from nlf.config import DistillOptions
 from nlf.data.generations import Generation
+from nlf.data.run_folder import trained_run
 from nlf.errors import UserError
 from nlf.evaluation.systems import chosen_tag, negative_tag
 from nlf.method.losses import distillation_kl, teacher_log_probs
@@ -28,7 +29,8 @@ from nlf.models.policy import Policy
 from nlf.models.reading import LogitsPlan, completion_outputs, project
 from nlf.training.objective import in_chunks, rows_at_a_time
 
-FROM_MIDDLE, FROM_BEST = 8.0, 1.5  # default guidance scale for the middle tag, and for any other tag
+# default guidance scale for the middle tag, for any other tag, and for a model trained by credit, whose tags lie further apart
+FROM_MIDDLE, FROM_BEST, BY_CREDIT = 8.0, 1.5, 1.0
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,14 @@ def lessons(policy: Policy, options: DistillOptions) -> list[Lesson]:
     """
     if policy.scheme is None:
         raise UserError(f"{options.model} has no tags.json; expected a model that nlf has trained")
-    tag, negative = chosen_tag(policy, options.tag), negative_tag(policy, options.negative_tag)
+    by_credit = bool(trained_run(options.model).get("credit_coef"))
+    named = options.tag or ("best" if by_credit else "middle")
+    tag, negative = chosen_tag(policy, named), negative_tag(policy, options.negative_tag)
     if tag is None:
         raise UserError("--tag none leaves nothing to teach; name a tag, or 'best'")
     from_middle = tag == chosen_tag(policy, "middle") and not options.keep_tags
-    scale = options.guidance_scale if options.guidance_scale is not None else FROM_MIDDLE if from_middle else FROM_BEST
+    usual = BY_CREDIT if by_credit else FROM_MIDDLE if from_middle else FROM_BEST
+    scale = usual if options.guidance_scale is None else options.guidance_scale
     if not options.keep_tags:
         return [Lesson(tag, negative, scale, None)]
     best, worst = policy.scheme.best, policy.scheme.worst
