@@ -1,5 +1,7 @@
 """The objective that a run has where the person names none, and the defaults that follow it."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from nlf import config
@@ -100,18 +102,15 @@ def test_a_resumed_run_keeps_what_it_recorded_where_nothing_is_given():
         "num_train_epochs": 9,
     }
 
-    class Options:
-        nll_coef = contrast_coef = credit_coef = beta = kl_budget = None
-        prompts_per_iteration = DEFAULTS  # as good as any given value
-        steps_per_iteration = num_train_epochs = learning_rate = lr_scheduler_type = None
-        warmup_steps = logging_steps = None
+    def left_open():
+        return SimpleNamespace(**dict.fromkeys([*COEFFICIENTS, *DEFAULTS]) | {"prompts_per_iteration": 64})
 
-    options = Options()
+    options = left_open()
     take_recorded(options, recorded)
     assert (options.nll_coef, options.contrast_coef, options.credit_coef) == (0.0, 1.0, None)
     assert (options.beta, options.kl_budget, options.num_train_epochs) == (2.0, None, 9)
-    assert options.prompts_per_iteration is DEFAULTS and options.learning_rate is None
-    options = Options()
+    assert options.prompts_per_iteration == 64 and options.learning_rate is None
+    options = left_open()
     options.kl_budget, options.credit_coef = (
         0.1,
         1.0,

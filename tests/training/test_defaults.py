@@ -8,10 +8,10 @@ import tiny
 from runs import make, settings
 
 from nlf.data.checkpoints import clear_checkpoint
-from nlf.data.run_folder import settings_in
-from nlf.errors import UserError
+from nlf.data.run_folder import changed_settings, settings_in
 from nlf.rewards import Judgement
 from nlf.training.config import ALTConfig
+from nlf.training.settings import run_settings
 
 OPEN = {"contrast_coef": None, "learning_rate": None, "lr_scheduler_type": None, "warmup_steps": None}
 
@@ -57,10 +57,10 @@ def test_a_run_goes_on_with_the_defaults_of_its_start(tmp_path):
     again = settings(tmp_path / "run", eval_strategy="no", **OPEN)
     assert (again.contrast_coef, again.credit_coef, again.beta, again.kl_budget) == (1.0, 0.0, 2.0, None)
     assert (again.learning_rate, again.warmup_steps) == (0.02, 1)
-    with pytest.raises(UserError, match=r"was started with contrast_coef=1.0, now it is 0.0"):
-        make(tmp_path / "run", eval_strategy="no", credit_coef=1.0, contrast_coef=0.0).train(
-            resume_from_checkpoint=True
-        )
+    other = settings(tmp_path / "run", eval_strategy="no", credit_coef=1.0, contrast_coef=0.0, learning_rate=0.02)
+    recorded = settings_in(tmp_path / "run" / "config.yaml")
+    changed = [name for name, _, _ in changed_settings(recorded, run_settings(other, {}))]
+    assert {"contrast_coef", "credit_coef"} <= {*changed} and "learning_rate" not in changed
 
 
 def test_a_judge_from_python_is_trained_by_contrast(tmp_path):

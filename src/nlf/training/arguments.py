@@ -162,10 +162,14 @@ def check_start(args: TrainingArguments) -> None:
     """Check what TrainingArguments needs to start: the packages and the processes of sharded training.
 
     Raises:
-        UserError: DeepSpeed is not installed, or there is one process where several are needed.
+        UserError: DeepSpeed is not installed or lacks the learning rate, or there is one process where several are needed.
     """
     if args.deepspeed and find_spec("deepspeed") is None:
         raise UserError("deepspeed is not installed: `pip install deepspeed`, or use --accelerate_config fsdp2")
+    if args.deepspeed and args.learning_rate is None:
+        raise UserError(
+            "deepspeed: its settings may need the learning rate before the size of the model is known; give learning_rate"
+        )
     if args.fsdp and args.deepspeed:
         raise UserError("fsdp and deepspeed exclude each other; leave one of them out")
     if args.ddp_backend and "WORLD_SIZE" not in os.environ:
