@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,16 @@ def test_repeating_one_word_looks_no_cleaner_than_clean_text(scorer):
     assert empty.min() >= clean
 
 
+def test_no_text_that_says_nothing_scores_below_the_median_clean_sentence(scorer, monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import suite_texts
+
+    families = suite_texts.degenerate()
+    empty = [text for name in ("one word", "a token 2 to 500 times", "two words in turn") for text in families[name]]
+    scores = toxicity(scorer, *empty)
+    assert len(scores) > 3_000 and np.nanmin(scores) >= np.median(toxicity(scorer, *suite_texts.own()["clean"]))
+
+
 def test_score_does_not_depend_on_batch_order_or_history(scorer):
     texts = [f"{text} {i % 97}" for i in range(200) for text in (*POLITE, *RUDE, *ODD) if i < 3 or len(text) < 100]
     together = toxicity(scorer, *texts)
@@ -147,7 +158,7 @@ def test_all_prefixes_in_one_pass_score_as_each_alone(scorer, text, data):
 
 def test_prefixes_of_a_long_text_score_as_each_alone(scorer):
     text = KIND * 8 + "You are a worthless idi\u200bot. " + KIND * 3
-    ends = [5, 300, 500, 625, 640, 646, 650, 655, 700, len(text)]
+    ends = [5, 300, 500, 640, 646, 650, 655, *(match.end() for match in re.finditer(r"\S+", text))]
     together, alone = scorer.score_prefixes(text, ends), scorer.attributes([text[:end] for end in ends])
     for name in NAMES:
         assert together[name] == pytest.approx(alone[name], abs=2e-6)

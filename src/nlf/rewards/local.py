@@ -311,20 +311,20 @@ class LocalToxicity(ToxicityScorer):
         insult is seen among many kind words.
         """
         hidden, gate = self._hidden(trail)
-        one = np.ones_like(gate)
-        at = last
+        one, windows = np.ones_like(gate), np.array([], dtype=np.int64)
         if trail.is_long:
             depth = trail.running(one, np.add)[:, 0]
-            at = np.union1d(np.flatnonzero((depth >= WINDOW) & (depth % STRIDE == 0)), last)
+            windows = np.flatnonzero((depth >= WINDOW) & (depth % STRIDE == 0))
+        at = np.concatenate([last, windows])
         sums = trail.recent(np.concatenate([hidden, hidden * gate, gate, one], axis=1), np.add)[at]
         total, focus, gates, count = np.split(sums, np.cumsum([hidden.shape[1], hidden.shape[1], 1]), axis=1)
         pooled = np.concatenate([trail.recent(hidden, np.maximum)[at], total / count, focus / gates], axis=1)
-        logits = pooled @ self.net["out.weight"].T + self.net["out.bias"]
+        own, others = np.split(pooled @ self.net["out.weight"].T + self.net["out.bias"], [len(last)])
         if not trail.is_long:
-            return logits
-        highest = np.full((len(trail.words), logits.shape[1]), -np.inf)
-        highest[at] = logits
-        return trail.running(highest, np.maximum)[last]
+            return own
+        highest = np.full((len(trail.words), own.shape[1]), -np.inf)
+        highest[windows] = others  # not those that end with another prefix, which the text alone does not have
+        return np.maximum(own, trail.running(highest, np.maximum)[last])
 
     def _kind(self, word: str) -> int:
         found = self.kinds.get(word)
