@@ -183,9 +183,9 @@ def test_every_setting_has_a_name_of_its_own_and_quick_is_twenty_minutes(tmp_pat
 def test_quick_has_plain_models_dials_and_grpo_at_two_learning_rates():
     found = systems.runs(frontier.parse(["--quick"]))
     assert [run.name for run in found] == [
-        *("plain", "dial", "grpo-lr0.0001-beta0.04-64", "grpo-lr0.0003-beta0.04-64"),
+        *("plain", "plain-far", "dial", "grpo-lr0.0001-beta0.04-64", "grpo-lr0.0003-beta0.04-64"),
     ]
-    plain, dial, *_ = ([each.id for each in run.settings] for run in found)
+    plain, _, dial, *_ = ([each.id for each in run.settings] for run in found)
     assert plain == ["plain-step20", "plain-step40", "plain-step60"]
     assert dial == ["dial-g0", "dial-g1", "dial-g3", "dial-tag2", "dial-tag3", "dial-tag4", "dial-tag5"]
 
@@ -200,7 +200,7 @@ def test_another_model_has_prompts_a_learning_rate_and_smaller_batches_of_its_ow
     flags = ["--model", "m", "--prompts", "a.jsonl", "--eval_prompts", "b.jsonl", "--learning_rate", "4e-5"]
     options = frontier.parse(["--quick", *flags, "--per_device_train_batch_size", "16"])
     assert (options.dataset, options.test_dataset) == ("a.jsonl", "b.jsonl")
-    plain, dial, grpo, _ = systems.runs(options)
+    plain, _, dial, grpo, _ = systems.runs(options)
     for run in (plain, dial, grpo):
         about = {name: run.stamp[name] for name in ("model", "dataset", "micro_batch")}
         assert about == {"model": "m", "dataset": "a.jsonl", "micro_batch": 16}
