@@ -28,6 +28,7 @@ def nlf_train(folder: Path, model: str, prompts: Path, processes: int, *flags: s
         *launcher, "nlf", "train", "--use_cpu", "true", "--model_name_or_path", model, "--output_dir", str(folder),
         "--dataset", str(prompts), "--eval_dataset", str(prompts), "--max_eval_prompts", "5",
         "--reward_funcs", "test_distributed:vowels",
+        "--contrast_coef", "1",
         "--num_train_epochs", "2", "--steps_per_iteration", "3", "--per_device_train_batch_size", str(8 // processes),
         "--prompts_per_iteration", "10", "--prompts_per_part", "3", "--num_generations", "2",
         "--max_completion_length", "5", "--eval_num_generations", "2",
