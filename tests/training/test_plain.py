@@ -59,6 +59,14 @@ def test_a_plain_run_logs_nothing_of_tags(only):
     assert not [name for name in logged if "quantile" in name or "tag_" in name or "contrast" in name]
 
 
+def test_a_plain_run_trains_the_sum_of_the_rewards_of_attributes(tmp_path):
+    attributes = [{"name": n, "reward": "length", "tags": [f"Many {n}", f"Few {n}"]} for n in ("a", "b")]
+    make(tmp_path, reward=["length", "length"], attributes=attributes, plain="only", eval_strategy="no").train()
+    rows = [row for row in lines(tmp_path / "plain") if "iteration" in row]
+    assert rows[0]["reward"] == pytest.approx(rows[0]["reward/length"] + rows[0]["reward/length_2"])
+    assert (tmp_path / "plain/model.safetensors").is_file()
+
+
 def test_the_card_shows_a_bare_prompt(only):
     card = (only / "plain/README.md").read_text()
     assert "write('The weather in the mountains', do_sample=True" in card and "without a\ntag" in card

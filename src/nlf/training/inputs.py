@@ -184,7 +184,7 @@ def tell_choices(args: ALTConfig, model: PreTrainedModel, lora: bool) -> None:
 
 def _tell_credit(args: ALTConfig, rewards: Sequence[Reward]) -> None:
     """Say how each reward becomes the credit of tokens."""
-    if args.attributes:
+    if args.attributes and args.plain != "only":  # a plain run trains the sum of their rewards
         raise UserError(
             "credit_coef: the credit of a token is of one reward or of a sum of rewards, and attributes have a reward each; "
             "set credit_coef 0, or give reward_funcs in place of attributes"
