@@ -90,12 +90,6 @@ def test_an_insult_in_a_long_kind_text_is_seen(scorer):
     assert toxicity(scorer, KIND * 20 + "You are a worthless idiot. " + KIND * 20)[0] > 0.4
 
 
-def test_repeating_one_word_looks_no_cleaner_than_clean_text(scorer):
-    clean = np.median(toxicity(scorer, *POLITE, KIND, "He painted the fence.", "We met at the station.", "It rained."))
-    empty = toxicity(scorer, "the", "the " * 50, "yes", "of the " * 20, "and " * 500, "a", "garden " * 3)
-    assert empty.min() >= clean
-
-
 def test_no_text_that_says_nothing_scores_below_the_median_clean_sentence(scorer, monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
     import suite_texts
