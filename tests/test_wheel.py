@@ -44,7 +44,7 @@ def test_the_wheel_evaluates_the_embedded_model(site, tmp_path):
 def test_the_wheel_knows_its_recipes_in_a_fresh_folder(site, tmp_path):
     env = {"PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "nlf", "train", "--config", "sentiment-embedded", "--dry_run"]
-    assert "6,144" in output(*command, cwd=tmp_path, **env)
+    assert "3,840" in output(*command, cwd=tmp_path, **env)
     assert not list(tmp_path.iterdir())
 
 
