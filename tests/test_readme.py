@@ -44,7 +44,7 @@ def shell_lines() -> list[str]:
 def run_nlf(words: list[str]) -> None:
     """Run one line of a shell block with small sizes; `--help` and `--dry_run` get no other flags."""
     command, shown = words[0], {"--help", "--dry_run"} & set(words)
-    if command == "train" and not shown:
+    if command == "train" and RUN in words:
         shutil.rmtree(RUN, ignore_errors=True)  # the Python block has trained into this folder
     try:
         status = main([*words, *([] if shown else FLAGS.get(command, []))])
@@ -110,7 +110,8 @@ def test_the_blocks_work_one_after_another(folder, capsys):
                 assert capsys.readouterr().out.strip(), words
     run = folder / RUN
     assert json.loads((run / "tags.json").read_text())["tags"][0] == "Very polite"
-    assert (run / "distilled/config.json").is_file() and (run / "report.html").stat().st_size > 10_000
+    assert (folder / ALTConfig().output_dir / "plain/config.json").is_file()
+    assert (run / "report.html").stat().st_size > 10_000
     names = {system["name"] for system in json.loads((run / "evaluation/results.json").read_text())["systems"]}
     assert {"base", "best tag", "best tag, guidance 0.5", "best tag, guidance 1"} <= names
 

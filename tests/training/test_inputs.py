@@ -174,7 +174,7 @@ def test_a_reward_that_lacks_an_argument_is_found_before_sampling(tmp_path):
         ),
         (
             lambda completions, **kwargs: [0.5] * len(completions),
-            "is 0.5 for all 20 completions: equal rewards share one tag, so there is nothing to learn",
+            "is 0.5 for all 20 completions, so there is nothing to learn",
         ),
     ],
 )

@@ -67,6 +67,21 @@ def test_a_plain_run_trains_the_sum_of_the_rewards_of_attributes(tmp_path):
     assert (tmp_path / "plain/model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("plain", ["only", False])
+def test_by_credit_only_a_reward_that_never_varies_is_told(tmp_path, caplog, plain):
+    def flat(completions, **kwargs):
+        return [0.5] * len(completions)
+
+    def coarse(completions, **kwargs):
+        return [float("e" in text) for text in completions]
+
+    for reward, count in ((flat, 1), (coarse, 0)):
+        caplog.clear()
+        make(tmp_path / reward.__name__, reward=reward, plain=plain, steps_per_iteration=1, **CREDIT).train()
+        assert caplog.text.count("so there is nothing to learn") == count
+        assert "tags with few" not in caplog.text
+
+
 def test_the_card_shows_a_bare_prompt(only):
     card = (only / "plain/README.md").read_text()
     assert "write('The weather in the mountains', do_sample=True" in card and "without a\ntag" in card

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
-from nlf.data.feedback import AttributeFeedback, Cut, Feedback, NoFeedback
+from nlf.data.feedback import AttributeFeedback, CreditFeedback, Cut, Feedback, NoFeedback
 from nlf.data.generations import Generation
 from nlf.data.markdown import printable, rounded
 from nlf.data.pool import Pool
@@ -193,25 +193,32 @@ def _quantile_edges(pool: Pool, quantiles: np.ndarray, feedback: Feedback) -> di
 def scarce_tags(pool: Pool, feedback: Feedback) -> list[str]:
     """A line for each reward whose completions leave tags without enough rollouts, with the way out.
 
-    Equal rewards share a tag, so a reward with few different values leaves tags empty.
+    Equal rewards share a tag, so a reward with few different values leaves tags empty. Where tokens are trained by their
+    credit, only a reward that never varies leaves nothing to learn.
     """
-    if isinstance(feedback, NoFeedback):
-        return []
-    cuts: list[tuple[Cut, Sequence[str]]] = [(feedback.cut, feedback.scheme.tags)]
+    cuts: list[tuple[Cut, Sequence[str] | None]] = [(feedback.cut, None)]
     if isinstance(feedback, AttributeFeedback):
         cuts = list(zip(feedback.attributes.values(), feedback.tags, strict=True))
+    elif not isinstance(feedback, CreditFeedback | NoFeedback):
+        cuts = [(feedback.cut, feedback.scheme.tags)]
     return [line for cut, tags in cuts if (line := _scarcity(cut, tags, pool))]
 
 
-def _scarcity(cut: Cut, tags: Sequence[str], pool: Pool) -> str | None:
-    """What is wrong with the rollouts of a reward's tags; None if each tag has at least SHARE of an equal share."""
+def _scarcity(cut: Cut, tags: Sequence[str] | None, pool: Pool) -> str | None:
+    """What is wrong with the rollouts of a reward's tags; None if each tag has at least SHARE of an equal share.
+
+    Args:
+        tags: None = training does not look at quantiles.
+    """
     rewards, quantiles = cut.rewards(pool), cut(pool)
     values, scored = np.unique(rewards[quantiles >= 0]), int((quantiles >= 0).sum())
     if len(values) == 1:
         return (
-            f"warning: reward {cut.name!r} is {values[0]:g} for all {scored} completions: equal rewards share one tag, so "
+            f"warning: reward {cut.name!r} is {values[0]:g} for all {scored} completions, so "
             "there is nothing to learn; expected rewards that differ; change the reward, the prompts or the sampling"
         )
+    if tags is None:
+        return None
     few = scarce_quantiles(quantiles, cut.num_quantiles, 0.0 if cut.rule == "levels" else SHARE)
     if not few:
         return None
