@@ -19,11 +19,9 @@ from frontier_points import BASE
 
 from nlf.data.files import write_text
 from nlf.data.markdown import markdown_table
-from nlf.data.prompts import load_prompts
 from nlf.errors import UserError
 from nlf.evaluation.systems import chosen_tag, slug
 from nlf.models.policy import Policy
-from nlf.rewards.registry import resolve_reward
 
 COLUMNS = {  # key: (heading, digits)
     "toxicity_probability": ("prob", 3),
@@ -103,13 +101,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
     """A row for the base, and one for each model and guidance."""
     rows = [setting_of(options.base, "none", 0.0)]
     rows += [setting_of(model, options.tag, scale) for model in options.models for scale in options.guidance]
-    yardstick = systems.Yardstick(
-        resolve_reward(options.reward),
-        None if options.auditor == "none" else resolve_reward(options.auditor),
-        systems.load(options.base),
-        load_prompts(options.prompts, split="test", limit=options.num_prompts),
-        free=replace(systems.FREE, num_generations=options.free_generations),
-    )
+    yardstick = systems.yardstick_of(options, options.base, options.prompts)
     drawing = replace(systems.FREE, num_generations=options.base_generations)
     best = systems.base_curve(options.output_dir, yardstick, drawing, rows[0].id)
     yardstick, found = replace(yardstick, best=best), []

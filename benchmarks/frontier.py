@@ -38,9 +38,7 @@ from frontier_plots import write_plots
 
 from nlf.data.environment import describe, git_revision
 from nlf.data.files import ASSETS, write_text
-from nlf.data.prompts import load_prompts
 from nlf.errors import UserError
-from nlf.rewards.registry import resolve_reward
 
 DEFAULTS = {
     "seeds": [0, 1, 2],
@@ -132,13 +130,7 @@ def measure_all(options: argparse.Namespace) -> list[dict]:
     print(
         f"{len(options.seeds)} seeds × {len(runs)} trainings: about {minutes:.0f} minutes on 2 slow cores", flush=True
     )
-    yardstick = systems.Yardstick(
-        resolve_reward(options.reward),
-        None if options.auditor == "none" else resolve_reward(options.auditor),
-        systems.load(options.model),
-        load_prompts(options.test_dataset, split="test", limit=options.num_prompts),
-        free=replace(systems.FREE, num_generations=options.free_generations),
-    )
+    yardstick = systems.yardstick_of(options, options.model, options.test_dataset)
     folder = options.output_dir / START
     yardstick = replace(yardstick, best=systems.base_curve(folder, yardstick))
     found = [systems.point(each, folder, options.model, 0.0, None, yardstick) for each in systems.start_settings()]

@@ -143,6 +143,17 @@ class Yardstick:
     free: SamplingOptions = field(default_factory=lambda: FREE)
 
 
+def yardstick_of(options: Namespace, base: str, prompts: str) -> Yardstick:
+    """The yardstick of the flags `reward`, `auditor`, `num_prompts` and `free_generations`, without the curve of best of n."""
+    return Yardstick(
+        resolve_reward(options.reward),
+        None if options.auditor == "none" else resolve_reward(options.auditor),
+        load(base),
+        load_prompts(prompts, split="test", limit=options.num_prompts),
+        free=replace(FREE, num_generations=options.free_generations),
+    )
+
+
 # ---- the trainings -------------------------------------------------------------------------------------------------
 
 
