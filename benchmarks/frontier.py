@@ -97,6 +97,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--eval_prompts", "--test_dataset", dest="test_dataset", default="embedded", help="prompts that measure"
     )
     parser.add_argument("--learning_rate", type=float, help="of the plain models and dials; default: that of each")
+    parser.add_argument("--num_train_epochs", type=int, help="iterations of the plain models and dials; default: 15")
     parser.add_argument(
         "--per_device_train_batch_size", type=int, choices=[1, 2, 4, 8, 16, 32, 64], default=systems.STEP,
         help="completions of a step that pass the model at once; the step stays the same",

@@ -177,7 +177,7 @@ def runs(options: Namespace) -> list[Run]:
 
 def credit_values(knobs: dict, options: Namespace, **more) -> dict:
     """The settings of a training by credit."""
-    changed = {"learning_rate": options.learning_rate} if options.learning_rate else {}
+    changed = {name: getattr(options, name) for name in ("learning_rate", "num_train_epochs") if getattr(options, name)}
     return {**CREDIT, "max_completion_length": LENGTH, **knobs, **changed, **more}
 
 
