@@ -14,6 +14,7 @@ from nlf.method.credit import (
     completion_credit,
     cross_fitted,
     features,
+    first_tokens,
     of_tokens,
     others_mean,
     places,
@@ -259,19 +260,31 @@ def test_places_rise_and_are_few(begins, most):
 
 
 def test_a_token_gets_the_credit_of_its_span():
-    """Places after 2 and 3 tokens; the fourth token is EOS and gets none."""
-    assert of_tokens(array(0.5, -1.0), [2, 3], 4).tolist() == [0.5, 0.5, -1.0, 0.0]
-    assert of_tokens([], [], 1).tolist() == [0.0]  # an empty completion: EOS alone
+    """Places after 2 and 3 tokens of 4, of which the last is EOS and gets none; EOS alone; a completion without places;
+    a place after 1 token of 1."""
+    found = of_tokens(array(0.5, -1, 7), np.array([2, 3, 1]), np.array([2, 0, 0, 1]), np.array([4, 1, 2, 1]))
+    assert found.tolist() == [0.5, 0.5, -1, 0, 0, 0, 0, 7]
+    nothing = np.zeros(0, int)
+    assert of_tokens(array(), nothing, np.array([0]), np.array([1])).tolist() == [0]
+    assert of_tokens(array(), nothing, nothing, nothing).tolist() == []
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=80), st.integers(0, 1000))
-def test_every_token_but_the_end_has_the_credit_of_the_next_place(begins, seed):
-    ends = places(begins, 7)
-    own = np.random.default_rng(seed).normal(size=len(ends))
-    found = of_tokens(own, ends, len(begins) + 1)
-    for t in range(len(begins)):
-        assert found[t] == np.float32(own[next(j for j, end in enumerate(ends) if t < end)])
-    assert found[-1] == 0
+def test_first_tokens_by_hand():
+    found = first_tokens(np.array([3, 1, 2]), np.array([2, 0, 2]))
+    assert found.tolist() == [True, True, False, False, True, True]
+
+
+@given(st.lists(st.lists(st.booleans(), max_size=80), min_size=1, max_size=4), st.integers(0, 1000))
+def test_every_token_but_the_end_has_the_credit_of_the_next_place(completions, seed):
+    ends = [places(begins, 7) for begins in completions]
+    counts, lengths = np.array([*map(len, ends)]), np.array([len(begins) + 1 for begins in completions])
+    own = np.random.default_rng(seed).normal(size=counts.sum())
+    flat = of_tokens(own, np.array([end for each in ends for end in each], int), counts, lengths)
+    found = np.split(flat, np.cumsum(lengths)[:-1])
+    for values, credits, stops in zip(found, np.split(own, np.cumsum(counts)[:-1]), ends, strict=True):
+        for t in range(len(values) - 1):
+            assert values[t] == credits[next(j for j, end in enumerate(stops) if t < end)]
+        assert values[-1] == 0
 
 
 def test_prefixes_know_their_completions():

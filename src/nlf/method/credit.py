@@ -202,16 +202,27 @@ def places(begins_word: Sequence[bool], most: int = MOST_PLACES) -> list[int]:
     return [*dict.fromkeys(ends[int(i)] for i in kept), length]
 
 
-def of_tokens(credit: Sequence[float] | np.ndarray, ends: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
-    """`(length,)` the credit of each token: that of the first scored place that it is part of; 0 after the last place.
+def of_tokens(credits: np.ndarray, ends: np.ndarray, counts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """`(sum of lengths,)` the credit of each token: that of the first scored place that it is part of; 0 after the last place.
 
     Args:
-        ends: Numbers of tokens at the scored places, rising.
-        length: Tokens of the completion, EOS included.
+        credits: `(M,)` the credit of each place, completion by completion.
+        ends: `(M,)` the number of tokens at each place, rising within a completion.
+        counts: `(N,)` the number of places of each completion.
+        lengths: `(N,)` the tokens of each completion, EOS included.
     """
-    found = np.zeros(length, np.float32)
-    begin = 0
-    for value, end in zip(credit, ends, strict=True):
-        found[begin:end] = value
-        begin = end
+    begins, some = np.cumsum(counts) - counts, counts > 0
+    before = np.zeros_like(ends)
+    before[1:] = ends[:-1]
+    before[begins[some]] = 0
+    covered = np.zeros_like(lengths)
+    covered[some] = ends[(begins + counts - 1)[some]]
+    found = np.zeros(int(lengths.sum()))
+    found[first_tokens(lengths, covered)] = np.repeat(credits, ends - before)
     return found
+
+
+def first_tokens(lengths: np.ndarray, firsts: np.ndarray) -> np.ndarray:
+    """bool `(sum of lengths,)`, True at the first `firsts[i]` of the `lengths[i]` tokens of each completion."""
+    begins = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum())) - np.repeat(begins, lengths) < np.repeat(firsts, lengths)

@@ -164,7 +164,7 @@ def credit_of(run_dir: Path, iteration: int, rules: CreditRules, scale: float | 
     credits, scored, logs = _summed(rollouts, rules, run_dir)
     new = rollouts.iteration == iteration
     lengths, tokens = rollouts.lengths[new], credits[np.repeat(new, rollouts.lengths)]
-    trained = _first_tokens(lengths, np.where(scored, rollouts.own, 0)[new])
+    trained = credit.first_tokens(lengths, np.where(scored, rollouts.own, 0)[new])
     size = credit.scale_of([tokens[trained]])
     if scale is None and size > credit.LEAST_SCALE:
         scale = size
@@ -253,32 +253,25 @@ def _by_prefix(
             f"{name!r} could score prefixes; start the run again in a new folder"
         )
     rows = ~np.isnan(rewards) & (rollouts.counts > 0)
-    found = np.zeros(int(rollouts.lengths.sum()))
     if not rows.any():
-        return found, np.nan
+        return np.zeros(int(rollouts.lengths.sum())), np.nan
     counts, chosen = rollouts.counts[rows], np.repeat(rows, np.maximum(rollouts.counts, 0))
     ends = rollouts.places[chosen]
     prefixes = credit.Prefixes(
         counts, ends, scores[chosen], rewards[rows], rollouts.prompts[rows], rollouts.together[rows]
     )
     start, values, r2 = credit.prefix_values(prefixes, rules.most_tokens)
-    before = np.concatenate([[0], ends[:-1]])
-    before[prefixes.begins] = 0
-    spread = np.zeros(len(rollouts), np.int64)
-    spread[rows] = ends[prefixes.begins + counts - 1]
     of_places = credit.advantages(start, values, counts, rules.decay)
-    found[_first_tokens(rollouts.lengths, spread)] = np.repeat(of_places, ends - before)
-    return found, r2
+    return credit.of_tokens(of_places, ends, np.where(rows, rollouts.counts, 0), rollouts.lengths), r2
 
 
 def _by_completion(rollouts: _Rollouts, rewards: np.ndarray) -> np.ndarray:
     """The credit of all tokens by a reward whose prefixes have no score: the same for all of a completion but EOS."""
     rows = ~np.isnan(rewards)
-    found, own = np.zeros(int(rollouts.lengths.sum())), np.where(rows, rollouts.own, 0)
-    if rows.any():
-        flat = credit.completion_credit(rewards[rows], rollouts.together[rows])
-        found[_first_tokens(rollouts.lengths, own)] = np.repeat(flat, own[rows])
-    return found
+    if not rows.any():
+        return np.zeros(int(rollouts.lengths.sum()))
+    of_completions = credit.completion_credit(rewards[rows], rollouts.together[rows])
+    return credit.of_tokens(of_completions, rollouts.own[rows], rows.astype(int), rollouts.lengths)
 
 
 def _ranks(rollouts: _Rollouts, rules: CreditRules) -> np.ndarray:
@@ -288,12 +281,6 @@ def _ranks(rollouts: _Rollouts, rules: CreditRules) -> np.ndarray:
         rank = normalize(rollouts.rewards.get(name, np.full(len(rollouts), np.nan)), "rank")
         ranks.append(worst_for_none(rank, weight) if name in rules.worst else rank)
     return total(ranks, [*rules.weights.values()])
-
-
-def _first_tokens(lengths: np.ndarray, firsts: np.ndarray) -> np.ndarray:
-    """bool `(sum of lengths,)`, True at the first `firsts[i]` of the `lengths[i]` tokens of each completion."""
-    begins = np.cumsum(lengths) - lengths
-    return np.arange(int(lengths.sum())) - np.repeat(begins, lengths) < np.repeat(firsts, lengths)
 
 
 def _write(path: Path, tokens: np.ndarray, ends: np.ndarray) -> None:
