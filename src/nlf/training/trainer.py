@@ -43,7 +43,7 @@ from nlf.training.batches import Group, PoolDataset, collate
 from nlf.training.collector import RolloutCollector, Scoring, Source
 from nlf.training.config import ALTConfig, compile_for_all_shapes
 from nlf.training.console import Console
-from nlf.training.credit import Credited, credit_of
+from nlf.training.credit import Credited, CreditRules, credit_of
 from nlf.training.evaluation import (
     REFERENCE,
     add_scores,
@@ -190,6 +190,7 @@ class ALTTrainer(StagedTrainer):
         self.run_dir = folder_of(args)
         self.options = self.inputs.recorded(self.run_dir)
         self.hub = Hub(args) if args.push_to_hub else None
+        self.credit_rules = credit_rules(args, self.inputs.rewards) if args.credit_coef else None
         self.credit_scale: float | None = None
         self.coefficients = first_coefficients(args)
         self.rollout_digests: list[str | None] = []  # digests of the weights that each iteration samples
@@ -289,7 +290,7 @@ class ALTTrainer(StagedTrainer):
             branches = completion_stats(
                 model, self.policy.reference_module(), group, self.logits_plan,
                 excluded_ids=self.policy.added_token_ids, kl_direction=self.args.kl_direction,
-                stop_ids=self.policy.eos_token_ids,
+                stop_ids=self.policy.eos_token_ids if self.credit_rules else (),
                 reference_device=self.inputs.reference_device,
             )  # fmt: skip
         loss, sums = alt_loss(
@@ -353,7 +354,7 @@ class ALTTrainer(StagedTrainer):
                 prompts_per_iteration=self.args.prompts_per_iteration,
                 pool_keep=self.args.pool_keep,
             )
-        credit = self.credit(iteration) if self.args.credit_coef else None
+        credit = self.credit(iteration, self.credit_rules) if self.credit_rules else None
         if credit:  # it is that of the policy which sampled, so earlier iterations are not trained on again
             labelled = labelled.only(iteration)
         self.train_dataset.refresh(
@@ -368,9 +369,8 @@ class ALTTrainer(StagedTrainer):
             logs = pool_statistics(pool, quantiles, iteration, self.feedback) | self.reward_metrics.take()
             self.log(logs | (credit.logs if credit else {}))
 
-    def credit(self, iteration: int) -> Credited:
+    def credit(self, iteration: int, rules: CreditRules) -> Credited:
         """The credit of an iteration's rollouts; the first iteration fixes the scale."""
-        rules = credit_rules(self.args, self.inputs.rewards)
         found = credit_of(self.run_dir, iteration, rules, self.credit_scale, write=self.is_world_process_zero())
         self.credit_scale = found.scale
         return found
@@ -381,7 +381,7 @@ class ALTTrainer(StagedTrainer):
         step = iteration * args.steps_per_iteration
         digest = next(iter(self.rollout_digests[iteration:]), None)
         stamp = Stamp(iteration, step, digest, self.sampling_digest())
-        prefixes = bool(args.credit_coef and credit_rules(args, self.inputs.rewards).by_prefix)
+        prefixes = self.credit_rules is not None and bool(self.credit_rules.by_prefix)
         drawn = PromptSampler(model, self.encoder, sampler, config.sampling_options(args), args.seed, prefixes)
         return RolloutCollector(
             self.run_dir,
