@@ -26,6 +26,7 @@ MOVED = {  # earlier names in the programs, as patterns → today's
     r"\$PYTHONPATH/nlf/lm": "$PYTHONPATH/nlf/assets/lm",
     "generations-moderate-toxicity": "generations-moderate-politeness",  # the words come from the reward
     r'"--eval_max_completion_length"': '"--max_completion_length"',
+    r'\\"distilled( in Results|\\" in s\()': r'\\"plain\1',  # the demo's model without tags is the plain one
     r"\*\*tr\.facts\(\), \*\*tr\.sampling_settings\(\)": "**__import__('nlf.training.settings', fromlist=['']).sampling_settings("
     "tr.args, tr.policy, tr.encoder, tr.inputs.prompts, tr.inputs.rewards)",
 }
@@ -108,9 +109,7 @@ RIGHT: dict[str, dict[str, list[str]]] = {
     "33-constant-reward-and-foreign-tags": {"lacks": ["Lowest Toxicity"]},
     "34-tag-tokens-traceback": {"lacks": ["IndexError"]},
     "35-cache-rows-and-pace": {"lacks": ["^victim", "JSONDecodeError"]},
-    "37-report-hides-distilled": {
-        "has": ["distilled in Results: True in Control \\(one model under each tag\\): False"]
-    },
+    "37-report-hides-distilled": {"has": ["plain in Results: True in Control \\(one model under each tag\\): False"]},
     "38-two-scores-misleading": {"has": ["(nlf: error: (.|\n)*){3}"], "lacks": ["free some space"]},
 }
 
