@@ -340,7 +340,7 @@ def train_nlf(
 ) -> dict:
     values = values | {"model_name_or_path": model, "reward_funcs": [reward], "dataset": dataset, "seed": seed}
     values |= batch_sizes(values.get("per_device_train_batch_size", STEP), micro_batch)
-    values |= {"output_dir": str(folder), "eval_strategy": "no", "report_to": "none"}
+    values |= {"output_dir": str(folder), "eval_strategy": "no", "save_total_limit": None, "report_to": "none"}
     start = time.perf_counter()
     train_from_config(*build(values))
     return {".": time.perf_counter() - start}

@@ -18,7 +18,10 @@ from nlf.training import stages
 from nlf.training.config import ALTConfig
 from nlf.training.trainer import ALTTrainer
 
-CREDIT = {"credit_coef": 1.0, "contrast_coef": 0.0, "eval_strategy": "no", "save_strategy": "steps", "save_steps": 1}
+CREDIT = {
+    **{"credit_coef": 1.0, "contrast_coef": 0.0, "eval_strategy": "no"},
+    **{"save_strategy": "steps", "save_steps": 1, "save_total_limit": None},
+}
 
 
 def start(folder, plain, **changes) -> ALTTrainer:

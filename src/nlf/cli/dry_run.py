@@ -139,10 +139,20 @@ def num_prompts(options: TrainOptions, source: str, split: str, limit: int | Non
 
 def num_evaluations(schedule: Schedule, iterations: int, steps: int) -> int:
     """Count how often the evaluation prompts are sampled."""
-    every = schedule.eval_steps or schedule.logging_steps
-    interval = math.ceil(every * steps) if every < 1 else every
+    interval = interval_of(schedule.eval_steps or schedule.logging_steps, steps)
     by_strategy = {"no": 0, "epoch": iterations}.get(schedule.eval_strategy, int(steps // interval))
     return by_strategy + int(schedule.eval_on_start)
+
+
+def num_checkpoints(schedule: Schedule, n: Counts) -> int:
+    """Count the checkpoints of a stage: of each iteration, or of each `save_steps` and of the last step."""
+    by_steps = math.ceil(n.steps / interval_of(schedule.save_steps, n.steps))
+    return by_steps if schedule.save_strategy == "steps" else n.iterations
+
+
+def interval_of(every: float, steps: int) -> float:
+    """The number of steps that a number, or a share of all steps below 1, stands for."""
+    return math.ceil(every * steps) if every < 1 else every
 
 
 def scorer_calls(options: TrainOptions, n: Counts) -> str:
@@ -183,9 +193,7 @@ def disk(options: TrainOptions, schedule: Schedule, n: Counts, shapes: Shapes) -
     """Sizes of the model, the rollouts and the checkpoints, and of the whole model that vLLM reads."""
     size = sum(math.prod(shape) for shape in shapes)
     trained = adapter_size(shapes, options.lora_r) if options.use_peft else size
-    every = int(n.steps // schedule.save_steps) if schedule.save_steps >= 1 else 0
-    between = {"no": 0, "epoch": 0}.get(schedule.save_strategy, every)
-    checkpoints = n.stages * min(n.iterations + between, schedule.save_total_limit or math.inf)
+    checkpoints = n.stages * min(num_checkpoints(schedule, n), schedule.save_total_limit or math.inf)
     tokens, prefixes = options.max_completion_length, most_prefixes(options)
     # 150 bytes a row, 8 for a token's id and text, 16 for the place and the score of a prefix
     rollouts = n.sampled * (150 + 8 * tokens + 16 * prefixes)

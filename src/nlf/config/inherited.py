@@ -23,6 +23,7 @@ TRAINING_DEFAULTS: dict[str, Any] = {  # where ours differ from transformers' Tr
     "eval_strategy": following("eval_strategy"),
     "eval_steps": following("eval_steps"),
     "save_strategy": "epoch",
+    "save_total_limit": following("save_total_limit"),
     "report_to": "none",
     "seed": 42,
     "dataloader_num_workers": 0,

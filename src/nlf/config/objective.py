@@ -32,6 +32,7 @@ DEFAULTS: dict[str, Default] = {
     "logging_steps":         Default(           4,                  5),
     "eval_strategy":         Default(     "steps",            "epoch"),
     "eval_steps":            Default(       1 / 3,               None),  # of all steps
+    "save_total_limit":      Default(           2,               None),
 }  # fmt: skip
 RATE, RATE_PARAMETERS = 2e-4, 3e6  # the learning rate with credit, of a model of this number of parameters
 RATE_OF_LORA = 10  # times that of all weights
@@ -41,7 +42,10 @@ SHOWN = {
     "credit_coef": "1 if no other is given and there is credit, else 0",
 }
 COEFFICIENTS = tuple(SHOWN)
-NULL_MEANS = ("prompts_per_iteration",)  # null is a value of these knobs: all prompts
+NULL_MEANS = (
+    "prompts_per_iteration",
+    "save_total_limit",
+)  # null is a value of these knobs: all prompts, all checkpoints
 
 
 def following(name: str) -> Following:

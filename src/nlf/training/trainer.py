@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import SaveStrategy, TrainOutput
 
 from nlf import config
 from nlf.data import checkpoints, files, run_folder
@@ -378,9 +378,8 @@ class ALTTrainer(StagedTrainer):
     def collector(self, iteration: int, model: Policy, sampler: Sampler) -> RolloutCollector:
         """Collects the rollouts of an iteration from `sampler`, which samples `model`."""
         args = self.args
-        step = iteration * args.steps_per_iteration
         digest = next(iter(self.rollout_digests[iteration:]), None)
-        stamp = Stamp(iteration, step, digest, self.sampling_digest())
+        stamp = Stamp(iteration, iteration * args.steps_per_iteration, digest, self.sampling_digest())
         prefixes = self.credit_rules is not None and bool(self.credit_rules.by_prefix)
         drawn = PromptSampler(model, self.encoder, sampler, config.sampling_options(args), args.seed, prefixes)
         return RolloutCollector(
@@ -466,7 +465,7 @@ class ALTTrainer(StagedTrainer):
 
 
 class IterationCallback(TrainerCallback):
-    """Calls the trainer at Trainer's events: a new pool before each epoch, a checkpoint after it, a clean stop."""
+    """Calls the trainer at Trainer's events: a new pool before each epoch, checkpoints, a clean stop."""
 
     def __init__(self, trainer: ALTTrainer):
         self.trainer = trainer
@@ -487,8 +486,9 @@ class IterationCallback(TrainerCallback):
         return control
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        # Save before the next iteration samples and at the very end, whatever the save strategy.
-        control.should_save = self.trainer.saved_at != state.global_step
+        # Save at the very end; and before the next iteration samples, unless save_steps says when to save.
+        due = args.save_strategy != SaveStrategy.STEPS or control.should_training_stop
+        control.should_save = due and self.trainer.saved_at != state.global_step
         whole = state.global_step % args.steps_per_iteration == 0  # a stop within an iteration comes before evaluation
         control.should_evaluate = control.should_evaluate and (whole or not self.trainer.stop.asked)
         return control
