@@ -144,6 +144,31 @@ def test_the_first_rank_asks_the_remote_rewards_for_all(tmp_path, inputs, monkey
             assert right[name] == pytest.approx(left[name], rel=1e-3)
 
 
+def prefixed(completions, **columns):
+    """The number of vowels, of a beginning too."""
+    return [float(sum(letter in "aeiou" for letter in text)) for text in completions]
+
+
+prefixed.prefixes = True
+CREDIT = ("--contrast_coef", "0", "--credit_coef", "1", "--reward_funcs", "test_distributed:prefixed")
+
+
+def test_two_processes_by_credit_match_one(tmp_path, inputs):
+    """With tags, and the plain model: after the tags in one process, by the command that is printed in two."""
+    nlf_train(tmp_path / "one", *inputs, 1, *CREDIT, "--plain", "true")
+    said = nlf_train(tmp_path / "two", *inputs, 2, *CREDIT, "--plain", "true")
+    assert f"--output_dir {tmp_path / 'two'} --plain only` as this run was started" in said
+    nlf_train(tmp_path / "two", *inputs, 2, *CREDIT, "--plain", "only")
+    for stage in ("", "plain"):
+        one, two = tmp_path / "one" / stage, tmp_path / "two" / stage
+        assert_same_run(one, two)
+        first, second = (pq.read_table(run / "rollouts/iteration-0000/credit.parquet") for run in (one, two))
+        assert first.equals(second) and any(any(row) for row in first["credit"].to_pylist())
+        sizes = [[row["credit/size"] for row in metrics(run) if "credit/size" in row] for run in (one, two)]
+        assert len(sizes[0]) == 2 and sizes[1] == pytest.approx(sizes[0], rel=1e-3)
+        assert_same_weights(one, two, tolerance=1e-3)
+
+
 @pytest.mark.extended
 def test_four_processes_match_one(tmp_path, inputs, one):
     nlf_train(tmp_path / "four", *inputs, 4)
