@@ -99,6 +99,18 @@ def test_a_plain_run_follows_the_run_with_tags_and_neither_changes_the_other(bot
     assert same(weights(both), weights(tmp_path / "tags"))
 
 
+def test_both_stages_read_one_copy_of_the_reference(tmp_path, monkeypatch):
+    train, seen = ALTTrainer._train, []
+
+    def watched(self, *given):
+        seen.append(self.policy.reference_model)
+        return train(self, *given)
+
+    monkeypatch.setattr(ALTTrainer, "_train", watched)
+    start(tmp_path, True, num_train_epochs=1).train()
+    assert len(seen) == 2 and seen[0] is seen[1]
+
+
 def test_the_two_ways_to_a_plain_run_record_the_same_settings(both, only):
     found = [yaml.safe_load((folder / "plain/config.yaml").read_text()) for folder in (both, only)]
     assert not changed_settings(*found)

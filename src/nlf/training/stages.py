@@ -2,7 +2,9 @@
 
 The plain stage (`plain: true`) is a second trainer with the same settings and `plain: only`, in the folder `plain` of the
 run's folder. It starts from a copy of the model, made before the tags changed it, so it gives the same bits as a run with
-`plain: only`. A killed run goes on in the stage that it had reached: a stage that has ended takes no step again.
+`plain: only`. Both stages read one reference. So the first holds the model, the reference and the copy; the second holds the
+model with tags, the reference and the plain model. A killed run goes on in the stage that it had reached: a stage that has
+ended takes no step again.
 """
 
 import contextlib
@@ -146,8 +148,9 @@ class StagedTrainer(CheckpointTrainer):
         inputs = self.inputs
         say(f"plain model: {self.plain_stage.folder}")
         with self._memory_freed():
+            shared = {"reference_model": self.policy.reference_model}  # it is the same start, and nothing trains it
             stage = cast(Any, type(self))(  # ALTTrainer, which takes these
-                **self.plain_stage.given,
+                **self.plain_stage.given | shared,
                 args=self.plain_stage.args,
                 reward_funcs=inputs.rewards,
                 train_dataset=None if inputs.embedded else inputs.prompts,
