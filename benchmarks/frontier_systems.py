@@ -177,7 +177,9 @@ def runs(options: Namespace) -> list[Run]:
 
 def credit_values(knobs: dict, options: Namespace, **more) -> dict:
     """The settings of a training by credit."""
-    changed = {name: getattr(options, name) for name in ("learning_rate", "num_train_epochs") if getattr(options, name)}
+    changed = {
+        name: getattr(options, name) for name in ("learning_rate", "num_train_epochs") if getattr(options, name)
+    }
     return {**CREDIT, "max_completion_length": LENGTH, **knobs, **changed, **more}
 
 
