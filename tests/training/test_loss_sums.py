@@ -62,6 +62,15 @@ def test_the_budget_chooses_its_own_beta(tmp_path):
     assert first_coefficients(without)["beta"] == 0.7 and controllers_of(without) == []
 
 
+def test_entropy_may_cost_but_no_controller_moves_a_cost(tmp_path):
+    costly = ALTConfig(output_dir=str(tmp_path), entropy_coef=-0.01)
+    assert first_coefficients(costly)["entropy_coef"] == -0.01
+    with pytest.raises(UserError, match="target_entropy changes an entropy bonus: set entropy_coef above 0, or target_"):
+        ALTConfig(output_dir=str(tmp_path), entropy_coef=-0.01, target_entropy=40.0)
+    with pytest.raises(UserError, match="entropy_coef: -2.0 where -1 or more"):
+        ALTConfig(output_dir=str(tmp_path), entropy_coef=-2.0)
+
+
 def test_two_controllers_of_beta_are_refused(tmp_path):
     with pytest.raises(UserError, match="kl_budget and adaptive_kl both change beta: set adaptive_kl false, or kl_"):
         ALTConfig(output_dir=str(tmp_path), kl_budget=0.1, adaptive_kl=True)

@@ -189,7 +189,13 @@ class ObjectiveOptions(Options):
         least=0,
         short=True,
     )
-    entropy_coef: float = knob(0.0, "Weight of the entropy bonus, per token.", least=0, short=True)
+    entropy_coef: float = knob(
+        0.0,
+        "Weight of the entropy bonus, per token. Below 0 entropy is a cost: completions get likelier under the reference, and "
+        "somewhat more alike; -0.01 keeps the embedded model's perplexity.",
+        least=-1,
+        short=True,
+    )
     kl_direction: Literal["forward", "reverse"] = knob(
         "forward", "forward: KL(reference || policy), as ALT; reverse: KL(policy || reference), as Quark."
     )
@@ -277,6 +283,8 @@ class RunOptions(
         for rule in ("published", "levels"):
             if rule in rules and self.quantile_scope == "prompt":
                 raise UserError(f"quantile_rule {rule} cuts over the whole pool: set quantile_scope pool")
+        if self.target_entropy is not None and self.entropy_coef < 0:
+            raise UserError("target_entropy changes an entropy bonus: set entropy_coef above 0, or target_entropy null")
         if self.kl_budget is not None and self.adaptive_kl:
             raise UserError("kl_budget and adaptive_kl both change beta: set adaptive_kl false, or kl_budget null")
         if self.kl_budget is not None and self.beta is not None:
