@@ -190,6 +190,7 @@ def test_a_nucleus_wider_than_what_is_sorted_first():
     assert kept(scores, 256, 0, 0.9)[2].tolist() == [True, False]
     assert pick(scores, u, top_p=0.9).tolist() == pick(scores, u, top_p=0.9, width=600).tolist()
     assert pick(scores, u, top_p=0.9)[0] > 256
+    assert pick(scores, u, top_p=0.9, width=2).tolist() == pick(scores, u, top_p=0.9).tolist()  # 2, 32, 512, then all
     scores[0] = 0.0
     assert pick(scores, u, top_p=0.9)[0] == 300  # all 600 are kept: the middle one
 

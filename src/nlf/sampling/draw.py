@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 INF = float("inf")
-NUCLEUS = 256  # candidates before the whole vocabulary is sorted
+NUCLEUS = 256  # candidates at first
+WIDER = 16  # times as many, until they hold the nucleus
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's step
 
 
 def pick(scores: Tensor, u: Tensor, *, top_k: int = 0, top_p: float = 1.0, width: int = NUCLEUS) -> Tensor:
     """Draw from scores (R, V) with uniforms (R,), after top-k and top-p → ids (R,).
 
-    Without top-k only the best `width` tokens are sorted; a row whose nucleus is larger is drawn again from all tokens.
+    Without top-k only the best `width` tokens are sorted; a row whose nucleus is larger is drawn again from more of them.
     """
     if not 0 < top_k < scores.shape[-1]:
         top_k = 0
@@ -30,7 +31,7 @@ def pick(scores: Tensor, u: Tensor, *, top_k: int = 0, top_p: float = 1.0, width
     values, ids, cut = kept(scores, width, top_k, top_p)
     token = ids.gather(1, inverse_cdf(values, u)[:, None])[:, 0]  # (R,)
     if cut.any():
-        token[cut] = pick(scores[cut], u[cut], top_p=top_p, width=scores.shape[-1])
+        token[cut] = pick(scores[cut], u[cut], top_p=top_p, width=WIDER * width)
     return token
 
 
