@@ -190,12 +190,12 @@ def test_dry_run_tells_how_a_run_by_credit_trains(capsys, inputs):
     for flags, words in (
         (
             [],
-            "learning rate 0.003 for 0.0 M parameters, 15 iterations of 64 × 4 completions and 4 steps, KL budget 0.1 nats a token",
+            "learning rate 0.003 for 0.0 M parameters, 15 iterations of 64 × 4 completions and 4 steps of 64, KL budget 0.1 nats a token",
         ),
         (["--use_peft"], "learning rate 0.03 for 0.0 M parameters, 15 iterations"),
         (
             ["--learning_rate", "1e-5", "--beta", "0.2"],
-            "learning rate 1e-05, 15 iterations of 64 × 4 completions and 4 steps, beta 0.2",
+            "learning rate 1e-05, 15 iterations of 64 × 4 completions and 4 steps of 64, beta 0.2",
         ),
         (["--max_steps", "6"], "1.5 iterations of 64 × 4"),
     ):

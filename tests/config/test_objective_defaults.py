@@ -136,12 +136,20 @@ def test_the_learning_rate_falls_with_the_root_of_the_size(parameters, lora, rat
 
 def test_the_line_of_choices():
     options = made(num_generations=8)
-    assert config.choices(options, 3e-5, 15, 134_515_008) == (
-        "credit: learning rate 3e-05 for 134.5 M parameters, 15 iterations of 64 × 8 completions and 4 steps, "
-        "KL budget 0.1 nats a token (docs/method.md)"
+    assert config.choices(options, 3e-5, 15, 64, "float32", 134_515_008) == (
+        "credit: learning rate 3e-05 for 134.5 M parameters, 15 iterations of 64 × 8 completions and 4 steps of 64, "
+        "KL budget 0.1 nats a token, computed in float32 (docs/method.md)"
     )
     options = made(beta=0.2, prompts_per_iteration=None)
-    assert config.choices(options, 1e-4, 2.5) == (
-        "credit: learning rate 0.0001, 2.5 iterations of all prompts × 4 completions and 4 steps, beta 0.2 "
-        "(docs/method.md)"
+    assert config.choices(options, 1e-4, 2.5, 128, "bf16") == (
+        "credit: learning rate 0.0001, 2.5 iterations of all prompts × 4 completions and 4 steps of 128, beta 0.2, "
+        "computed in bf16 (docs/method.md)"
     )
+
+
+def test_the_precision_in_words():
+    found = [config.precision(*knobs) for knobs in ((True, False), (False, True), (False, False))]
+    assert found == ["bf16", "fp16", "float32"]
+    left_open = config.TRAINING_DEFAULTS["bf16"]
+    assert config.precision(left_open, False) == "bf16 on a GPU that computes in it, else float32"
+    assert config.precision(left_open, True) == "fp16"

@@ -38,7 +38,7 @@ from nlf.config.inherited import (
     check_inherited,
 )
 from nlf.config.knobs import Options, Rule, bounds, check, check_value, knob
-from nlf.config.objective import choices, fill_in, followed, is_open, learning_rate, take_recorded
+from nlf.config.objective import choices, fill_in, followed, is_open, learning_rate, precision, take_recorded
 from nlf.config.retired import RETIRED, current
 from nlf.config.rewards import MeasureOptions, RemoteOptions, RewardOptions, TrainRemoteOptions, remote_options
 from nlf.config.sampling import (
@@ -128,6 +128,7 @@ __all__ = [
     "join_attributes",
     "knob",
     "learning_rate",
+    "precision",
     "refuse_guidance",
     "remote_options",
     "sampler_options",

@@ -22,12 +22,14 @@ TRAINING_DEFAULTS: dict[str, Any] = {  # where ours differ from transformers' Tr
     "logging_nan_inf_filter": False,  # a NaN loss must be seen
     "eval_strategy": following("eval_strategy"),
     "eval_steps": following("eval_steps"),
+    "bf16": following("bf16"),
     "save_strategy": "epoch",
     "save_total_limit": following("save_total_limit"),
     "report_to": "none",
     "seed": 42,
     "dataloader_num_workers": 0,
     "remove_unused_columns": False,
+    "use_cache": True,  # Trainer writes it into the model's config.json; training passes use no cache
 }
 TRAINING_TYPES = {"fsdp": "bool | str | None"}  # what it takes, which is more than its annotation says
 SEED = bounds(least=0, most=2**32 - 1)

@@ -42,6 +42,7 @@ SHOWN = {
     "credit_coef": "1 if no other is given and there is credit, else 0",
 }
 COEFFICIENTS = tuple(SHOWN)
+OF_THE_DEVICE = {"bf16": "true on a GPU that computes in bf16, else false"}  # known once there is a device
 NULL_MEANS = (
     "prompts_per_iteration",
     "save_total_limit",
@@ -50,8 +51,8 @@ NULL_MEANS = (
 
 def following(name: str) -> Following:
     """What stands in the place of the value of a knob that the person left open, with the words that the help shows."""
-    if name in COEFFICIENTS:
-        return Following(SHOWN[name])
+    if words := (SHOWN | OF_THE_DEVICE).get(name):
+        return Following(words)
     credit, other = ("null" if value is None else value for value in DEFAULTS[name])
     if name == "learning_rate":
         credit = "by the model's size"
@@ -132,7 +133,7 @@ def take_recorded(options: Any, recorded: Mapping[str, Any]) -> None:
     for names in (
         COEFFICIENTS,
         ("beta", "kl_budget"),
-        *((name,) for name in DEFAULTS if name not in ("beta", "kl_budget")),
+        *((name,) for name in (*DEFAULTS, *OF_THE_DEVICE) if name not in ("beta", "kl_budget")),
     ):
         if all(is_open(name, getattr(options, name, 0)) for name in names):
             for name in names:
@@ -150,12 +151,23 @@ def learning_rate(parameters: int, lora: bool = False) -> float:
     return float(f"{rate:.1e}")
 
 
-def choices(options: Any, rate: float, iterations: float, parameters: int | None = None) -> str:
+def precision(bf16: Any, fp16: Any) -> str:
+    """The type in which a run computes, from its two knobs; it keeps float32 weights in any case."""
+    if is_open("bf16", bf16):
+        return "fp16" if fp16 else "bf16 on a GPU that computes in it, else float32"
+    return "bf16" if bf16 else "fp16" if fp16 else "float32"
+
+
+def choices(
+    options: Any, rate: float, iterations: float, batch: int, computed_in: str, parameters: int | None = None
+) -> str:
     """The line that says how a run by credit trains.
 
     Args:
         rate: The learning rate.
         iterations: The number of iterations; part of an iteration is a fraction.
+        batch: Completions in a step, over all processes.
+        computed_in: What `precision` says.
         parameters: The size of the model from which the rate follows; None = the rate was given.
     """
     size = f" for {parameters / 1e6:.1f} M parameters" if parameters else ""
@@ -163,5 +175,5 @@ def choices(options: Any, rate: float, iterations: float, parameters: int | None
     leash = f"KL budget {options.kl_budget:g} nats a token" if options.kl_budget else f"beta {options.beta:g}"
     return (
         f"credit: learning rate {rate:g}{size}, {iterations:g} iterations of {prompts} × {options.num_generations} "
-        f"completions and {options.steps_per_iteration} steps, {leash} (docs/method.md)"
+        f"completions and {options.steps_per_iteration} steps of {batch}, {leash}, computed in {computed_in} (docs/method.md)"
     )

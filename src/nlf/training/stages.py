@@ -105,7 +105,7 @@ class StagedTrainer(CheckpointTrainer):
         names: list[str] = []
 
         def save(temporary: Path) -> None:
-            save_policy(policy, temporary)
+            save_policy(policy, temporary, as_stored=True)
             names.extend(path.name for path in temporary.iterdir())
 
         first, cpu = self.is_world_process_zero(), torch.device("cpu")
