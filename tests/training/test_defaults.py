@@ -18,6 +18,7 @@ from nlf.rewards import Judgement
 from nlf.training.config import ALTConfig, choose_precision
 from nlf.training.inputs import tell_choices
 from nlf.training.settings import run_settings
+from nlf.training.stages import plain_settings
 
 OPEN = {"contrast_coef": None, "learning_rate": None, "lr_scheduler_type": None, "warmup_steps": None}
 
@@ -36,8 +37,8 @@ def test_the_learning_rate_is_chosen_told_recorded_and_kept(tmp_path, caplog):
     assert sum(weight.numel() for weight in tiny.model().parameters()) == size
     told = [record.message for record in caplog.records if record.message.startswith("credit: learning")]
     assert told == [
-        "credit: learning rate 0.003 for 0.0 M parameters, 2 iterations of 10 × 2 completions and 3 steps of 8, "
-        "KL budget 0.1 nats a token, computed in float32 (docs/method.md)"
+        "credit: learning rate 0.003 for 0.0 M parameters, 2 iterations of 10 × 2 completions and 3 steps of 8 (in "
+        "float32), KL budget 0.1 nats a token (docs/method.md)"
     ]
     trainer.train()
     recorded = settings_in(tmp_path / "run" / "config.yaml")
@@ -170,22 +171,38 @@ def test_a_run_in_bf16_is_not_resumed_without_such_a_gpu(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "millions", "rates"),
+    ("sizes", "millions", "rates", "at_once"),
     [
-        (("llama", 576, 1536, 30, 9, 3, 49152, True), "134.5 M", ("3e-05", "0.0003")),  # as SmolLM2-135M
-        (("llama", 2048, 8192, 24, 32, 32, 49152, True), "1711.4 M", ("8.4e-06", "8.4e-05")),  # as SmolLM2-1.7B
-        (("qwen2", 3584, 18944, 28, 28, 4, 152064, False), "7615.6 M", ("4e-06", "4e-05")),  # as Qwen2.5-7B
+        (("llama", 576, 1536, 30, 9, 3, 49152, True), "134.5 M", ("3e-05", "0.0003"), 16),  # as SmolLM2-135M
+        (("llama", 2048, 8192, 24, 32, 32, 49152, True), "1711.4 M", ("8.4e-06", "8.4e-05"), 4),  # as SmolLM2-1.7B
+        (("qwen2", 3584, 18944, 28, 28, 4, 152064, False), "7615.6 M", ("4e-06", "4e-05"), 2),  # as Qwen2.5-7B
     ],
 )
 @pytest.mark.parametrize("lora", [False, True])
-def test_models_of_real_sizes(tmp_path, caplog, sizes, millions, rates, lora):
+def test_models_of_real_sizes(tmp_path, caplog, sizes, millions, rates, at_once, lora):
     args = ALTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=True)
     tell_choices(args, on_meta(*sizes), lora)
     assert f"{args.learning_rate:g}" == rates[lora]
     assert caplog.messages == [
         f"credit: learning rate {rates[lora]} for {millions} parameters, 15 iterations of 64 × 4 completions and 4 steps "
-        "of 64, KL budget 0.1 nats a token, computed in bf16 (docs/method.md)"
+        f"of 64 ({at_once} at once, in bf16), KL budget 0.1 nats a token (docs/method.md)"
     ]
+    assert args.per_device_train_batch_size == at_once and args.total_batch_size == 64
+
+
+def test_the_parts_of_a_step_are_recorded_and_kept(tmp_path):
+    """A resumed run computes the parts of its start, an old one 64 at once, and the plain stage its own."""
+    args = ALTConfig(output_dir=str(tmp_path), use_cpu=True, plain="true")
+    plain = plain_settings(args)
+    for each in (args, plain):
+        tell_choices(each, on_meta("llama", 576, 1536, 30, 9, 3, 49152, True), lora=False)
+    recorded = run_settings(args, {})
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    assert [recorded[name] for name in names] == [run_settings(plain, {})[name] for name in names] == [16, 4]
+    (tmp_path / "config.yaml").write_text("per_device_train_batch_size: 64\ngradient_accumulation_steps: 1\n")
+    again = ALTConfig(output_dir=str(tmp_path), use_cpu=True)
+    tell_choices(again, on_meta("llama", 576, 1536, 30, 9, 3, 49152, True), lora=False)
+    assert (again.per_device_train_batch_size, again.gradient_accumulation_steps) == (64, 1)
 
 
 def on_meta(kind, hidden, inner, layers, heads, kv_heads, vocabulary, tied):

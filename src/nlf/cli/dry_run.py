@@ -52,7 +52,8 @@ class Schedule:
             options, bool(options.credit_coef)
         )
         given = {name: value for name, value in values.items() if not config.is_open(name, value)}
-        return cls(**{f.name: (defaults | given)[f.name] for f in fields(cls)})
+        found = defaults | given
+        return cls(**{f.name: (found | config.batch(found))[f.name] for f in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def by_credit(options: TrainOptions, schedule: Schedule, n: Counts, shapes: Shap
         parameters = sum(math.prod(shape) for shape in shapes)
         rate = config.learning_rate(parameters, options.use_peft)
     iterations, computed_in = n.steps / options.steps_per_iteration, config.precision(schedule.bf16, schedule.fp16)
-    told = config.choices(options, rate, iterations, n.batch, computed_in, parameters)
+    told = config.choices(options, rate, iterations, config.Step(n.batch, None, computed_in), parameters)
     return {"credit": told.removeprefix("credit: ")}
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nlf.config.knobs import Rule, bounds, check_value
-from nlf.config.objective import following
+from nlf.config.objective import BATCH, following
 from nlf.errors import UserError, shown
 
 TRAINING_DEFAULTS: dict[str, Any] = {  # where ours differ from transformers' TrainingArguments
     "output_dir": "runs/toxicity-embedded",
     "num_train_epochs": following("num_train_epochs"),  # one epoch is one iteration
     "learning_rate": following("learning_rate"),
-    "per_device_train_batch_size": 64,
+    **{name: following(name) for name in BATCH},
     "warmup_steps": following("warmup_steps"),
     "lr_scheduler_type": following("lr_scheduler_type"),
     "max_grad_norm": 1.0,

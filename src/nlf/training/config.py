@@ -74,6 +74,7 @@ class ALTConfig(
                 "sampler server cannot be used in training: the server does not get the new weights; use hf or vllm"
             )
         take_recorded(self)
+        self.open_batch = choose_batch(self)
         config.check(self)
         choose_folder(self)
         check_names(self)
@@ -120,6 +121,18 @@ def take_recorded(args: ALTConfig) -> None:
             f"{folder} was started in bf16, and no GPU was found that computes in it: resume the run on such a GPU, or "
             "choose another --output_dir"
         )
+
+
+def choose_batch(args: ALTConfig) -> bool:
+    """Fill in the batch where the person left it open.
+
+    Returns:
+        Whether the model decides how many completions of a step are computed at once. DeepSpeed must know it before.
+    """
+    given = dict(vars(args))
+    for name, value in config.batch(given).items():
+        setattr(args, name, value)
+    return not args.deepspeed and all(config.is_open(name, given[name]) for name in config.BATCH)
 
 
 def choose_precision(args: ALTConfig) -> None:
