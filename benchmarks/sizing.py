@@ -37,6 +37,7 @@ class Model:
     layers: int
     vocabulary: int
     parameters: float
+    cached_width: int | None = None  # hidden units of a token's keys, where heads share them; None = all
 
     @property
     def embeddings(self) -> float:
@@ -45,8 +46,8 @@ class Model:
 
     @property
     def cached(self) -> float:
-        """Bytes of a token's keys and values: bf16, no grouped heads."""
-        return 2 * 2 * self.layers * self.hidden
+        """Bytes of a token's keys and values, in bf16."""
+        return 2 * 2 * self.layers * (self.cached_width or self.hidden)
 
     @property
     def rows(self) -> int:
@@ -147,5 +148,67 @@ def table() -> str:
     return markdown_table(HEADINGS, [row(model, lora) for model in MODELS for lora in (False, True)])
 
 
+# ---- one card, the recipe toxicity-7b-lora ---------------------------------------------------------------------------
+
+QWEN = Model("Qwen2.5-7B", 3584, 28, 152_064, 7.616e9, cached_width=4 * 128)
+ADAPTERS = 40.4e6  # parameters of LoRA with r 16 on every linear layer of QWEN
+SHORT_ITERATIONS, SHORT_STEPS, SHORT_BATCH, SHORT_ROWS = 5, 20, 64, 256  # of the recipe; rows are sampled at once
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU, by its vendor's figures."""
+
+    name: str
+    memory: float  # bytes
+    peak: float  # bf16 FLOP/s without sparsity
+    bandwidth: float  # bytes/s
+    micro_batch: int  # completions at once in training
+
+
+CARDS = [Card("RTX 4090", 24 * GB, 165e12, 1.008e12, 8), Card("H100", 80 * GB, PEAK, BANDWIDTH, 64)]
+
+
+def card_memory(card: Card) -> dict[str, float]:
+    """Bytes of the recipe on a card: the base in bf16; adapters, their gradients and moments in float32, and bf16 copies.
+
+    Gradient checkpointing keeps each layer's input, and computes one layer's activations at a time. ACTIVATION is of layers
+    with 12 hidden² weights, and grows with the weights of the layer.
+    """
+    base = 2 * QWEN.parameters + (4 + 4 + 8 + 2) * ADAPTERS
+    tokens = card.micro_batch * 2 * (PROMPT + NEW)  # two branches
+    layer = (QWEN.parameters - QWEN.embeddings) / QWEN.layers / (12 * QWEN.hidden**2)
+    kept = tokens * QWEN.hidden * (2 * QWEN.layers + ACTIVATION * layer)
+    logits = card.micro_batch * 3 * NEW * QWEN.vocabulary * LOGIT
+    sampled = SHORT_ROWS * (QWEN.cached * (PROMPT + NEW) + 4 * QWEN.vocabulary)
+    return {"states": base, "training": base + kept + logits, "sampling": base + sampled}
+
+
+def card_minutes(card: Card) -> tuple[float, float]:
+    """(sampling, training) minutes of the recipe on a card, without loading, scoring and evaluation."""
+    compute, reading = (
+        2 * QWEN.parameters * SHORT_ROWS / (card.peak * DECODE_SHARE),
+        2 * QWEN.parameters / card.bandwidth,
+    )
+    token = max(compute, reading, QWEN.layers * LAYER_SECONDS)
+    # Of a completion: two branches forward, again in the backward pass, and their gradients (an upper bound, as the base
+    # needs none for its weights); the reference.
+    flop = (2 * (2 + 2 + 4) + 2) * QWEN.parameters * (PROMPT + NEW)
+    micro_batches = SHORT_BATCH // card.micro_batch
+    step = max(SHORT_BATCH * flop / (card.peak * TRAIN_SHARE), micro_batches * 4 * QWEN.layers * LAYER_SECONDS)
+    return SHORT_ITERATIONS * NEW * token / 60, SHORT_STEPS * step / 60
+
+
+def card_table() -> str:
+    """The table of docs/scaling.md for the recipe toxicity-7b-lora."""
+    headings = ["card", "completions at once", "states, GB", "training", "sampling", "minutes: sampling + training"]
+    rows = []
+    for card in CARDS:
+        need = [f"{size / GB:.1f}" for size in card_memory(card).values()]
+        took = " + ".join(f"{minutes:.1f}" for minutes in card_minutes(card))
+        rows.append([f"{card.name}, {card.memory / GB:.0f} GB", f"{card.micro_batch}", *need, took])
+    return markdown_table(headings, rows)
+
+
 if __name__ == "__main__":
-    print(table())
+    print(table(), card_table(), sep="\n\n")

@@ -1,13 +1,19 @@
 """Every shipped recipe parses, describes a possible run, and holds the numbers it is there for."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
+import tiny
+import torch
 import yaml
+from safetensors.torch import load_file
 
 import nlf
 from nlf.cli.arguments import read_recipe, train_knobs
-from nlf.config.objective import COEFFICIENTS, DEFAULTS
+from nlf.cli.main import main
+from nlf.config.objective import COEFFICIENTS, DEFAULTS, learning_rate
 from nlf.method.tags import DEFAULT_TAGS, TagScheme
 
 FOLDER = Path(nlf.__file__).parent / "assets" / "recipes"
@@ -103,6 +109,57 @@ def test_the_recipes_with_credit(name, tmp_path):
     assert {each: found[each] for each in defaults} == defaults
     assert [found[each] for each in COEFFICIENTS] == [0, 0, 1]
     assert found["plain"] == "false"
+
+
+REAL = {  # the parameters of each recipe's model, as its configuration has them, and whether an adapter is trained
+    "sentiment-smollm2": (134_515_008, False),
+    "toxicity-gemma3-270m": (268_098_176, False),
+    "toxicity-7b-lora": (7_615_616_512, True),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_recipes_of_real_models_are_one_short_run_by_credit(name, tmp_path):
+    path = FOLDER / f"{name}.yaml"
+    found = resolved(read_recipe(path, train_knobs()), tmp_path)
+    sizes = ("num_train_epochs", "prompts_per_iteration", "num_generations", "steps_per_iteration", "kl_budget")
+    assert [found[each] for each in sizes] == [5, 64, 4, 4, 0.1]
+    assert found["per_device_train_batch_size"] * found["gradient_accumulation_steps"] == 64
+    assert [found[each] for each in COEFFICIENTS] == [0, 0, 1]
+    parameters, lora = REAL[name]
+    assert found["learning_rate"] is None and found["use_peft"] is lora
+    told = re.search(r"^learning_rate: null # by the model's size.*: (\S+)$", path.read_text(encoding="utf-8"), re.M)
+    assert told and float(told[1]) == learning_rate(parameters, lora)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_dry_run_of_a_real_model(name, tmp_path, capsys):
+    model = tiny.save(tmp_path / "model", "llama")
+    assert main(["train", "--config", name, "--dry_run", "--model_name_or_path", model]) == 0
+    told = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert "5 iterations of 64 × 4 completions and 4 steps of 64 (in bf16" in told["credit"]
+    assert told["completions"].strip() == "256 an iteration, 1,280 in all"
+    assert told["optimizer steps"].strip().startswith("20 of 64 completions")
+    assert ("trained (adapters)" in told["parameters"]) == REAL[name][1]
+
+
+def test_the_recipe_of_one_card_trains_an_adapter(tmp_path, caplog):
+    """Gradient checkpointing over a base in bf16 that gets no gradients: the adapter must get some."""
+    model = tiny.model("llama").bfloat16()
+    model.save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    small = "--num_train_epochs 1 --prompts_per_iteration 4 --max_prompts 8 --max_completion_length 4 --use_cpu true"
+    small += " --per_device_train_batch_size 4 --gradient_accumulation_steps 2 --reward_funcs length --tags null"
+    words = (
+        f"train --config toxicity-7b-lora --model_name_or_path {tmp_path / 'model'} --output_dir {tmp_path / 'run'}"
+    )
+    assert main(f"{words} {small}".split()) == 0
+    logged = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert all(row["grad_norm"] > 0 for row in logged if "loss" in row)
+    merged = load_file(tmp_path / "run/model.safetensors")
+    start = model.state_dict()["model.layers.0.mlp.up_proj.weight"]
+    assert {tensor.dtype for tensor in merged.values()} == {torch.bfloat16}
+    assert not torch.equal(merged["model.layers.0.mlp.up_proj.weight"], start)
 
 
 def test_the_published_experiment_number_by_number():

@@ -136,12 +136,53 @@ def test_the_learning_rate_falls_with_the_root_of_the_size(parameters, lora, rat
 
 def test_the_line_of_choices():
     options = made(num_generations=8)
-    assert config.choices(options, 3e-5, 15, 134_515_008) == (
-        "credit: learning rate 3e-05 for 134.5 M parameters, 15 iterations of 64 × 8 completions and 4 steps, "
-        "KL budget 0.1 nats a token (docs/method.md)"
+    step = config.Step(64, 16, "float32")
+    assert config.choices(options, 3e-5, 15, step, 134_515_008) == (
+        "credit: learning rate 3e-05 for 134.5 M parameters, 15 iterations of 64 × 8 completions and 4 steps of 64 (16 at "
+        "once, in float32), KL budget 0.1 nats a token (docs/method.md)"
     )
     options = made(beta=0.2, prompts_per_iteration=None)
-    assert config.choices(options, 1e-4, 2.5) == (
-        "credit: learning rate 0.0001, 2.5 iterations of all prompts × 4 completions and 4 steps, beta 0.2 "
+    assert config.choices(options, 1e-4, 2.5, config.Step(128, None, "bf16")) == (
+        "credit: learning rate 0.0001, 2.5 iterations of all prompts × 4 completions and 4 steps of 128 (in bf16), beta 0.2 "
         "(docs/method.md)"
     )
+
+
+def test_the_precision_in_words():
+    found = [config.precision(*knobs) for knobs in ((True, False), (False, True), (False, False))]
+    assert found == ["bf16", "fp16", "float32"]
+    left_open = config.TRAINING_DEFAULTS["bf16"]
+    assert config.precision(left_open, False) == "bf16 on a GPU that computes in it, else float32"
+    assert config.precision(left_open, True) == "fp16"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "whole", "expected"),
+    [
+        (2_812_032, 10e6, 64),  # the embedded model
+        (10_000_000, 10e6, 64),
+        (10_000_001, 10e6, 32),
+        (134_515_008, 10e6, 16),  # 64 √(10 / 134.5) = 17.4
+        (268_098_176, 10e6, 8),  # 12.4
+        (7_615_616_512, 10e6, 2),  # 2.3
+        (134_515_008, 160e6, 64),
+        (1_711_376_384, 160e6, 16),  # 19.6
+        (7_615_616_512, 160e6, 8),  # 9.3
+        (10**12, 10e6, 1),  # 0.2
+    ],
+)
+def test_a_step_is_cut_where_the_model_is_large(parameters, whole, expected):
+    assert config.at_once(parameters, whole) == expected
+
+
+def test_the_batch_where_it_is_open():
+    first, second = (config.TRAINING_DEFAULTS[name] for name in config.BATCH)
+    for given, filled in (
+        ((first, second), (64, 1)),
+        ((8, second), (8, 1)),
+        ((first, 4), (64, 4)),
+        ((None, None), (64, 1)),
+    ):
+        assert config.batch(dict(zip(config.BATCH, given, strict=True))) == dict(
+            zip(config.BATCH, filled, strict=True)
+        )

@@ -1,17 +1,24 @@
 """A run by credit with its default settings: what the trainer fills in, says, records and resumes."""
 
 import logging
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 import tiny
+import torch
 from runs import make, settings
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from nlf.config import TRAINING_DEFAULTS
 from nlf.data.checkpoints import clear_checkpoint
 from nlf.data.run_folder import changed_settings, settings_in
+from nlf.errors import UserError
 from nlf.rewards import Judgement
-from nlf.training.config import ALTConfig
+from nlf.training.config import ALTConfig, choose_precision
+from nlf.training.inputs import tell_choices
 from nlf.training.settings import run_settings
+from nlf.training.stages import plain_settings
 
 OPEN = {"contrast_coef": None, "learning_rate": None, "lr_scheduler_type": None, "warmup_steps": None}
 
@@ -30,8 +37,8 @@ def test_the_learning_rate_is_chosen_told_recorded_and_kept(tmp_path, caplog):
     assert sum(weight.numel() for weight in tiny.model().parameters()) == size
     told = [record.message for record in caplog.records if record.message.startswith("credit: learning")]
     assert told == [
-        "credit: learning rate 0.003 for 0.0 M parameters, 2 iterations of 10 × 2 completions and 3 steps, "
-        "KL budget 0.1 nats a token (docs/method.md)"
+        "credit: learning rate 0.003 for 0.0 M parameters, 2 iterations of 10 × 2 completions and 3 steps of 8 (in "
+        "float32), KL budget 0.1 nats a token (docs/method.md)"
     ]
     trainer.train()
     recorded = settings_in(tmp_path / "run" / "config.yaml")
@@ -102,3 +109,107 @@ def test_settings_from_python_have_the_sizes_of_credit(tmp_path):
     args = ALTConfig(output_dir=str(tmp_path), use_cpu=True, nll_coef=1)
     assert (args.num_train_epochs, args.warmup_steps, args.learning_rate) == (3, 5, 5e-4)
     assert args.lr_scheduler_type == "cosine"
+
+
+# ---- the precision ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu_with_bf16(monkeypatch):
+    """Let this machine look as if it had a GPU that computes in bf16; the run itself stays on the CPU."""
+    for name in ("nlf.training.config.computes_in_bf16", "nlf.training.config.is_torch_bf16_gpu_available"):
+        monkeypatch.setattr(name, lambda: True)
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
+
+
+@pytest.mark.parametrize(
+    ("given", "bf16"),
+    [
+        ({}, True),
+        ({"bf16": None}, True),
+        ({"bf16": False}, False),
+        ({"use_cpu": True}, False),
+        ({"use_cpu": True, "bf16": True}, True),
+    ],
+)
+def test_a_gpu_that_computes_in_bf16_does_unless_told_otherwise(tmp_path, gpu_with_bf16, given, bf16):
+    args = ALTConfig(output_dir=str(tmp_path), **given)
+    assert args.bf16 is bf16
+    assert args.mixed_precision == ("bf16" if bf16 else "no")
+
+
+def test_another_precision_and_accelerates_launcher_are_not_overruled(tmp_path, gpu_with_bf16, monkeypatch):
+    args = SimpleNamespace(bf16=TRAINING_DEFAULTS["bf16"], fp16=True, deepspeed=None, use_cpu=False)
+    choose_precision(args)
+    assert args.bf16 is False
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    args = ALTConfig(output_dir=str(tmp_path))
+    assert (args.bf16, args.mixed_precision) == (False, "no")
+
+
+def test_without_such_a_gpu_runs_compute_in_float32(tmp_path):
+    assert ALTConfig(output_dir=str(tmp_path), use_cpu=True).bf16 is False
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_resumed_run_keeps_its_precision(tmp_path, gpu_with_bf16, recorded):
+    """The trap: runs from before the default would change their precision when they resume."""
+    (tmp_path / "config.yaml").write_text(f"bf16: {recorded}\n", encoding="utf-8")
+    args = ALTConfig(output_dir=str(tmp_path))
+    assert args.bf16 is recorded and run_settings(args, {})["bf16"] is recorded
+
+
+def test_a_run_in_bf16_is_not_resumed_without_such_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr("nlf.training.config.is_torch_bf16_gpu_available", lambda: False)
+    (tmp_path / "config.yaml").write_text("bf16: true\n", encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        ALTConfig(output_dir=str(tmp_path))
+    assert str(caught.value) == (
+        f"{tmp_path} was started in bf16, and no GPU was found that computes in it: resume the run on such a GPU, or "
+        "choose another --output_dir"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "millions", "rates", "at_once"),
+    [
+        (("llama", 576, 1536, 30, 9, 3, 49152, True), "134.5 M", ("3e-05", "0.0003"), 16),  # as SmolLM2-135M
+        (("llama", 2048, 8192, 24, 32, 32, 49152, True), "1711.4 M", ("8.4e-06", "8.4e-05"), 4),  # as SmolLM2-1.7B
+        (("qwen2", 3584, 18944, 28, 28, 4, 152064, False), "7615.6 M", ("4e-06", "4e-05"), 2),  # as Qwen2.5-7B
+    ],
+)
+@pytest.mark.parametrize("lora", [False, True])
+def test_models_of_real_sizes(tmp_path, caplog, sizes, millions, rates, at_once, lora):
+    args = ALTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=True)
+    tell_choices(args, on_meta(*sizes), lora)
+    assert f"{args.learning_rate:g}" == rates[lora]
+    assert caplog.messages == [
+        f"credit: learning rate {rates[lora]} for {millions} parameters, 15 iterations of 64 × 4 completions and 4 steps "
+        f"of 64 ({at_once} at once, in bf16), KL budget 0.1 nats a token (docs/method.md)"
+    ]
+    assert args.per_device_train_batch_size == at_once and args.total_batch_size == 64
+
+
+def test_the_parts_of_a_step_are_recorded_and_kept(tmp_path):
+    """A resumed run computes the parts of its start, an old one 64 at once, and the plain stage its own."""
+    args = ALTConfig(output_dir=str(tmp_path), use_cpu=True, plain="true")
+    plain = plain_settings(args)
+    for each in (args, plain):
+        tell_choices(each, on_meta("llama", 576, 1536, 30, 9, 3, 49152, True), lora=False)
+    recorded = run_settings(args, {})
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    assert [recorded[name] for name in names] == [run_settings(plain, {})[name] for name in names] == [16, 4]
+    (tmp_path / "config.yaml").write_text("per_device_train_batch_size: 64\ngradient_accumulation_steps: 1\n")
+    again = ALTConfig(output_dir=str(tmp_path), use_cpu=True)
+    tell_choices(again, on_meta("llama", 576, 1536, 30, 9, 3, 49152, True), lora=False)
+    assert (again.per_device_train_batch_size, again.gradient_accumulation_steps) == (64, 1)
+
+
+def on_meta(kind, hidden, inner, layers, heads, kv_heads, vocabulary, tied):
+    """A model of a public configuration's shapes, without memory for its weights."""
+    config = AutoConfig.for_model(
+        kind, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, vocab_size=vocabulary, tie_word_embeddings=tied,
+    )  # fmt: skip
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)

@@ -14,6 +14,7 @@ from typing import Any
 from nlf import config
 from nlf.cli.arguments import Knob
 from nlf.config import TrainOptions
+from nlf.config.knobs import Following
 from nlf.data.files import model_path
 from nlf.data.prompts import load_prompts
 from nlf.errors import UserError
@@ -41,6 +42,8 @@ class Schedule:
     save_steps: float
     save_total_limit: int | None
     learning_rate: float | None  # None: it follows the size of the model
+    bf16: bool | Following  # Following: it follows the GPU
+    fp16: bool
 
     @classmethod
     def of(cls, values: Mapping[str, Any], knobs: Mapping[str, Knob], options: TrainOptions) -> "Schedule":
@@ -49,7 +52,8 @@ class Schedule:
             options, bool(options.credit_coef)
         )
         given = {name: value for name, value in values.items() if not config.is_open(name, value)}
-        return cls(**{f.name: (defaults | given)[f.name] for f in fields(cls)})
+        found = defaults | given
+        return cls(**{f.name: (found | config.batch(found))[f.name] for f in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,9 @@ def by_credit(options: TrainOptions, schedule: Schedule, n: Counts, shapes: Shap
     if rate is None:
         parameters = sum(math.prod(shape) for shape in shapes)
         rate = config.learning_rate(parameters, options.use_peft)
-    iterations = n.steps / options.steps_per_iteration
-    return {"credit": config.choices(options, rate, iterations, parameters).removeprefix("credit: ")}
+    iterations, computed_in = n.steps / options.steps_per_iteration, config.precision(schedule.bf16, schedule.fp16)
+    told = config.choices(options, rate, iterations, config.Step(n.batch, None, computed_in), parameters)
+    return {"credit": told.removeprefix("credit: ")}
 
 
 def counts(options: TrainOptions, schedule: Schedule) -> Counts:

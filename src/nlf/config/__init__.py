@@ -38,7 +38,20 @@ from nlf.config.inherited import (
     check_inherited,
 )
 from nlf.config.knobs import Options, Rule, bounds, check, check_value, knob
-from nlf.config.objective import choices, fill_in, followed, is_open, learning_rate, take_recorded
+from nlf.config.objective import (
+    BATCH,
+    STEP,
+    Step,
+    at_once,
+    batch,
+    choices,
+    fill_in,
+    followed,
+    is_open,
+    learning_rate,
+    precision,
+    take_recorded,
+)
 from nlf.config.retired import RETIRED, current
 from nlf.config.rewards import MeasureOptions, RemoteOptions, RewardOptions, TrainRemoteOptions, remote_options
 from nlf.config.sampling import (
@@ -67,11 +80,13 @@ from nlf.config.training import (
 )
 
 __all__ = [
+    "BATCH",
     "COMMAND_GROUPS",
     "COMMAND_OPTIONS",
     "FIXED",
     "OPTION_GROUPS",
     "RETIRED",
+    "STEP",
     "TRAINING_DEFAULTS",
     "TRAINING_RULES",
     "TRAINING_SHORT",
@@ -109,12 +124,15 @@ __all__ = [
     "ScoreFileOptions",
     "ScoreOptions",
     "ServerOptions",
+    "Step",
     "StudentOptions",
     "TagOptions",
     "TrainOptions",
     "TrainRemoteOptions",
     "TrainSamplingOptions",
+    "at_once",
     "attributes_of",
+    "batch",
     "bounds",
     "check",
     "check_inherited",
@@ -128,6 +146,7 @@ __all__ = [
     "join_attributes",
     "knob",
     "learning_rate",
+    "precision",
     "refuse_guidance",
     "remote_options",
     "sampler_options",

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nlf.config.knobs import Rule, bounds, check_value
-from nlf.config.objective import following
+from nlf.config.objective import BATCH, following
 from nlf.errors import UserError, shown
 
 TRAINING_DEFAULTS: dict[str, Any] = {  # where ours differ from transformers' TrainingArguments
     "output_dir": "runs/toxicity-embedded",
     "num_train_epochs": following("num_train_epochs"),  # one epoch is one iteration
     "learning_rate": following("learning_rate"),
-    "per_device_train_batch_size": 64,
+    **{name: following(name) for name in BATCH},
     "warmup_steps": following("warmup_steps"),
     "lr_scheduler_type": following("lr_scheduler_type"),
     "max_grad_norm": 1.0,
@@ -22,12 +22,14 @@ TRAINING_DEFAULTS: dict[str, Any] = {  # where ours differ from transformers' Tr
     "logging_nan_inf_filter": False,  # a NaN loss must be seen
     "eval_strategy": following("eval_strategy"),
     "eval_steps": following("eval_steps"),
+    "bf16": following("bf16"),
     "save_strategy": "epoch",
     "save_total_limit": following("save_total_limit"),
     "report_to": "none",
     "seed": 42,
     "dataloader_num_workers": 0,
     "remove_unused_columns": False,
+    "use_cache": True,  # Trainer writes it into the model's config.json; training passes use no cache
 }
 TRAINING_TYPES = {"fsdp": "bool | str | None"}  # what it takes, which is more than its annotation says
 SEED = bounds(least=0, most=2**32 - 1)

@@ -2,7 +2,8 @@
 
 `DEFAULTS` is the table of these defaults: one column for runs that train tokens by their credit, one for all others.
 `fill_in` chooses the objective and fills in every knob that the person left open. The learning rate of a run by credit
-follows the size of the model, so ALTTrainer fills it in (`learning_rate`).
+follows the size of the model, so ALTTrainer fills it in (`learning_rate`); so do the parts in which a step is computed
+(`at_once`), and the device decides about bf16.
 """
 
 import math
@@ -42,6 +43,13 @@ SHOWN = {
     "credit_coef": "1 if no other is given and there is credit, else 0",
 }
 COEFFICIENTS = tuple(SHOWN)
+OF_THE_MACHINE = {  # known once there are a device and a model
+    "bf16": "true on a GPU that computes in bf16, else false",
+    "per_device_train_batch_size": "64, or as many as a larger model leaves memory for",
+    "gradient_accumulation_steps": "what makes up 64",
+}
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
+STEP = 64  # completions of a step on each device, where both knobs of BATCH are open
 NULL_MEANS = (
     "prompts_per_iteration",
     "save_total_limit",
@@ -50,8 +58,8 @@ NULL_MEANS = (
 
 def following(name: str) -> Following:
     """What stands in the place of the value of a knob that the person left open, with the words that the help shows."""
-    if name in COEFFICIENTS:
-        return Following(SHOWN[name])
+    if words := (SHOWN | OF_THE_MACHINE).get(name):
+        return Following(words)
     credit, other = ("null" if value is None else value for value in DEFAULTS[name])
     if name == "learning_rate":
         credit = "by the model's size"
@@ -132,6 +140,8 @@ def take_recorded(options: Any, recorded: Mapping[str, Any]) -> None:
     for names in (
         COEFFICIENTS,
         ("beta", "kl_budget"),
+        BATCH,
+        ("bf16",),
         *((name,) for name in DEFAULTS if name not in ("beta", "kl_budget")),
     ):
         if all(is_open(name, getattr(options, name, 0)) for name in names):
@@ -150,7 +160,52 @@ def learning_rate(parameters: int, lora: bool = False) -> float:
     return float(f"{rate:.1e}")
 
 
-def choices(options: Any, rate: float, iterations: float, parameters: int | None = None) -> str:
+def batch(values: Mapping[str, Any]) -> dict[str, int]:
+    """The knobs of BATCH, where an open one is filled in for a small model."""
+    at_once, parts = (values[name] for name in BATCH)
+    return {
+        BATCH[0]: STEP if is_open(BATCH[0], at_once) else at_once,
+        BATCH[1]: 1 if is_open(BATCH[1], parts) else parts,
+    }
+
+
+def at_once(parameters: int, whole: float) -> int:
+    """Completions of a step of STEP that a device computes at once: a power of two, by memory. The activations of a token
+    grow with layers times width, and so with about the square root of the model's size.
+
+    Args:
+        parameters: Of the model.
+        whole: The largest model whose whole step is computed at once.
+    """
+    return 2 ** max(0, math.floor(math.log2(STEP * min(1, math.sqrt(whole / parameters)))))
+
+
+class Step(NamedTuple):
+    """A step, for `choices`.
+
+    Attributes:
+        batch: Completions, over all processes.
+        at_once: Completions that a device computes at once; None = that is not known yet.
+        computed_in: What `precision` says.
+    """
+
+    batch: int
+    at_once: int | None
+    computed_in: str
+
+    def __str__(self) -> str:
+        parts = f"{self.at_once} at once, " if self.at_once and self.at_once != self.batch else ""
+        return f"{self.batch} ({parts}in {self.computed_in})"
+
+
+def precision(bf16: Any, fp16: Any) -> str:
+    """The type in which a run computes, from its two knobs; it keeps float32 weights in any case."""
+    if is_open("bf16", bf16):
+        return "fp16" if fp16 else "bf16 on a GPU that computes in it, else float32"
+    return "bf16" if bf16 else "fp16" if fp16 else "float32"
+
+
+def choices(options: Any, rate: float, iterations: float, step: Step, parameters: int | None = None) -> str:
     """The line that says how a run by credit trains.
 
     Args:
@@ -163,5 +218,5 @@ def choices(options: Any, rate: float, iterations: float, parameters: int | None
     leash = f"KL budget {options.kl_budget:g} nats a token" if options.kl_budget else f"beta {options.beta:g}"
     return (
         f"credit: learning rate {rate:g}{size}, {iterations:g} iterations of {prompts} × {options.num_generations} "
-        f"completions and {options.steps_per_iteration} steps, {leash} (docs/method.md)"
+        f"completions and {options.steps_per_iteration} steps of {step}, {leash} (docs/method.md)"
     )

@@ -19,10 +19,13 @@ DISTILLED = "distilled"  # folder of the student of `nlf distill`, in a run's fo
 PLAIN = "plain"  # folder of the run that trains the plain model directly, in a run's folder
 # The data sets of a run that was started from Python, in its folder; the command line records where it read them.
 RECORDED = {"dataset": "train-prompts.jsonl", "eval_dataset": "eval-prompts.jsonl"}
+TOKENIZER_FILES = (  # patterns
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model"),
+    *("*.bpe.model", "chat_template*", "additional_chat_templates", "tokenization_*.py"),
+)
 MODEL_FILES = (  # patterns of the files of a model folder, its `README.md` aside
-    *("config.json", "generation_config.json", "model*.safetensors*", "adapter", "tags.json", "tokenizer*"),
-    *("special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model", "*.bpe.model"),
-    *("chat_template*", "additional_chat_templates", "modeling_*.py", "configuration_*.py", "tokenization_*.py"),
+    *("config.json", "generation_config.json", "model*.safetensors*", "adapter", "tags.json", *TOKENIZER_FILES),
+    *("modeling_*.py", "configuration_*.py"),
 )
 RUN_FILES = (
     *(CONFIG, FACTS, METRICS, "rollouts", ".sampling", "checkpoint-*", DISTILLED, "report.html", "README.md"),
@@ -42,7 +45,7 @@ FREE = {
     *("dataloader_persistent_workers", "save_only_model", "restore_callback_states_from_checkpoint"),
     *("tensor_parallel_size", "data_parallel_size", "gpu_memory_utilization"),  # they change rounding only
     *("cache_dir", "replay", "rate_limit", "max_concurrency", "max_tries", "max_failures_in_a_row", "request_timeout"),
-    *("sampling_batch_tokens", "audit_funcs", "auditors", *FIXED),
+    *("sampling_batch_tokens", "audit_funcs", "auditors", "use_cache", *FIXED),
     # The product of these two over all ranks is compared instead.
     *("per_device_train_batch_size", "gradient_accumulation_steps"),
 }

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+STORED_DTYPE = "stored_dtype"  # the attribute by which a loaded model keeps the type of its files
+
 
 @dataclass(frozen=True)
 class ModelIdentity:
@@ -17,11 +19,13 @@ class ModelIdentity:
         name: Folder, hub id or "embedded", as the user gave it; "" for a model built in memory.
         revision: Commit of a hub model; None for other models.
         digest: Digest of the weights; None for a hub model, or if not computed.
+        dtype: Type in which its files hold the weights; None for a model built in memory, or if its config.json does not say.
     """
 
     name: str = ""
     revision: str | None = None
     digest: str | None = None
+    dtype: torch.dtype | None = None
 
 
 def identity_of(model: nn.Module, *, digest: bool = False) -> ModelIdentity:
@@ -32,7 +36,7 @@ def identity_of(model: nn.Module, *, digest: bool = False) -> ModelIdentity:
     """
     commit = getattr(getattr(model, "config", None), "_commit_hash", None)  # transformers has no public name for it
     weights = weights_digest(model.named_parameters()) if digest and not commit else None
-    return ModelIdentity(name_of(model) or "", commit, weights)
+    return ModelIdentity(name_of(model) or "", commit, weights, getattr(model, STORED_DTYPE, None))
 
 
 def name_of(model: nn.Module | None) -> str | None:
@@ -44,6 +48,11 @@ def revision_of(model: PreTrainedModel) -> str:
     """The commit of a hub model, else the digest of the weights."""
     found = identity_of(model, digest=True)
     return found.revision or found.digest or ""
+
+
+def is_widened(model: PreTrainedModel, identity: ModelIdentity) -> bool:
+    """Whether a model's weights have a larger type than its files."""
+    return identity.dtype is not None and identity.dtype.itemsize < model.dtype.itemsize
 
 
 def vocabulary_digest(tokenizer: PreTrainedTokenizerBase, added: Iterable[int] = ()) -> str:

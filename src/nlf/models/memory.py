@@ -24,6 +24,7 @@ class Limit(NamedTuple):
         return self.cpu if device.type == "cpu" else self.accelerator
 
 
+WHOLE_STEP = Limit(10_000_000, 160_000_000)  # parameters of the largest model whose step of 64 is computed at once
 BATCH_TOKENS = Limit(8_192, 65_536)  # default token budget of a batch of prompts with their completions
 
 

@@ -29,7 +29,7 @@ from nlf.models.dropout import switch_off_dropout
 from nlf.models.encoder import PromptEncoder
 from nlf.models.fast_gelu import use_fast_gelu
 from nlf.models.fit import fitted_tokenizer
-from nlf.models.identity import ModelIdentity, identity_of, revision_of
+from nlf.models.identity import STORED_DTYPE, ModelIdentity, identity_of, is_widened, revision_of
 from nlf.models.loading import (
     MODEL_SOURCES,
     check_language_model,
@@ -40,6 +40,7 @@ from nlf.models.loading import (
     progress_bar_hidden,
 )
 from nlf.models.reading import AdapterOff, adapter_off, vocabulary_size
+from nlf.models.tokenizer_files import remember_files, save_tokenizer
 
 UNKNOWN = ModelIdentity()
 
@@ -145,12 +146,15 @@ def load_model(
     with loading(f"cannot load a causal language model from {name_or_path!r}", MODEL_SOURCES):
         config = load_config(path, **source)
         check_language_model(config)
+        stored = config.get_text_config().dtype  # from_pretrained overwrites it
         tokenizer = load_tokenizer(path, **source)
         options = {"config": config, "dtype": dtype, "attn_implementation": attn_implementation, **source}
         with progress_bar_hidden(name_or_path == EMBEDDED):  # the embedded model loads at once
             model = load_weights(AutoModelForCausalLM, path, **options)
     model.config.name_or_path = name_or_path  # 'embedded' instead of the installation's folder
+    setattr(model, STORED_DTYPE, stored)
     tokenizer = fitted_tokenizer(model, tokenizer)
+    remember_files(tokenizer, path, getattr(config, "_commit_hash", None))
     use_fast_gelu(model)
     return model, tokenizer
 
@@ -223,13 +227,20 @@ def prepare_policy(
 
 
 @progress_bar_hidden()
-def save_policy(policy: Policy, folder: str | Path) -> None:
-    """Write the tagged model as a Hugging Face model folder with `tags.json`. LoRA is merged into the weights."""
+def save_policy(policy: Policy, folder: str | Path, *, as_stored: bool = False) -> None:
+    """Write the tagged model as a Hugging Face model folder with `tags.json`. LoRA is merged into the weights. A tokenizer
+    that got no token is written as its files were.
+
+    Args:
+        as_stored: Write merged weights in the type of the base's files, if that is the smaller one.
+    """
     folder = Path(folder)
     model = policy.model
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(folder / "adapter")
         model = copy.deepcopy(cast(Any, model)).merge_and_unload()  # a method of peft
+        if as_stored and is_widened(model, policy.identity):
+            model.to(policy.identity.dtype)
     # transformers' own generate shall never sample added tokens either; it must be able to sample EOS
     generation = cast(Any, model.generation_config)  # suppress_tokens is set at run time
     suppressed = {*(getattr(generation, "suppress_tokens", None) or ()), *policy.added_token_ids} - {
@@ -237,7 +248,7 @@ def save_policy(policy: Policy, folder: str | Path) -> None:
     }
     generation.suppress_tokens = sorted(suppressed) or None
     model.save_pretrained(folder)
-    policy.tokenizer.save_pretrained(folder)
+    save_tokenizer(policy.tokenizer, folder)
     save_scheme(policy, folder)
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from accelerate import Accelerator
 from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
 
 from nlf import config
 from nlf.config.values import annotations_of
@@ -73,11 +74,13 @@ class ALTConfig(
                 "sampler server cannot be used in training: the server does not get the new weights; use hf or vllm"
             )
         take_recorded(self)
+        self.open_batch = choose_batch(self)
         config.check(self)
         choose_folder(self)
         check_names(self)
         choose_metric(self)
         self.fsdp = {"true": True, "false": None}.get(str(self.fsdp).lower(), self.fsdp)
+        choose_precision(self)
         check_start(self)
         with refusing():
             TrainingArguments.__post_init__(self)
@@ -108,10 +111,43 @@ def take_recorded(args: ALTConfig) -> None:
     was started, whatever today's defaults are.
 
     Raises:
-        UserError: a file of settings cannot be read.
+        UserError: a file of settings cannot be read; or the run computes in bf16, and this machine has no GPU that does.
     """
     folder = plain_folder(args.output_dir) if args.plain == "only" else Path(str(args.output_dir))
+    was_open = config.is_open("bf16", args.bf16)
     config.take_recorded(args, run_settings(folder))
+    if was_open and args.bf16 is True and not (args.use_cpu or is_torch_bf16_gpu_available()):
+        raise UserError(
+            f"{folder} was started in bf16, and no GPU was found that computes in it: resume the run on such a GPU, or "
+            "choose another --output_dir"
+        )
+
+
+def choose_batch(args: ALTConfig) -> bool:
+    """Fill in the batch where the person left it open.
+
+    Returns:
+        Whether the model decides how many completions of a step are computed at once. DeepSpeed must know it before.
+    """
+    given = dict(vars(args))
+    for name, value in config.batch(given).items():
+        setattr(args, name, value)
+    return not args.deepspeed and all(config.is_open(name, given[name]) for name in config.BATCH)
+
+
+def choose_precision(args: ALTConfig) -> None:
+    """Compute in bf16 on a GPU that can, where the person, accelerate's launcher and DeepSpeed's settings leave it open.
+
+    A resumed run keeps the precision of its start (`take_recorded`).
+    """
+    chosen_elsewhere = args.fp16 or args.deepspeed or "ACCELERATE_MIXED_PRECISION" in os.environ
+    if config.is_open("bf16", args.bf16):
+        args.bf16 = computes_in_bf16() and not args.use_cpu and not chosen_elsewhere
+
+
+def computes_in_bf16() -> bool:
+    """Whether there is a CUDA GPU whose hardware computes in bf16 (since Ampere)."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def choose_folder(args: ALTConfig) -> None:

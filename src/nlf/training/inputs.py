@@ -25,6 +25,8 @@ from nlf.data.prompts import (
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
 from nlf.models.encoder import PromptEncoder
+from nlf.models.identity import identity_of, is_widened
+from nlf.models.memory import WHOLE_STEP
 from nlf.models.policy import Policy
 from nlf.rewards import Reward, check_calls, check_weights, reward_names
 from nlf.rewards.auditors import auditors_of
@@ -166,20 +168,38 @@ def _resolved_rewards(args: ALTConfig, given: RewardFunction | Sequence[RewardFu
 
 
 def tell_choices(args: ALTConfig, model: PreTrainedModel, lora: bool) -> None:
-    """Fill in the learning rate of a run by credit, which follows the size of the model, and say how the run trains.
+    """Fill in what follows the size of the model, the batch and the learning rate of a run by credit, and say how it trains.
 
     Args:
         lora: Only an adapter is trained.
     """
+    if args.process_index == 0:
+        _tell_types(model, lora)
+    size = sum(weight.numel() for weight in model.parameters())  # shared weights count once
+    if args.open_batch:
+        at_once = config.at_once(size, WHOLE_STEP.on(args.device))
+        args.per_device_train_batch_size, args.gradient_accumulation_steps = at_once, config.STEP // at_once
     if not args.credit_coef:
         return
     parameters = None
     if args.learning_rate is None:
-        parameters = sum(weight.numel() for weight in model.parameters())  # shared weights count once
+        parameters = size
         args.learning_rate = config.learning_rate(parameters, lora)
     if args.process_index == 0:
         steps = args.max_steps / args.steps_per_iteration if args.max_steps > 0 else args.num_train_epochs
-        logger.warning("%s", config.choices(args, args.learning_rate, steps, parameters))
+        computed_in = config.precision(args.bf16, args.fp16)
+        step = config.Step(args.total_batch_size, args.per_device_train_batch_size, computed_in)
+        logger.warning("%s", config.choices(args, args.learning_rate, steps, step, parameters))
+
+
+def _tell_types(model: PreTrainedModel, lora: bool) -> None:
+    """Say that the weights are held in a larger type than that of their files, since bf16 loses small steps."""
+    identity = identity_of(model)
+    if not is_widened(model, identity):
+        return
+    stored, ours = (str(dtype).removeprefix("torch.") for dtype in (identity.dtype, model.dtype))
+    end = f"merges the adapter into {stored}" if lora else f"leaves a model in {ours}"
+    logger.warning("%s is stored in %s; training holds its weights in %s, and %s", identity.name, stored, ours, end)
 
 
 def _tell_credit(args: ALTConfig, rewards: Sequence[Reward]) -> None:

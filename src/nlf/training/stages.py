@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import torch
 
+from nlf import config
 from nlf.data import files, run_folder
 from nlf.data.progress import say
 from nlf.errors import UserError
@@ -56,6 +57,8 @@ def plain_settings(args: ALTConfig) -> ALTConfig | None:
     if args.plain != "true":
         return None
     own: dict[str, Any] = {"plain": "only", "distill": False}
+    if args.open_batch:
+        own |= dict.fromkeys(config.BATCH)
     for name in ("hub_model_id", "run_name"):
         own[name] = (value := getattr(args, name)) and f"{value}-plain"
     return replace(args, **own)
@@ -105,7 +108,7 @@ class StagedTrainer(CheckpointTrainer):
         names: list[str] = []
 
         def save(temporary: Path) -> None:
-            save_policy(policy, temporary)
+            save_policy(policy, temporary, as_stored=True)
             names.extend(path.name for path in temporary.iterdir())
 
         first, cpu = self.is_world_process_zero(), torch.device("cpu")
