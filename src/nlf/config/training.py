@@ -16,6 +16,7 @@ DTYPE = "Type in which the weights are loaded; auto is the type in which they ar
 REVISION = "Hub revision of the model: a branch, a tag or a commit."
 TRUST = "Run Python code that comes with a hub model."
 PROMPT_FILES = "'embedded', a .jsonl, .json, .csv, .tsv, .parquet or .txt file (also .gz), or a hub id"
+OTHER_MODELS = "a .gguf file, a hub id, or a name of `nlf fetch`"
 LORA_RANK = "LoRA rank."
 LORA_SCALE = "LoRA scale: updates are multiplied by lora_alpha / lora_r."
 
@@ -26,7 +27,7 @@ class ModelOptions(Options):
 
     model_name_or_path: str = knob(
         "embedded",
-        "The model to train: 'embedded' (a small model inside this package), a folder, or a hub id.",
+        f"The model to train: 'embedded' (a small model inside this package), a folder, or {OTHER_MODELS}.",
         short=True,
     )
     model_revision: str = knob("main", REVISION)
