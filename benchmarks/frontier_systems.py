@@ -34,7 +34,7 @@ from nlf.cli.train import build, train_from_config
 from nlf.config import SamplingOptions, StudentOptions
 from nlf.config.objective import DEFAULTS
 from nlf.data.checkpoints import MARKER
-from nlf.data.files import model_path, write_text
+from nlf.data.files import write_text
 from nlf.data.generations import read, write_lines
 from nlf.data.prompts import load_prompts
 from nlf.errors import UserError
@@ -47,6 +47,7 @@ from nlf.method.losses import distillation_kl, teacher_log_probs
 from nlf.models.encoder import PromptEncoder, forward_inputs, inputs_on
 from nlf.models.policy import Policy, best_device, load_policy
 from nlf.models.reading import completion_logits
+from nlf.models.sources import model_path
 from nlf.rewards import Reward
 from nlf.rewards.registry import resolve_reward
 from nlf.training.distill import distill

@@ -33,12 +33,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PrinterCallback,
 from transformers.utils import logging
 
 from nlf.config import TRAINING_DEFAULTS, LoopOptions, TagOptions
-from nlf.data.files import model_path
 from nlf.data.prompts import load_prompts
 from nlf.method.quantize import Draws, quantize
 from nlf.method.tags import TagScheme
 from nlf.models.encoder import PromptEncoder
 from nlf.models.policy import load_model, prepare_policy
+from nlf.models.sources import model_path
 from nlf.rewards.registry import resolve_reward
 from nlf.training.batches import Example
 from nlf.training.config import ALTConfig

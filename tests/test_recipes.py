@@ -66,6 +66,15 @@ def resolved(values: dict, folder: Path) -> dict:
     }
 
 
+def test_the_recipe_of_smollm2_is_a_short_run_by_credit_in_batches_of_64(tmp_path):
+    found = Settings(resolved(read_recipe(FOLDER / "toxicity-smollm2.yaml", train_knobs()), tmp_path))
+    assert found.num_train_epochs * found.steps_per_iteration == 20
+    assert found.per_device_train_batch_size * found.gradient_accumulation_steps == 64
+    assert found.prompts_per_iteration * found.num_generations == found.steps_per_iteration * 64
+    assert (found.credit_coef, found.kl_budget, found.beta) == (1.0, 0.1, None)
+    assert (found.contrast_coef, found.nll_coef, found.learning_rate) == (0.0, 0.0, None)
+
+
 LOOP = (
     *("nll_coef", "contrast_coef", "credit_coef", "beta", "kl_budget", "prompts_per_iteration", "steps_per_iteration"),
     *("num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "logging_steps", "plain"),

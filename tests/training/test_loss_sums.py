@@ -65,7 +65,9 @@ def test_the_budget_chooses_its_own_beta(tmp_path):
 def test_entropy_may_cost_but_no_controller_moves_a_cost(tmp_path):
     costly = ALTConfig(output_dir=str(tmp_path), entropy_coef=-0.01)
     assert first_coefficients(costly)["entropy_coef"] == -0.01
-    with pytest.raises(UserError, match="target_entropy changes an entropy bonus: set entropy_coef above 0, or target_"):
+    with pytest.raises(
+        UserError, match="target_entropy changes an entropy bonus: set entropy_coef above 0, or target_"
+    ):
         ALTConfig(output_dir=str(tmp_path), entropy_coef=-0.01, target_entropy=40.0)
     with pytest.raises(UserError, match="entropy_coef: -2.0 where -1 or more"):
         ALTConfig(output_dir=str(tmp_path), entropy_coef=-2.0)

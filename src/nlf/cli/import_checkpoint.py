@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from nlf.config import ImportOptions
-from nlf.data.files import model_path, refuse_others, write_folder
+from nlf.data.files import refuse_others, write_folder
 from nlf.data.locks import locked_folder
 from nlf.data.run_folder import CONFIG, MODEL_FILES
 from nlf.errors import UserError
@@ -41,6 +41,7 @@ from nlf.method.tags import DEFAULT_TAGS, FEEDBACK, PROMPT, SEPARATOR, TagScheme
 from nlf.models.fit import give_padding
 from nlf.models.loading import load_config, load_tokenizer, loading
 from nlf.models.policy import Policy, save_policy
+from nlf.models.sources import model_path
 
 WEIGHTS = "policy_model"
 BUFFERS = re.compile(r"(^|\.)(attn|crossattention)\.(bias|masked_bias)$")  # causal masks that old transformers stored

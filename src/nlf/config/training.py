@@ -16,6 +16,7 @@ DTYPE = "Type in which the weights are loaded; auto is the type in which they ar
 REVISION = "Hub revision of the model: a branch, a tag or a commit."
 TRUST = "Run Python code that comes with a hub model."
 PROMPT_FILES = "'embedded', a .jsonl, .json, .csv, .tsv, .parquet or .txt file (also .gz), or a hub id"
+OTHER_MODELS = "a .gguf file, a hub id, or a name of `nlf fetch`"
 LORA_RANK = "LoRA rank."
 LORA_SCALE = "LoRA scale: updates are multiplied by lora_alpha / lora_r."
 
@@ -26,7 +27,7 @@ class ModelOptions(Options):
 
     model_name_or_path: str = knob(
         "embedded",
-        "The model to train: 'embedded' (a small model inside this package), a folder, or a hub id.",
+        f"The model to train: 'embedded' (a small model inside this package), a folder, or {OTHER_MODELS}.",
         short=True,
     )
     model_revision: str = knob("main", REVISION)
@@ -284,7 +285,9 @@ class RunOptions(
             if rule in rules and self.quantile_scope == "prompt":
                 raise UserError(f"quantile_rule {rule} cuts over the whole pool: set quantile_scope pool")
         if self.target_entropy is not None and self.entropy_coef < 0:
-            raise UserError("target_entropy changes an entropy bonus: set entropy_coef above 0, or target_entropy null")
+            raise UserError(
+                "target_entropy changes an entropy bonus: set entropy_coef above 0, or target_entropy null"
+            )
         if self.kl_budget is not None and self.adaptive_kl:
             raise UserError("kl_budget and adaptive_kl both change beta: set adaptive_kl false, or kl_budget null")
         if self.kl_budget is not None and self.beta is not None:

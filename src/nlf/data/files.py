@@ -22,9 +22,17 @@ ASSETS = Path(__file__).resolve().parents[1] / "assets"  # the embedded model, s
 EMBEDDED = "embedded"  # the name of the shipped model, and of the shipped prompts
 
 
-def model_path(name_or_path: str) -> str:
-    """The folder or hub id of a model; `embedded` is the model shipped with the package."""
-    return str(ASSETS / "lm") if name_or_path == EMBEDDED else name_or_path
+def cache_folder() -> Path:
+    """$NLF_CACHE, or the user's cache folder: the answers of remote scorers, and converted models.
+
+    Raises:
+        UserError: the user has no home.
+    """
+    folder = os.environ.get("NLF_CACHE") or str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "nlf")
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{folder}: this user has no home folder; set NLF_CACHE to a folder of yours") from error
 
 
 @contextlib.contextmanager

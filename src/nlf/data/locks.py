@@ -63,6 +63,24 @@ def locked_files(*paths: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def in_turn(folder: Path, waiting: str) -> Iterator[None]:
+    """Hold the lock of a folder in the cache, which is beside it, after every other command and rank that holds it.
+
+    Args:
+        waiting: The line to log if another holds it.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    place = folder.resolve().with_name(f".{folder.name}.lock")
+    lock = _acquired(place, folder, waiting)
+    try:
+        yield
+    finally:
+        _release(lock, place)
+
+
 def refuse_while_written(folder: Path) -> None:
     """Refuse to read a model from a folder while another command writes it.
 
@@ -88,20 +106,34 @@ def _locked(place: Path, what: Path) -> Iterator[None]:
         yield
     finally:
         _held.discard(mine)
-        if lock is not None and lock.is_locked:  # not in a forked process
-            place.unlink(missing_ok=True)
-            lock.release()
+        _release(lock, place)
 
 
-def _acquired(place: Path, what: Path) -> FileLock | None:
-    """The acquired lock; None if the file system has no locks."""
+def _release(lock: FileLock | None, place: Path) -> None:
+    if lock is not None and lock.is_locked:  # not in a forked process
+        place.unlink(missing_ok=True)
+        lock.release()
+
+
+def _acquired(place: Path, what: Path, waiting: str | None = None) -> FileLock | None:
+    """The acquired lock; None if the file system has no locks.
+
+    Args:
+        waiting: Log this line and wait if another command holds it; None = refuse.
+    """
     with writing(what):
         place.parent.mkdir(parents=True, exist_ok=True)
         mode = stat.S_IMODE(place.parent.stat().st_mode) & 0o666  # others who can write there can see the holder
     lock = FileLock(place, timeout=0, mode=mode | 0o600, fallback_to_soft=False, on_acquired=_sign)
     try:
         with _refused(place, what):
-            lock.acquire()
+            try:
+                lock.acquire()
+            except Timeout:
+                if waiting is None:
+                    raise
+                logger.info(waiting)
+                lock.acquire(timeout=-1)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise unwritable(what, error) from error

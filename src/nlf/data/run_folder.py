@@ -15,6 +15,7 @@ from nlf.errors import UserError
 
 RESULTS, SCHEMA_VERSION = "results.json", 1  # of an evaluation
 CONFIG, FACTS, METRICS = "config.yaml", "run.json", "metrics.jsonl"
+MODEL_DIGEST = "model_digest"  # key in `run.json`: the digest of the GGUF file that the run started from
 DISTILLED = "distilled"  # folder of the student of `nlf distill`, in a run's folder
 PLAIN = "plain"  # folder of the run that trains the plain model directly, in a run's folder
 # The data sets of a run that was started from Python, in its folder; the command line records where it read them.

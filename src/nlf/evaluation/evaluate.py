@@ -58,6 +58,7 @@ from nlf.evaluation.systems import (
     with_tags,
     with_turned_tags,
 )
+from nlf.models.names import SUFFIX
 from nlf.models.policy import Policy
 from nlf.rewards import Reward, check_calls
 
@@ -120,7 +121,7 @@ def evaluate(options: EvaluateOptions, compare: Compare, scorers: Scorers | None
         scorers: None = the scorers of the options, or else of the model's run.
     """
     options = replace(options, model=model_folder(options.model))
-    folder = Path(options.output_dir or Path(options.model, "evaluation"))
+    folder = Path(options.output_dir or Path(options.model.removesuffix(SUFFIX), "evaluation"))
     with locked_folder(folder):
         refuse_others_results(folder)
         options = with_prompts(options, options.model)

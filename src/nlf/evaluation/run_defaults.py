@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from nlf.config import EvaluateOptions, PromptOptions, remote_options
 from nlf.data.files import EMBEDDED
-from nlf.data.run_folder import trained_run
+from nlf.data.run_folder import MODEL_DIGEST, trained_run
 from nlf.errors import UserError
+from nlf.models.names import SUFFIX, gguf_digest
 from nlf.rewards import Reward, check_weights
 from nlf.rewards.auditors import AUDITOR, auditors_of
 from nlf.rewards.registry import configure, recorded_version, resolve_reward
@@ -89,11 +90,17 @@ def recorded_base(run: Mapping[str, Any], model: str) -> str | None:
     """The model that a run started from; None if its settings do not name it.
 
     Raises:
-        UserError: it was a folder that is no longer there.
+        UserError: it was a folder or a file that is no longer there, or the file has changed.
     """
     base = run.get("model_name_or_path")
-    if isinstance(base, str) and Path(base).is_absolute() and not Path(base).exists():
-        raise UserError(f"{model} was trained from {base}, which is not there now; name the folder with --base_model")
+    if not isinstance(base, str):
+        return base
+    if (Path(base).is_absolute() or base.endswith(SUFFIX)) and not Path(base).exists():
+        raise UserError(f"{model} was trained from {base}, which is not there now; name its place with --base_model")
+    if run.get(MODEL_DIGEST, digest := gguf_digest(base)) != digest:
+        raise UserError(
+            f"{model} was trained from {base}, which is another model now; name the right one with --base_model"
+        )
     return base
 
 

@@ -13,7 +13,6 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlf.data.checkpoints import step_of
-from nlf.data.files import model_path
 from nlf.data.run_folder import run_settings
 from nlf.errors import UserError
 from nlf.method.tags import FILE, SEPARATOR, TagScheme, read_file
@@ -21,6 +20,7 @@ from nlf.models.fit import check_rows
 from nlf.models.identity import name_of, vocabulary_digest
 from nlf.models.loading import load_tokenizer, loading
 from nlf.models.reading import vocabulary_size
+from nlf.models.sources import model_path
 
 # ---- adding -------------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 OTHER_TASKS = re.compile(r"Classification|QuestionAnswering|MultipleChoice|MaskedLM|Reward")  # names of architectures
 # Starts of the lines by which torch advises to load a file unsafely.
 ADVICE = ("Weights only load failed", "(1)", "(2)", "Please file an issue", "Check the documentation")
-MODEL_SOURCES = "a folder with config.json, weights and tokenizer, a hub id, or 'embedded'"
 SPOKEN = (OSError, ValueError, ImportError, RuntimeError)  # errors whose texts need no name
 
 
@@ -56,7 +55,7 @@ def load_config(path: str, **source: Any) -> PreTrainedConfig:
     Raises:
         ValueError: the folder holds an adapter, not a model.
     """
-    if (Path(path) / ADAPTER_CONFIG_NAME).is_file():
+    if "gguf_file" not in source and (Path(path) / ADAPTER_CONFIG_NAME).is_file():
         raise ValueError(_is_adapter(Path(path)))
     return AutoConfig.from_pretrained(path, **source)
 

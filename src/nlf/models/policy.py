@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from nlf.data.files import EMBEDDED, model_path, write_text
+from nlf.data.files import EMBEDDED, write_text
 from nlf.errors import UserError
 from nlf.method.tags import FILE as TAGS_FILE
 from nlf.method.tags import TagScheme
@@ -31,7 +31,6 @@ from nlf.models.fast_gelu import use_fast_gelu
 from nlf.models.fit import fitted_tokenizer
 from nlf.models.identity import STORED_DTYPE, ModelIdentity, identity_of, is_widened, revision_of
 from nlf.models.loading import (
-    MODEL_SOURCES,
     check_language_model,
     load_config,
     load_tokenizer,
@@ -39,7 +38,9 @@ from nlf.models.loading import (
     loading,
     progress_bar_hidden,
 )
+from nlf.models.names import MODEL_SOURCES
 from nlf.models.reading import AdapterOff, adapter_off, vocabulary_size
+from nlf.models.sources import model_path
 from nlf.models.tokenizer_files import remember_files, save_tokenizer
 
 UNKNOWN = ModelIdentity()
@@ -131,10 +132,10 @@ def load_model(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal LM and its tokenizer from a folder or the hub.
+    """Load a causal LM and its tokenizer from a folder, a GGUF file or the hub, or by a name (`model_path`).
 
     Raises:
-        UserError: no such folder or hub id, not a causal LM, files that are damaged or lack tensors, an unknown dtype; or
+        UserError: no such folder, file or hub id, not a causal LM, files that are damaged or lack tensors, an unknown dtype; or
             the tokenizer does not fit the model (`fitted_tokenizer`).
     """
     if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):

@@ -13,7 +13,6 @@ A scorer is a subclass of `RemoteScorer`, which says how to ask about a text and
 import asyncio
 import contextlib
 import logging
-import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ import httpx2
 from tqdm.auto import tqdm
 
 from nlf.config import RemoteOptions
+from nlf.data.files import cache_folder
 from nlf.data.progress import has_bars
 from nlf.errors import UserError
 from nlf.rewards.cache import Cache, Found, Pace, digest, gap
@@ -41,19 +41,6 @@ def configure(options: RemoteOptions) -> None:
     """Set the options of all remote scorers that were made without options."""
     global _options
     _options = options
-
-
-def cache_folder() -> Path:
-    """$NLF_CACHE, or the user's cache folder.
-
-    Raises:
-        UserError: the user has no home.
-    """
-    folder = os.environ.get("NLF_CACHE") or str(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "nlf")
-    try:
-        return Path(folder).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{folder}: this user has no home folder; set NLF_CACHE to a folder for answers") from error
 
 
 def cache_path(options: RemoteOptions) -> Path:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from nlf.config import SamplerOptions
-from nlf.data.files import model_path
 from nlf.models.policy import Policy
 from nlf.models.reading import vocabulary_size
+from nlf.models.sources import model_path
 from nlf.sampling import Sampler, Vocabulary, context_of
 from nlf.sampling.hf import HFSampler
 from nlf.sampling.vllm import Engine, VLLMSampler

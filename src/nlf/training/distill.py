@@ -52,6 +52,7 @@ from nlf.training.lessons import (
 )
 from nlf.training.model_card import usage
 from nlf.training.objective import loss_of_groups
+from nlf.training.settings import model_facts
 
 FREE = {"output_dir", "max_eval_prompts", "reward_funcs", "sampling_batch_tokens"}  # options that change no result
 NAMES = {"model", "model_revision"}  # they may change when a folder is moved; `teacher` is the digest of the weights
@@ -153,7 +154,7 @@ def _distill(teacher: Policy, options: DistillOptions, folder: Path) -> None:
     shown = usage(teacher, str(folder), taught[0].student_tag, not isinstance(prompts[0]["prompt"], str))
     card = distilled_card(options.model, base.model, taught, shown, folder)
     write_text(folder / "README.md", card)
-    facts = {"model_name_or_path": base.model, "distilled_from": options.model}
+    facts = model_facts(base.model) | {"distilled_from": options.model}
     write_text(folder / FACTS, json.dumps(facts, indent=1))
 
 

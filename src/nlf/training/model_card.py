@@ -11,6 +11,7 @@ from nlf.data.files import EMBEDDED
 from nlf.data.markdown import markdown_table
 from nlf.data.prompts import Prompt
 from nlf.models.chat import with_feedback
+from nlf.models.names import meant, origin_of
 from nlf.models.policy import Policy
 from nlf.training.config import ALTConfig
 
@@ -18,7 +19,7 @@ CARD = "README.md"
 HEAD = """---
 library_name: transformers
 pipeline_tag: text-generation
-{base_model}tags: [nlf, {topic}, alignment]
+{base_model}{license}tags: [nlf, {topic}, alignment]
 ---
 # {name}
 
@@ -118,11 +119,12 @@ def model_card(
 
 def _training(policy: Policy, args: ALTConfig, rewards: str) -> dict[str, Any]:
     """What every card says of the training: the model's start and the main settings."""
-    base = policy.identity.name
+    base, fetched = origin_of(policy.identity.name), meant(policy.identity.name)
     local = not base or base == EMBEDDED or Path(base).exists()  # a card names no folder of the machine
     return {
         "base": (Path(base).name if local else base) or "the base model",
         "base_model": "" if local else f"base_model: {base}\n",
+        "license": f"license: {fetched.licence.lower()}\n" if fetched else "",
         "version": __version__,
         "iterations": args.num_train_epochs,
         "steps": args.steps_per_iteration,

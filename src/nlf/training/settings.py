@@ -11,9 +11,11 @@ from typing import Any
 from nlf import config
 from nlf.data.files import digest
 from nlf.data.prompts import PromptRow
+from nlf.data.run_folder import MODEL_DIGEST
 from nlf.models.chat import DATE, has_clock
 from nlf.models.encoder import PromptEncoder
 from nlf.models.identity import name_of
+from nlf.models.names import gguf_digest
 from nlf.models.policy import Policy
 from nlf.rewards import Reward
 from nlf.rewards.registry import without_version
@@ -56,12 +58,18 @@ def run_facts(
 ) -> dict[str, Any]:
     """The facts that the result depends on besides the settings, and the auditors: the content of `run.json`."""
     return {
-        "model_name_or_path": policy.identity.name,
+        **model_facts(policy.identity.name),
         "train_prompts": _prompts_digest(prompts),
         "rewards": [reward.label for reward in rewards],
         "auditors": [auditor.label for auditor in auditors],
         "total_batch_size": args.total_batch_size,
     }
+
+
+def model_facts(name: str) -> dict[str, str]:
+    """The name of the model that a run starts from, and, for a GGUF file, its digest."""
+    digest = gguf_digest(name)
+    return {"model_name_or_path": name} | ({MODEL_DIGEST: digest} if digest else {})
 
 
 def sampling_settings(
