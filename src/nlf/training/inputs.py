@@ -27,6 +27,7 @@ from nlf.method.tags import TagScheme
 from nlf.models.encoder import PromptEncoder
 from nlf.models.identity import identity_of, is_widened
 from nlf.models.memory import WHOLE_STEP
+from nlf.models.names import gguf_digest
 from nlf.models.policy import Policy
 from nlf.rewards import Reward, check_calls, check_weights, reward_names
 from nlf.rewards.auditors import auditors_of
@@ -199,6 +200,7 @@ def _tell_types(model: PreTrainedModel, lora: bool) -> None:
         return
     stored, ours = (str(dtype).removeprefix("torch.") for dtype in (identity.dtype, model.dtype))
     end = f"merges the adapter into {stored}" if lora else f"leaves a model in {ours}"
+    stored += " (unpacked from a quantized GGUF file)" if gguf_digest(identity.name) else ""
     logger.warning("%s is stored in %s; training holds its weights in %s, and %s", identity.name, stored, ours, end)
 
 
