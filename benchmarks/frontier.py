@@ -191,7 +191,7 @@ def announce(runs: Sequence[training.Run], options: argparse.Namespace, paramete
     told = f"{parameters / 1e6:.0f} M parameters, {len(options.seeds)} seeds × {len(runs)} trainings"
     if training.best_device().type == "cpu":
         scale = parameters / systems.COST_PARAMETERS
-        about = "" if parameters <= SMALL else ", if time grows with the parameters (give or take half)"
+        about = "" if parameters <= SMALL else ", a rough guess: as if time grew with the parameters"
         told += f": about {remaining(runs, options) * scale / 60:.0f} minutes on 2 slow cores{about}"
     print(told, flush=True)
 
@@ -208,7 +208,7 @@ def prepared(options: argparse.Namespace) -> tuple[argparse.Namespace, list[trai
     runs = systems.runs(options, bf16=gpu and torch.cuda.is_bf16_supported())
     for seed in options.seeds:
         for run in runs:
-            training.finished(run, options.output_dir / f"seed-{seed}")
+            training.finished(run, options.output_dir / f"seed-{seed}")  # raises before anything is done
     load_prompts(options.dataset)
     yardstick = measuring.yardstick_of(options, base, options.test_dataset)
     yardstick = replace(yardstick, most=max([1, *options.best_of]))

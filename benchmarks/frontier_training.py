@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from nlf.cli.train import build, train_from_config
 from nlf.config import SamplingOptions
 from nlf.data.checkpoints import MARKER
-from nlf.data.files import model_path, write_text
+from nlf.data.files import make_folder, model_path, write_text
 from nlf.data.generations import read
 from nlf.data.prompts import load_prompts
 from nlf.errors import UserError
@@ -79,7 +79,7 @@ class Run:
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Inside the `with` block, no other process does the same part; one that does is waited for."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         lock.acquire(timeout=0)
