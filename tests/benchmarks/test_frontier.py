@@ -316,6 +316,26 @@ def test_a_point_of_an_older_file_is_used_and_its_judge_is_the_auditor(tmp_path,
     assert measuring.point(setting, tmp_path, "m", 0.0, None, other)["metrics"] == {"toxicity": 0.5}
 
 
+def test_a_point_without_neutral_text_gets_it_and_nothing_is_sampled_again(tmp_path, monkeypatch):
+    yardstick = measuring.Yardstick(SimpleNamespace(label="r@1"), None, None, [{}])
+    old = {**yardstick.stamp(), "metrics": {"toxicity": 0.25}}
+    for name in ("plain", "best-of-4"):
+        path = tmp_path / f"seed-0/points/{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(old))
+    monkeypatch.setattr(measuring, "neutral_figures", lambda *_: {"neutral_ratio": 1.125})
+    yardstick = replace(yardstick, neutral=["a line"], neutral_source="text.txt")
+    setting = points.Setting("plain", points.PLAIN, "s", "plain")
+    found = measuring.point(setting, tmp_path / "seed-0", "m", 0.0, 0, yardstick)
+    assert found["metrics"] == {"toxicity": 0.25, "neutral_ratio": 1.125}
+    assert measuring.point(setting, tmp_path / "seed-0", "m", 0.0, 0, yardstick) == found
+    best = points.Setting("best-of-4", points.BASE, "s", "best of 4", best_of=4)
+    assert measuring.point(best, tmp_path / "seed-0", "m", 0.0, None, yardstick) == old  # it has no loss of its own
+    assert [json.loads(each) for each in (tmp_path / "points.jsonl").read_text().splitlines()] == [found]
+    assert len(measuring.points_of(tmp_path, yardstick)) == 2
+    assert not measuring.points_of(tmp_path, replace(yardstick, prompts=[{}, {}]))
+
+
 def test_stops_are_saved_and_saving_takes_no_time(tmp_path, monkeypatch):
     clock = iter([10.0, 15.0, 18.0, 19.0])  # step 1 is reached, saved; step 3 is reached, saved
     monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
