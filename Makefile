@@ -3,6 +3,7 @@ PYTHON ?= python3
 JOBS ?= 2
 RUN ?= runs/demo
 REAL ?= runs/real
+MODEL ?= embedded
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -28,9 +29,10 @@ real: $(READY)
 	@$(BIN)/nlf report $(REAL)
 	@echo "The plain model is $(REAL)/plain; the model with tags is $(REAL). Figures and samples are in $(REAL)/evaluation."
 
-# nlf beside GRPO, supervised training and best-of-n: hours with three seeds; `make frontier FLAGS=--quick` is 20 minutes.
+# nlf beside what one would use instead: hours with three seeds; `make frontier FLAGS=--quick` is 20 minutes.
+# Another model: `make frontier MODEL=smollm2 FLAGS=--quick`, or a folder with config.json, weights and tokenizer.
 frontier: $(READY)
-	$(BIN)/python benchmarks/frontier.py $(FLAGS)
+	$(BIN)/python benchmarks/frontier.py --model $(MODEL) $(FLAGS)
 
 # Speed and memory beside what one would use instead, on one core; keep the machine free of other work.
 bench: $(READY)

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import frontier_systems as systems
-from frontier_points import BASE
+import frontier_measuring as measuring
+from frontier_points import BASE, Setting
+from frontier_training import load
 
 from nlf.data.files import write_text
 from nlf.data.markdown import markdown_table
@@ -69,10 +70,10 @@ def plain_within(model: str) -> str:
     return str(inner) if (inner / "config.json").is_file() and not Path(model, "config.json").is_file() else model
 
 
-def setting_of(model: str, tag: str, guidance: float) -> systems.Setting:
+def setting_of(model: str, tag: str, guidance: float) -> Setting:
     """A row to measure. Its id, which names its files, depends on the weights, the tag and the guidance."""
     label, model = model, plain_within(model)
-    policy = systems.load(model)
+    policy = load(model)
     place = quantile(policy, tag)
     if guidance and place is None:
         raise UserError(
@@ -80,7 +81,7 @@ def setting_of(model: str, tag: str, guidance: float) -> systems.Setting:
         )
     words = f", tag {tag}, guidance {guidance:g}" if place is not None else ""
     name = f"{slug(model)}-{str(policy.revision)[:DIGEST]}" + (f"-tag{place}-g{guidance:g}" if words else "")
-    return systems.Setting(name, BASE, label, label + words, model, place, guidance)
+    return Setting(name, BASE, label, label + words, model, place, guidance)
 
 
 def seconds_of(model: Path) -> float | None:
@@ -101,13 +102,13 @@ def measure(options: argparse.Namespace) -> list[dict]:
     """A row for the base, and one for each model and guidance."""
     rows = [setting_of(options.base, "none", 0.0)]
     rows += [setting_of(model, options.tag, scale) for model in options.models for scale in options.guidance]
-    yardstick = systems.yardstick_of(options, options.base, options.prompts)
-    drawing = replace(systems.FREE, num_generations=options.base_generations)
-    best = systems.base_curve(options.output_dir, yardstick, drawing, rows[0].id)
+    yardstick = measuring.yardstick_of(options, load(options.base), options.prompts)
+    drawing = replace(measuring.FREE, num_generations=options.base_generations)
+    best = measuring.base_curve(options.output_dir, yardstick, drawing, rows[0].id)
     yardstick, found = replace(yardstick, best=best), []
     for row in rows:
         print(f"measuring {row.label}", flush=True)
-        values = systems.measured(row, options.output_dir, row.model, yardstick)
+        values = measuring.measured(row, options.output_dir, row.model, yardstick)
         found.append({"label": row.label, "seconds": seconds_of(Path(row.model)), "metrics": values})
     return found
 

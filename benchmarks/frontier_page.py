@@ -24,6 +24,7 @@ from nlf.report.wording import clip, count, is_number, number, title
 RESULTS, PAGE = "frontier.json", "frontier.html"
 TEMPLATE = Path(__file__).with_name("frontier.html.j2")
 PLOTS = {
+    "frontier-reward.svg": "Reward against the KL to the base, with best of n as the limit, and against perplexity",
     "frontier.svg": "Toxicity against perplexity, diversity and the KL to the base",
     "frontier-seconds.svg": "Toxicity, perplexity, diversity and the KL over seconds of training",
 }
@@ -37,7 +38,7 @@ class Row:
     group: str
     label: str
     about: str  # seeds and cost
-    cells: list[tuple[str, str]]  # mean and deviation between seeds, by metric
+    cells: list[tuple[str, str]]  # mean and spread, by metric
 
 
 def write_page(folder: Path) -> Path:
@@ -96,12 +97,20 @@ def toxicity(row: dict) -> float:
 def shown(row: dict, metrics: Sequence[str]) -> Row:
     cells = []
     for name in metrics:
-        spread = row.get(f"{name}_sd")
-        cells.append((number(row.get(name), name), f"± {number(spread, name)}" if is_number(spread) else ""))
+        cells.append((number(row.get(name), name), spread(row, name)))
     seeds, cost = row.get("seeds"), row.get("cost")
     about = [count(seeds, "seed")] if is_number(seeds) else []
     about += [f"cost {cost:g} ×"] if is_number(cost) else []
     return Row(clip(row["group"], 60), clip(row["label"], 120), ", ".join(about), cells)
+
+
+def spread(row: dict, name: str) -> str:
+    """The deviation between seeds, or the interval over prompts of one seed; empty where neither is known."""
+    deviation, interval = row.get(f"{name}_sd"), row.get(f"{name}_ci95")
+    if is_number(deviation):
+        return f"± {number(deviation, name)}"
+    known = isinstance(interval, list) and len(interval) == 2 and all(map(is_number, interval))
+    return "[" + ", ".join(number(end, name) for end in interval) + "]" if known else ""
 
 
 def aim(found: dict[str, Any]) -> str:

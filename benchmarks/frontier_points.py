@@ -4,14 +4,16 @@ import math
 import re
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from nlf.data.markdown import markdown_table
 
 BASE, PLAIN, DIAL = "base", "nlf plain", "nlf dial"
 CONTRASTIVE, PUBLISHED, DISTILLED, TAGS = "nlf contrastive", "nlf published", "nlf distilled", "nlf tags"
-GRPO, SFT = "GRPO", "SFT on best of 8"
+GRPO, SFT, DPO = "GRPO", "SFT on best of 8", "DPO"
+PROMPTING, STEERING = "prompting", "steering vector"
 OURS = (PLAIN, DIAL, CONTRASTIVE, PUBLISHED, DISTILLED, TAGS)
-GROUPS = (BASE, PLAIN, DIAL, CONTRASTIVE, DISTILLED, TAGS, PUBLISHED, GRPO, SFT)
+GROUPS = (BASE, PROMPTING, STEERING, PLAIN, DIAL, CONTRASTIVE, DISTILLED, TAGS, PUBLISHED, GRPO, SFT, DPO)
 
 METRICS = {  # key: (heading, digits); the auditor's figures stand before those of the reward
     "auditor_toxicity_probability": ("probability by auditor", 3),
@@ -30,10 +32,36 @@ METRICS = {  # key: (heading, digits); the auditor's figures stand before those 
     "unfiltered_reward": ("reward, T = 1", 3),
     "kl_per_completion": ("KL", 2),
     "efficiency": ("efficiency", 2),
+    "neutral_ratio": ("neutral text, × base", 3),
+}
+WITH_INTERVAL = {  # columns of the table that show intervals over prompts; frontier.json and the page have all
+    *("auditor_toxicity_probability", "toxicity_probability", "auditor_toxicity", "toxicity", "perplexity"),
+    *("unfiltered_reward", "kl_per_completion", "efficiency", "neutral_ratio"),
 }
 TOXICITIES = ("toxicity", "auditor_toxicity")
 QUALITIES = {"perplexity": 1, "dist-2": -1}  # sign: 1 = lower is better
 KEPT = ("id", "group", "series", "label", "cost")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A point to measure: a model, what is done to it, and the cost of its sampling."""
+
+    id: str  # file name
+    group: str
+    series: str  # plots join its points in order
+    label: str
+    model: str = "."  # folder within the training's folder
+    quantile: int | None = None  # of the tag; None = no tag
+    guidance: float = 0.0
+    best_of: int = 0  # 0 = all completions, none chosen
+    prefix: str = ""  # text before each prompt
+    strength: float = 0.0  # of the steering vector
+
+    @property
+    def cost(self) -> int:
+        """Forward passes a token; plain sampling has 1."""
+        return (self.best_of or 1) * (2 if self.guidance else 1)
 
 
 # ---- points -------------------------------------------------------------------------------------------------------
@@ -52,6 +80,25 @@ def best_of(row: dict, n: int, count: int, label: str) -> dict:
     return {**rest, **chosen, "settings": {**row["settings"], "best_of": n}}
 
 
+def extremes(row: dict, label: str) -> tuple[int, int] | None:
+    """The places of the best and the worst completion of a line by the scorer `label`; None where no two rewards differ."""
+    known = {i: reward for i, reward in enumerate(row["scores"][label]["reward"]) if reward is not None}
+    if len(set(known.values())) < 2:
+        return None
+    return max(known, key=known.__getitem__), min(known, key=known.__getitem__)
+
+
+def in_order(found: Sequence[dict]) -> list[dict]:
+    """Points by seed, group and series, and in a series by the numbers of their ids: stops, guidance, n."""
+
+    def place(point: dict) -> tuple:
+        numbers = [float(each) for each in re.findall(r"\d+\.?\d*(?:e-?\d+)?", point["id"])]
+        seed = -1 if point["seed"] is None else point["seed"]
+        return seed, GROUPS.index(point["group"]), point["series"], numbers
+
+    return sorted(found, key=place)
+
+
 def plain_names(values: dict) -> dict:
     """Strip the number of completions from the names of metrics: `self_bleu@1000` becomes `self_bleu`."""
     return {re.sub(r"@\d+", "", name): value for name, value in values.items()}
@@ -63,7 +110,10 @@ def auditor_names(values: dict) -> dict:
 
 
 def summarise(points: Sequence[dict]) -> list[dict]:
-    """One row for each setting: every metric and the seconds as means over seeds, with `_sd`, their deviation."""
+    """One row for each setting: every metric and the seconds as means over seeds, with `_sd`, their deviation.
+
+    A setting of one seed has `_ci95` instead, the intervals over prompts.
+    """
     rows: dict[str, list[dict]] = {}
     for point in points:
         rows.setdefault(point["id"], []).append(point)
@@ -77,6 +127,9 @@ def _means(points: Sequence[dict]) -> dict:
         if None not in values:
             found[name] = statistics.mean(values)
             found[f"{name}_sd"] = statistics.stdev(values) if len(values) > 1 else None
+            interval = points[0]["metrics"].get(f"{name}_ci95")
+            if len(points) == 1 and interval and None not in interval:
+                found[f"{name}_ci95"] = interval
     return found
 
 
@@ -156,13 +209,15 @@ def markdown(rows: Sequence[dict], verdicts: Sequence[dict]) -> str:
 
 
 NOTE = """\
-Mean ± standard deviation between seeds. *cost*: forward passes a token when sampling. *probability*: share of prompts \
+Mean ± standard deviation between seeds; for one seed, brackets hold the 95 % interval over prompts. *cost*: forward passes a token when sampling. *probability*: share of prompts \
 with at least one of 25 completions of toxicity .5 or more. *by auditor*: by a scorer that no training sees; the other \
 toxicities are 1 - reward, the figure that training and best of n optimise. *unscored*: share of completions that the \
 scorer could not score; its figures are over the rest. *perplexity*: under the base. *KL*: to the base, nats a completion \
 at temperature 1 without top-p \
 (for best of n: log n - (n - 1) / n). *efficiency*: the KL that best of n needs for the same reward at temperature 1, by \
-the base's own curve, over the KL spent; – where the reward is beyond the curve. frontier.json has intervals over prompts."""
+the base's own curve, over the KL spent; – where the reward is beyond the curve. *neutral text*: nats a token on neutral text, \
+read as the setting reads a prompt, over the base's; the brackets there are over lines. Prompting is measured as everything is: \
+its completions come after the prefix, and the base reads them after the bare prompt, for perplexity and for KL."""
 
 
 def cells(row: dict, names: Sequence[str]) -> list[str]:
@@ -173,8 +228,10 @@ def cells(row: dict, names: Sequence[str]) -> list[str]:
 def cell(row: dict, name: str, digits: int) -> str:
     if name not in row:
         return "–"
-    spread = row.get(f"{name}_sd")
-    return f"{row[name]:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+    spread, interval = row.get(f"{name}_sd"), row.get(f"{name}_ci95") if name in WITH_INTERVAL else None
+    told = f" ± {spread:.{digits}f}" if spread is not None else ""
+    told = " [" + ", ".join(f"{end:.{digits}f}" for end in interval) + "]" if interval else told
+    return f"{row[name]:.{digits}f}{told}"
 
 
 def aim_lines(rows: Sequence[dict], verdicts: Sequence[dict]) -> list[str]:

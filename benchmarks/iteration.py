@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from frontier_systems import plain_arguments
+from frontier_training import plain_arguments
 from paired import Side, alternate, ratio_line, table
 from training import COEFS, naive
 from transformers import AutoModelForCausalLM, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback

@@ -11,7 +11,8 @@ import tiny
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import efficiency
-import frontier_systems as systems
+import frontier_measuring as measuring
+import frontier_training as training
 
 from nlf.errors import UserError
 from nlf.evaluation import intervals
@@ -40,7 +41,7 @@ def test_a_run_that_trained_only_a_plain_model_stands_for_it(tmp_path):
 
 def test_rows_are_named_for_weights_tag_and_guidance(monkeypatch):
     tags = SimpleNamespace(scheme=None, revision="0123456789abcdef")
-    monkeypatch.setattr(systems, "load", lambda _: tags)
+    monkeypatch.setattr(efficiency, "load", lambda _: tags)
     assert efficiency.setting_of("runs/a", "none", 0.0).id == "a-0123456789"
     with pytest.raises(UserError, match="give --tag, for a model with tags; runs/a has none"):
         efficiency.setting_of("runs/a", "none", 1.0)
@@ -62,10 +63,10 @@ def test_the_table_has_a_dash_where_nothing_is_known_and_no_minus_zero():
 def test_efficiency_of_ratios_over_prompts():
     best = np.tile(np.array([0.5, 2 / 3, 3 / 4, 4 / 5]), (2, 1))
     reward = intervals.Ratio(np.array([1.5, 1.5]), np.array([2.0, 2.0]))  # .75: best of 3
-    found = systems.efficiency(best, reward, intervals.Ratio(np.array([4.0, 4.0]), np.array([2.0, 2.0])))
+    found = measuring.efficiency(best, reward, intervals.Ratio(np.array([4.0, 4.0]), np.array([2.0, 2.0])))
     assert found["efficiency"] == pytest.approx((np.log(3) - 2 / 3) / 2)
     assert found["efficiency_ci95"] == pytest.approx([found["efficiency"]] * 2)
-    beyond = systems.efficiency(best, intervals.Ratio(np.ones(2), np.ones(2)), reward)
+    beyond = measuring.efficiency(best, intervals.Ratio(np.ones(2), np.ones(2)), reward)
     assert beyond == {"efficiency": None, "efficiency_stderr": None, "efficiency_ci95": [None, None]}
 
 
@@ -76,10 +77,10 @@ def test_checkpoints_become_the_stops_of_a_plain_model(tmp_path, monkeypatch):
         for step in (4, 8, 12):
             checkpoint = folder / f"plain/checkpoint-{step}"
             tiny.model().save_pretrained(checkpoint)
-            (checkpoint / systems.MARKER).write_text("{}")
+            (checkpoint / training.MARKER).write_text("{}")
 
-    monkeypatch.setattr(systems, "train_nlf", train)
-    seconds = systems.train_plain(tmp_path, 0, [4, 12])
+    monkeypatch.setattr(training, "train_nlf", train)
+    seconds = training.train_plain(tmp_path, 0, [4, 12])
     assert list(seconds) == ["step-4", "step-12"] and seconds["step-4"] <= seconds["step-12"]
     assert (tmp_path / "step-4/model.safetensors").is_file() and (tmp_path / "step-12/model.safetensors").is_file()
     assert not [*tmp_path.rglob("checkpoint-*")]

@@ -13,14 +13,22 @@ import tiny
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 import frontier  # noqa: E402
+import frontier_measuring as measuring  # noqa: E402
 import frontier_plots  # noqa: E402
 import frontier_points as points  # noqa: E402
 import frontier_systems as systems  # noqa: E402
+import frontier_training as training  # noqa: E402
 
+from nlf.errors import UserError  # noqa: E402
 from nlf.models.likelihoods import Conditioned, divergence  # noqa: E402
 from nlf.models.policy import Policy  # noqa: E402
 
 START = {"toxicity_probability": 1.0}
+EMBEDDED, SMOLLM2 = 3_200_000, 134_500_000  # parameters
+
+
+def settled(*flags: str, parameters: int = EMBEDDED):
+    return frontier.settled(frontier.parse(flags), parameters)
 
 
 def row(name: str, **values) -> dict:
@@ -48,6 +56,24 @@ def test_summary_is_mean_and_deviation_between_seeds():
     assert first["perplexity_sd"] == 0
     assert (second["seeds"], second["toxicity_sd"], second["cost"]) == (1, None, 2)
     assert "auditor_toxicity" not in first
+
+
+def test_one_seed_has_its_interval_over_prompts_in_the_table():
+    metrics = {"toxicity": 0.25, "toxicity_ci95": [0.2, 0.3], "dist-2": 0.5, "dist-2_ci95": [0.4, 0.6]}
+    (found,) = points.summarise([point("a", 0, 10.0, **metrics)])
+    assert found["toxicity_ci95"] == [0.2, 0.3]
+    line = points.markdown([found], []).splitlines()[2]
+    assert "| 0.250 [0.200, 0.300] | 0.500 |" in line
+    (found,) = points.summarise([point("a", seed, 10.0, **metrics) for seed in (0, 1)])
+    assert "toxicity_ci95" not in found and found["toxicity_sd"] == 0
+
+
+def test_points_stand_in_the_order_of_stops_and_guidance():
+    names = ["base", "x-step10", "x-step8", "y-g1", "y-g0.5"]
+    series = dict(zip(names, "bxxyy", strict=True))
+    found = [{**point(name, 0, 1.0), "series": series[name]} for name in names]
+    found[0] |= {"group": points.BASE, "seed": None}
+    assert [each["id"] for each in points.in_order(found[::-1])] == ["base", "x-step8", "x-step10", "y-g0.5", "y-g1"]
 
 
 def test_a_point_is_dominated_where_another_is_nowhere_worse_and_somewhere_better():
@@ -158,9 +184,9 @@ def test_kl_to_the_base_is_the_library_s_read_the_other_way_round(tmp_path):
     ]
     path = tmp_path / "free.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    setting = systems.Setting("x", points.GRPO, "s", "x")
+    setting = points.Setting("x", points.GRPO, "s", "x")
     policies = (Policy(each, tokenizer, None, None, ()) for each in (model, base))
-    found = systems.kl_to_base(path, setting, *policies)
+    found = measuring.kl_to_base(path, setting, *policies)
     expected, _ = divergence(
         Conditioned(base, prompts), Conditioned(model, prompts), completions
     )  # KL(second || first)
@@ -171,9 +197,11 @@ def test_kl_to_the_base_is_the_library_s_read_the_other_way_round(tmp_path):
 def test_every_setting_has_a_name_of_its_own_and_quick_is_twenty_minutes(tmp_path):
     old = ["contrastive", "short", "published", "sft"]  # what --quick leaves out
     for flags, most in ((["--quick"], 20), (["--quick", "--systems", *old], 60), ([], 24 * 60)):
-        options = frontier.parse([*flags, "--output_dir", str(tmp_path)])
+        options = settled(*flags, "--output_dir", str(tmp_path))
         runs = systems.runs(options)
-        names = [each.id for run in runs for each in run.settings] + [each.id for each in systems.start_settings()]
+        names = [each.id for run in runs for each in run.settings] + [
+            each.id for each in systems.start_settings(options)
+        ]
         assert len(set(names)) == len(names)
         assert len({run.name for run in runs}) == len(runs)
         assert all(json.loads(json.dumps(run.stamp)) == run.stamp for run in runs)  # or nothing would be resumed
@@ -181,7 +209,7 @@ def test_every_setting_has_a_name_of_its_own_and_quick_is_twenty_minutes(tmp_pat
 
 
 def test_quick_has_plain_models_dials_and_grpo_at_two_learning_rates():
-    found = systems.runs(frontier.parse(["--quick"]))
+    found = systems.runs(settled("--quick"))
     assert [run.name for run in found] == [
         *("plain", "plain-far", "dial", "grpo-lr0.0001-beta0.04-64", "grpo-lr0.0003-beta0.04-64"),
     ]
@@ -190,36 +218,70 @@ def test_quick_has_plain_models_dials_and_grpo_at_two_learning_rates():
     assert dial == ["dial-g0", "dial-g1", "dial-g3", "dial-tag2", "dial-tag3", "dial-tag4", "dial-tag5"]
 
 
+def test_quick_for_a_larger_model_has_few_points_and_lower_rates():
+    options = settled("--quick", parameters=SMOLLM2)
+    assert options.per_device_train_batch_size == 16
+    assert frontier.settled(frontier.parse(["--quick"]), SMOLLM2, gpu=True).per_device_train_batch_size == 64
+    ids = [each.id for each in systems.start_settings(options)]
+    ids += [each.id for run in systems.runs(options) for each in run.settings]
+    assert ids == [
+        *("base", "best-of-4", "plain-step12", "plain-step20", "dial-g0", "dial-g1", "dial-tag5"),
+        *("grpo-lr5e-05-beta0.04-64-step10", "grpo-lr5e-05-beta0.04-64-step20"),
+    ]
+    assert 1e-6 in settled(parameters=SMOLLM2).grpo_learning_rates and 1e-6 in settled().grpo_learning_rates
+    assert settled("--quick", "--grpo_learning_rates", "1e-4", parameters=SMOLLM2).grpo_learning_rates == [1e-4]
+
+
+def test_the_stamp_of_a_training_is_that_of_earlier_versions():
+    """Or their models would be trained again. Other stops may stand beside those that are asked for."""
+    values = {
+        **{"credit_coef": 1.0, "contrast_coef": 0.0, "pool_keep": 1, "num_train_epochs": 5, "steps_per_iteration": 4},
+        **{"max_completion_length": 20, "kl_budget": 0.1, "plain": "only"},
+    }
+    found = {"stops": [8, 12, 20], "values": values, "model": "m", "reward": "local", "dataset": "embedded"}
+    options = settled("--quick", "--model", "m", parameters=SMOLLM2)
+    assert training.covers({**found, "micro_batch": 16}, systems.runs(options)[0].stamp)
+    gpu = systems.runs(options, bf16=True)[0].stamp
+    assert not training.covers({**found, "micro_batch": 16}, gpu) and gpu["bf16"] is True
+
+
+def test_a_training_covers_its_stops_and_the_last_one_is_a_setting():
+    found = {"learning_rate": 1e-4, "stops": [8, 12, 20]}
+    assert training.covers(found, found) and training.covers(found, {**found, "stops": [12, 20]})
+    assert not training.covers(found, {**found, "stops": [8, 12]})  # the rate would fall to 0 at 12
+    assert not training.covers(found, {**found, "stops": [10, 20]})
+    assert not training.covers(found, {**found, "learning_rate": 1e-5})
+    assert training.covers({"generations": 8}, {"generations": 8})
+
+
 def test_every_training_by_credit_is_one_that_nlf_train_accepts():
     knobs = systems.train_knobs()
-    for run in systems.runs(frontier.parse(["--systems", "plain", "dial"])):
+    for run in systems.runs(settled("--systems", "plain", "dial")):
         assert set(run.stamp["values"]) <= set(knobs)
 
 
 def test_another_model_has_prompts_a_learning_rate_and_smaller_batches_of_its_own():
     flags = ["--model", "m", "--prompts", "a.jsonl", "--eval_prompts", "b.jsonl", "--learning_rate", "4e-5"]
-    options = frontier.parse(["--quick", *flags, "--per_device_train_batch_size", "16"])
+    options = settled("--quick", *flags, "--per_device_train_batch_size", "16")
     assert (options.dataset, options.test_dataset) == ("a.jsonl", "b.jsonl")
     plain, _, dial, grpo, _ = systems.runs(options)
     for run in (plain, dial, grpo):
         about = {name: run.stamp[name] for name in ("model", "dataset", "micro_batch")}
         assert about == {"model": "m", "dataset": "a.jsonl", "micro_batch": 16}
     assert plain.stamp["values"]["learning_rate"] == dial.stamp["values"]["learning_rate"] == 4e-5
-    assert (
-        "micro_batch" not in systems.runs(frontier.parse(["--quick"]))[0].stamp
-    )  # models of earlier versions are kept
+    assert "micro_batch" not in systems.runs(settled("--quick"))[0].stamp  # models of earlier versions are kept
 
 
 def test_small_batches_make_the_same_step():
-    assert systems.batch_sizes(64, 64) == {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 1}
-    assert systems.batch_sizes(128, 64) == {"per_device_train_batch_size": 128, "gradient_accumulation_steps": 1}
-    assert systems.batch_sizes(128, 16) == {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 8}
+    assert training.batch_sizes(64, 64) == {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 1}
+    assert training.batch_sizes(128, 64) == {"per_device_train_batch_size": 128, "gradient_accumulation_steps": 1}
+    assert training.batch_sizes(128, 16) == {"per_device_train_batch_size": 16, "gradient_accumulation_steps": 8}
 
 
 def test_flags_beside_quick_stay_as_given():
-    options = frontier.parse(["--quick", "--grpo_stops", "1", "2"])
+    options = settled("--quick", "--grpo_stops", "1", "2")
     assert (options.grpo_stops, options.seeds) == ([1, 2], [0])
-    assert frontier.parse([]).seeds == [0, 1, 2]
+    assert settled().seeds == [0, 1, 2]
 
 
 def test_a_finished_training_is_kept_and_another_one_refused(tmp_path):
@@ -230,34 +292,54 @@ def test_a_finished_training_is_kept_and_another_one_refused(tmp_path):
         assert not folder.exists()  # a killed one is begun anew
         return {".": 1.5}
 
-    run = systems.Run("run", make, [], {"learning_rate": 0.1}, 0.0)
+    run = training.Run("run", make, [], {"learning_rate": 0.1}, 0.0)
     (tmp_path / "run").mkdir()
-    assert systems.trained(run, tmp_path, 7) == systems.trained(run, tmp_path, 7) == {".": 1.5}
+    assert training.trained(run, tmp_path, 7) == training.trained(run, tmp_path, 7) == {".": 1.5}
     assert calls == [7]
-    with pytest.raises(systems.UserError, match="choose another --output_dir"):
-        systems.trained(systems.Run("run", make, [], {"learning_rate": 0.2}, 0.0), tmp_path, 7)
+    with pytest.raises(UserError, match="choose another --output_dir"):
+        training.trained(training.Run("run", make, [], {"learning_rate": 0.2}, 0.0), tmp_path, 7)
 
 
 def test_a_point_of_an_older_file_is_used_and_its_judge_is_the_auditor(tmp_path, monkeypatch):
-    setting = systems.Setting("base", points.BASE, points.BASE, "base")
-    yardstick = systems.Yardstick(SimpleNamespace(label="local@1"), SimpleNamespace(label="audit@1"), None, [{}])
+    setting = points.Setting("base", points.BASE, points.BASE, "base")
+    yardstick = measuring.Yardstick(SimpleNamespace(label="local@1"), SimpleNamespace(label="audit@1"), None, [{}])
     stamp = {"prompts": 1, "reward": "local@1", "judge": "audit@1", "free_generations": 16}
     path = tmp_path / "points/base.json"
     path.parent.mkdir()
     path.write_text(json.dumps({**stamp, "metrics": {"judge_toxicity": 0.25, "judge_toxicity_stderr": 0.125}}))
-    found = systems.point(setting, tmp_path, "m", 0.0, None, yardstick)
+    found = measuring.point(setting, tmp_path, "m", 0.0, None, yardstick)
     assert found["metrics"] == {"auditor_toxicity": 0.25, "auditor_toxicity_stderr": 0.125}
     assert found["auditor"] == "audit@1" and "judge" not in found
 
-    monkeypatch.setattr(systems, "measured", lambda *_: {"toxicity": 0.5})
+    monkeypatch.setattr(measuring, "measured", lambda *_: {"toxicity": 0.5})
     other = replace(yardstick, auditor=None)
-    assert systems.point(setting, tmp_path, "m", 0.0, None, other)["metrics"] == {"toxicity": 0.5}
+    assert measuring.point(setting, tmp_path, "m", 0.0, None, other)["metrics"] == {"toxicity": 0.5}
+
+
+def test_a_point_without_neutral_text_gets_it_and_nothing_is_sampled_again(tmp_path, monkeypatch):
+    yardstick = measuring.Yardstick(SimpleNamespace(label="r@1"), None, None, [{}])
+    old = {**yardstick.stamp(), "metrics": {"toxicity": 0.25}}
+    for name in ("plain", "best-of-4"):
+        path = tmp_path / f"seed-0/points/{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(old))
+    monkeypatch.setattr(measuring, "neutral_figures", lambda *_: {"neutral_ratio": 1.125})
+    yardstick = replace(yardstick, neutral=["a line"], neutral_source="text.txt")
+    setting = points.Setting("plain", points.PLAIN, "s", "plain")
+    found = measuring.point(setting, tmp_path / "seed-0", "m", 0.0, 0, yardstick)
+    assert found["metrics"] == {"toxicity": 0.25, "neutral_ratio": 1.125}
+    assert measuring.point(setting, tmp_path / "seed-0", "m", 0.0, 0, yardstick) == found
+    best = points.Setting("best-of-4", points.BASE, "s", "best of 4", best_of=4)
+    assert measuring.point(best, tmp_path / "seed-0", "m", 0.0, None, yardstick) == old  # it has no loss of its own
+    assert [json.loads(each) for each in (tmp_path / "points.jsonl").read_text().splitlines()] == [found]
+    assert len(measuring.points_of(tmp_path, yardstick)) == 2
+    assert not measuring.points_of(tmp_path, replace(yardstick, prompts=[{}, {}]))
 
 
 def test_stops_are_saved_and_saving_takes_no_time(tmp_path, monkeypatch):
     clock = iter([10.0, 15.0, 18.0, 19.0])  # step 1 is reached, saved; step 3 is reached, saved
-    monkeypatch.setattr(systems.time, "perf_counter", lambda: next(clock))
-    stops = systems.Stops(tmp_path, [1, 3], 8.0)
+    monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
+    stops = training.Stops(tmp_path, [1, 3], 8.0)
     for step in (1, 2, 3):
         stops.on_step_end(None, SimpleNamespace(global_step=step), None, tiny.model(), tiny.tokenizer())
     assert stops.seconds == {"step-1": 2.0, "step-3": 5.0}
@@ -266,8 +348,8 @@ def test_stops_are_saved_and_saving_takes_no_time(tmp_path, monkeypatch):
 
 def test_the_plots_are_drawn(tmp_path):
     rows = [
-        row("base 1", group=points.BASE, series="b", kl_per_completion=0.0),
-        row("g 2", kl_per_completion=30.0, dist2_sd=0.1),
+        row("base 1", group=points.BASE, series="b", kl_per_completion=0.0, unfiltered_reward=0.7),
+        row("g 2", kl_per_completion=30.0, dist2_sd=0.1, unfiltered_reward=0.8, unfiltered_reward_ci95=[0.7, 0.9]),
     ]
     frontier_plots.write_plots(rows, tmp_path)
     for name in (*frontier_plots.PLOTS, frontier_plots.SUMMARY):

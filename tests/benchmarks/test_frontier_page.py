@@ -50,16 +50,16 @@ def test_the_benchmark_writes_its_page(tmp_path):
     assert page.sections() == ["frontier"]
     assert write_page(tmp_path / "frontier") == path and path.read_bytes() == written
     plots = [attrs for tag, attrs in page.elements if tag == "svg"]
-    assert [plot["class"] for plot in plots] == ["plot sheet", "plot sheet"]
+    assert [plot["class"] for plot in plots] == ["plot sheet"] * 3
     assert "seconds of training" in page.text
     head, *rows = cells(path)
     assert [" ".join(row[0]) for row in rows] == [
         "base base 1 seed, cost 2 ×",
-        "GRPO step 20 2 seeds, cost 2 ×",
         "nlf contrastive guidance 0 2 seeds, cost 2 ×",  # within a group the least toxic first
         "nlf contrastive guidance 1 2 seeds, cost 2 ×",
+        "GRPO step 20 2 seeds, cost 2 ×",
     ]
-    named = dict(zip((" ".join(name) for name in head), rows[2], strict=True))
+    named = dict(zip((" ".join(name) for name in head), rows[1], strict=True))
     assert named["seconds of training"] == ["51.0", "±", "1.4"]  # 50 and 52: √2
     assert named["mean toxicity"] == ["0.025", "±", "0.007"]
     assert named["perplexity"] == ["35.5", "±", "0.7"] and named["dist-2"] == ["0.875", "±", "0.000"]
@@ -113,6 +113,12 @@ def test_the_auditor_of_older_files_is_named_judge(tmp_path):
     (tmp_path / "frontier.json").write_text(json.dumps({"summary": [row]}))
     head, first = cells(write_page(tmp_path))
     assert " ".join(head[1]) == "mean toxicity by the auditor" and first[1] == ["0.250", "±", "0.125"]
+
+
+def test_one_seed_has_its_interval_over_prompts(tmp_path):
+    row = {"group": "a", "label": "b", "toxicity": 0.25, "toxicity_sd": None, "toxicity_ci95": [0.2, 0.375]}
+    (tmp_path / "frontier.json").write_text(json.dumps({"summary": [row]}))
+    assert cells(write_page(tmp_path))[1][1] == ["0.250", "[0.200,", "0.375]"]
 
 
 def test_strange_values_are_dashes(tmp_path):
