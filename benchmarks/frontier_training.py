@@ -149,7 +149,7 @@ def seconds_before(folder: Path, name: str) -> float:
 def train_nlf(folder: Path, seed: int, values: dict, shared: Shared) -> dict:
     values = values | {"model_name_or_path": shared.model, "reward_funcs": [shared.reward], "seed": seed}
     values |= batch_sizes(values.get("per_device_train_batch_size", STEP), shared.micro_batch)
-    values |= {"dataset": shared.dataset, "output_dir": str(folder), "eval_strategy": "no", "report_to": "none"}
+    values |= {"dataset_name": shared.dataset, "output_dir": str(folder), "eval_strategy": "no", "report_to": "none"}
     start = time.perf_counter()
     train_from_config(*build(values | ({"bf16": True} if shared.bf16 else {})))
     return {".": time.perf_counter() - start}

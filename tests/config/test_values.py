@@ -64,7 +64,7 @@ def test_python_values_of_other_types_are_one_line():
             config.TrainOptions(**values)
         assert str(caught.value).startswith(f"{next(iter(values))}: ") and "\n" not in str(caught.value)
     assert config.TrainOptions(reward_funcs=len).reward_funcs == [len]  # Python may give functions
-    assert config.TrainOptions(dataset=Path("x.jsonl"), tags=("a", "b"), reward_funcs="local").dataset == "x.jsonl"
+    assert config.TrainOptions(dataset_name=Path("x.jsonl"), tags=("a", "b")).dataset_name == "x.jsonl"
 
 
 def test_numbers_inside_mappings_and_lists_are_found():

@@ -227,7 +227,7 @@ def test_a_file_that_cannot_be_read(tmp_path):
 def test_a_hub_id(monkeypatch):
     import datasets
 
-    def load(name, split):
+    def load(name, config=None, split=None, streaming=False):
         assert (name, split) == ("someone/prompts-v1.0", "dev")
         return datasets.Dataset.from_list(ROWS)
 
@@ -236,11 +236,35 @@ def test_a_hub_id(monkeypatch):
     assert [row["prompt"] for row in rows] == TEXTS[:2] and rows[1]["n"] == 1
 
 
+def test_a_hub_id_with_a_configuration_is_streamed_no_further_than_asked(monkeypatch):
+    import datasets
+
+    read = []
+
+    def rows():
+        for row in ROWS:
+            read.append(row)
+            yield row
+
+    def load(name, config=None, split=None, streaming=False):
+        assert (name, config, split, streaming) == ("someone/prompts", "helpful", "train", True)
+        return datasets.IterableDataset.from_generator(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    found = load_prompts("someone/prompts", config="helpful", streaming=True, limit=1)
+    assert [row["prompt"] for row in found] == TEXTS[:1] and len(read) == 1
+
+
+def test_a_file_has_no_configurations(write):
+    with pytest.raises(UserError, match="^dataset_config helpful: .*p.jsonl is a file, which has no configurations"):
+        load_prompts(write("p.jsonl", jsonl(ROWS)), config="helpful")
+
+
 @pytest.mark.parametrize("error", [ConnectionError("cannot reach\nthe hub"), ValueError("Unknown split"), OSError()])
 def test_a_hub_that_cannot_be_reached(monkeypatch, error):
     import datasets
 
-    def load(name, split):
+    def load(name, config=None, split=None, streaming=False):
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", load)

@@ -65,7 +65,7 @@ def test_a_run_that_does_not_record_its_prompts_asks_for_them(tmp_path):
     ):
         with_prompts(SampleOptions(), model)
     with pytest.raises(UserError, match="name prompts with --prompts"):
-        recorded_prompts({}, "dataset", model)
+        recorded_prompts({}, "dataset_name", model)
 
 
 # ---- scorers ------------------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def test_a_student_and_a_checkpoint_belong_to_their_run(tmp_path):
     run_of(tmp_path / "run/distilled", {"distilled_from": run}, teacher="x")
     run_of(tmp_path / "elsewhere", {"distilled_from": run}, teacher="x")
     for model in ("run", "run/distilled", "elsewhere", "run/checkpoint-3"):
-        assert trained_run(tmp_path / model)["dataset"] == "train.jsonl"
+        assert trained_run(tmp_path / model)["dataset_name"] == "train.jsonl"
     assert trained_run(tmp_path / "checkpoint-3") == {}
     orphan = run_of(tmp_path / "orphan", {"distilled_from": "gone"}, teacher="x")
     with pytest.raises(UserError, match="does not record its rewards; name them with --reward_funcs"):

@@ -208,7 +208,7 @@ def chats(tmp_path):
 def test_evaluation_prompts_are_left_alone_where_nothing_is_evaluated(tmp_path):
     source = str(chats(tmp_path))
     for eval_source in ("nowhere.jsonl", "embedded"):
-        options = config.DataOptions(dataset=source, eval_dataset=eval_source)
+        options = config.DataOptions(dataset_name=source, eval_dataset=eval_source)
         rows, eval_rows = prompt_rows(options, evaluates=False, distills=False)
         assert len(rows) == len(tiny.PROMPTS) and eval_rows is None
     assert ALTConfig(use_cpu=True, eval_strategy="no").evaluates is False

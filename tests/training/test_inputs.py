@@ -92,12 +92,12 @@ def run(tmp_path_factory):
 def test_data_sets_from_python_are_recorded(run):
     """The trap: `nlf distill` teaches such a run on the embedded prompts."""
     found = run_settings(run)
-    assert (found["dataset"], found["eval_dataset"]) == (
+    assert (found["dataset_name"], found["eval_dataset"]) == (
         str(run / "train-prompts.jsonl"),
         str(run / "eval-prompts.jsonl"),
     )
     assert found["max_prompt_length"] == 50 and found["model_name_or_path"] == str(run.parent / "start")
-    rows = load_prompts(found["dataset"])
+    rows = load_prompts(found["dataset_name"])
     assert [row["prompt"] for row in rows] == [row["prompt"] for row in tiny.PROMPTS]
     assert rows[3]["topic"] == "topic 3" and "open" not in rows[3]
     assert len(load_prompts(found["eval_dataset"])) == 3
@@ -108,7 +108,7 @@ def test_a_moved_run_still_finds_its_data_sets(run, tmp_path):
     moved.mkdir()
     for name in ("config.yaml", "run.json", "train-prompts.jsonl"):
         (moved / name).write_bytes((run / name).read_bytes())
-    assert run_settings(moved)["dataset"] == str(moved / "train-prompts.jsonl")
+    assert run_settings(moved)["dataset_name"] == str(moved / "train-prompts.jsonl")
 
 
 def test_distill_of_the_settings_works_from_python(run):

@@ -115,7 +115,7 @@ def test_the_two_ways_to_a_plain_run_record_the_same_settings(both, only):
     found = [yaml.safe_load((folder / "plain/config.yaml").read_text()) for folder in (both, only)]
     assert not changed_settings(*found)
     assert found[0]["plain"] == "only" and found[0]["distill"] is False
-    assert found[0]["dataset"] == str(both / "plain/train-prompts.jsonl")
+    assert found[0]["dataset_name"] == str(both / "plain/train-prompts.jsonl")
 
 
 def test_contrast_and_nll_train_tags_alone(only, tmp_path):

@@ -114,7 +114,7 @@ def by_credit(options: TrainOptions, schedule: Schedule, n: Counts, shapes: Shap
 
 def counts(options: TrainOptions, schedule: Schedule) -> Counts:
     """Count prompts, iterations, steps and completions."""
-    prompts = num_prompts(options, options.dataset, options.dataset_train_split, options.max_prompts)
+    prompts = num_prompts(options, options.dataset_name, options.dataset_train_split, options.max_prompts)
     epochs, per_iteration = math.ceil(schedule.num_train_epochs), options.steps_per_iteration
     steps = schedule.max_steps if schedule.max_steps > 0 else epochs * per_iteration
     iterations = math.ceil(steps / per_iteration)
@@ -140,7 +140,12 @@ def counts(options: TrainOptions, schedule: Schedule) -> Counts:
 
 def num_prompts(options: TrainOptions, source: str, split: str, limit: int | None) -> int:
     """Count the prompts of a source."""
-    return len(load_prompts(source, column=options.dataset_prompt_column, split=split, limit=limit))
+    return len(
+        load_prompts(
+            source, column=options.dataset_prompt_column, split=split, limit=limit,
+            config=options.configuration_of(source), streaming=options.dataset_streaming,
+        )
+    )  # fmt: skip
 
 
 def num_evaluations(schedule: Schedule, iterations: int, steps: int) -> int:

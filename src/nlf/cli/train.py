@@ -268,16 +268,21 @@ def prompt_rows(
     """
     from nlf.data.prompts import all_conversations, load_prompts
 
-    load = partial(load_prompts, column=options.dataset_prompt_column)
-    train_rows = load(options.dataset, split=options.dataset_train_split, limit=options.max_prompts)
+    def load(source: str, split: str, limit: int | None) -> list["PromptRow"]:
+        return load_prompts(
+            source, column=options.dataset_prompt_column, split=split, limit=limit,
+            config=options.configuration_of(source), streaming=options.dataset_streaming,
+        )  # fmt: skip
+
+    train_rows = load(options.dataset_name, options.dataset_train_split, options.max_prompts)
     if not options.eval_dataset or not (evaluates or distills):
         return train_rows, None
-    eval_rows = load(options.eval_dataset, split=options.dataset_test_split, limit=options.max_eval_prompts)
+    eval_rows = load(options.eval_dataset, options.dataset_test_split, options.max_eval_prompts)
     chats, eval_chats = all_conversations(train_rows), all_conversations(eval_rows)
     if chats != eval_chats:
         kinds = {True: "messages", False: "text"}
         raise UserError(
-            f"dataset {options.dataset} holds {kinds[chats]}, and eval_dataset {options.eval_dataset} holds "
+            f"dataset_name {options.dataset_name} holds {kinds[chats]}, and eval_dataset {options.eval_dataset} holds "
             f"{kinds[eval_chats]}: give an --eval_dataset of {kinds[chats]}, or --eval_strategy no"
         )
     return train_rows, eval_rows if evaluates else None

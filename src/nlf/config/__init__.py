@@ -53,7 +53,7 @@ from nlf.config.objective import (
     precision,
     take_recorded,
 )
-from nlf.config.retired import RETIRED, current
+from nlf.config.retired import RENAMED, RETIRED, current, renamed
 from nlf.config.rewards import MeasureOptions, RemoteOptions, RewardOptions, TrainRemoteOptions, remote_options
 from nlf.config.sampling import (
     EvalSamplingOptions,
@@ -86,6 +86,7 @@ __all__ = [
     "COMMAND_OPTIONS",
     "FIXED",
     "OPTION_GROUPS",
+    "RENAMED",
     "RETIRED",
     "STEP",
     "TRAINING_DEFAULTS",
@@ -151,6 +152,7 @@ __all__ = [
     "precision",
     "refuse_guidance",
     "remote_options",
+    "renamed",
     "sampler_options",
     "sampling_options",
     "take_recorded",

@@ -18,7 +18,18 @@ from nlf.config.sampling import (
     refuse_guidance,
 )
 from nlf.config.tags import TAGS_OR_FILE
-from nlf.config.training import DTYPE, LORA_RANK, LORA_SCALE, OTHER_MODELS, PROMPT_FILES, REVISION, TRUST, Dtype
+from nlf.config.training import (
+    CONFIGURATION,
+    DTYPE,
+    LORA_RANK,
+    LORA_SCALE,
+    OTHER_MODELS,
+    PROMPT_FILES,
+    REVISION,
+    STREAMING,
+    TRUST,
+    Dtype,
+)
 from nlf.errors import UserError
 
 BATCH_TOKENS = (
@@ -68,7 +79,9 @@ class PromptOptions(Options):
         rule=SOURCES,
     )
     dataset_prompt_column: str = knob("prompt", PROMPT_COLUMN)
+    dataset_config: str | None = knob(None, f"{CONFIGURATION} in `prompts`.")
     dataset_test_split: str = knob("test", "Split of embedded or hub prompts.")
+    dataset_streaming: bool = knob(False, STREAMING)
     max_prompts: int | None = knob(
         None, "Number of prompts of each source, taken from the start; null is all.", above=0
     )
@@ -237,7 +250,9 @@ class StudentOptions(Options):
         rule=SOURCES,
     )
     dataset_prompt_column: str = knob("prompt", PROMPT_COLUMN)
+    dataset_config: str | None = knob(None, f"{CONFIGURATION} in `prompts`.")
     dataset_train_split: str = knob("train", "Split of embedded or hub prompts.")
+    dataset_streaming: bool = knob(False, STREAMING)
     reward_funcs: list[str] | None = knob(
         None, "Scorers of the table that compares base, teacher and student; null is the run's rewards and 'audit'."
     )

@@ -1,4 +1,4 @@
-"""Removed knobs of `nlf train`.
+"""Removed and renamed knobs of `nlf train`.
 
 The `config.yaml` of an old run holds them. A value that means what training does today is accepted and dropped. Any
 other value is refused in one line that says what to use instead.
@@ -101,8 +101,16 @@ RETIRED: dict[str, Retired] = {
 }  # fmt: skip
 
 
+RENAMED = {"dataset": "dataset_name"}  # a recorded name → today's, which is TRL's
+
+
+def renamed(values: Values) -> dict[str, Any]:
+    """The settings of a run, by the names of today's knobs."""
+    return {RENAMED.get(name, name): value for name, value in values.items()}
+
+
 def current(values: Values) -> dict[str, Any]:
-    """The settings of a run without removed knobs.
+    """The settings of a run without removed knobs, by the names of today's knobs.
 
     Args:
         values: All known settings of a run, by name.
@@ -110,6 +118,7 @@ def current(values: Values) -> dict[str, Any]:
     Raises:
         UserError: a removed knob has a value that training no longer supports.
     """
+    values = renamed(values)
     for name, value in values.items():
         if name in RETIRED and not RETIRED[name].accepts(value, values):
             raise UserError(f"{name} {value!r} is no longer a setting of training: {RETIRED[name].instead}")

@@ -17,6 +17,8 @@ REVISION = "Hub revision of the model: a branch, a tag or a commit."
 TRUST = "Run Python code that comes with a hub model."
 PROMPT_FILES = "'embedded', a .jsonl, .json, .csv, .tsv, .parquet or .txt file (also .gz), or a hub id"
 OTHER_MODELS = "a .gguf file, a hub id, or a name of `nlf fetch`"
+CONFIGURATION = "Configuration (subset) of the hub data set"
+STREAMING = "Read hub prompts as a stream, which downloads no more rows than max_prompts asks for."
 LORA_RANK = "LoRA rank."
 LORA_SCALE = "LoRA scale: updates are multiplied by lora_alpha / lora_r."
 
@@ -60,14 +62,14 @@ class ModelOptions(Options):
 class DataOptions(Options):
     """The prompts of a run."""
 
-    dataset: str = knob(
+    dataset_name: str = knob(
         "embedded",
-        f"Training prompts: {PROMPT_FILES}. The reward functions get the other columns.",
+        f"Training prompts: {PROMPT_FILES}. The reward functions get the other columns. Also written --dataset.",
         short=True,
     )
     eval_dataset: str = knob(
         "embedded",
-        "Evaluation prompts, in the same forms as --dataset. `--eval_strategy no` turns evaluation off.",
+        "Evaluation prompts, in the same forms as --dataset_name. `--eval_strategy no` turns evaluation off.",
         short=True,
     )
     dataset_prompt_column: str = knob(
@@ -75,8 +77,12 @@ class DataOptions(Options):
         "Column that holds the prompt: text, a list of messages, or {'text': ...} as in RealToxicityPrompts.",
         short=True,
     )
+    dataset_config: str | None = knob(
+        None, f"{CONFIGURATION} dataset_name, and of eval_dataset where it is the same data set."
+    )
     dataset_train_split: str = knob("train", "Split to train on, for embedded or hub prompts.")
     dataset_test_split: str = knob("test", "Split to evaluate on, for embedded or hub prompts.")
+    dataset_streaming: bool = knob(False, STREAMING)
     max_prompts: int | None = knob(
         None, "Number of training prompts, taken from the start; null is all.", above=0, short=True
     )
@@ -90,6 +96,10 @@ class DataOptions(Options):
         above=0,
         short=True,
     )
+
+    def configuration_of(self, source: str) -> str | None:
+        """`dataset_config` for the data set that it belongs to; None for another source."""
+        return self.dataset_config if source == self.dataset_name else None
 
 
 def _are_weights(numbers: list[float]) -> bool:

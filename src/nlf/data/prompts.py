@@ -51,7 +51,13 @@ def numbered(rows: Sequence[PromptRow]) -> list[NumberedPrompt]:
 
 
 def load_prompts(
-    source: str | Path, *, column: str = "prompt", split: str = "train", limit: int | None = None
+    source: str | Path,
+    *,
+    column: str = "prompt",
+    split: str = "train",
+    limit: int | None = None,
+    config: str | None = None,
+    streaming: bool = False,
 ) -> list[PromptRow]:
     """Read prompt rows.
 
@@ -60,13 +66,15 @@ def load_prompts(
         column: Column of the prompt; `{"text": …}` in it is unpacked.
         split: Split of embedded or hub data.
         limit: Number of first rows to keep; None keeps all.
+        config: Configuration of a hub data set; None is its only one.
+        streaming: Read a hub data set as a stream, so that no more than `limit` rows are downloaded.
 
     Returns:
         Rows with text or messages, the digest of the prompt as its id, and the other columns.
 
     Raises:
         UserError: missing or unreadable source, broken line, no such column, wrong type, empty prompt, no prompts at
-        all.
+        all, or a configuration for a source that has none.
     """
     kind, _, name = str(source).partition(":")
     if kind == EMBEDDED:
@@ -74,7 +82,8 @@ def load_prompts(
         if not source.is_file():
             known = ", ".join(sorted(path.stem for path in PROMPTS.glob("*.jsonl")))
             raise UserError(f"the embedded prompts have no {name or f'split {split!r}'}; there are {known}")
-    rows = [_row(record, column, where) for where, record in islice(_records(source, column, split), limit)]
+    hub = partial(_hub, split=split, config=config, streaming=streaming)
+    rows = [_row(record, column, where) for where, record in islice(_records(source, column, hub, config), limit)]
     if not rows:
         raise UserError(f"{source}: no prompts in it; expected at least one; is it the right file?")
     return rows
@@ -209,17 +218,23 @@ def _check_messages(messages: list, where: str) -> None:
         raise UserError(f"{where}: the last message is empty; expected some text; remove the line or fill it")
 
 
-def _records(source: str | Path, column: str, split: str) -> Iterator[tuple[str, dict]]:
-    """(place, record) of every row; the place names file and line for errors."""
+def _records(source: str | Path, column: str, hub: Callable[[str], Located], config: str | None) -> Located:
+    """(place, record) of every row; the place names file and line for errors.
+
+    Args:
+        hub: Reads a hub data set.
+    """
     path = Path(source).expanduser()
     suffix = next((s for s in READERS if path.name.lower().removesuffix(".gz").endswith(s)), None)
     if path.is_dir():
         raise UserError(f"{source}: a folder; expected a file in it, ending in {', '.join(READERS)} (also with .gz)")
+    if suffix and config:
+        raise UserError(f"dataset_config {config}: {source} is a file, which has no configurations; leave it out")
     if suffix:
         return READERS[suffix](_bytes(path), str(source), column)
     if path.exists():
         raise UserError(f"{source}: unknown kind of file; expected {', '.join(READERS)} (also with .gz), or a hub id")
-    return _hub(str(source), split)
+    return hub(str(source))
 
 
 def _bytes(path: Path) -> bytes:
@@ -333,18 +348,18 @@ READERS: dict[str, Reader] = {
 }
 
 
-def _hub(name: str, split: str) -> Iterator[tuple[str, dict]]:
+def _hub(name: str, split: str, config: str | None, streaming: bool) -> Located:
     folder, _, rest = name.rpartition("/")
     if name.startswith((".", "/", "~")) or "/" in folder or not rest or (folder and Path(folder).is_dir()):
         raise UserError(f"{name}: no such file")
     import datasets
 
     try:
-        rows = datasets.load_dataset(name, split=split)
+        rows = datasets.load_dataset(name, config, split=split, streaming=streaming)
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
             f"{name}: no such file, and no data set that can be loaded from the hub ({reason}); "
-            "give the path of a file, or check the id, the split and the connection"
+            "give the path of a file, or check the id, the configuration, the split and the connection"
         ) from error
     yield from ((f"{name} ({split}), row {number}", row) for number, row in enumerate(rows, 1))

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from nlf.config import FIXED, RETIRED, current
+from nlf.config import FIXED, RETIRED, current, renamed
 from nlf.data.checkpoints import step_of
 from nlf.data.files import refuse_others, replacing, write_text
 from nlf.data.yaml_files import read_mapping
@@ -19,7 +19,7 @@ MODEL_DIGEST = "model_digest"  # key in `run.json`: the digest of the GGUF file 
 DISTILLED = "distilled"  # folder of the student of `nlf distill`, in a run's folder
 PLAIN = "plain"  # folder of the run that trains the plain model directly, in a run's folder
 # The data sets of a run that was started from Python, in its folder; the command line records where it read them.
-RECORDED = {"dataset": "train-prompts.jsonl", "eval_dataset": "eval-prompts.jsonl"}
+RECORDED = {"dataset_name": "train-prompts.jsonl", "eval_dataset": "eval-prompts.jsonl"}
 TOKENIZER_FILES = (  # patterns
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "spiece.model"),
     *("*.bpe.model", "chat_template*", "additional_chat_templates", "tokenization_*.py"),
@@ -179,7 +179,7 @@ def run_settings(run_dir: Path) -> dict:
     Raises:
         UserError: one of the files cannot be read.
     """
-    found = settings_in(run_dir / FACTS) | settings_in(run_dir / CONFIG)
+    found = renamed(settings_in(run_dir / FACTS) | settings_in(run_dir / CONFIG))
     for name, file in RECORDED.items():
         if Path(str(found.get(name))).name == file and (run_dir / file).is_file():
             found[name] = str(run_dir / file)

@@ -21,7 +21,7 @@ from nlf.rewards.registry import configure, recorded_version, resolve_reward
 
 logger = logging.getLogger(__name__)
 
-SPLITS = {"dataset": "train", "eval_dataset": "test"}
+SPLITS = {"dataset_name": "train", "eval_dataset": "test"}
 Prompted = TypeVar("Prompted", bound=PromptOptions)
 
 
@@ -60,15 +60,18 @@ def with_prompts(options: Prompted, model: str) -> Prompted:
     run = trained_run(model)
     if not run:
         return replace(options, prompts=[EMBEDDED])
-    name = "eval_dataset" if run.get("eval_dataset") else "dataset"
+    name = "eval_dataset" if run.get("eval_dataset") else "dataset_name"
     source = recorded_prompts(run, name, model)
-    if name == "dataset":
+    if name == "dataset_name":
         logger.warning("the run of %s has no evaluation prompts: its training prompts are sampled", model)
-    limits = [each for each in (options.max_prompts, run.get("max_prompts") if name == "dataset" else None) if each]
+    own_limit = run.get("max_prompts") if name == "dataset_name" else None
+    limits = [each for each in (options.max_prompts, own_limit) if each]
     column, split = options.dataset_prompt_column, options.dataset_test_split
+    own_config = run.get("dataset_config") if source == run.get("dataset_name") else None
     return replace(
         options,
         prompts=[source],
+        dataset_config=options.dataset_config or own_config,
         dataset_prompt_column=run.get("dataset_prompt_column", column) if column == "prompt" else column,
         dataset_test_split=run.get(f"dataset_{SPLITS[name]}_split", SPLITS[name]) if split == "test" else split,
         max_prompts=min(limits, default=None),
@@ -76,7 +79,7 @@ def with_prompts(options: Prompted, model: str) -> Prompted:
 
 
 def recorded_prompts(run: Mapping[str, Any], name: str, model: str) -> str:
-    """The source of a run's prompts, `dataset` or `eval_dataset`.
+    """The source of a run's prompts, `dataset_name` or `eval_dataset`.
 
     Raises:
         UserError: the run's settings do not name it.

@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -206,8 +207,11 @@ def prompt_sets(options: PromptOptions, sources: Sequence[str]) -> list[PromptSe
         raise UserError(
             f"prompts {', '.join(sources)}: two sources have the same name; rename a file, their results would share a name"
         )
-    column, split, limit = options.dataset_prompt_column, options.dataset_test_split, options.max_prompts
-    return [PromptSet(source, load_prompts(source, column=column, split=split, limit=limit)) for source in sources]
+    load = partial(
+        load_prompts, column=options.dataset_prompt_column, split=options.dataset_test_split,
+        limit=options.max_prompts, config=options.dataset_config, streaming=options.dataset_streaming,
+    )  # fmt: skip
+    return [PromptSet(source, load(source)) for source in sources]
 
 
 def split_sets(sets: Sequence[PromptSet], column: str) -> list[PromptSet]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nlf.config import renamed
 from nlf.data.run_folder import CONFIG, FACTS, METRICS, RESULTS, settings_in
 from nlf.errors import UserError
 from nlf.evaluation.headlines import Headlines, headlines
@@ -171,7 +172,7 @@ def _settings(home: Path, missing: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in (home / CONFIG, home / FACTS):
         try:
-            found |= settings_in(path)
+            found |= renamed(settings_in(path))
         except UserError as error:
             missing.append(str(error).removeprefix(f"{home}/"))
     return found

@@ -37,7 +37,7 @@ SHAPE = (
     "repetition",
 )
 TRAINING = (
-    *("model_name_or_path", "model_revision", "ref_model_name_or_path", "use_peft", "dataset", "eval_dataset"),
+    *("model_name_or_path", "model_revision", "ref_model_name_or_path", "use_peft", "dataset_name", "eval_dataset"),
     *("reward_funcs", "reward_weights", "tags", "tag_template", "num_train_epochs", "prompts_per_iteration"),
     *("num_generations", "max_completion_length", "temperature", "top_p", "top_k", "steps_per_iteration", "seed"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "nll_coef", "contrast_coef"),

@@ -212,14 +212,15 @@ def chosen_prompts(options: DistillOptions, run: dict[str, Any]) -> list[PromptR
     Raises:
         UserError: the run does not record its prompts, or they cannot be read, or they mix text and conversations.
     """
-    sources = options.prompts or [recorded_prompts(run, "dataset", options.model)]
+    sources = options.prompts or [recorded_prompts(run, "dataset_name", options.model)]
     column = options.dataset_prompt_column if options.prompts else run.get("dataset_prompt_column", "prompt")
     limit = None if options.prompts else run.get("max_prompts")
-    rows = [
-        row
-        for source in sources
-        for row in load_prompts(source, column=column, split=options.dataset_train_split, limit=limit)
-    ]
+    subset = options.dataset_config if options.prompts else run.get("dataset_config")
+    load = partial(
+        load_prompts, column=column, split=options.dataset_train_split, limit=limit, config=subset,
+        streaming=options.dataset_streaming,
+    )  # fmt: skip
+    rows = [row for source in sources for row in load(source)]
     all_conversations(rows)
     return [rows[i] for i in choose_prompts(len(rows), options.num_prompts, options.seed, 0)]
 

@@ -81,14 +81,14 @@ class Inputs:
 
     def recorded(self, run_dir: Path) -> dict[str, Any]:
         """The sources that `config.yaml` names: data sets from Python are files in the run's folder."""
-        given = {"dataset": not self.embedded, "eval_dataset": self.eval_prompts is not None}
+        given = {"dataset_name": not self.embedded, "eval_dataset": self.eval_prompts is not None}
         files_of = {name: str(run_dir / file) for name, file in run_folder.RECORDED.items()}
         named = {name: files_of[name] if given[name] else None for name in files_of}
-        return named | ({"dataset": EMBEDDED} if self.embedded else {})
+        return named | ({"dataset_name": EMBEDDED} if self.embedded else {})
 
     def write_prompts(self, sources: Mapping[str, Any], run_dir: Path) -> None:
         """Write the data sets from Python, unless they are there, into the files that `recorded` named."""
-        for name, rows in (("dataset", self.prompts), ("eval_dataset", self.eval_prompts)):
+        for name, rows in (("dataset_name", self.prompts), ("eval_dataset", self.eval_prompts)):
             path = run_dir / run_folder.RECORDED[name]
             if rows and sources.get(name) == str(path) and not path.exists():
                 left_out = write_prompts(path, rows)
