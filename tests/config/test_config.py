@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import training_arguments
 
 OURS = """
-model_name_or_path model_revision dtype attn_implementation trust_remote_code ref_model_name_or_path use_peft lora_r
+model_name_or_path model_revision dtype attn_implementation trust_remote_code ref_model_name_or_path use_peft load_in_4bit load_in_8bit lora_r
 lora_alpha lora_target_modules disable_dropout dataset_name dataset_config dataset_streaming eval_dataset dataset_prompt_column dataset_train_split
 dataset_test_split max_prompts max_eval_prompts max_prompt_length reward_funcs reward_weights audit_funcs reward_normalization
 replay rate_limit max_concurrency request_timeout tags tag_template separator tag_tokens attributes attribute_template feedback_sampling

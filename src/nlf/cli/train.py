@@ -227,13 +227,16 @@ def train_from_config(
     """Load the model and the prompts that the options name, train, and leave the model at the run's root."""
     from nlf.models.adapter import lora_config
     from nlf.models.policy import load_model
+    from nlf.models.quantized import check_quantization
     from nlf.training.trainer import ALTTrainer
 
+    check_quantization(model_options.bits, args.device)
     load = partial(
         load_model,
         dtype=model_options.dtype,
         attn_implementation=model_options.attn_implementation,
         trust_remote_code=model_options.trust_remote_code,
+        bits=model_options.bits,
     )
     train_rows, eval_rows = prompt_rows(data_options, args.evaluates, args.distill)
     model, tokenizer = load(model_options.model_name_or_path, revision=model_options.model_revision)

@@ -83,6 +83,8 @@ FIXED: dict[str, Fixed] = {
     "label_smoothing_factor": Fixed((0,), OWN_LOSS),
     "average_tokens_across_devices": Fixed((True,), f"{OWN_LOSS}, whose averages always count all devices"),
     "label_names": Fixed((None,), OWN_LOSS),
+    "use_liger_kernel": Fixed((False,), f"{OWN_LOSS}, which needs the logits that liger's fused loss does not give"),
+    "liger_kernel_config": Fixed((None,), "training does not use liger's kernels"),
     "per_device_eval_batch_size": Fixed((8,), OWN_EVALUATION),
     "eval_accumulation_steps": Fixed((None,), OWN_EVALUATION),
     "eval_do_concat_batches": Fixed((True,), OWN_EVALUATION),

@@ -48,6 +48,11 @@ class ModelOptions(Options):
         "Train LoRA adapters. The reference is the model with the adapters off, so no copy of it is needed.",
         short=True,
     )
+    load_in_4bit: bool = knob(
+        False,
+        "Hold the model's linear layers in 4 bits (NF4) and train adapters on them; needs use_peft, bitsandbytes and a GPU.",
+    )
+    load_in_8bit: bool = knob(False, "The same in 8 bits.")
     lora_r: int = knob(16, LORA_RANK, above=0)
     lora_alpha: int = knob(32, LORA_SCALE, above=0)
     lora_target_modules: list[str] | None = knob(
@@ -56,6 +61,21 @@ class ModelOptions(Options):
     disable_dropout: bool = knob(
         True, "Turn off the model's dropout; in the published code, dropout never acts either."
     )
+
+    @property
+    def bits(self) -> int | None:
+        """The bits in which linear layers are held; None for all of them."""
+        return 4 if self.load_in_4bit else 8 if self.load_in_8bit else None
+
+    def check_together(self) -> None:
+        super().check_together()
+        if self.load_in_4bit and self.load_in_8bit:
+            raise UserError("load_in_4bit and load_in_8bit exclude each other; leave one of them out")
+        if self.bits and not self.use_peft:
+            raise UserError(
+                f"load_in_{self.bits}bit: weights of {self.bits} bits cannot be trained; add use_peft, which trains adapters on "
+                "them, or leave it out"
+            )
 
 
 @dataclass

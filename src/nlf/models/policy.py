@@ -39,6 +39,7 @@ from nlf.models.loading import (
     progress_bar_hidden,
 )
 from nlf.models.names import MODEL_SOURCES
+from nlf.models.quantized import check_trainable, merged, quantization
 from nlf.models.reading import AdapterOff, adapter_off, vocabulary_size
 from nlf.models.sources import model_path
 from nlf.models.tokenizer_files import remember_files, save_tokenizer
@@ -131,8 +132,12 @@ def load_model(
     revision: str = "main",
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    bits: int | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal LM and its tokenizer from a folder, a GGUF file or the hub, or by a name (`model_path`).
+
+    Args:
+        bits: Hold the linear layers in 4 or 8 bits; None = in `dtype`.
 
     Raises:
         UserError: no such folder, file or hub id, not a causal LM, files that are damaged or lack tensors, an unknown dtype; or
@@ -150,6 +155,7 @@ def load_model(
         stored = config.get_text_config().dtype  # from_pretrained overwrites it
         tokenizer = load_tokenizer(path, **source)
         options = {"config": config, "dtype": dtype, "attn_implementation": attn_implementation, **source}
+        options |= quantization(bits, dtype)
         with progress_bar_hidden(name_or_path == EMBEDDED):  # the embedded model loads at once
             model = load_weights(AutoModelForCausalLM, path, **options)
     model.config.name_or_path = name_or_path  # 'embedded' instead of the installation's folder
@@ -201,9 +207,10 @@ def prepare_policy(
         reference_model: The frozen reference; None = a copy of `model`, or `model` with its adapter off.
 
     Raises:
-        UserError: the tokenizer does not fit the model (`fitted_tokenizer`), the reference has other tokens, or the
-            tokenizer has no room for new ones.
+        UserError: the tokenizer does not fit the model (`fitted_tokenizer`), the reference has other tokens, the
+            tokenizer has no room for new ones, or the model is quantized and gets no adapter.
     """
+    check_trainable(model, adapted=peft_config is not None or hasattr(model, "peft_config"))
     identity, tokenizer = identity_of(model), fitted_tokenizer(model, tokenizer)
     if peft_config is None and hasattr(model, "peft_config"):
         check_own_adapter(model)
@@ -239,7 +246,7 @@ def save_policy(policy: Policy, folder: str | Path, *, as_stored: bool = False) 
     model = policy.model
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(folder / "adapter")
-        model = copy.deepcopy(cast(Any, model)).merge_and_unload()  # a method of peft
+        model = merged(model)
         if as_stored and is_widened(model, policy.identity):
             model.to(policy.identity.dtype)
     # transformers' own generate shall never sample added tokens either; it must be able to sample EOS

@@ -27,6 +27,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from nlf.errors import UserError
 from nlf.models.identity import weights_digest
 from nlf.models.policy import Policy
+from nlf.models.quantized import bits_of
 
 MODELS = ("model", "reference_model")  # the fields of a Policy that hold weights
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of gathered weights, by the run's mixed precision
@@ -61,10 +62,14 @@ def skeleton(policy: Policy, accelerator: Accelerator) -> Policy | None:
     Call it before training shards the policy.
 
     Raises:
-        UserError: LoRA trains rows of the embeddings, which cannot be sharded by this backend.
+        UserError: LoRA trains rows of the embeddings, which cannot be sharded by this backend, or the model is quantized.
     """
     if not shards_weights(accelerator):
         return None
+    if bits := bits_of(policy.model):
+        raise UserError(
+            f"weights of {bits} bits are not sharded: use accelerate config multi_gpu, or leave load_in_{bits}bit out"
+        )
     if hasattr(policy.model, "peft_config") and policy.added_token_ids:
         tied = policy.model.config.get_text_config().tie_word_embeddings
         if accelerator.distributed_type == "DEEPSPEED" or tied:
@@ -122,8 +127,8 @@ def place_reference(
 
 @contextlib.contextmanager
 def moved(model: nn.Module | None, device: torch.device) -> Iterator[None]:
-    """Inside the `with` block, the model is on this device; afterwards it is moved back."""
-    if model is None:
+    """Inside the `with` block, the model is on this device; afterwards it is moved back. A quantized model cannot be moved."""
+    if model is None or bits_of(model):
         yield
         return
     home = next(model.parameters()).device

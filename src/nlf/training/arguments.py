@@ -208,10 +208,6 @@ def _check_trackers(args: TrainingArguments) -> None:
 def _check_device(args: TrainingArguments) -> None:
     if args.fp16 and args.device.type == "cpu":
         raise UserError("fp16 needs a GPU; on a CPU use bf16, or neither")
-    if args.use_liger_kernel and (find_spec("liger_kernel") is None or args.device.type == "cpu"):
-        raise UserError("use_liger_kernel needs a GPU and `pip install liger-kernel`; leave it out")
-    if args.liger_kernel_config and not args.use_liger_kernel:
-        raise UserError("liger_kernel_config has no effect without use_liger_kernel; add that, or leave it out")
 
 
 def _check_activations(args: TrainingArguments) -> None:

@@ -17,6 +17,7 @@ from nlf.models.encoder import PromptEncoder
 from nlf.models.identity import name_of
 from nlf.models.names import gguf_digest
 from nlf.models.policy import Policy
+from nlf.models.quantized import bits_of
 from nlf.rewards import Reward
 from nlf.rewards.registry import without_version
 from nlf.secrets import is_secret
@@ -90,6 +91,8 @@ def sampling_settings(
         settings["max_feedback_length"] = encoder.max_feedback_length
     if scheme and args.credit_coef:
         settings["sampled_under"] = "several tags"
+    if bits := bits_of(policy.model):
+        settings["bits"] = bits
     conversational = any(isinstance(prompt["prompt"], list) for prompt in prompts[:1])
     if conversational and has_clock(policy.tokenizer):
         settings["chat_template_date"] = str(DATE.date())

@@ -11,14 +11,12 @@ vLLM's processes end after the last part, before rollouts are scored.
 """
 
 import contextlib
-import copy
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -28,6 +26,7 @@ from nlf.config import sampler_options
 from nlf.data.files import write_folder
 from nlf.errors import UserError
 from nlf.models.policy import Policy, save_policy
+from nlf.models.quantized import merged
 from nlf.models.sharding import DTYPES, whole
 from nlf.sampling.factory import vllm_sampler
 from nlf.sampling.vllm import VLLMSampler, require_vllm
@@ -105,8 +104,7 @@ def plain_start(policy: Policy) -> Policy:
     """The reference as a model that can be saved: with LoRA, a copy of the policy without its adapter."""
     if policy.reference_model is not None:
         return replace(policy, model=policy.reference_model, reference_model=None)
-    adapted: Any = copy.deepcopy(policy.model)  # a peft model
-    return replace(policy, model=adapted.unload())
+    return replace(policy, model=merged(policy.model, adapter=False))
 
 
 @contextlib.contextmanager
