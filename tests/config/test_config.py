@@ -23,7 +23,7 @@ max_feedback_length num_generations max_completion_length min_completion_length 
 sampler_compile tensor_parallel_size gpu_memory_utilization eval_num_generations eval_top_p
 prompts_per_iteration steps_per_iteration pool_keep quantile_scope quantile_rule quantile_weights prompts_per_part
 plain distill nll_coef contrast_coef credit_coef credit credit_lambda beta entropy_coef kl_direction reference_device
-kl_budget adaptive_kl target_kl target_entropy horizon num_completions_to_print
+kl_budget adaptive_kl target_kl target_entropy horizon num_completions_to_print log_completions
 """.split()
 SHORT = """
 model_name_or_path dtype use_peft dataset_name eval_dataset dataset_prompt_column max_prompts max_prompt_length reward_funcs

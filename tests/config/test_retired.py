@@ -12,7 +12,7 @@ from nlf.errors import UserError
 OLD = {  # what every config.yaml of before held, at the defaults of then
     "guidance_scale": 0.0, "negative_tag": None, "eval_negative_tag": None, "eval_tag": None,
     "eval_min_completion_length": 0, "eval_max_completion_length": 20, "eval_top_k": 0, "eval_guidance_scale": 0.0, "eval_temperature": 1.0,
-    "log_completions": True, "adaptive_entropy": False, "entropy_horizon": 2500, "data_parallel_size": 1,
+    "adaptive_entropy": False, "entropy_horizon": 2500, "data_parallel_size": 1,
     "max_tries": 8, "max_failures_in_a_row": 5, "lora_dropout": 0.0, "cache_dir": None,
     "sampling_batch_tokens": None,
 }  # fmt: skip
@@ -55,7 +55,6 @@ def test_a_value_that_means_what_holds_today_is_dropped(values):
         ({"eval_max_completion_length": 9}, "`nlf evaluate` takes --max_completion_length"),
         ({"eval_top_k": 5}, "eval_top_p"),
         ({"eval_guidance_scale": 1.0}, "evaluates without guidance, and `nlf evaluate` takes --guidance_scales"),
-        ({"log_completions": False}, "only if num_completions_to_print asks"),
         ({"adaptive_entropy": True}, "set target_entropy"),
         ({"entropy_horizon": 9, "target_entropy": 40.0}, "horizon serves beta and entropy_coef"),
         ({"data_parallel_size": 2}, "one process for each GPU"),
@@ -99,7 +98,7 @@ def test_a_recipe_may_hold_retired_knobs_that_change_no_result(tmp_path, caplog)
     from nlf.cli.train import settings_of, train_settings_knobs
 
     recipe, knobs = tmp_path / "old.yaml", train_settings_knobs()
-    recipe.write_text("max_tries: 3\ncache_dir: x\nlog_completions: true\nbeta: 2.0\n", encoding="utf-8")
+    recipe.write_text("max_tries: 3\ncache_dir: x\nbeta: 2.0\n", encoding="utf-8")
     assert settings_of(str(recipe), {}, knobs) == {"beta": 2.0}
     (line,) = caplog.messages
     assert f"{recipe}: max_tries, cache_dir: these are no longer settings of training" in line
@@ -138,7 +137,7 @@ def test_retired_knobs_are_not_in_the_help_and_not_proposed(capsys):
 
 def test_an_old_run_resumes_unless_a_retired_knob_changed_it(tmp_path):
     now = {"beta": 2.0, "target_entropy": None, "sampler": "hf"}
-    old = {**OLD, "beta": 2.0, "target_entropy": 40.0, "log_completions": False, "sampling_batch_tokens": 512}
+    old = {**OLD, "beta": 2.0, "target_entropy": 40.0, "sampling_batch_tokens": 512}
 
     def claim(**changes):
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(old | changes), encoding="utf-8")

@@ -79,9 +79,6 @@ RETIRED: dict[str, Retired] = {
     "eval_top_k": Retired("int", only(0), EVALUATE.format("with eval_top_p,", "top_k")),
     "eval_temperature": Retired("float", only(1), EVALUATE.format("at temperature 1,", "temperature")),
     "eval_guidance_scale": Retired("float", only(0), EVALUATE.format("without guidance,", "guidance_scales")),
-    "log_completions": Retired(
-        "bool", only(True), "completions are logged only if num_completions_to_print asks for some; leave it out"
-    ),
     "adaptive_entropy": Retired("bool", _entropy_is_steered, "set target_entropy (its default was 40)"),
     "entropy_horizon": Retired("int", _is_horizon, "horizon serves beta and entropy_coef; set that"),
     "data_parallel_size": Retired("int", only(1), "start one process for each GPU (docs/scaling.md)"),

@@ -261,8 +261,13 @@ class ObjectiveOptions(Options):
 
 @dataclass
 class LogOptions(Options):
-    """Completions in the log."""
+    """Completions in the log and in trackers."""
 
+    log_completions: bool = knob(
+        False,
+        "Show the completions of each iteration and each evaluation as a table in wandb, trackio and tensorboard; they may "
+        "hold offensive language.",
+    )
     num_completions_to_print: int = knob(
         0, "Completions that each evaluation logs; they may hold offensive language.", least=0
     )

@@ -101,13 +101,13 @@ def evaluation_metrics(found: Measured) -> dict[str, float]:
     return values | unscored
 
 
-def warn_of_unscored(results: Mapping[str, float], rewards: Sequence[Reward], completions: int) -> None:
+def warn_of_unscored(results: Mapping[str, float], rewards: Sequence[Reward], lines: Sequence[Generation]) -> None:
     """Log a line for each reward that could not score more than 2 % of an evaluation's completions.
 
     Args:
         results: The metrics by `evaluation_metrics`.
     """
-    counts = {**results, "completions": completions}
+    counts = {**results, "completions": sum(len(line["completions"]) for line in lines)}
     for line in of_counts(counts, [reward.label for reward in rewards], "evaluation"):
         logger.warning("%s", line)
 

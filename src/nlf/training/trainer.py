@@ -41,6 +41,7 @@ from nlf.training.arguments import check_measured
 from nlf.training.auditing import AuditWatch, prompt_means
 from nlf.training.batches import Group, PoolDataset, collate
 from nlf.training.collector import RolloutCollector, Scoring, Source
+from nlf.training.completions import tell_evaluation, tell_iteration
 from nlf.training.config import ALTConfig, compile_for_all_shapes
 from nlf.training.console import Console
 from nlf.training.credit import Credited, CreditRules, credit_of
@@ -50,7 +51,6 @@ from nlf.training.evaluation import (
     evaluated_lines,
     evaluation_metrics,
     kept_random_state,
-    log_completions,
     pool_statistics,
     scarce_tags,
     scores_of,
@@ -366,6 +366,7 @@ class ALTTrainer(StagedTrainer):
                 scarce = scarce_tags(pool, self.feedback) if iteration == 0 else []
                 for line in [*scarce, *unscored_lines(pool, iteration, self.feedback, worst_of(self.inputs.rewards))]:
                     logger.warning("%s", line)
+                tell_iteration(self, iteration)
             logs = pool_statistics(pool, quantiles, iteration, self.feedback) | self.reward_metrics.take()
             self.log(logs | (credit.logs if credit else {}))
 
@@ -429,9 +430,8 @@ class ALTTrainer(StagedTrainer):
             for line in self.watch.add(prompt_means(found, self.inputs.auditor_labels)):
                 self._tell(line)
         if self.is_world_process_zero():
-            log_completions(lines, [*auditors, *rewards], self.args.num_completions_to_print, self.state.global_step)
-            completions = sum(len(line["completions"]) for line in lines)
-            warn_of_unscored(evaluation_metrics(found), rewards, completions)
+            tell_evaluation(self, lines, found, metric_key_prefix)
+            warn_of_unscored(evaluation_metrics(found), rewards, lines)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
