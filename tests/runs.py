@@ -51,11 +51,14 @@ def make(
     prompts=tiny.PROMPTS,
     peft_config=None,
     disable_dropout=True,
+    name_or_path="",
     **changes,
 ):
-    """A trainer of a tiny model; `changes` are settings."""
+    """A trainer of a tiny model, as if loaded from `name_or_path`; `changes` are settings."""
+    model = tiny.model(architecture)
+    model.config.name_or_path = name_or_path or model.config.name_or_path
     return ALTTrainer(
-        tiny.model(architecture),
+        model,
         reward_funcs=reward,
         args=settings(folder, **changes),
         train_dataset=prompts,

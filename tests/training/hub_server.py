@@ -54,7 +54,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         if path.endswith("/auth-check/write"):
             return self.answer(200 if self.server.writable else 403, {})
-        return self.answer(200, {"id": "me/x", "sha": "0" * 40, "siblings": []})
+        card = {"license": "mit"} if path.endswith("/someone/start") else {}
+        return self.answer(200, {"id": "me/x", "sha": "0" * 40, "siblings": [], "cardData": card})
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))

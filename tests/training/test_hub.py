@@ -6,7 +6,7 @@ import pytest
 import runs
 import tiny
 from hub_server import TOKEN, HubServer
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from peft import LoraConfig
 
 from nlf.errors import UserError
@@ -75,6 +75,23 @@ def test_a_merged_adapter_is_uploaded_as_a_plain_model(hub, tmp_path):
     trainer = runs.make(tmp_path / "run", peft_config=lora, **PUSH, hub_strategy="end", num_train_epochs=1)
     trainer.train()
     assert hub.commits[-1][2].keys() == MODEL and (tmp_path / "run" / "adapter").is_dir()
+
+
+def test_a_run_and_its_plain_model_go_to_a_repository_each_with_a_card_that_the_hub_reads(hub, tmp_path):
+    """The start is a model of the hub, whose licence the hub's own card of it says."""
+    trainer = runs.make(
+        tmp_path / "run", **PUSH, hub_strategy="end", plain="true", credit_coef=1.0, contrast_coef=None,
+        num_train_epochs=1, steps_per_iteration=1, eval_strategy="epoch", name_or_path="someone/start",
+    )  # fmt: skip
+    trainer.train()
+    assert [each["name"] for each in hub.created] == ["x", "x-plain"]
+    (_, _, tagged), (_, _, plain) = hub.commits
+    assert tagged.keys() == MODEL and plain.keys() == MODEL - {"tags.json"}
+    for name, content in (("run", tagged), ("run/plain", plain)):
+        card = ModelCard(content["README.md"].decode()).data
+        assert (card.base_model, card.license, card.model_name) == ("someone/start", "mit", name)
+        assert any(result.metric_type == "reward" for result in card.eval_results)
+    assert b'model="me/x-plain"' in plain["README.md"]
 
 
 @pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])

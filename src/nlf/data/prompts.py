@@ -218,6 +218,16 @@ def _check_messages(messages: list, where: str) -> None:
         raise UserError(f"{where}: the last message is empty; expected some text; remove the line or fill it")
 
 
+def is_hub_id(source: str | Path) -> bool:
+    """Whether a source of prompts is neither the embedded prompts nor a file, so that the hub is asked for it."""
+    return str(source).partition(":")[0] != EMBEDDED and not (_suffix(Path(source)) or Path(source).exists())
+
+
+def _suffix(path: Path) -> str | None:
+    """The end of a file's name that says how to read it; None for any other name."""
+    return next((suffix for suffix in READERS if path.name.lower().removesuffix(".gz").endswith(suffix)), None)
+
+
 def _records(source: str | Path, column: str, hub: Callable[[str], Located], config: str | None) -> Located:
     """(place, record) of every row; the place names file and line for errors.
 
@@ -225,7 +235,7 @@ def _records(source: str | Path, column: str, hub: Callable[[str], Located], con
         hub: Reads a hub data set.
     """
     path = Path(source).expanduser()
-    suffix = next((s for s in READERS if path.name.lower().removesuffix(".gz").endswith(s)), None)
+    suffix = _suffix(path)
     if path.is_dir():
         raise UserError(f"{source}: a folder; expected a file in it, ending in {', '.join(READERS)} (also with .gz)")
     if suffix and config:

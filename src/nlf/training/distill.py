@@ -50,7 +50,7 @@ from nlf.training.lessons import (
     lesson_loss,
     lessons,
 )
-from nlf.training.model_card import usage
+from nlf.training.model_card import CardFacts, head, is_local, licence_of, usage
 from nlf.training.objective import loss_of_groups
 from nlf.training.settings import model_facts
 
@@ -152,7 +152,8 @@ def _distill(teacher: Policy, options: DistillOptions, folder: Path) -> None:
     student.identity = ModelIdentity(str(folder))  # its weights are no longer those that were loaded
     write_folder(folder, partial(save_policy, student))
     shown = usage(teacher, str(folder), taught[0].student_tag, not isinstance(prompts[0]["prompt"], str))
-    card = distilled_card(options.model, base.model, taught, shown, folder)
+    facts_of_card = CardFacts(licence=licence_of(base.model), dataset_name=run.get("dataset_name"))
+    card = distilled_card(options.model, base.model, taught, shown, folder, facts_of_card)
     write_text(folder / "README.md", card)
     facts = model_facts(base.model) | {"distilled_from": options.model}
     write_text(folder / FACTS, json.dumps(facts, indent=1))
@@ -386,11 +387,7 @@ def evaluation_options(options: DistillOptions, folder: Path) -> EvaluateOptions
 # ---- the model card -----------------------------------------------------------------------------------------------
 
 CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
-base_model: {base}
-tags: [nlf, language-feedback, alignment, distillation]
----
+{head}---
 # {name}
 
 `{base}`, taught by `nlf` {version} what `{model}` writes under guidance: {taught}.
@@ -400,17 +397,19 @@ It is an ordinary causal language model{how}.
 """
 
 
-def distilled_card(model: str, base: str, taught: Sequence[Lesson], usage: str, folder: Path) -> str:
+def distilled_card(model: str, base: str, taught: Sequence[Lesson], usage: str, folder: Path, facts: CardFacts) -> str:
     """The README.md of the student.
 
     Args:
         usage: A code block that uses the student.
+        facts: Licence of the base, and the source of the prompts.
     """
     guided = [f'"{each.tag}" away from "{each.negative}", guidance {each.scale:g}' for each in taught if each.scale]
     plain = taught[0].student_tag is None
     how = ": no tag, no guidance" if plain else ", conditioned on its tags by their words alone"
     return CARD.format(
-        base=base, name=folder.name, version=__version__, model=model, taught="; ".join(guided), how=how,
+        head=head(folder.name, base, facts, ["language-feedback", "alignment", "distillation"], {}),
+        base=Path(base).name if is_local(base) else base, name=folder.name, version=__version__, model=Path(model).name if is_local(model) else model, taught="; ".join(guided), how=how,
         usage=usage,
     )  # fmt: skip
 

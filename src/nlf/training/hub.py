@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 STRATEGIES = (HubStrategy.END, HubStrategy.EVERY_SAVE)
 FAILURES = (OSError, ValueError, LookupError, RuntimeError, httpx2.HTTPError, httpx2.InvalidURL)  # of huggingface_hub
+LICENCE = ("license", "license_name", "license_link")  # the keys of a card's head
 STAGING = ".push"  # start of the names of folders that are uploaded
 
 
@@ -94,6 +95,16 @@ class Hub:
                 f"push_to_hub: cannot write to {self.name} on the hub: {self._reason(error)}; check hub_model_id and the "
                 "token's permissions, or leave out push_to_hub"
             ) from error
+
+    def licence_of(self, model: str) -> dict[str, str]:
+        """The licence that the hub's card of a model names, by the keys of a card's head; empty if it names none."""
+        try:
+            card = transformers_hub.hf_api().model_info(model, token=self.token).card_data
+        except FAILURES as error:  # a card is no reason to lose a model
+            logger.warning("the licence of %s is not known: %s", model, self._reason(error))
+            return {}
+        found = card.to_dict() if card else {}
+        return {key: str(found[key]) for key in LICENCE if found.get(key)}
 
     def push(self, folder: Path, names: Iterable[str], message: str) -> None:
         """Upload these files of a folder; without the LoRA adapter, which is merged into the weights.

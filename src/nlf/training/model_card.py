@@ -1,26 +1,32 @@
-"""The model card beside an aligned model: its training, its use in plain transformers, its last figures."""
+"""The model card beside an aligned model: its training, its use in plain transformers, its last figures.
+
+The head is that of the hub's model cards: base model, licence, data sets, and a `model-index` with the last evaluation.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData, metadata_load
+from yaml import YAMLError
+
 from nlf import __version__
-from nlf.data.files import EMBEDDED
+from nlf.data.files import ASSETS, EMBEDDED
 from nlf.data.markdown import markdown_table
-from nlf.data.prompts import Prompt
+from nlf.data.prompts import Prompt, is_hub_id
 from nlf.models.chat import with_feedback
 from nlf.models.names import meant, origin_of
 from nlf.models.policy import Policy
+from nlf.training.completions import Metrics, evaluation_file, read_metrics
 from nlf.training.config import ALTConfig
+from nlf.training.hub import LICENCE
 
 CARD = "README.md"
 HEAD = """---
-library_name: transformers
-pipeline_tag: text-generation
-{base_model}{license}tags: [nlf, {topic}, alignment]
----
+{head}---
 # {name}
 
 """
@@ -79,36 +85,53 @@ The tokenizer of this model gives other ids for a text that joins the tag and th
 ids of both."""
 
 
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says beside the training.
+
+    Attributes:
+        model: Folder or hub id that the card loads the model from; None = the run's folder.
+        auditors: Labels of scorers whose figures come first.
+        conversational: The run's prompts are conversations; counts for a model without tags.
+        licence: The licence of the model that training started from, by the keys of a card's head.
+        dataset_name, eval_dataset: The sources of the prompts; the card names data sets of the hub.
+    """
+
+    model: str | None = None
+    auditors: Sequence[str] = ()
+    conversational: bool = False
+    licence: Mapping[str, Any] = field(default_factory=dict)
+    dataset_name: str | None = None
+    eval_dataset: str | None = None
+
+
 def model_card(
     run_dir: Path,
     policy: Policy,
     args: ALTConfig,
     history: Sequence[Mapping[str, Any]],
     rewards: str,
-    model: str | None = None,
-    auditors: Sequence[str] = (),
-    conversational: bool = False,
+    facts: CardFacts = CardFacts(),
 ) -> str:
     """Write the card's Markdown.
 
     Args:
-        history: The logged lines of the run; the card shows the last evaluation among them.
+        history: The logged lines of the run; the card shows the last evaluation among them, with the intervals in its file.
         rewards: The labels of the rewards, joined.
-        model: Folder or hub id that the card loads the model from; None = the run's folder.
-        auditors: Labels of scorers whose figures come first.
-        conversational: The run's prompts are conversations; counts for a model without tags.
     """
-    scheme, folder = policy.scheme, model or str(run_dir)
+    scheme, folder = policy.scheme, facts.model or str(run_dir)
+    last: Mapping[str, Any] = next((row for row in reversed(history) if "eval_reward" in row), {})
+    found = read_metrics(evaluation_file(run_dir, "eval", last.get("step", 0)))
     about = _training(policy, args, rewards) | {
-        "results": _results(history, args, auditors, tagged=scheme is not None)
+        "results": _results(last, found, args, facts.auditors, tagged=scheme is not None)
     }
+    topic = "language-feedback" if scheme else "reinforcement-learning"
+    name = run_dir.name if scheme else f"{run_dir.parent.name}/{run_dir.name}"
+    about |= {"name": name, "head": head(name, policy.identity.name, facts, [topic, "alignment"], found)}
     if scheme is None:
-        about["name"] = f"{run_dir.parent.name}/{run_dir.name}"
-        about["usage"] = usage(policy, folder, None, conversational)
-        return (HEAD + PLAIN_TEMPLATE).format(topic="reinforcement-learning", **about)
+        about["usage"] = usage(policy, folder, None, facts.conversational)
+        return (HEAD + PLAIN_TEMPLATE).format(**about)
     return (HEAD + TEMPLATE).format(
-        topic="language-feedback",
-        name=run_dir.name,
         where="in the system message" if scheme.conversational else "before the prompt",
         how=HOW_CONVERSATION if scheme.conversational else HOW_TEXT,
         usage=usage(policy, folder, scheme.best, bool(scheme.conversational)),
@@ -117,14 +140,57 @@ def model_card(
     )
 
 
+def head(name: str, base: str, facts: CardFacts, topics: Sequence[str], found: Metrics) -> str:
+    """The head of a card as YAML, in the form of the hub's model cards.
+
+    Args:
+        name: Of the model.
+        base: Folder or hub id of the model that training started from; a card names no folder of the machine.
+        found: Metrics of the last evaluation, for `model-index`; their names hold the intervals, which the hub's pages have
+            no other place for.
+    """
+    base = origin_of(base)
+    sources = [source for source in (facts.dataset_name, facts.eval_dataset) if source and is_hub_id(source)]
+    evaluated = facts.eval_dataset or EMBEDDED
+    on = evaluated if is_hub_id(evaluated) else Path(evaluated).name.partition(".")[0]
+    results = [
+        EvalResult(
+            "text-generation", on, on, metric, each["value"],
+            metric_name="{} (95 % interval {:.4g} to {:.4g})".format(metric, *each["ci95"]),
+            metric_args={"stderr": each["stderr"], "ci95": each["ci95"]},
+        )
+        for metric, each in found.items()
+    ]  # fmt: skip
+    data = ModelCardData(
+        base_model=None if is_local(base) else base, **facts.licence, library_name="transformers",
+        pipeline_tag="text-generation", datasets=[*dict.fromkeys(sources)] or None, tags=["nlf", *topics],
+        model_name=name if results else None, eval_results=results or None,
+    )  # fmt: skip
+    return f"{data.to_yaml()}\n"
+
+
+def is_local(model: str) -> bool:
+    """Whether a model is none of the hub: a folder of this machine, the embedded model, or one that was made in memory."""
+    return not model or model == EMBEDDED or Path(model).exists()
+
+
+def licence_of(model: str) -> dict[str, str]:
+    """The licence of a fetched model, or in the card of a model's folder, by the keys of a card's head; empty if there is none."""
+    if fetched := meant(model):
+        return {"license": fetched.licence.lower()}
+    path = (ASSETS / "lm" if model == EMBEDDED else Path(model)) / CARD
+    try:
+        found = metadata_load(path) if path.is_file() else None
+    except (OSError, ValueError, YAMLError):  # a card is no reason to lose a model
+        found = None
+    return {key: str(found[key]) for key in LICENCE if found.get(key)} if isinstance(found, dict) else {}
+
+
 def _training(policy: Policy, args: ALTConfig, rewards: str) -> dict[str, Any]:
     """What every card says of the training: the model's start and the main settings."""
-    base, fetched = origin_of(policy.identity.name), meant(policy.identity.name)
-    local = not base or base == EMBEDDED or Path(base).exists()  # a card names no folder of the machine
+    base = origin_of(policy.identity.name)
     return {
-        "base": (Path(base).name if local else base) or "the base model",
-        "base_model": "" if local else f"base_model: {base}\n",
-        "license": f"license: {fetched.licence.lower()}\n" if fetched else "",
+        "base": (Path(base).name if is_local(base) else base) or "the base model",
         "version": __version__,
         "iterations": args.num_train_epochs,
         "steps": args.steps_per_iteration,
@@ -167,21 +233,35 @@ def text_for(policy: Policy, tag: str | None, prompt: str) -> str | None:
 
 
 def _results(
-    history: Sequence[Mapping[str, Any]], args: ALTConfig, auditors: Sequence[str], tagged: bool = True
+    last: Mapping[str, Any], found: Metrics, args: ALTConfig, auditors: Sequence[str], tagged: bool = True
 ) -> str:
-    """The figures of the last evaluation as a table, those by auditors first; empty if the run had no evaluation."""
-    evaluations = [row for row in history if "eval_reward" in row]
-    if not evaluations:
+    """The figures of the last evaluation as a table, those by auditors first; empty if the run had no evaluation.
+
+    Args:
+        last: The logged line.
+        found: The metrics in the evaluation's file.
+    """
+    if not last:
         return ""
     figures = [
         (name.removeprefix("eval_"), value)
-        for name, value in evaluations[-1].items()
+        for name, value in last.items()
         if name.startswith("eval_") and not math.isnan(value)  # such as the repetition of single tokens
     ]
     audited = {name: name.endswith(tuple(f"/{label}" for label in auditors)) for name, _ in figures}
     figures.sort(key=lambda figure: not audited[figure[0]])
-    rows = [[name + (" (auditor)" if audited[name] else ""), f"{value:.4g}"] for name, value in figures]
-    table = markdown_table(["metric", "value"], rows)
+    rows = [
+        [name + (" (auditor)" if audited[name] else ""), f"{value:.4g}", *_interval(found, name)]
+        for name, value in figures
+    ]
+    table = markdown_table(["metric", "value", *(["95 % interval"] if found else [])], rows)
     sampling = f"{args.eval_num_generations} completions a prompt, top-p {args.eval_top_p}"
     sampling += ", best tag" if tagged else ""
     return f"Last evaluation ({sampling}):\n\n{table}\n"
+
+
+def _interval(found: Metrics, name: str) -> list[str]:
+    """The cell of a metric's interval; none if the evaluation left no file."""
+    if not found:
+        return []
+    return ["{:.4g} to {:.4g}".format(*found[name]["ci95"]) if name in found else ""]

@@ -26,7 +26,7 @@ from nlf.models.policy import Policy, save_policy
 from nlf.models.sharding import moved, whole
 from nlf.training.config import ALTConfig
 from nlf.training.distill import distill
-from nlf.training.model_card import CARD, model_card
+from nlf.training.model_card import CARD, CardFacts, is_local, licence_of, model_card
 from nlf.training.resuming import CheckpointTrainer
 
 logger = logging.getLogger(__name__)
@@ -116,13 +116,19 @@ class StagedTrainer(CheckpointTrainer):
             if first:
                 files.write_folder(folder, save)
                 rewards = ", ".join(reward.label for reward in self.inputs.rewards)
-                name = self.hub.name if self.hub else str(self.run_dir)
-                log, auditors = self.state.log_history, self.inputs.auditor_labels
-                chat = self.inputs.conversational
-                card = model_card(self.run_dir, policy, self.args, log, rewards, name, auditors, chat)
+                card = model_card(self.run_dir, policy, self.args, self.state.log_history, rewards, self.card_facts())
                 files.write_text(folder / CARD, card)
         self.accelerator.wait_for_everyone()
         return [*names, CARD]
+
+    def card_facts(self) -> CardFacts:
+        """What the card says beside the training."""
+        base, inputs = self.policy.identity.name, self.inputs
+        return CardFacts(
+            self.hub.name if self.hub else str(self.run_dir), inputs.auditor_labels, inputs.conversational,
+            licence_of(base) if is_local(base) or not self.hub else self.hub.licence_of(base),
+            self.options.get("dataset_name"), self.options.get("eval_dataset"),
+        )  # fmt: skip
 
     def distill(self) -> None:
         """Distill the tagged model in the run's folder, as `nlf distill` does; several processes print the command."""
