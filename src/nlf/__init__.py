@@ -14,7 +14,14 @@ _HOMES = {
     "TagScheme": "nlf.method.tags",
     "UserError": "nlf.errors",
     "distill": "nlf.training.distill",
+    "dry_run": "nlf.cli.calls",
+    "evaluate": "nlf.cli.calls",
     "load_prompts": "nlf.data.prompts",
+    "perplexity": "nlf.cli.calls",
+    "sample": "nlf.cli.calls",
+    "score": "nlf.cli.calls",
+    "train": "nlf.cli.calls",
+    "write_report": "nlf.report",
 }
 __all__ = [*_HOMES, "__version__"]
 

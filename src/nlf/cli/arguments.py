@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nlf.config import OPTION_GROUPS, RENAMED, RETIRED, TRAINING_DEFAULTS, TRAINING_SHORT, TRAINING_TYPES, Options
+from nlf.config import OPTION_GROUPS, RETIRED, TRAINING_DEFAULTS, TRAINING_SHORT, TRAINING_TYPES, Options, full_name
 from nlf.config.knobs import Following, default_of, help_of
 from nlf.config.values import annotations_of, choices_of, converted, type_of
 from nlf.data.files import ASSETS
@@ -31,14 +31,6 @@ DEFAULTS = (
     "separate numbers and names in a list."
 )
 SNAPSHOT = Path(__file__).with_name("training_arguments.json")
-# another name → the knobs that it may stand for, in this order
-ALIASES: dict[str, tuple[str, ...]] = {
-    **{"reward": ("reward_funcs",), "guidance_scale": ("guidance_scales",)},
-    **{old: (new,) for old, new in RENAMED.items()},
-    "model": ("model_name_or_path",),
-    "model_name_or_path": ("model", "eval_model", "base_model"),  # the one that model_revision belongs to
-    "as": ("write_as",),  # Python allows no field of the first name
-}
 NAMES = {"reward_funcs", "audit_funcs", "lora_target_modules", "report_to"}  # lists of names without commas
 
 
@@ -187,13 +179,6 @@ def read_recipe(path: str | Path, knobs: Knobs) -> dict[str, Any]:
             raise UserError(f"{where}{name} is given twice")
         values[name] = convert(knobs[name], entry.value, where)
     return values
-
-
-def full_name(name: str, knobs: Knobs) -> str:
-    """The knob that an alias stands for; a name that is itself a knob is unchanged."""
-    if name in knobs:
-        return name
-    return next((knob for knob in ALIASES.get(name, ()) if knob in knobs), name)
 
 
 def unknown(name: str, known: Iterable[str], where: str = "", what: str = "key") -> UserError:

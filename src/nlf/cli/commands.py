@@ -42,15 +42,22 @@ class Command:
 
     def __call__(self, argv: Sequence[str]) -> int:
         """Read the arguments, run the command, print what it returns, and return the exit code."""
+        print(self.run_with(self.given(argv, self.knobs())))
+        return 0
+
+    def run_with(self, given: dict[str, Any]) -> str:
+        """Run the command with these options, by the names of knobs, and return what it shows.
+
+        Raises:
+            UserError: a required option is missing, or a value is not allowed; or the command cannot do its work.
+        """
         knobs = self.knobs()
-        given = self.given(argv, knobs)
         if not any(given.get(option) for option in self.instead):
             self.check_required(given, knobs)
         options = self.options(given, knobs)
         others = {**self.instead, **self.variants}
         module, run = next((call for option, call in others.items() if given.get(option)), (self.module, self.run))
-        print(getattr(importlib.import_module(module), run)(options))
-        return 0
+        return getattr(importlib.import_module(module), run)(options)
 
     def knobs(self) -> dict[str, Knob]:
         """The knobs of the command, group after group."""

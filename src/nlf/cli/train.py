@@ -95,9 +95,7 @@ def train(argv: Sequence[str]) -> int:
     values = settings_of(special["config"], given, knobs)
     options = train_options(values)
     if special["dry_run"]:
-        from nlf.cli.dry_run import Schedule, plan
-
-        return show(plan(options, Schedule.of(values, knobs, options)))
+        return show(planned(values, options))
     wanted = {name: special[name] for name in LAUNCH_FLAGS if special[name] is not None}
     if special["accelerate_config"]:
         if given.get("hub_token"):  # accelerate shows its arguments when a process fails
@@ -107,7 +105,9 @@ def train(argv: Sequence[str]) -> int:
         raise UserError(
             f"--{next(iter(wanted))} belongs to --accelerate_config; give --accelerate_config too, or start with torchrun"
         )
-    return run(values)
+    for report in run(values)[1]:
+        print(f"model: {report.parent}\nreport: {report}")
+    return 0
 
 
 def help_page(argv: Sequence[str]) -> str | None:
@@ -178,11 +178,22 @@ def train_options(values: Mapping[str, Any]) -> config.TrainOptions:
     return options
 
 
+def planned(values: Mapping[str, Any], options: config.TrainOptions) -> dict[str, str]:
+    """The cost of a run, as `nlf train --dry_run` shows it: names and figures.
+
+    Args:
+        values: The given settings, from which `train_options` made the options.
+    """
+    from nlf.cli.dry_run import Schedule, plan
+
+    return plan(options, Schedule.of(values, train_settings_knobs(), options))
+
+
 # ---- the run ------------------------------------------------------------------------------------------------------
 
 
-def run(values: dict[str, Any]) -> int:
-    """Train and write the report; returns the exit code."""
+def run(values: dict[str, Any]) -> tuple["ALTTrainer", list[Path]]:
+    """Train and write the reports; returns the trainer, and the page of each model that this process wrote."""
     from nlf.data.locks import locked_folder
 
     resume = values.pop("resume_from_checkpoint", None)
@@ -192,16 +203,13 @@ def run(values: dict[str, Any]) -> int:
     with locked_folder(Path(args.output_dir)):
         if is_first_process():
             check_free(Path(args.output_dir), bool(resume))
-        train_from_config(args, model_options, data_options, resume)
-        if is_first_process():
+        trainer = train_from_config(args, model_options, data_options, resume)
+        folders = [Path(args.output_dir), *([plain_folder(args.output_dir)] if args.plain == "true" else [])]
+        # several processes leave the plain model to another command
+        written = [each for each in folders if is_first_process() and (each / "config.json").is_file()]
+        if written:
             from nlf.report import write_report
-
-            folders = [Path(args.output_dir), *([plain_folder(args.output_dir)] if args.plain == "true" else [])]
-            for folder in folders:
-                if (folder / "config.json").is_file():  # several processes leave the plain model to another command
-                    print(f"model: {folder}")
-                    print(f"report: {write_report([folder])}")
-    return 0
+        return trainer, [write_report([folder]) for folder in written]
 
 
 def build(values: dict[str, Any]) -> tuple["ALTConfig", config.ModelOptions, config.DataOptions]:

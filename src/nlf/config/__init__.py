@@ -9,6 +9,7 @@ Departures from the published code: K tags make K quantiles, top-k and top-p are
 alone choose the objective.
 """
 
+from nlf.config.aliases import full_name
 from nlf.config.commands import (
     COMMAND_GROUPS,
     COMMAND_OPTIONS,
@@ -53,7 +54,7 @@ from nlf.config.objective import (
     precision,
     take_recorded,
 )
-from nlf.config.retired import RENAMED, RETIRED, current, renamed
+from nlf.config.retired import RETIRED, current, renamed
 from nlf.config.rewards import MeasureOptions, RemoteOptions, RewardOptions, TrainRemoteOptions, remote_options
 from nlf.config.sampling import (
     EvalSamplingOptions,
@@ -86,7 +87,6 @@ __all__ = [
     "COMMAND_OPTIONS",
     "FIXED",
     "OPTION_GROUPS",
-    "RENAMED",
     "RETIRED",
     "STEP",
     "TRAINING_DEFAULTS",
@@ -145,6 +145,7 @@ __all__ = [
     "eval_sampling_options",
     "fill_in",
     "followed",
+    "full_name",
     "is_open",
     "join_attributes",
     "knob",

@@ -21,7 +21,7 @@ import yaml
 from transformers import Trainer, TrainingArguments
 
 from nlf import __version__
-from nlf.config import DistillOptions, EvaluateOptions, ModelOptions, SamplingOptions
+from nlf.config import DistillOptions, EvaluateOptions, ModelOptions, SamplingOptions, full_name
 from nlf.data.files import refuse_others, write_folder, write_text
 from nlf.data.generations import read
 from nlf.data.locks import locked_folder
@@ -115,6 +115,7 @@ def options_of(knobs: dict[str, Any]) -> DistillOptions:
         UserError: an unknown name, or an impossible value.
     """
     defaults = asdict(DistillOptions())
+    knobs = {full_name(name, defaults): value for name, value in knobs.items()}
     unknown = [name for name in knobs if name not in defaults]
     if unknown:
         raise UserError(f"distill has no option {unknown[0]!r}; there are {', '.join(defaults)}")
