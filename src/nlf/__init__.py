@@ -16,6 +16,7 @@ _HOMES = {
     "distill": "nlf.training.distill",
     "dry_run": "nlf.cli.calls",
     "evaluate": "nlf.cli.calls",
+    "import_checkpoint": "nlf.cli.calls",
     "load_prompts": "nlf.data.prompts",
     "perplexity": "nlf.cli.calls",
     "sample": "nlf.cli.calls",

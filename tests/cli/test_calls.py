@@ -64,5 +64,7 @@ def test_mistakes_are_those_of_the_command_line(tmp_path):
         nlf.evaluate()
     with pytest.raises(UserError, match="^learning_rate: 'high' where float"):
         nlf.dry_run(learning_rate="high")
+    with pytest.raises(UserError, match="^--output_dir is missing"):
+        nlf.import_checkpoint(checkpoint=tmp_path / "x.pth")
     with pytest.raises(UserError, match="no shipped recipe"):
         nlf.train("nowhere")

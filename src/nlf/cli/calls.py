@@ -73,6 +73,11 @@ def evaluate(**knobs: Any) -> dict[str, Any]:
     return json.loads(Path(folder, RESULTS).read_text(encoding="utf-8"))
 
 
+def import_checkpoint(**knobs: Any) -> str:
+    """`nlf import`: turn a checkpoint of the published code into a model folder; returns what the command shows."""
+    return _run(commands.IMPORT, knobs)
+
+
 def _run(command: commands.Command, knobs: dict[str, Any]) -> str:
     return command.run_with(_named(knobs, command.knobs()))
 

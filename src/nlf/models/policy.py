@@ -207,8 +207,7 @@ def prepare_policy(
         reference_model: The frozen reference; None = a copy of `model`, or `model` with its adapter off.
 
     Raises:
-        UserError: the tokenizer does not fit the model (`fitted_tokenizer`), the reference has other tokens, the
-            tokenizer has no room for new ones, or the model is quantized and gets no adapter.
+        UserError: tokenizer, reference and model do not fit (`fitted_tokenizer`), or a quantized model gets no adapter.
     """
     check_trainable(model, adapted=peft_config is not None or hasattr(model, "peft_config"))
     identity, tokenizer = identity_of(model), fitted_tokenizer(model, tokenizer)
