@@ -128,7 +128,7 @@ def test_an_auditor_that_is_a_reward_is_refused_in_one_line():
 
 def test_flags_yaml_and_python_name_them_alike(monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr("nlf.cli.train.run", lambda values: seen.append(values.get("audit_funcs")) or 0)
+    monkeypatch.setattr("nlf.cli.train.run", lambda values: (seen.append(values.get("audit_funcs")), []))
     file = tmp_path / "r.yaml"
     for text in ("[local, audit]", "local,audit"):
         file.write_text(f"reward_funcs: sentiment\naudit_funcs: {text}\n")
