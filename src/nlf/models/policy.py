@@ -245,7 +245,7 @@ def save_policy(policy: Policy, folder: str | Path, *, as_stored: bool = False) 
     model = policy.model
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(folder / "adapter")
-        model = merged(model)
+        model = cast(Any, merged(model))
         if as_stored and is_widened(model, policy.identity):
             model.to(policy.identity.dtype)
     # transformers' own generate shall never sample added tokens either; it must be able to sample EOS
