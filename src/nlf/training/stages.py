@@ -126,7 +126,7 @@ class StagedTrainer(CheckpointTrainer):
         base, inputs = self.policy.identity.name, self.inputs
         return CardFacts(
             self.hub.name if self.hub else str(self.run_dir), inputs.auditor_labels, inputs.conversational,
-            licence_of(base) if is_local(base) or not self.hub else self.hub.licence_of(base),
+            licence_of(base) or (self.hub.licence_of(base) if self.hub and not is_local(base) else {}),
             self.options.get("dataset_name"), self.options.get("eval_dataset"),
         )  # fmt: skip
 
