@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 import nlf
 from nlf.cli.arguments import read_recipe, train_knobs
 from nlf.cli.main import main
-from nlf.config.objective import COEFFICIENTS, DEFAULTS, learning_rate
+from nlf.config.objective import COEFFICIENTS, DEFAULTS, fill_in_length, learning_rate
+from nlf.data.prompts import kind_of, load_prompts
 from nlf.method.tags import DEFAULT_TAGS, TagScheme
 
 FOLDER = Path(nlf.__file__).parent / "assets" / "recipes"
@@ -59,11 +60,10 @@ def resolved(values: dict, folder: Path) -> dict:
     """Every setting of a run with these values, as training sees it; the folder holds no run."""
     from nlf.cli.train import build
 
-    return {
-        name: value
-        for part in build({**values, "output_dir": str(folder), "use_cpu": True})
-        for name, value in vars(part).items()
-    }
+    args, model, data = build({**values, "output_dir": str(folder), "use_cpu": True})
+    if data.dataset_name == "embedded":
+        fill_in_length(args, kind_of(load_prompts(data.dataset_name)))
+    return {name: value for part in (args, model, data) for name, value in vars(part).items()}
 
 
 def test_the_recipe_of_smollm2_is_a_short_run_by_credit_in_batches_of_64(tmp_path):

@@ -174,7 +174,7 @@ def test_dry_run_tells_the_cost(capsys, tmp_path):
     out = capsys.readouterr().out
     assert "60 an iteration, 180 in all" in out
     assert "90 (3 evaluations of 10 prompts)" in out
-    assert "at most 5,400" in out  # (180 + 90) x 20
+    assert "at most 17,280, 64 a completion" in out  # (180 + 90) x 64, the default for text
     assert "270; 270 of them remote, 0.1 hours" in out
     assert "120 of 64 completions, each run 3 times" in out
     assert "credit" not in out and "prefixes" not in out
@@ -310,7 +310,8 @@ def test_evaluate_hands_on_its_options(monkeypatch, capsys):
     assert capsys.readouterr().out == "the table\n"
     options = seen[0]
     assert (options.model, options.max_prompts, options.tag, options.guidance_scales) == ("runs/x", 9, "none", [0.5])
-    assert (options.num_generations, options.top_p, options.max_completion_length) == (25, 0.9, 20)
+    assert (options.num_generations, options.top_p) == (25, 0.9)
+    assert config.is_open("max_completion_length", options.max_completion_length)  # it follows the run, or the prompts
     assert "--model is missing" in fails(capsys, "evaluate")
 
 

@@ -19,7 +19,7 @@ model_name_or_path model_revision dtype attn_implementation trust_remote_code re
 lora_alpha lora_target_modules disable_dropout dataset_name dataset_config dataset_streaming eval_dataset dataset_prompt_column dataset_train_split
 dataset_test_split max_prompts max_eval_prompts max_prompt_length reward_funcs reward_weights audit_funcs reward_normalization
 replay rate_limit max_concurrency request_timeout tags tag_template separator tag_tokens attributes attribute_template feedback_sampling
-max_feedback_length num_generations max_completion_length min_completion_length temperature top_p top_k sampler
+max_feedback_length feedback_position chat_template_kwargs num_generations max_completion_length min_completion_length temperature top_p top_k sampler
 sampler_compile tensor_parallel_size gpu_memory_utilization eval_num_generations eval_top_p
 prompts_per_iteration steps_per_iteration pool_keep quantile_scope quantile_rule quantile_weights prompts_per_part
 plain distill nll_coef contrast_coef credit_coef credit credit_lambda beta entropy_coef kl_direction reference_device
@@ -65,13 +65,13 @@ def test_sampling_of_training_of_evaluation_and_of_commands():
     assert config.eval_sampling_options(options) == config.SamplingOptions(
         num_generations=25, max_completion_length=9, top_p=0.9
     )
-    for command in (config.SampleOptions(), config.EvaluateOptions()):
+    for command in (config.SampleOptions(max_completion_length=20), config.EvaluateOptions(max_completion_length=20)):
         assert config.sampling_options(command) == config.SamplingOptions(num_generations=25, top_p=0.9)
 
 
 def test_the_sampling_rule_keeps_its_order():
     """Stamps of rollouts digest it, so runs of before resume only while names and order stay."""
-    assert vars(config.sampling_options(config.TrainOptions())) == {
+    assert vars(config.sampling_options(config.TrainOptions(max_completion_length=20))) == {
         "num_generations": 4, "max_completion_length": 20, "min_completion_length": 0, "temperature": 1.0,
         "top_p": 1.0, "top_k": 0, "guidance_scale": 0.0, "negative_tag": None,
     }  # fmt: skip

@@ -195,7 +195,6 @@ MESSAGES = {
     "texts": (["why"], 'message 1: expected {"role": "user", "content": "…"} with both as text, found "why"'),
     "no role": ([CHAT[0], {"content": "a"}], "message 2: expected"),
     "content of parts": ([{"role": "user", "content": [{"type": "image"}]}], "message 1: expected"),
-    "answered already": ([*CHAT, {"role": "assistant", "content": "So."}], "the last message is the assistant's"),
     "nothing asked": ([{"role": "user", "content": " "}], "the last message is empty"),
 }
 

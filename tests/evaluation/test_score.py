@@ -328,6 +328,29 @@ def test_the_table_of_two(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("name", ["t.jsonl", "t.parquet"])
+def test_completions_that_are_messages_are_scored_as_in_training(tmp_path, name):
+    """TRL's conversational prompt-completion rows; the text is that of the last message."""
+    talk = [{"role": "user", "content": "hello"}]
+    said = [[{"role": "assistant", "content": text}] for text in ("one", "three")]
+    rows = [{"prompt": talk, "completion": completion} for completion in said]
+    write_rows(tmp_path / name, rows)
+    seen = []
+
+    def length(prompts, completions, **columns):
+        seen.extend([completions, prompts])
+        return [float(len(completion[-1]["content"])) for completion in completions]
+
+    score_file(tmp_path / name, [Reward(length)], text_column="completion")
+    assert seen == [said, [[], []]]
+    table = tmp_path / name
+    found = [json.loads(line) for line in table.read_text().splitlines()] if name == "t.jsonl" else None
+    if found:
+        assert [row["scores"]["length"]["reward"] for row in found] == [3.0, 5.0]
+    else:
+        assert pq.read_table(table)["scores/length/reward"].to_pylist() == [3.0, 5.0]
+
+
 def test_progress_counts_every_text_of_every_reward(tmp_path):
     path, seen = generations_file(tmp_path / "generations.jsonl", 5), []
     for _ in range(2):
@@ -345,6 +368,7 @@ def test_progress_counts_every_text_of_every_reward(tmp_path):
         ("t.jsonl", '{"text": "a"}\n[1]\n', r"t\.jsonl:2: expected an object, found list"),
         ("t.jsonl", '{"txt": "a", "id": 1}\n', "row 1: no column 'text'; there are 'txt', 'id'; .*--text_column"),
         ("t.jsonl", '{"text": "a"}\n{"text": null}\n', "row 2: column 'text' holds null, expected text"),
+        ("t.jsonl", '{"text": [{"role": "user"}]}\n', "row 1: column 'text' holds .*, expected text or messages"),
         ("t.jsonl", '{"text": "a", "scores": [1]}\n', "row 1: column 'scores' is taken"),
         ("t.jsonl", '{"text": "a", "x": NaN}\n', "row 1: a value that is not JSON"),
         ("t.jsonl", '{"text": "\\ud800"}\n', "row 1: a value that is not JSON"),

@@ -141,12 +141,6 @@ def test_text_for_a_chat_run_and_messages_for_a_text_run_are_refused():
     chat_encoder(scheme=TagScheme()).check(as_prompts([{"prompt": "hello"}]))  # an older run may be of either kind
 
 
-def test_a_conversation_is_never_cut():
-    encoder = chat_encoder(max_prompt_length=4)
-    with pytest.raises(UserError, match=r"prompt 1 .*over max_prompt_length 4, and conversations are not cut"):
-        encoder.check(as_prompts([{"prompt": USER}]))
-
-
 def test_the_advice_is_never_an_option_that_cannot_help():
     encoder = PromptEncoder(tiny.tokenizer(), TagScheme())
     rows = as_prompts([{"prompt": "the river " * 30}])

@@ -15,7 +15,7 @@ from nlf import config
 from nlf.cli.arguments import Knob
 from nlf.config import TrainOptions
 from nlf.config.knobs import Following
-from nlf.data.prompts import load_prompts
+from nlf.data.prompts import PromptRow, kind_of, load_prompts
 from nlf.errors import UserError
 from nlf.method.credit import MOST_PLACES
 from nlf.models.names import MODEL_SOURCES
@@ -83,14 +83,16 @@ def plan(options: TrainOptions, schedule: Schedule) -> dict[str, str]:
     Raises:
         UserError: the prompts, the rewards or the model cannot be found.
     """
-    n, shapes = counts(options, schedule), weight_shapes(options)
+    prompts = prompts_of(options, options.dataset_name, options.dataset_train_split, options.max_prompts)
+    config.fill_in_length(options, kind_of(prompts))
+    n, shapes = counts(options, schedule, len(prompts)), weight_shapes(options)
     tokens = (n.sampled + n.evaluated) * options.max_completion_length
     return {
         "training prompts": f"{n.prompts:,}",
         "iterations": f"{n.iterations:,}" + (", and as many for the plain model" if n.stages > 1 else ""),
         "completions": f"{n.per_iteration:,} an iteration, {n.sampled:,} in all",
         "evaluation completions": f"{n.evaluated:,} ({n.evaluations:,} evaluations of {n.eval_prompts:,} prompts)",
-        "tokens sampled": f"at most {tokens:,}",
+        "tokens sampled": f"at most {tokens:,}, {options.max_completion_length:,} a completion",
         "scorer calls": scorer_calls(options, n),
         **prefix_calls(options, n),
         "optimizer steps": "; ".join(f"{n.steps:,} of {n.batch:,} completions, {each}" for each in passes(options)),
@@ -112,9 +114,8 @@ def by_credit(options: TrainOptions, schedule: Schedule, n: Counts, shapes: Shap
     return {"credit": told.removeprefix("credit: ")}
 
 
-def counts(options: TrainOptions, schedule: Schedule) -> Counts:
-    """Count prompts, iterations, steps and completions."""
-    prompts = num_prompts(options, options.dataset_name, options.dataset_train_split, options.max_prompts)
+def counts(options: TrainOptions, schedule: Schedule, prompts: int) -> Counts:
+    """Count iterations, steps and completions of a run on so many prompts."""
     epochs, per_iteration = math.ceil(schedule.num_train_epochs), options.steps_per_iteration
     steps = schedule.max_steps if schedule.max_steps > 0 else epochs * per_iteration
     iterations = math.ceil(steps / per_iteration)
@@ -123,7 +124,7 @@ def counts(options: TrainOptions, schedule: Schedule) -> Counts:
     eval_prompts = 0
     if evaluations:
         split, limit = options.dataset_test_split, options.max_eval_prompts
-        eval_prompts = num_prompts(options, options.eval_dataset, split, limit)
+        eval_prompts = len(prompts_of(options, options.eval_dataset, split, limit))
     on_each_device = schedule.per_device_train_batch_size * schedule.gradient_accumulation_steps
     return Counts(
         prompts=prompts,
@@ -138,13 +139,11 @@ def counts(options: TrainOptions, schedule: Schedule) -> Counts:
     )
 
 
-def num_prompts(options: TrainOptions, source: str, split: str, limit: int | None) -> int:
-    """Count the prompts of a source."""
-    return len(
-        load_prompts(
-            source, column=options.dataset_prompt_column, split=split, limit=limit,
-            config=options.configuration_of(source), streaming=options.dataset_streaming,
-        )
+def prompts_of(options: TrainOptions, source: str, split: str, limit: int | None) -> list[PromptRow]:
+    """The prompts of a source."""
+    return load_prompts(
+        source, column=options.dataset_prompt_column, split=split, limit=limit,
+        config=options.configuration_of(source), streaming=options.dataset_streaming,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from nlf.config.sampling import (
     SampleRuleOptions,
     refuse_guidance,
 )
-from nlf.config.tags import TAGS_OR_FILE
+from nlf.config.tags import TAGS_OR_FILE, VARIABLES
 from nlf.config.training import (
     CONFIGURATION,
     DTYPE,
@@ -57,6 +57,12 @@ class LoadOptions(Options):
     model_revision: str = knob("main", REVISION)
     dtype: Dtype = knob("float32", DTYPE)
     trust_remote_code: bool = knob(False, TRUST)
+    chat_template_kwargs: dict | None = knob(
+        None,
+        "Variables of the chat templates of all models of the command, such as '{\"enable_thinking\": false}'; null is the "
+        "run's.",
+        rule=VARIABLES,
+    )
 
 
 @dataclass
@@ -211,6 +217,9 @@ class PerplexityOptions(Options):
     model_revision: str = knob("main", "Hub revision of eval_model.")
     dtype: Dtype = knob("float32", DTYPE)
     trust_remote_code: bool = knob(False, TRUST)
+    chat_template_kwargs: dict | None = knob(
+        None, "Variables of eval_model's chat template, for prompts that are conversations.", rule=VARIABLES
+    )
     batch_tokens: int | None = knob(None, BATCH_TOKENS, above=0)
     published: bool = knob(
         False,

@@ -176,12 +176,12 @@ def _typed(f: Field, annotation: Any, value: Any) -> Any:
 
 
 def check_value(name: str, value: Any, rule: Rule | None = None) -> None:
-    """Check that the rule of a value holds. None is always allowed.
+    """Check that the rule of a value holds. None, and a default that is still to follow, are always allowed.
 
     Raises:
         UserError: the error names the knob, the value and what was expected.
     """
-    if rule and value is not None and not rule.holds(value):
+    if rule and value is not None and not isinstance(value, Following) and not rule.holds(value):
         raise UserError(f"{name}: {shown(value)} where {rule.expected} was expected")
 
 

@@ -3,7 +3,8 @@
 `DEFAULTS` is the table of these defaults: one column for runs that train tokens by their credit, one for all others.
 `fill_in` chooses the objective and fills in every knob that the person left open. The learning rate of a run by credit
 follows the size of the model, so ALTTrainer fills it in (`learning_rate`); so do the parts in which a step is computed
-(`at_once`), and the device decides about bf16.
+(`at_once`), and the device decides about bf16. The length of completions follows the prompts (`LENGTHS`), so whoever has
+read them fills it in (`fill_in_length`).
 """
 
 import math
@@ -35,6 +36,9 @@ DEFAULTS: dict[str, Default] = {
     "eval_steps":            Default(       1 / 3,               None),  # of all steps
     "save_total_limit":      Default(           2,               None),
 }  # fmt: skip
+LENGTH = "max_completion_length"
+LENGTHS = {"conversations": 256, "text": 64, "the embedded prompts": 20}  # its default, by the kind of prompts
+LENGTHS_SHOWN = ", ".join(f"{length} for {prompts}" for prompts, length in LENGTHS.items())
 RATE, RATE_PARAMETERS = 2e-4, 3e6  # the learning rate with credit, of a model of this number of parameters
 RATE_OF_LORA = 10  # times that of all weights
 SHOWN = {
@@ -58,7 +62,7 @@ NULL_MEANS = (
 
 def following(name: str) -> Following:
     """What stands in the place of the value of a knob that the person left open, with the words that the help shows."""
-    if words := (SHOWN | OF_THE_MACHINE).get(name):
+    if words := (SHOWN | OF_THE_MACHINE | {LENGTH: LENGTHS_SHOWN}).get(name):
         return Following(words)
     credit, other = ("null" if value is None else value for value in DEFAULTS[name])
     if name == "learning_rate":
@@ -130,6 +134,22 @@ def followed(options: Any, by_credit: bool) -> dict[str, Any]:
     return found
 
 
+def fill_in_length(options: Any, prompts: str) -> bool:
+    """Fill in `max_completion_length` if the person left it open.
+
+    Args:
+        prompts: Their kind, a key of `LENGTHS`.
+
+    Returns:
+        Whether it was open.
+    """
+    if not is_open(LENGTH, options.max_completion_length):
+        return False
+    options.max_completion_length = LENGTHS[prompts]
+    options.filled_in = {**getattr(options, "filled_in", {}), LENGTH: LENGTHS[prompts]}
+    return True
+
+
 def take_recorded(options: Any, recorded: Mapping[str, Any]) -> None:
     """Take the knobs that the person left open from an earlier start of the same run.
 
@@ -142,7 +162,7 @@ def take_recorded(options: Any, recorded: Mapping[str, Any]) -> None:
         ("beta", "kl_budget"),
         BATCH,
         ("bf16",),
-        *((name,) for name in DEFAULTS if name not in ("beta", "kl_budget")),
+        *((name,) for name in (*DEFAULTS, LENGTH) if name not in ("beta", "kl_budget")),
     ):
         if all(is_open(name, getattr(options, name, 0)) for name in names):
             for name in names:

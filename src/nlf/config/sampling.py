@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from nlf.config.knobs import Options, Rule, among, knob, like
+from nlf.config.knobs import Following, Options, Rule, among, knob, like
+from nlf.config.objective import LENGTH, following
 from nlf.config.rewards import DAY
 from nlf.errors import UserError
 
 MOST_GUIDANCE = 1000
+OF_A_RUN = Following(f"the run's, else {following(LENGTH)}")
 TEMPERATURE = Rule(lambda t: t == 0 or t >= 1e-4, "0, or a number from 0.0001,")  # float32 divides by no less
 
 
@@ -16,7 +18,7 @@ class TrainSamplingOptions(Options):
     """How rollouts are drawn."""
 
     num_generations: int = knob(4, "Completions of each prompt.", above=0, short=True)
-    max_completion_length: int = knob(20, "Most new tokens of a completion.", above=0, short=True)
+    max_completion_length: int = knob(following(LENGTH), "Most new tokens of a completion.", above=0, short=True)
     min_completion_length: int = knob(0, "EOS cannot be sampled before this length.", least=0)
     temperature: float = knob(
         1.0, "Divide the logits by this number; 0 takes the most likely token.", rule=TEMPERATURE, short=True
@@ -32,11 +34,14 @@ class TrainSamplingOptions(Options):
 
     def check_together(self) -> None:
         super().check_together()
-        if self.min_completion_length > self.max_completion_length:
-            raise UserError(
-                f"min_completion_length ({self.min_completion_length}) is above max_completion_length "
-                f"({self.max_completion_length})"
-            )
+        check_length(self)
+
+
+def check_length(options: Any) -> None:
+    """Raise UserError if completions have a minimum length above their maximum length."""
+    least, most = options.min_completion_length, options.max_completion_length
+    if not isinstance(most, Following) and least > most:
+        raise UserError(f"min_completion_length ({least}) is above max_completion_length ({most})")
 
 
 NEGATIVE_TAG = "The tag that guidance moves away from; null is the worst tag."
@@ -46,6 +51,7 @@ NEGATIVE_TAG = "The tag that guidance moves away from; null is the worst tag."
 class SamplingOptions(TrainSamplingOptions):
     """How completions are drawn, guidance included."""
 
+    max_completion_length: int = like(TrainSamplingOptions, LENGTH, 20)
     guidance_scale: float = knob(
         0.0,
         "Strength g of guidance: transformers' guidance_scale minus 1. Tokens are sampled from (1+g) log p(.|tag) - g log "
@@ -61,6 +67,7 @@ class SampleRuleOptions(SamplingOptions):
     """How `nlf sample` draws completions; the defaults are those of the published evaluation."""
 
     num_generations: int = like(SamplingOptions, "num_generations", 25)
+    max_completion_length: int = like(SamplingOptions, LENGTH, OF_A_RUN)
     top_p: float = like(SamplingOptions, "top_p", 0.9)
 
 
@@ -69,6 +76,7 @@ class EvaluateRuleOptions(TrainSamplingOptions):
     """How `nlf evaluate` draws completions; it has the list guidance_scales in place of one guidance_scale."""
 
     num_generations: int = like(SamplingOptions, "num_generations", 25)
+    max_completion_length: int = like(SamplingOptions, LENGTH, OF_A_RUN)
     top_p: float = like(SamplingOptions, "top_p", 0.9)
     negative_tag: str | None = knob(None, NEGATIVE_TAG)
 

@@ -1,5 +1,6 @@
 """Knobs of the tags, the words that name the quantiles, and of several attributes with their own tags."""
 
+import keyword
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -17,6 +18,32 @@ def _are_tags(tags: list[str]) -> bool:
 
 TAGS = Rule(_are_tags, "two or more different tags, best first")
 TAGS_OR_FILE = Rule(lambda tags: _are_tags(tags) or (len(tags) == 1 and tags[0].endswith(".json")), TAGS.expected)
+
+TEMPLATE_GIVEN = {"messages", "add_generation_prompt", "continue_final_message"}  # what every rendering gives
+
+
+def _are_variables(values: dict[str, Any]) -> bool:
+    return all(n.isidentifier() and not keyword.iskeyword(n) and n not in TEMPLATE_GIVEN for n in values)
+
+
+VARIABLES = Rule(_are_variables, "an object with names of variables other than messages and add_generation_prompt")
+
+
+@dataclass
+class ChatOptions(Options):
+    """Prompts that are conversations."""
+
+    feedback_position: Literal["auto", "system", "user"] = knob(
+        "auto",
+        "Where a conversation holds its feedback. system: in the system message. user: at the head of the first user message. "
+        "auto: in the system message if the chat template shows one, else at the head of the first user message.",
+    )
+    chat_template_kwargs: dict | None = knob(
+        None,
+        "Variables of the model's chat template, such as '{\"enable_thinking\": false}'. They become defaults in the template "
+        "that is saved with the model.",
+        rule=VARIABLES,
+    )
 
 
 @dataclass

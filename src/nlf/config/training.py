@@ -8,7 +8,7 @@ from nlf.config.knobs import FollowingList, Options, Rule, knob
 from nlf.config.objective import fill_in, following
 from nlf.config.rewards import RewardOptions, TrainRemoteOptions, check_one_each
 from nlf.config.sampling import EvalSamplingOptions, RolloutSamplerOptions, TrainSamplingOptions
-from nlf.config.tags import QuantileRule, TagOptions, attributes_of, join_attributes
+from nlf.config.tags import ChatOptions, QuantileRule, TagOptions, attributes_of, join_attributes
 from nlf.errors import UserError
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
@@ -111,8 +111,8 @@ class DataOptions(Options):
     )
     max_prompt_length: int | None = knob(
         None,
-        "Most tokens of a prompt; a longer prompt loses its first tokens. Null: a prompt that does not fit the context is "
-        "an error.",
+        "Most tokens of a prompt; a longer text loses its first tokens, a longer conversation its oldest turns. Null: a prompt "
+        "that does not fit the context is an error.",
         above=0,
         short=True,
     )
@@ -279,6 +279,7 @@ OPTION_GROUPS: dict[str, type[Options]] = {
     "Rewards": RewardOptions,
     "Remote rewards": TrainRemoteOptions,
     "Tags": TagOptions,
+    "Conversations": ChatOptions,
     "Sampling": TrainSamplingOptions,
     "Sampler": RolloutSamplerOptions,
     "Evaluation": EvalSamplingOptions,
@@ -293,6 +294,7 @@ class RunOptions(
     RewardOptions,
     TrainRemoteOptions,
     TagOptions,
+    ChatOptions,
     TrainSamplingOptions,
     RolloutSamplerOptions,
     EvalSamplingOptions,

@@ -23,6 +23,7 @@ from nlf.errors import UserError
 from nlf.method.prompt_order import number_occurrences
 
 PROMPTS = ASSETS / "prompts"
+CONVERSATIONS, TEXT, EMBEDDED_PROMPTS = "conversations", "text", "the embedded prompts"  # kinds of prompts
 
 
 Prompt = str | list[dict]  # text, or messages with role and content
@@ -161,6 +162,17 @@ def all_conversations(rows: Iterable[PromptRow]) -> bool:
     return kinds == {False}
 
 
+def kind_of(rows: Sequence[PromptRow]) -> str:
+    """The kind of prompts, by the first of them; the default length of completions follows it."""
+    if not isinstance(rows[0]["prompt"], str):
+        return CONVERSATIONS
+    paths = sorted(PROMPTS.glob("*.jsonl"))
+    embedded = {
+        prompt_id(record["prompt"]) for path in paths for _, record in _jsonl(path.read_bytes(), str(path), "")
+    }
+    return EMBEDDED_PROMPTS if rows[0]["prompt_id"] in embedded else TEXT
+
+
 def _row(record: Any, column: str, where: str) -> PromptRow:
     """A record as a prompt row.
 
@@ -210,10 +222,6 @@ def _check_messages(messages: list, where: str) -> None:
                 f'{where}, message {number}: expected {{"role": "user", "content": "…"}} with both as text, '
                 f"found {json.dumps(message, default=str)[:60]}"
             )
-    if messages[-1]["role"] == "assistant":
-        raise UserError(
-            f"{where}: the last message is the assistant's; expected a user message to answer; leave the answer out"
-        )
     if not messages[-1]["content"].strip():
         raise UserError(f"{where}: the last message is empty; expected some text; remove the line or fill it")
 

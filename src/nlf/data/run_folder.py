@@ -61,6 +61,7 @@ OF_TAGS = {
         "attribute_template",
         "feedback_sampling",
         "max_feedback_length",
+        "feedback_position",
     ),
     *("quantile_rule", "quantile_scope", "quantile_weights", "nll_coef", "contrast_coef"),
 }

@@ -42,7 +42,7 @@ from nlf.evaluation import exports, intervals, metrics, unscored
 from nlf.evaluation.headlines import headlines
 from nlf.evaluation.perplexity import measure_file, model_label
 from nlf.evaluation.pipeline import divergence_of, metrics_of
-from nlf.evaluation.run_defaults import Scorers, recorded_base, scorers_of, with_prompts
+from nlf.evaluation.run_defaults import Scorers, recorded_base, scorers_of, with_length, with_prompts
 from nlf.evaluation.sample import prompt_sampler, sample_file
 from nlf.evaluation.score import SUM, score_file
 from nlf.evaluation.systems import (
@@ -126,6 +126,7 @@ def evaluate(options: EvaluateOptions, compare: Compare, scorers: Scorers | None
         refuse_others_results(folder)
         options = with_prompts(options, options.model)
         sets = all_prompt_sets(options)
+        options = with_length(options, options.model, [prompts.rows for prompts in sets])
         exports.check_sets(options.format, folder, sets)
         policy, instruments = loaded(options, sets, scorers or scorers_of(options, options.model))
         by_set = [
@@ -150,7 +151,8 @@ def loaded(options: EvaluateOptions, sets: Sequence[PromptSet], scorers: Scorers
         UserError: a model cannot be loaded, a scorer needs a column that the prompts lack, or a model cannot read a prompt.
     """
     check_calls(scorers.all, {name for each in sets for row in each.rows for name in other_columns(row)})
-    policy = with_tags(load_for_commands(options.model, options), options.tags)
+    policy = load_for_commands(options.model, options)
+    policy = with_tags(policy, options.tags, [row for each in sets for row in each.rows])
     if options.reverse_prompts and policy.scheme is None:
         raise UserError(f"reverse_prompts: {options.model} has no tags whose order could be reversed; give --tags")
     base = load_base(options)

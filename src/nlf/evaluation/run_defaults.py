@@ -1,4 +1,5 @@
-"""What a command takes from the run that made its model, unless the person names it: prompts and scorers.
+"""What a command takes from the run that made its model, unless the person names it: prompts, the length of completions, the
+variables of the chat template, and scorers.
 
 The run's record is all that counts. What it does not record is asked for in one line, never replaced by something else. A
 model that is no run is sampled on the embedded prompts and scored by `local`.
@@ -10,8 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nlf.config import EvaluateOptions, PromptOptions, remote_options
+from nlf.config import EvaluateOptions, SampleOptions, is_open, remote_options
+from nlf.config.objective import LENGTH, LENGTHS
 from nlf.data.files import EMBEDDED
+from nlf.data.prompts import PromptRow, kind_of
 from nlf.data.run_folder import MODEL_DIGEST, trained_run
 from nlf.errors import UserError
 from nlf.models.names import SUFFIX, gguf_digest
@@ -22,7 +25,7 @@ from nlf.rewards.registry import configure, recorded_version, resolve_reward
 logger = logging.getLogger(__name__)
 
 SPLITS = {"dataset_name": "train", "eval_dataset": "test"}
-Prompted = TypeVar("Prompted", bound=PromptOptions)
+Drawn = TypeVar("Drawn", SampleOptions, EvaluateOptions)
 
 
 @dataclass(frozen=True)
@@ -47,17 +50,19 @@ class Scorers:
         return [*self.rewards, *self.auditors]
 
 
-def with_prompts(options: Prompted, model: str) -> Prompted:
-    """The options with prompts: those that the person named, or else those of the model's run.
+def with_prompts(options: Drawn, model: str) -> Drawn:
+    """The options with prompts and variables of chat templates: those that the person named, or else those of the model's run.
 
     A run without evaluation prompts is sampled on its training prompts, with a line that says so.
 
     Raises:
         UserError: the run does not record its prompts.
     """
+    run = trained_run(model)
+    if options.chat_template_kwargs is None:
+        options = replace(options, chat_template_kwargs=run.get("chat_template_kwargs"))
     if options.prompts is not None:
         return options
-    run = trained_run(model)
     if not run:
         return replace(options, prompts=[EMBEDDED])
     name = "eval_dataset" if run.get("eval_dataset") else "dataset_name"
@@ -76,6 +81,21 @@ def with_prompts(options: Prompted, model: str) -> Prompted:
         dataset_test_split=run.get(f"dataset_{SPLITS[name]}_split", SPLITS[name]) if split == "test" else split,
         max_prompts=min(limits, default=None),
     )
+
+
+def with_length(options: Drawn, model: str, sets: Sequence[Sequence[PromptRow]]) -> Drawn:
+    """The options with a length of completions: the one that the person named, or else that of the model's run.
+
+    For a model that is no run it follows the prompts, and is the longest of those of the sets.
+
+    Raises:
+        UserError: it is below the minimum length that the person named.
+    """
+    if not is_open(LENGTH, options.max_completion_length):
+        return options
+    recorded = trained_run(model).get(LENGTH)
+    length = recorded or max(LENGTHS[kind_of(rows)] for rows in sets)
+    return replace(options, max_completion_length=length)
 
 
 def recorded_prompts(run: Mapping[str, Any], name: str, model: str) -> str:

@@ -21,7 +21,7 @@ from nlf.data.progress import progress_bar
 from nlf.data.prompts import NumberedPrompt, PromptRow, numbered, other_columns
 from nlf.data.run_folder import model_folder
 from nlf.errors import UserError
-from nlf.evaluation.run_defaults import with_prompts
+from nlf.evaluation.run_defaults import with_length, with_prompts
 from nlf.evaluation.systems import PromptSet, chosen_tag, load_for_commands, negative_tag, prompt_sets, slug, with_tags
 from nlf.models.identity import vocabulary_digest
 from nlf.models.policy import Policy
@@ -36,9 +36,11 @@ EVALUATION = -1  # the iteration in the random numbers of samples that no traini
 def sample_command(options: SampleOptions) -> str:
     """`nlf sample`: sample every source of prompts into a file, and return one line about each file."""
     options = replace(options, model=model_folder(options.model))
-    folder, options = Path(options.output_dir), with_prompts(options, options.model)
+    folder = Path(options.output_dir)
+    options = with_prompts(options, options.model)
     with locked_folder(folder):
         sets = prompt_sets(options, options.prompts or [])
+        options = with_length(options, options.model, [prompts.rows for prompts in sets])
         names = [FILE if len(sets) == 1 else f"generations-{slug(prompts.source)}.jsonl" for prompts in sets]
         for name in names:
             refuse_other_lines(folder / name)
@@ -48,7 +50,7 @@ def sample_command(options: SampleOptions) -> str:
 def _sample(sources: Sequence[tuple[Path, PromptSet]], options: SampleOptions) -> str:
     """Sample the prompts of each source into its file, and return one line about each file."""
     policy = load_for_commands(options.model, options, "cpu" if options.sampler != "hf" else None)
-    policy = with_tags(policy, options.tags)
+    policy = with_tags(policy, options.tags, [row for _, prompts in sources for row in prompts.rows])
     tag, sampling = chosen_tag(policy, options.tag), sampling_options(options)
     negative = negative_tag(policy, options.negative_tag) if sampling.guidance_scale else None
     sampling = replace(sampling, negative_tag=negative)
@@ -122,11 +124,14 @@ def sample_file(
 def settings_of(sampler: PromptSampler, tag: str | None) -> dict:
     """The `settings` of a line: everything that its completions depend on, except the prompt and the tag."""
     policy = sampler.policy
+    position = policy.scheme.feedback_position if policy.scheme else None
     return {
         "model": policy.identity.name,
         "model_revision": policy.revision,
         "vocabulary": vocabulary_digest(policy.tokenizer, policy.added_token_ids),
         "template": policy.scheme.template if policy.scheme and tag else None,
+        "chat_template_kwargs": policy.chat_template_kwargs,
+        "feedback_position": position if tag and position != "system" else None,  # older files do not name it
         **asdict(sampler.options),
         "sampler": sampler.sampler.label,
         "seed": sampler.seed,

@@ -38,6 +38,7 @@ from nlf.evaluation.score_files import FEEDBACK, SCORES, WORDS, Form, form_of
 from nlf.evaluation.unscored import BESIDE, percent, warning
 from nlf.method.quantize import total
 from nlf.rewards import Reward, check_weights
+from nlf.rewards.contract import completion_text
 from nlf.rewards.registry import configure, resolve_reward
 from nlf.rewards.tables import nulls, score_completions
 
@@ -361,11 +362,13 @@ def _at(scores: LineScores, where: int | slice) -> dict[str, Any]:
 
 
 def _score_texts(column: str, rows: Sequence[Row], reward: Reward) -> list[dict[str, Any]]:
-    """Score plain texts as completions of an empty prompt; the reward gets the other columns by name."""
+    """Score texts as completions of an empty prompt, and messages as those of a conversation without messages; the reward
+    gets the other columns by name.
+    """
     lines = [
         {
-            "prompt": "",
-            "completions": [row[column]],
+            "prompt": "" if isinstance(row[column], str) else [],
+            "completions": [completion_text(row[column])],
             "completion_ids": [[]],
             "columns": {name: value for name, value in row.items() if name not in (column, SCORES)},
         }

@@ -15,6 +15,7 @@ from nlf.data.files import replacing
 from nlf.data.generations import LineFormat, ReadLines, Row, WriteLines, read_lines, write_lines
 from nlf.data.prompts import READERS
 from nlf.errors import UserError
+from nlf.rewards.contract import completion_text
 
 SCORES = "scores"
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -55,7 +56,7 @@ def form_of(path: Path, column: str = "text") -> Form:
     return Form(
         lambda path: (_checked(row, column, where) for where, row in rows(path)),
         write,
-        lambda row: [row[column]],
+        lambda row: [completion_text(row[column])],
         column,
     )
 
@@ -83,14 +84,23 @@ def _checked(row: Row, column: str, where: str) -> Row:
     if column not in row:
         there = ", ".join(repr(name) for name in row if name != SCORES) or "none"
         raise UserError(f"{where}: no column {column!r}; there are {there}; name the right one with --text_column")
-    if not isinstance(row[column], str):
+    if not (isinstance(row[column], str) or _is_messages(row[column])):
         raise UserError(
-            f"{where}: column {column!r} holds {json.dumps(row[column], default=str)[:40]}, expected text; "
+            f"{where}: column {column!r} holds {json.dumps(row[column], default=str)[:40]}, expected text or messages; "
             "fill it, or remove the row"
         )
     if not isinstance(row.get(SCORES) or {}, dict):
         raise _taken(where)
     return row
+
+
+def _is_messages(value: Any) -> bool:
+    """Whether a value is a completion as a list of messages; its text is that of the last one."""
+    return (
+        bool(value)
+        and isinstance(value, list)
+        and all(isinstance(message, dict) and isinstance(message.get("content"), str) for message in value)
+    )
 
 
 def _taken(where: str) -> UserError:

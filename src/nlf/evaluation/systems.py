@@ -13,10 +13,12 @@ import torch
 from nlf.config import PromptOptions
 from nlf.data.checkpoints import MARKER, numbered
 from nlf.data.locks import refuse_while_written
-from nlf.data.prompts import PromptRow, load_prompts, other_columns
+from nlf.data.prompts import CONVERSATIONS, PromptRow, kind_of, load_prompts, other_columns
 from nlf.data.run_folder import FACTS, is_plain_run, model_folder, settings_in
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
+from nlf.models.chat import set_defaults
+from nlf.models.encoder import feedback_position
 from nlf.models.policy import Policy, best_device, load_policy
 
 logger = logging.getLogger(__name__)
@@ -86,6 +88,9 @@ class LoadingOptions(Protocol):
     @property
     def trust_remote_code(self) -> bool: ...
 
+    @property
+    def chat_template_kwargs(self) -> dict | None: ...
+
 
 def load_for_commands(
     model: str, options: LoadingOptions, device: str | torch.device | None = None, digest: bool = True
@@ -97,7 +102,7 @@ def load_for_commands(
 
     Raises:
         UserError: the model cannot be loaded, is being written by another command, or is that of a run that has not ended
-            or has lost its tags.
+            or has lost its tags; or the command's own model has no such variable of its chat template.
     """
     model = model_folder(model)
     refuse_while_written(Path(model))
@@ -108,6 +113,8 @@ def load_for_commands(
     )  # fmt: skip
     if policy.scheme is None and "train_prompts" in settings_in(Path(model, FACTS)) and not is_plain_run(model):
         raise UserError(f"{model} holds a run without its tags.json; copy the file from one of the run's checkpoints")
+    set_defaults(policy.tokenizer, options.chat_template_kwargs, strict=model == getattr(options, "model", model))
+    policy.chat_template_kwargs = options.chat_template_kwargs
     policy.model.to(torch.device(device or best_device()))  # type: ignore[arg-type]  # transformers hides the type
     return policy
 
@@ -128,19 +135,24 @@ def refuse_unfinished(folder: Path) -> None:
     )
 
 
-def with_tags(policy: Policy, tags: Sequence[str] | None) -> Policy:
+def with_tags(policy: Policy, tags: Sequence[str] | None, prompts: Sequence[PromptRow] = ()) -> Policy:
     """The policy with other tags.
 
     Args:
         tags: Tags, best first, or one path of a `tags.json`; None keeps the policy's own.
+        prompts: The prompts that it will read; conversations show where a model without tags takes them.
 
     Raises:
-        UserError: the tags cannot make a scheme.
+        UserError: the tags cannot make a scheme, or the chat template of a model without tags shows them nowhere.
     """
     if tags is None:
         return policy
     if len(tags) == 1:
         return replace(policy, scheme=TagScheme.load(tags[0]))
+    if policy.scheme is None and prompts and kind_of(prompts) == CONVERSATIONS:
+        position = feedback_position(policy.tokenizer, prompts, tags)
+        scheme = TagScheme(tuple(tags), separator=None, conversational=True, feedback_position=position)
+        return replace(policy, scheme=scheme)
     scheme = replace(policy.scheme or TagScheme(), tags=tuple(tags))
     if policy.scheme is None and scheme.separator and scheme.separator not in policy.tokenizer.get_vocab():
         logger.warning(

@@ -27,6 +27,10 @@ DEFAULT_TAGS = degrees("Toxicity")
 SEPARATOR = "<|separator|>"
 FILE = "tags.json"
 FEEDBACK, PROMPT = "{feedback}", "{prompt}"
+POSITIONS = (
+    "system",
+    "user",
+)  # where a conversation holds its feedback: the system message, or the first user message
 
 
 @dataclass(frozen=True)
@@ -36,20 +40,24 @@ class TagScheme:
     If the template does not contain the separator, `separator` becomes None.
 
     Attributes:
-        conversational: Prompts are conversations, whose system message holds the tag, so that template and separator are
+        conversational: Prompts are conversations, one of whose messages holds the tag, so that template and separator are
             not used; False = prompts are texts; None = unknown.
+        feedback_position: Where a conversation holds the tag, one of `POSITIONS`.
 
     Raises:
         UserError: fewer than two tags; an empty or repeated tag; a template without exactly one `{feedback}` and, after it,
-            one `{prompt}`; tags that the template cannot tell apart.
+            one `{prompt}`; tags that the template cannot tell apart; an unknown position.
     """
 
     tags: tuple[str, ...] = DEFAULT_TAGS
     template: str = FEEDBACK + SEPARATOR + PROMPT
     separator: str | None = SEPARATOR
     conversational: bool | None = None
+    feedback_position: str = POSITIONS[0]
 
     def __post_init__(self) -> None:
+        if self.feedback_position not in POSITIONS:
+            raise UserError(f"feedback_position {self.feedback_position!r}: expected {' or '.join(POSITIONS)}")
         object.__setattr__(self, "tags", tuple(self.tags))
         _check_tags(self.tags)
         _check_template(self.template)
@@ -135,8 +143,9 @@ def read_file(path: str | Path) -> tuple[TagScheme, list[str] | None]:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         known = tuple(fields["tags"]), fields["template"], fields["separator"], fields.get("conversational")
+        position = fields.get("feedback_position", POSITIONS[0])  # older versions knew the system message only
         added = fields.get("added_tokens")
-        return TagScheme(*known), None if added is None else [str(token) for token in added]
+        return TagScheme(*known, position), None if added is None else [str(token) for token in added]
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; expected a folder with a model that nlf has trained") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,9 +1,11 @@
 """Text to token ids: prompts with feedback, padded rows for a forward pass, groups of rows of similar length."""
 
 import bisect
+import contextlib
+import json
 import logging
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property, lru_cache
 from typing import Literal, TypedDict
 
@@ -13,7 +15,16 @@ from transformers import PreTrainedTokenizerBase
 from nlf.data.prompts import Prompt, PromptRow
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
-from nlf.models.chat import check_messages, check_rendered, render, with_feedback
+from nlf.models.chat import (
+    PLACES,
+    check_messages,
+    check_rendered,
+    position_of,
+    render,
+    render_bare,
+    shortened,
+    with_feedback,
+)
 from nlf.models.memory import Limit
 
 logger = logging.getLogger(__name__)
@@ -22,11 +33,7 @@ logger = logging.getLogger(__name__)
 SLACK = 8
 KEPT_PIECES = 4096  # tokenized feedback kept: a judge writes many different sentences
 # What a model was trained on, what a prompt is instead, and what to give.
-KINDS = (
-    "conversations, with the tag in the system message",
-    "text",
-    '[{"role": "user", "content": "…"}] as the prompt',
-)
+KINDS = ("conversations, with the tag {}", "text", '[{"role": "user", "content": "…"}] as the prompt')
 KINDS_OF_TEXT = ("texts, with the tag before the prompt", "a conversation", "text as the prompt")
 
 
@@ -34,11 +41,11 @@ class PromptEncoder:
     """Token ids of a prompt, with or without feedback.
 
     A text prompt becomes `prefix + before + prompt + after`, where before and after come from the tag template, and the
-    prefix holds the tokens that the tokenizer puts before every text, such as BOS. In a conversation the feedback is
-    appended to the system message, and the chat template renders the whole.
+    prefix holds the tokens that the tokenizer puts before every text, such as BOS. In a conversation the feedback goes into
+    the system message or the first user message, and the chat template renders the whole.
 
-    Text prompts over `max_prompt_length` lose their first tokens, a judge's sentences over `max_feedback_length` their
-    last words.
+    Prompts over `max_prompt_length` are cut before feedback is put to them: texts lose their first tokens, conversations
+    their oldest turns. A judge's sentences over `max_feedback_length` lose their last words.
 
     Args:
         added: Ids of tokens that tags added. A text prompt that spells such a token is read as plain text.
@@ -60,10 +67,11 @@ class PromptEncoder:
         self.prefix = prefix_of(tokenizer)
         self.warned_of_cut = False
         self.pieces = lru_cache(KEPT_PIECES)(self._pieces)
+        self._cut = lru_cache(KEPT_PIECES)(self._cut_conversation)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Ids that the reference reads: the prefix and the last `max_prompt_length` tokens of a text, or a whole
-        conversation.
+        """Ids that the reference reads: the prefix and the last `max_prompt_length` tokens of a text, or the turns of a
+        conversation that have as many at most.
 
         Raises:
             UserError: the model cannot read the prompt; the error does not name it.
@@ -71,13 +79,28 @@ class PromptEncoder:
         if isinstance(prompt, str):
             ids = self.plain_ids(prompt)
             return self.prefix + (ids[-self.max_prompt_length :] if self.max_prompt_length else ids)
-        ids = self._chat(prompt)
-        if self.max_prompt_length and len(ids) > self.max_prompt_length:
-            raise UserError(
-                f"it has {len(ids)} tokens, over max_prompt_length {self.max_prompt_length}, and conversations are not "
-                "cut; shorten it, or raise max_prompt_length"
-            )
-        return self._without_added(ids)
+        return self._without_added(self._chat(self.kept(prompt)))
+
+    def kept(self, messages: list[dict]) -> list[dict]:
+        """The messages of a conversation that the models read: the system message and the latest turns.
+
+        Raises:
+            UserError: the last turn alone has more than `max_prompt_length` tokens.
+        """
+        return self._cut(json.dumps(messages)) if self.max_prompt_length else messages
+
+    def _cut_conversation(self, written: str) -> list[dict]:
+        """The kept messages of a conversation in JSON. Call `kept`, which caches them."""
+        assert self.max_prompt_length is not None  # `kept` asks for no cut without it
+        tokens = 0
+        for messages in shortened(json.loads(written)):
+            tokens = len(self._chat(messages))
+            if tokens <= self.max_prompt_length:
+                return messages
+        raise UserError(
+            f"its last turn has {tokens} tokens, over max_prompt_length {self.max_prompt_length}, and conversations are cut "
+            "at whole turns; shorten it, or raise max_prompt_length"
+        )
 
     def plain_ids(self, text: str) -> list[int]:
         """Ids of a text, without any token that tags added, and without the prefix.
@@ -114,7 +137,7 @@ class PromptEncoder:
         if feedback is None:
             return list(prompt_ids)
         if isinstance(prompt, list):
-            return self._chat(with_feedback(prompt, feedback))
+            return self._chat(with_feedback(self.kept(prompt), feedback, self._tag_scheme.feedback_position))
         before, after = self.pieces(feedback)
         return self.prefix + before + list(prompt_ids)[len(self.prefix) :] + after
 
@@ -169,8 +192,8 @@ class PromptEncoder:
         """Refuse prompts that the model cannot read, or would read without their tags.
 
         Raises:
-            UserError: a prompt is text where the model was trained on conversations, or the other way round; a
-                conversation is too long or not rendered whole; or two tags have the same tokens.
+            UserError: a prompt is text where the model was trained on conversations, or the other way round; the last turn
+                of a conversation is too long; it is not rendered whole; or two tags have the same tokens.
         """
         tags = self.scheme.tags if self.scheme else ()
         ids = {tuple(self._tokens(tag)): tag for tag in tags}
@@ -181,24 +204,25 @@ class PromptEncoder:
             )
         shapes: set[tuple] = set()  # the roles of conversations whose messages have been checked
         for number, row in enumerate(rows, 1):
-            try:
+            with naming(number, row):
                 self._check(row["prompt"], tags, shapes)
-            except UserError as error:
-                raise UserError(f"prompt {number} ({str(row['prompt'])[:40]!r}…): {error}") from error
 
     def _check(self, prompt: Prompt, tags: Sequence[str], shapes: set[tuple]) -> None:
         conversational = self.scheme.conversational if self.scheme else None
         if conversational is not None and conversational == isinstance(prompt, str):
             told, found, wanted = KINDS if conversational else KINDS_OF_TEXT
+            told = told.format(PLACES[self._tag_scheme.feedback_position])
             raise UserError(f"it is {found}, and the model was trained on {told}; give {wanted}")
         if isinstance(prompt, str):
             self.plain_ids(prompt)
             return
-        roles = tuple(message["role"] for message in prompt)
-        check_rendered(self.tokenizer, prompt, tags)
-        if roles not in shapes:
+        if tags:
+            check_rendered(self.tokenizer, self.kept(prompt), tags, self._tag_scheme.feedback_position)
+        else:
+            render_bare(self.tokenizer, prompt)
+        if roles_of(prompt) not in shapes:
             check_messages(self.tokenizer, prompt)
-            shapes.add(roles)
+            shapes.add(roles_of(prompt))
         self.prompt_ids(prompt)
 
     def check_fits(
@@ -228,25 +252,77 @@ class PromptEncoder:
             lengths = [len(self.query_ids(tag, ids, row["prompt"])) for tag in (*tags, *words)]
             needed = max(lengths) + max_completion_length
             if needed > context:
-                left = context - needed + len(ids) - len(self.prefix)  # tokens of the prompt that would fit
-                todo = "shorten it" if max(lengths) - len(ids) < context else "choose shorter tags"
-                if isinstance(row["prompt"], str) and left > 0:
-                    todo += f", or set --max_prompt_length {left} to keep its last tokens"
-                elif max(lengths) < context:
-                    todo += f", or set --max_completion_length {context - max(lengths)}"
                 raise UserError(
                     f"prompt {i + 1} ({str(row['prompt'])[:40]!r}…) needs {needed} tokens with its tag and "
-                    f"{max_completion_length} for the completion, the model has {context}; {todo}"
+                    f"{max_completion_length} for the completion, the model has {context}; "
+                    + self._way_out(row["prompt"], len(ids), max(lengths), context, max_completion_length)
                 )
             without_tag = lengths[0] - self.length(tags[0] or "") + max_completion_length
             room = min(room, context - without_tag - SLACK)
         return room if rows else None
+
+    def _way_out(self, prompt: Prompt, tokens: int, longest: int, context: int, max_completion_length: int) -> str:
+        """What to do about a prompt that does not fit the context.
+
+        Args:
+            tokens, longest: Its tokens without a tag, and with the longest.
+        """
+        left = context - longest - max_completion_length + tokens - len(self.prefix)  # tokens of it that would fit
+        todo = "shorten it" if longest - tokens < context else "choose shorter tags"
+        if self._can_be_cut_to(left, prompt):
+            kept = "last tokens" if isinstance(prompt, str) else "latest turns"
+            return f"{todo}, or set --max_prompt_length {left} to keep its {kept}"
+        return f"{todo}, or set --max_completion_length {context - longest}" if longest < context else todo
+
+    def _can_be_cut_to(self, tokens: int, prompt: Prompt) -> bool:
+        """Whether `max_prompt_length` can shorten a prompt to so many tokens."""
+        if isinstance(prompt, str):
+            return tokens > 0
+        *_, last = shortened(prompt)
+        return len(self._chat(last)) <= tokens
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
 
     def _chat(self, messages: list[dict]) -> list[int]:
         return self._tokens(render(self.tokenizer, messages))
+
+
+def feedback_position(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow], tags: Sequence[str], asked: str = "auto"
+) -> str:
+    """Where the feedback of conversations goes, "system" or "user", found by rendering one conversation of each sequence of
+    roles.
+
+    Args:
+        asked: The position; "auto" = the system message if each of them shows the tags there, else the first user message.
+
+    Raises:
+        UserError: one of them shows the tags nowhere, or cannot be rendered.
+    """
+    if asked != "auto":
+        return asked
+    found: dict[tuple[str, ...], str] = {}
+    for number, row in enumerate(rows, 1):
+        messages, roles = row["prompt"], roles_of(row["prompt"])
+        if not isinstance(messages, str) and roles not in found:
+            with naming(number, row):
+                found[roles] = position_of(tokenizer, messages, tags)
+    return "user" if "user" in found.values() else "system"
+
+
+def roles_of(prompt: Prompt) -> tuple[str, ...]:
+    """The roles of a conversation's messages; none of a text."""
+    return () if isinstance(prompt, str) else tuple(str(message["role"]) for message in prompt)
+
+
+@contextlib.contextmanager
+def naming(number: int, row: PromptRow) -> Iterator[None]:
+    """Inside the `with` block, a UserError gets the number and the beginning of a prompt."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"prompt {number} ({str(row['prompt'])[:40]!r}…): {error}") from error
 
 
 def prefix_of(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -56,6 +56,7 @@ class Policy:
         added_token_ids: Ids of the separator and tag tokens that training added, and of tokens that the model had no row
             for.
         identity: Name, revision and digest of the weights; default: read from the model.
+        chat_template_kwargs: The variables that a command gave to the chat template; None = those of the model's files.
     """
 
     model: PreTrainedModel
@@ -64,6 +65,7 @@ class Policy:
     reference_model: PreTrainedModel | None = None
     added_token_ids: tuple[int, ...] = ()
     identity: ModelIdentity = UNKNOWN
+    chat_template_kwargs: dict | None = None
 
     def __post_init__(self) -> None:
         if self.identity == UNKNOWN:
@@ -202,7 +204,7 @@ def prepare_policy(
     """Give the model the tokens of its tags, its adapter and its reference.
 
     Args:
-        scheme: The tags; None = a plain model, which gets no tokens. If prompts are conversations, it has no separator: feedback goes into the system message.
+        scheme: The tags; None = a plain model, which gets no tokens. The tags of conversations have no separator.
         tag_tokens: Represent each tag by one new token (Quark), not by words.
         reference_model: The frozen reference; None = a copy of `model`, or `model` with its adapter off.
 

@@ -10,6 +10,7 @@ from nlf.config import SamplingOptions
 from nlf.data.prompts import NumberedPrompt
 from nlf.data.rollouts import SCHEMA
 from nlf.method.credit import places
+from nlf.models.chat import is_started
 from nlf.models.encoder import PromptEncoder
 from nlf.models.policy import Policy
 from nlf.sampling import Request, Sampler, request_key
@@ -179,10 +180,9 @@ class PromptSampler:
         ]
 
     def _seams(self, prompts: Sequence[NumberedPrompt], encoded: Sequence[list[int]]) -> list[list[int]]:
-        """The last tokens of each prompt that is a text; none of a conversation, where the completion is a message."""
-        return [
-            ids[-SEAM:] if isinstance(p.row["prompt"], str) else [] for p, ids in zip(prompts, encoded, strict=True)
-        ]
+        """The last tokens of each prompt whose text the completion continues; none where it is a message of its own."""
+        continued = [isinstance(p.row["prompt"], str) or is_started(p.row["prompt"]) for p in prompts]
+        return [ids[-SEAM:] if goes_on else [] for goes_on, ids in zip(continued, encoded, strict=True)]
 
     def _decoded(self, ids: list[list[int]]) -> list[str]:
         """The text of each list of token ids, without special tokens."""
@@ -194,7 +194,7 @@ class PromptSampler:
         encoded: Sequence[list[int]],
         flat: Sequence[tuple[int, int, list[int]]],
     ) -> list[str]:
-        """The text of each completion: after a text prompt, the text that continues it.
+        """The text of each completion: after a text prompt or a started message, the text that continues it.
 
         Tokenizers such as Llama 2's leave out the space before the first word of a text, so a completion that is decoded
         alone would be glued to its prompt.

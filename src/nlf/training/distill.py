@@ -170,7 +170,8 @@ def base_of(options: DistillOptions, run: dict[str, Any]) -> DistillOptions:
     if not base:
         raise UserError(f"{options.model} does not name the model it was trained from; name it with --base_model")
     revision = "main" if options.base_model else run.get("model_revision") or "main"
-    return replace(options, model=base, model_revision=revision)
+    variables = options.chat_template_kwargs or run.get("chat_template_kwargs")
+    return replace(options, model=base, model_revision=revision, chat_template_kwargs=variables)
 
 
 def check_vocabulary(teacher: Policy, student: Policy, model: str, base: str) -> None:
@@ -376,6 +377,7 @@ def evaluation_options(options: DistillOptions, folder: Path) -> EvaluateOptions
         model=str(folder),
         model_revision=base.model_revision,
         base_model=base.model,
+        chat_template_kwargs=base.chat_template_kwargs,
         reward_funcs=options.reward_funcs,
         max_completion_length=options.max_completion_length or run.get("max_completion_length", 20),
         max_prompts=options.max_eval_prompts,

@@ -25,6 +25,7 @@ from nlf.sampling.rollout_table import PromptSampler
 
 logger = logging.getLogger(__name__)
 
+MOST_CUT = 0.1  # the share of completions that may reach the longest length without EOS, without a word
 SHARE = 0.25  # a tag is scarce below this part of an equal share of the rollouts
 REFERENCE = "reference"  # the reader's key among the likelihoods of a line
 
@@ -135,6 +136,32 @@ def _unscored(pool: Pool, iteration: int) -> list[tuple[str, np.ndarray, int]]:
     """Each reward's name, its values of an iteration's rollouts, and the number of these that it could not score."""
     new = {name: values[pool.iteration == iteration] for name, values in pool.by_function.items()}
     return [(name, values, int(np.isnan(values).sum())) for name, values in new.items()]
+
+
+def pool_lines(
+    pool: Pool, iteration: int, feedback: Feedback, worst: Collection[str], longest: int | None
+) -> list[str]:
+    """The warnings about a refreshed pool: tags without rollouts, rollouts without rewards, completions without an end.
+
+    Args:
+        worst: Names of the rewards whose None counts as the worst reward.
+        longest: `max_completion_length`; None = completions need no end.
+    """
+    scarce = scarce_tags(pool, feedback) if iteration == 0 else []
+    cut = cut_lines(pool, iteration, longest) if longest else []
+    return [*scarce, *unscored_lines(pool, iteration, feedback, worst), *cut]
+
+
+def cut_lines(pool: Pool, iteration: int, longest: int) -> list[str]:
+    """The warning about an iteration in which more than a tenth of the completions reach the longest length without EOS."""
+    new = pool.iteration == iteration
+    share = float((~pool.ended[new] & (pool.completion_lengths[new] >= longest)).mean()) if new.any() else 0.0
+    if share <= MOST_CUT:
+        return []
+    return [
+        f"warning: iteration {iteration}: {share:.0%} of the completions reach max_completion_length {longest} without EOS, "
+        "so rewards see them without their end; raise --max_completion_length if answers should be whole"
+    ]
 
 
 def unscored_lines(pool: Pool, iteration: int, feedback: Feedback, worst: Collection[str]) -> list[str]:

@@ -7,28 +7,33 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlf import config
 from nlf.data import files, run_folder
 from nlf.data.feedback import AttributeRules, Feedback, RewardRules, make_feedback
 from nlf.data.files import EMBEDDED
 from nlf.data.prompts import (
+    CONVERSATIONS,
+    EMBEDDED_PROMPTS,
     Prompt,
     PromptRow,
     all_conversations,
     as_prompts,
+    kind_of,
     load_prompts,
     other_columns,
     write_prompts,
 )
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
-from nlf.models.encoder import PromptEncoder
+from nlf.models.chat import set_defaults
+from nlf.models.encoder import PromptEncoder, feedback_position
+from nlf.models.fit import fitted_tokenizer
 from nlf.models.identity import identity_of, is_widened
 from nlf.models.memory import WHOLE_STEP
 from nlf.models.names import gguf_digest
-from nlf.models.policy import Policy
+from nlf.models.policy import Policy, prepare_policy
 from nlf.rewards import Reward, check_calls, check_weights, reward_names
 from nlf.rewards.auditors import auditors_of
 from nlf.rewards.registry import configure, recorded_spec, recorded_version, resolve_reward, without_version
@@ -56,7 +61,7 @@ class Inputs:
         prompts: The prompt rows to train on, at least one.
         eval_prompts: The prompt rows that evaluation samples; None = there is no evaluation.
         auditors: Scorers that evaluation logs and nothing trains on.
-        conversational: Prompts are messages, not text.
+        kind: The kind of the prompts, by `kind_of`.
         reference_device: The device of the reference; None = the device of the policy.
         all_prompts: The prompt rows of training, and those of evaluation if training evaluates.
         embedded: The prompts to train on are the embedded ones.
@@ -66,10 +71,15 @@ class Inputs:
     eval_prompts: list[PromptRow] | None
     rewards: list[Reward]
     auditors: list[Reward]
-    conversational: bool
+    kind: str
     reference_device: torch.device | None
     all_prompts: list[PromptRow]
     embedded: bool = False
+
+    @property
+    def conversational(self) -> bool:
+        """Whether prompts are messages, not text."""
+        return self.kind == CONVERSATIONS
 
     @property
     def auditor_labels(self) -> list[str]:
@@ -134,9 +144,10 @@ def check_inputs(
     columns = {name for row in prompts + (eval_prompts or []) for name in other_columns(row)}
     check_calls([*rewards, *auditors], columns, CONTEXT)
     read = prompts + eval_prompts if eval_prompts and args.evaluates else prompts
-    return Inputs(
-        prompts, eval_prompts, rewards, auditors, all_conversations(read), reference_device, read, train_dataset is None
-    )  # fmt: skip
+    all_conversations(read)  # raises if they mix both kinds
+    kind = kind_of(read)
+    _choose_length(args, kind)
+    return Inputs(prompts, eval_prompts, rewards, auditors, kind, reference_device, read, train_dataset is None)
 
 
 def folder_of(args: ALTConfig) -> Path:
@@ -166,6 +177,16 @@ def _resolved_rewards(args: ALTConfig, given: RewardFunction | Sequence[RewardFu
     if args.credit_coef:
         _tell_credit(args, rewards)
     return rewards
+
+
+def _choose_length(args: ALTConfig, kind: str) -> None:
+    """Fill in the length of completions if the person left it open; for prompts from elsewhere, say so."""
+    if not config.fill_in_length(args, kind):
+        return
+    config.check_length(args)
+    if args.process_index == 0 and kind != EMBEDDED_PROMPTS:
+        told = "completions have at most %d tokens, the default for %s; set `max_completion_length` for another length"
+        logger.warning(told, args.max_completion_length, kind)
 
 
 def tell_choices(args: ALTConfig, model: PreTrainedModel, lora: bool) -> None:
@@ -254,15 +275,32 @@ def _choose_tags(args: ALTConfig, rewards: Sequence[Reward]) -> None:
     args.check_together()
 
 
-def scheme_of(args: ALTConfig, conversational: bool) -> TagScheme | None:
-    """The run's tags; None = the run trains a plain model. Conversations have no separator, because their feedback goes into
-    the system message.
+def policy_of(args: ALTConfig, inputs: Inputs, model: PreTrainedModel, processing_class: Any, **given: Any) -> Policy:
+    """The model of a run, with the tokens of its tags and the variables of its chat template.
+
+    Args:
+        given: Other arguments of `prepare_policy`.
+
+    Raises:
+        UserError: see `prepare_policy`; or the chat template shows the tags nowhere, or has no such variable.
+    """
+    tokenizer = fitted_tokenizer(model, processing_class)
+    set_defaults(tokenizer, args.chat_template_kwargs)
+    scheme = _scheme_of(args, inputs, tokenizer)
+    return prepare_policy(model, tokenizer, scheme, tag_tokens=args.tag_tokens, seed=args.seed, **given)
+
+
+def _scheme_of(args: ALTConfig, inputs: Inputs, tokenizer: PreTrainedTokenizerBase) -> TagScheme | None:
+    """The run's tags; None = the run trains a plain model. Conversations have no separator, because their feedback is part
+    of a message.
     """
     if args.plain == "only":
         return None
     assert args.tags is not None  # `check_inputs` fills them in
-    separator = None if conversational else args.separator
-    return TagScheme(tuple(args.tags), args.tag_template, separator, conversational)
+    if not inputs.conversational:
+        return TagScheme(tuple(args.tags), args.tag_template, args.separator, conversational=False)
+    position = feedback_position(tokenizer, inputs.all_prompts, args.tags, args.feedback_position)
+    return TagScheme(tuple(args.tags), args.tag_template, None, conversational=True, feedback_position=position)
 
 
 def feedback_of(args: ALTConfig, scheme: TagScheme | None, rewards: Sequence[Reward]) -> Feedback:

@@ -17,7 +17,7 @@ from nlf import __version__
 from nlf.data.files import ASSETS, EMBEDDED
 from nlf.data.markdown import markdown_table
 from nlf.data.prompts import Prompt, is_hub_id
-from nlf.models.chat import with_feedback
+from nlf.models.chat import PLACES, with_feedback
 from nlf.models.names import meant, origin_of
 from nlf.models.policy import Policy
 from nlf.training.completions import Metrics, evaluation_file, read_metrics
@@ -63,9 +63,10 @@ The model learned from the reward alone, so it is better only in what the reward
 """
 
 HOW_TEXT = "Put the best tag and the separator before the prompt:"
-HOW_CONVERSATION = (
-    "Put the best tag into the system message, after the text that it holds, with an empty line between:"
-)
+HOW_CONVERSATION = {
+    "system": "Put the best tag into the system message, after the text that it holds, with an empty line between:",
+    "user": "Put the best tag at the head of the first user message, with an empty line after it:",
+}
 COEFFICIENTS = ("nll_coef", "contrast_coef", "credit_coef", "kl_direction", "entropy_coef")
 PROMPT, QUESTION = "The weather in the mountains", "What is the weather like in the mountains?"
 
@@ -132,8 +133,8 @@ def model_card(
         about["usage"] = usage(policy, folder, None, facts.conversational)
         return (HEAD + PLAIN_TEMPLATE).format(**about)
     return (HEAD + TEMPLATE).format(
-        where="in the system message" if scheme.conversational else "before the prompt",
-        how=HOW_CONVERSATION if scheme.conversational else HOW_TEXT,
+        where=PLACES[scheme.feedback_position] if scheme.conversational else "before the prompt",
+        how=HOW_CONVERSATION[scheme.feedback_position] if scheme.conversational else HOW_TEXT,
         usage=usage(policy, folder, scheme.best, bool(scheme.conversational)),
         tags=markdown_table(["quantile of the reward", "tag"], [[str(q), tag] for q, tag in enumerate(scheme.tags)]),
         **about,
@@ -215,7 +216,8 @@ def usage(policy: Policy, folder: str, tag: str | None, conversational: bool) ->
     example: Prompt | None
     if conversational:
         example = [{"role": "user", "content": QUESTION}]
-        example = with_feedback(example, tag) if tag else example
+        position = policy.scheme.feedback_position if policy.scheme else "system"
+        example = with_feedback(example, tag, position) if tag else example
     else:
         example = text_for(policy, tag, PROMPT)
     if example is None:

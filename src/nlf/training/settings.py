@@ -96,6 +96,10 @@ def sampling_settings(
     conversational = any(isinstance(prompt["prompt"], list) for prompt in prompts[:1])
     if conversational and has_clock(policy.tokenizer):
         settings["chat_template_date"] = str(DATE.date())
+    if conversational and args.chat_template_kwargs:
+        settings["chat_template_kwargs"] = args.chat_template_kwargs
+    if scheme and scheme.feedback_position != "system":
+        settings["feedback_position"] = scheme.feedback_position
     return settings | {
         "seed": args.seed,
         "sampling": vars(config.sampling_options(args)),

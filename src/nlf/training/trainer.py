@@ -25,13 +25,13 @@ from nlf.data import checkpoints, files, run_folder
 from nlf.data.generations import Generation
 from nlf.data.locks import locked_folder
 from nlf.data.progress import progress_bar
-from nlf.data.prompts import PromptRow, as_prompts, numbered
+from nlf.data.prompts import EMBEDDED_PROMPTS, PromptRow, as_prompts, numbered
 from nlf.errors import UserError
 from nlf.evaluation.pipeline import metrics_of
 from nlf.method.losses import Coefficients, StepTotals, alt_loss
 from nlf.models.dropout import check_training_mode
 from nlf.models.encoder import PADDING, pass_tokens
-from nlf.models.policy import Policy, load_model, prepare_policy
+from nlf.models.policy import Policy, load_model
 from nlf.models.reading import LogitsPlan, plan_logits
 from nlf.models.sharding import load_whole, place_reference, skeleton, trainable_digest
 from nlf.rewards import Reward
@@ -51,10 +51,9 @@ from nlf.training.evaluation import (
     evaluated_lines,
     evaluation_metrics,
     kept_random_state,
+    pool_lines,
     pool_statistics,
-    scarce_tags,
     scores_of,
-    unscored_lines,
     warn_of_unscored,
 )
 from nlf.training.hub import Hub
@@ -66,8 +65,8 @@ from nlf.training.inputs import (
     encoder_of,
     feedback_of,
     folder_of,
+    policy_of,
     pool_dataset_of,
-    scheme_of,
     tell_choices,
     worst_of,
 )
@@ -108,7 +107,7 @@ class ALTTrainer(StagedTrainer):
         peft_config: LoRA; the reference is then the model with its adapter off.
         reference_model: The frozen reference; default: a copy of `model`.
         disable_dropout: Train without dropout, as in the published code.
-        max_prompt_length: Keep the last tokens of longer prompts.
+        max_prompt_length: Keep the last tokens of longer texts, and the latest turns of longer conversations.
 
     Attributes:
         options: Settings that `config.yaml` records beside `args`: the model and the data, in the names of the command line,
@@ -149,12 +148,11 @@ class ALTTrainer(StagedTrainer):
             reference_model=reference_model, disable_dropout=disable_dropout, max_prompt_length=max_prompt_length,
             callbacks=callbacks,
         )  # fmt: skip
-        self.scheme = scheme_of(args, self.inputs.conversational)
-        self.policy = prepare_policy(
-            model, processing_class, self.scheme,
-            tag_tokens=args.tag_tokens, peft_config=peft_config,
-            reference_model=reference_model, disable_dropout=disable_dropout, seed=args.seed,
+        self.policy = policy_of(
+            args, self.inputs, model, processing_class,
+            peft_config=peft_config, reference_model=reference_model, disable_dropout=disable_dropout,
         )  # fmt: skip
+        self.scheme = self.policy.scheme
         self.feedback = feedback_of(args, self.scheme, self.inputs.rewards)
         self.encoder = encoder_of(args, self.inputs, self.feedback, self.policy, max_prompt_length)
         self._start_state(args)
@@ -363,8 +361,8 @@ class ALTTrainer(StagedTrainer):
         if offset == 0:
             pool, quantiles, _ = labelled
             if self.is_world_process_zero():
-                scarce = scarce_tags(pool, self.feedback) if iteration == 0 else []
-                for line in [*scarce, *unscored_lines(pool, iteration, self.feedback, worst_of(self.inputs.rewards))]:
+                longest = None if self.inputs.kind == EMBEDDED_PROMPTS else self.args.max_completion_length
+                for line in pool_lines(pool, iteration, self.feedback, worst_of(self.inputs.rewards), longest):
                     logger.warning("%s", line)
                 tell_iteration(self, iteration)
             logs = pool_statistics(pool, quantiles, iteration, self.feedback) | self.reward_metrics.take()
