@@ -15,6 +15,7 @@ from nlf.data.run_folder import run_settings
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
 from nlf.models.policy import load_policy
+from nlf.training.distill import distill
 from nlf.training.evaluation import cut_lines
 from nlf.training.trainer import ALTTrainer
 
@@ -138,9 +139,8 @@ def test_the_base_model_is_rendered_with_the_variables_of_the_run(run, tmp_path)
 
 
 def test_a_student_keeps_the_variables(run, tmp_path):
-    flags = ["--num_prompts", "2", "--num_generations", "2", "--max_steps", "1", "--output_dir", str(tmp_path / "d")]
-    assert main(["distill", "--model", str(run), "--reward_funcs", "length", *flags]) == 0
-    student = load_policy(str(tmp_path / "d"))
+    folder = distill(model=str(run), num_prompts=2, num_generations=2, max_steps=1, output_dir=str(tmp_path / "d"))
+    student = load_policy(str(folder))
     assert student.tokenizer.decode(student.encoder().prompt_ids(USER)).startswith("[quiet]")
 
 
@@ -238,7 +238,7 @@ def test_completions_without_an_end_are_told_with_their_share_and_the_flag(lengt
 def test_the_line_comes_once_an_iteration_and_not_for_the_embedded_prompts(tmp_path, caplog):
     chat_trainer(tmp_path / "run", num_train_epochs=2).train()
     told = [line for line in caplog.messages if "without EOS" in line]
-    assert [line.split(":")[1].strip() for line in told] == ["iteration 0", "iteration 1"]
+    assert [line.split(":")[0] for line in told] == ["iteration 0", "iteration 1"]
     caplog.clear()
     prompts = load_prompts("embedded", limit=6)
     ALTTrainer(

@@ -59,8 +59,8 @@ def with_prompts(options: Drawn, model: str) -> Drawn:
         UserError: the run does not record its prompts.
     """
     run = trained_run(model)
-    if options.chat_template_kwargs is None:
-        options = replace(options, chat_template_kwargs=run.get("chat_template_kwargs"))
+    if options.chat_template_kwargs is None and (variables := run.get("chat_template_kwargs")):
+        options = replace(options, chat_template_kwargs=variables)
     if options.prompts is not None:
         return options
     if not run:

@@ -159,7 +159,7 @@ def cut_lines(pool: Pool, iteration: int, longest: int) -> list[str]:
     if share <= MOST_CUT:
         return []
     return [
-        f"warning: iteration {iteration}: {share:.0%} of the completions reach max_completion_length {longest} without EOS, "
+        f"iteration {iteration}: {share:.0%} of the completions reach max_completion_length {longest} without EOS, "
         "so rewards see them without their end; raise --max_completion_length if answers should be whole"
     ]
 
