@@ -51,6 +51,14 @@ def test_an_answer_in_a_conversation_starts_with_its_first_word():
     assert completion_of(tokenizer, [{"role": "user", "content": "the weather"}], ids) == "is warm"
 
 
+def test_a_completion_that_continues_a_started_answer_keeps_its_space():
+    tokenizer = tiny.llama_tokenizer()
+    tokenizer.chat_template = tiny.CHAT_TEMPLATE
+    ids = tokenizer("is warm", add_special_tokens=False)["input_ids"]
+    talk = [{"role": "user", "content": "say"}, {"role": "assistant", "content": "the weather"}]
+    assert completion_of(tokenizer, talk, ids) == " is warm"
+
+
 # ---- where the prefixes of completions end ------------------------------------------------------------------------
 
 

@@ -1,15 +1,16 @@
 """Runs on conversations, from the prompts to the commands: where feedback goes, started answers, lengths, cut completions."""
 
 import json
+from types import SimpleNamespace
 
 import chat_templates
+import numpy as np
 import pytest
 import tiny
 from runs import settings
 
 from nlf.cli.main import main
 from nlf.data.generations import read
-from nlf.data.pool import Pool
 from nlf.data.prompts import as_prompts, kind_of, load_prompts
 from nlf.data.run_folder import run_settings
 from nlf.errors import UserError
@@ -204,16 +205,10 @@ def test_a_run_of_before_goes_on_with_its_length(run, tmp_path):
     assert settings(run, max_completion_length=None).max_completion_length == 6
 
 
-def pool_of(lengths: list[int], ended: list[bool], iteration: int = 0) -> Pool:
-    """A pool with completions of these lengths."""
-    from types import SimpleNamespace
-
-    import numpy as np
-
-    count = len(lengths)
-    return SimpleNamespace(
-        iteration=np.full(count, iteration), ended=np.array(ended), completion_lengths=np.array(lengths)
-    )
+def pool_of(lengths: list[int], ended: list[bool], iteration: int) -> SimpleNamespace:
+    """What the warning reads of a pool."""
+    columns = {"iteration": [iteration] * len(lengths), "ended": ended, "completion_lengths": lengths}
+    return SimpleNamespace(**{name: np.array(values) for name, values in columns.items()})
 
 
 @pytest.mark.parametrize(
