@@ -34,7 +34,7 @@ STEPS = [
     "--warmup_steps",
     5,
 ]
-STEPS += ["--eval_strategy", "no", "--tags", *DEFAULT_TAGS]
+STEPS += ["--max_completion_length", 20, "--eval_strategy", "no", "--tags", *DEFAULT_TAGS]
 
 
 class Dial(NamedTuple):

@@ -12,6 +12,7 @@ from nlf.data.feedback import Cut
 from nlf.data.logged import Logged
 from nlf.data.logged_rows import LoggedRow
 from nlf.data.markdown import printable
+from nlf.data.prompts import PromptRow
 from nlf.method.quantize import quantile_edges
 from nlf.method.tags import TagScheme
 from nlf.models.names import MODEL_SOURCES
@@ -86,14 +87,15 @@ def _words(logged: Logged, found: list[Dial], joint: str) -> list[str | None]:
 
 def _examples(options: TrainOptions, logged: Logged, tags: list[str], words: list[str | None]) -> dict[str, str]:
     """The examples with their feedback, through the tokenizer of the model."""
-    from nlf.models.encoder import PromptEncoder
+    from nlf.models.chat import set_defaults
+    from nlf.models.encoder import PromptEncoder, feedback_position
     from nlf.models.loading import load_tokenizer, loading
 
     name = options.model_name_or_path
     with loading(f"cannot load the tokenizer of {name!r}", MODEL_SOURCES):
         tokenizer = load_tokenizer(model_path(name), trust_remote_code=options.trust_remote_code)
     chat = bool(logged.conversational)
-    rows = [{"prompt": row.prompt, "prompt_id": ""} for row in logged.examples]
+    rows: list[PromptRow] = [{"prompt": row.prompt, "prompt_id": ""} for row in logged.examples]
     scheme = TagScheme(tuple(tags), options.tag_template, options.separator, conversational=False)
     if chat:
         set_defaults(tokenizer, options.chat_template_kwargs)
