@@ -189,6 +189,48 @@ def test_quark_differs_from_the_published_experiment_in_the_condition_only():
     assert different == {"output_dir", "tags", "tag_tokens", "tag_template", "separator", "kl_direction"}
 
 
+USER = [{"role": "user", "content": "the river"}]
+LOGGED = {  # a row of the data set, the rows and tags that a dry run shows, and its first example
+    "preferences-hh": (
+        {"chosen": "\n\nHuman: the river\n\nAssistant: calm", "rejected": "\n\nHuman: the river\n\nAssistant: dull"},
+        ["4 completions from 2 rows of texts: pairs", "'Better response' 2 (50.0%); 'Worse response' 2 (50.0%)"],
+        "Better response. Human: the river Assistant: ⟶ calm<|endoftext|>",
+    ),
+    "ratings-helpsteer2": (
+        {"prompt": "the river", "response": "calm", **dict.fromkeys(["helpfulness", "correctness", "coherence"], 3)}
+        | {"complexity": 1, "verbosity": 0},
+        [
+            "2 completions from 2 rows of conversations: ratings in helpfulness, correctness, coherence, complexity, verbosity"
+        ],
+        "Coherence, ",
+    ),
+    "thumbs": (
+        {"prompt": USER, "completion": [{"role": "assistant", "content": "calm"}], "label": True},
+        ["2 completions from 2 rows of conversations: labels", "'Good response' 1 (50.0%); 'Bad response' 1 (50.0%)"],
+        "<system>Good response <user>the river <assistant> ⟶ calm<|endoftext|>",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOGGED)
+def test_the_recipes_of_logged_feedback_run_dry(name, tmp_path, capsys):
+    from nlf.cli.main import main
+
+    row, words, example = LOGGED[name]
+    model = tiny.save(tmp_path / "model")
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = tiny.CHAT_TEMPLATE
+    tokenizer.save_pretrained(model)
+    path = tmp_path / "logs.jsonl"
+    other = row | ({"label": False} if "label" in row else {})
+    path.write_text("".join(json.dumps(each) + "\n" for each in (row, other)), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["train", "--config", name, "--feedback", str(path), "--model_name_or_path", model, "--dry_run"]) == 0
+    shown = capsys.readouterr().out
+    for each in [*words, example]:
+        assert each in shown
+
+
 def test_accelerate_configs_are_of_the_installed_version():
     from accelerate.commands.config.config_args import load_config_from_file
 

@@ -48,7 +48,7 @@ def test_the_past_is_read_only_where_words_depend_on_it(tmp_path, monkeypatch):
     loaded = []
     load = Pool.load
     monkeypatch.setattr(
-        Pool, "load", lambda run_dir, up_to, keep=None: loaded.append(up_to) or load(run_dir, up_to, keep)
+        Pool, "load", lambda run_dir, up_to, keep=None, since=0: loaded.append(up_to) or load(run_dir, up_to, keep)
     )
     run(Recorder(tmp_path, iteration=1), pool_keep=1)
     assert loaded == [1]

@@ -13,9 +13,11 @@ from typing import Any
 
 from nlf import config
 from nlf.cli.arguments import Knob
+from nlf.cli.feedback_plan import feedback_rows
 from nlf.config import TrainOptions
 from nlf.config.knobs import Following
-from nlf.data.prompts import PromptRow, kind_of, load_prompts
+from nlf.data.logged import understand
+from nlf.data.prompts import CONVERSATIONS, TEXT, PromptRow, kind_of, load_prompts
 from nlf.errors import UserError
 from nlf.method.credit import MOST_PLACES
 from nlf.models.names import MODEL_SOURCES
@@ -70,11 +72,12 @@ class Counts:
     eval_prompts: int
     evaluated: int  # completions of all evaluations
     stages: int = 1  # models that are trained: with tags, plain, or one after the other
+    logged: int = 0  # iterations on logged feedback alone
 
     @property
     def sampled(self) -> int:
         """Completions to train on, in all iterations of all stages."""
-        return self.stages * self.iterations * self.per_iteration
+        return self.stages * (self.iterations - self.logged) * self.per_iteration
 
 
 def plan(options: TrainOptions, schedule: Schedule) -> dict[str, str]:
@@ -83,14 +86,23 @@ def plan(options: TrainOptions, schedule: Schedule) -> dict[str, str]:
     Raises:
         UserError: the prompts, the rewards or the model cannot be found.
     """
-    prompts = prompts_of(options, options.dataset_name, options.dataset_train_split, options.max_prompts)
-    config.fill_in_length(options, kind_of(prompts))
-    n, shapes = counts(options, schedule, len(prompts)), weight_shapes(options)
+    config.check_epochs(options, schedule.num_train_epochs)
+    samples, prompts = bool(schedule.num_train_epochs), []
+    if samples:
+        prompts = prompts_of(options, options.dataset_name, options.dataset_train_split, options.max_prompts)
+    logged = understand(options.feedback, options.feedback_columns) if options.feedback else None
+    kind = (CONVERSATIONS if logged.conversational else TEXT) if logged else kind_of(prompts)
+    config.fill_in_length(options, kind)
+    of_feedback = feedback_rows(options, logged, samples) if logged else {}
+    n, shapes = counts(options, schedule, len(prompts), len(logged or ())), weight_shapes(options)
     tokens = (n.sampled + n.evaluated) * options.max_completion_length
     return {
+        **of_feedback,
         "training prompts": f"{n.prompts:,}",
-        "iterations": f"{n.iterations:,}" + (", and as many for the plain model" if n.stages > 1 else ""),
-        "completions": f"{n.per_iteration:,} an iteration, {n.sampled:,} in all",
+        "iterations": f"{n.iterations:,}"
+        + (", and as many for the plain model" if n.stages > 1 else "")
+        + (f", {n.logged:,} of them on logged feedback alone" if n.logged else ""),
+        "completions": f"{n.per_iteration:,} an iteration, {n.sampled:,} in all" if n.sampled else "none is sampled",
         "evaluation completions": f"{n.evaluated:,} ({n.evaluations:,} evaluations of {n.eval_prompts:,} prompts)",
         "tokens sampled": f"at most {tokens:,}, {options.max_completion_length:,} a completion",
         "scorer calls": scorer_calls(options, n),
@@ -114,9 +126,18 @@ def by_credit(options: TrainOptions, schedule: Schedule, n: Counts, shapes: Shap
     return {"credit": told.removeprefix("credit: ")}
 
 
-def counts(options: TrainOptions, schedule: Schedule, prompts: int) -> Counts:
-    """Count iterations, steps and completions of a run on so many prompts."""
-    epochs, per_iteration = math.ceil(schedule.num_train_epochs), options.steps_per_iteration
+def counts(options: TrainOptions, schedule: Schedule, prompts: int, logged: int = 0) -> Counts:
+    """Count iterations, steps and completions of a run on so many prompts.
+
+    Args:
+        logged: Rows of logged feedback.
+    """
+    samples = bool(schedule.num_train_epochs)
+    on_each_device = schedule.per_device_train_batch_size * schedule.gradient_accumulation_steps
+    batch = on_each_device * int(os.environ.get("WORLD_SIZE", "1"))
+    epochs, per_iteration = math.ceil(schedule.num_train_epochs) + options.feedback_epochs, options.steps_per_iteration
+    if per_iteration is None:
+        per_iteration = config.steps_of(logged, samples, batch)
     steps = schedule.max_steps if schedule.max_steps > 0 else epochs * per_iteration
     iterations = math.ceil(steps / per_iteration)
     stages = 2 if options.plain == "true" else 1
@@ -125,17 +146,17 @@ def counts(options: TrainOptions, schedule: Schedule, prompts: int) -> Counts:
     if evaluations:
         split, limit = options.dataset_test_split, options.max_eval_prompts
         eval_prompts = len(prompts_of(options, options.eval_dataset, split, limit))
-    on_each_device = schedule.per_device_train_batch_size * schedule.gradient_accumulation_steps
     return Counts(
         prompts=prompts,
         iterations=iterations,
         steps=steps,
-        batch=on_each_device * int(os.environ.get("WORLD_SIZE", "1")),
+        batch=batch,
         per_iteration=(options.prompts_per_iteration or prompts) * options.num_generations,
         evaluations=evaluations,
         eval_prompts=eval_prompts,
         evaluated=evaluations * eval_prompts * options.eval_num_generations,
         stages=stages,
+        logged=min(iterations, options.feedback_epochs) if samples else iterations,
     )
 
 

@@ -233,6 +233,7 @@ def train_from_config(
     resume: str | bool | None = None,
 ) -> "ALTTrainer":
     """Load the model and the prompts that the options name, train, and leave the model at the run's root."""
+    from nlf.data.logged import LoggedFiles
     from nlf.models.adapter import lora_config
     from nlf.models.policy import load_model
     from nlf.models.quantized import check_quantization
@@ -246,7 +247,9 @@ def train_from_config(
         trust_remote_code=model_options.trust_remote_code,
         bits=model_options.bits,
     )
-    train_rows, eval_rows = prompt_rows(data_options, args.evaluates, args.distill)
+    if args.feedback:
+        LoggedFiles.open(args.feedback, args.feedback_columns)  # a mistake is found before the model is loaded
+    train_rows, eval_rows = prompt_rows(data_options, args.evaluates, args.distill, bool(args.num_train_epochs))
     model, tokenizer = load(model_options.model_name_or_path, revision=model_options.model_revision)
     reference = model_options.ref_model_name_or_path and load(model_options.ref_model_name_or_path)[0]
     trainer = ALTTrainer(
@@ -266,13 +269,14 @@ def train_from_config(
 
 
 def prompt_rows(
-    options: config.DataOptions, evaluates: bool, distills: bool
-) -> tuple[list["PromptRow"], list["PromptRow"] | None]:
-    """The prompts to train on, and the prompts to evaluate on or None.
+    options: config.DataOptions, evaluates: bool, distills: bool, samples: bool = True
+) -> tuple[list["PromptRow"] | None, list["PromptRow"] | None]:
+    """The prompts to train on, or None, and the prompts to evaluate on or None.
 
     Args:
         evaluates: Training evaluates; otherwise evaluation prompts are not given to it.
         distills: Distillation follows. It compares the models on the evaluation prompts, so they must be usable.
+        samples: Training samples; otherwise it needs no prompts of its own.
 
     Raises:
         UserError: a source cannot be used, or one holds text and the other messages.
@@ -285,11 +289,14 @@ def prompt_rows(
             config=options.configuration_of(source), streaming=options.dataset_streaming,
         )  # fmt: skip
 
-    train_rows = load(options.dataset_name, options.dataset_train_split, options.max_prompts)
+    train_rows = None
+    if samples:
+        train_rows = load(options.dataset_name, options.dataset_train_split, options.max_prompts)
     if not options.eval_dataset or not (evaluates or distills):
         return train_rows, None
     eval_rows = load(options.eval_dataset, options.dataset_test_split, options.max_eval_prompts)
-    chats, eval_chats = all_conversations(train_rows), all_conversations(eval_rows)
+    eval_chats = all_conversations(eval_rows)
+    chats = all_conversations(train_rows) if train_rows else eval_chats
     if chats != eval_chats:
         kinds = {True: "messages", False: "text"}
         raise UserError(

@@ -31,6 +31,7 @@ from nlf.config.commands import (
     ServerOptions,
     StudentOptions,
 )
+from nlf.config.feedback import FeedbackOptions, check_epochs, columns_of
 from nlf.config.inherited import (
     FIXED,
     TRAINING_DEFAULTS,
@@ -53,6 +54,7 @@ from nlf.config.objective import (
     is_open,
     learning_rate,
     precision,
+    steps_of,
     take_recorded,
 )
 from nlf.config.retired import RETIRED, current, renamed
@@ -105,6 +107,7 @@ __all__ = [
     "EvalSamplingOptions",
     "EvaluateOptions",
     "EvaluateRuleOptions",
+    "FeedbackOptions",
     "FetchOptions",
     "ImportOptions",
     "LoadOptions",
@@ -141,10 +144,12 @@ __all__ = [
     "batch",
     "bounds",
     "check",
+    "check_epochs",
     "check_inherited",
     "check_length",
     "check_value",
     "choices",
+    "columns_of",
     "current",
     "eval_sampling_options",
     "fill_in",
@@ -161,5 +166,6 @@ __all__ = [
     "renamed",
     "sampler_options",
     "sampling_options",
+    "steps_of",
     "take_recorded",
 ]

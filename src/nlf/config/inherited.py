@@ -43,7 +43,7 @@ def _are_steps(number: float) -> bool:
 STEPS = Rule(_are_steps, "a whole number of steps, or a share of all steps below 1,")
 TRAINING_RULES: dict[str, Rule] = {  # bounds that TrainingArguments does not check
     "output_dir": Rule(bool, "the path of a folder"),
-    "num_train_epochs": Rule(lambda n: n == int(n) > 0, "a whole number of iterations, 1 or more,"),
+    "num_train_epochs": Rule(lambda n: n == int(n) >= 0, "a whole number of iterations, 1 or more,"),
     "max_steps": Rule(lambda n: n == -1 or n > 0, "-1 (num_train_epochs decides), or 1 or more,"),
     **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps", "ddp_timeout"), COUNT),
     **dict.fromkeys(("save_total_limit", "dataloader_prefetch_factor", "ddp_bucket_cap_mb"), COUNT),

@@ -15,19 +15,21 @@ from nlf.config.knobs import Following
 
 
 class Default(NamedTuple):
-    """The default of a knob with credit, and without."""
+    """The default of a knob with credit, and without; `logged` differs for runs on logged feedback."""
 
     credit: Any
     other: Any
+    logged: Any = ...  # ... = as without credit
 
 
 DEFAULTS: dict[str, Default] = {
-    #                                  with credit          otherwise
+    #                                  with credit          otherwise    with logged feedback
     "kl_budget":             Default(         0.1,               None),
     "beta":                  Default(        None,                2.0),
     "prompts_per_iteration": Default(          64,                512),
     "steps_per_iteration":   Default(           4,                 40),
-    "num_train_epochs":      Default(          15,                  3),
+    "num_train_epochs":      Default(          15,                  3,  0),
+    "feedback_epochs":       Default(           0,                  0,  2),
     "learning_rate":         Default(        None,               5e-4),
     "lr_scheduler_type":     Default(    "linear",           "cosine"),
     "warmup_steps":          Default(           3,                  5),
@@ -64,10 +66,11 @@ def following(name: str) -> Following:
     """What stands in the place of the value of a knob that the person left open, with the words that the help shows."""
     if words := (SHOWN | OF_THE_MACHINE | {LENGTH: LENGTHS_SHOWN}).get(name):
         return Following(words)
-    credit, other = ("null" if value is None else value for value in DEFAULTS[name])
+    credit, other, logged = ("null" if value is None else value for value in DEFAULTS[name])
     if name == "learning_rate":
         credit = "by the model's size"
-    return Following(f"{credit} with credit, else {other}")
+    also = "" if logged is ... else f", {logged} with feedback"
+    return Following(f"{credit} with credit{also}, else {other}")
 
 
 def is_open(name: str, value: Any) -> bool:
@@ -98,7 +101,8 @@ def fill_in(options: Any, judged: bool | None = None) -> None:
 def _coefficients(options: Any) -> dict[str, float]:
     """The coefficients of the objective: those that are given; if none is, 1 for the credit or for the contrast.
 
-    A judge's words and levels, and several attributes, name whole completions, so their objective is the contrast.
+    A judge's words and levels, several attributes, and logged feedback name whole completions, so their objective is the
+    contrast.
     """
     given = {name: getattr(options, name) for name in COEFFICIENTS}
     found = {name: 0.0 if is_open(name, value) else value for name, value in given.items()}
@@ -106,7 +110,7 @@ def _coefficients(options: Any) -> dict[str, float]:
         chosen = ["credit_coef"]
     elif any(found.values()):
         chosen = []
-    elif options.attributes or options.quantile_rule == "levels" or _is_judged(options):
+    elif options.attributes or options.quantile_rule == "levels" or _is_judged(options) or _is_logged(options):
         chosen = ["contrast_coef"]
     else:
         chosen = ["credit_coef", "contrast_coef"]
@@ -118,11 +122,19 @@ def _is_judged(options: Any) -> bool:
     return getattr(options, "judged", False) or any(str(spec).startswith("judge:") for spec in options.reward_funcs)
 
 
+def _is_logged(options: Any) -> bool:
+    return bool(getattr(options, "feedback", None))
+
+
 def followed(options: Any, by_credit: bool) -> dict[str, Any]:
     """The default of each knob of `DEFAULTS`. Where beta is given, or adaptive_kl moves it, there is no budget of KL; where a
     budget is given, it needs no beta.
     """
     found = {name: default.credit if by_credit else default.other for name, default in DEFAULTS.items()}
+    if _is_logged(options):
+        alone = is_open("num_train_epochs", epochs := getattr(options, "num_train_epochs", None)) or not epochs
+        found |= {"steps_per_iteration": None} if alone else {}  # one pass over the rows, once they are counted
+        found |= {name: default.logged for name, default in DEFAULTS.items() if default.logged is not ...}
     if getattr(options, "load_best_model_at_end", False):  # a checkpoint is compared with others once it is measured
         found |= {"eval_strategy": "epoch", "eval_steps": None}
     if options.adaptive_kl:
@@ -148,6 +160,13 @@ def fill_in_length(options: Any, prompts: str) -> bool:
     options.max_completion_length = LENGTHS[prompts]
     options.filled_in = {**getattr(options, "filled_in", {}), LENGTH: LENGTHS[prompts]}
     return True
+
+
+def steps_of(rows: int, samples: bool, batch: int) -> int:
+    """The steps of an iteration that the person left open, in a run on logged feedback: one pass over its rows if the run
+    does not sample.
+    """
+    return DEFAULTS["steps_per_iteration"].other if samples else math.ceil(rows / batch)
 
 
 def take_recorded(options: Any, recorded: Mapping[str, Any]) -> None:

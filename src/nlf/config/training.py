@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from nlf.config.feedback import FeedbackOptions
 from nlf.config.inherited import check_inherited
 from nlf.config.knobs import FollowingList, Options, Rule, knob
 from nlf.config.objective import fill_in, following
@@ -276,6 +277,7 @@ class LogOptions(Options):
 OPTION_GROUPS: dict[str, type[Options]] = {
     "Model": ModelOptions,
     "Data": DataOptions,
+    "Logged feedback": FeedbackOptions,
     "Rewards": RewardOptions,
     "Remote rewards": TrainRemoteOptions,
     "Tags": TagOptions,
@@ -291,6 +293,7 @@ OPTION_GROUPS: dict[str, type[Options]] = {
 
 @dataclass
 class RunOptions(
+    FeedbackOptions,
     RewardOptions,
     TrainRemoteOptions,
     TagOptions,
@@ -335,6 +338,7 @@ class RunOptions(
         if self.quantile_rule == "levels" and not attributes and self.reward_normalization != "none":
             raise UserError("quantile_rule levels takes the reward as it is: set reward_normalization none")
         self._check_plain()
+        self._check_logged()
 
     def _check_plain(self) -> None:
         """Check that a plain model can be trained, if one is asked for: NLL and contrast train tags, and it has none."""
@@ -349,6 +353,19 @@ class RunOptions(
             raise UserError(
                 "distill teaches what a model with tags does, and plain only trains none; leave one of them out, or set "
                 "plain true"
+            )
+
+    def _check_logged(self) -> None:
+        """Check that logged feedback can be trained on: it has no credit, and another policy wrote it."""
+        if self.feedback and self.plain != "false":
+            raise UserError(
+                "plain: a plain model learns from its own completions, and feedback holds those of others; train with tags, "
+                "then run `nlf distill`, or leave feedback out"
+            )
+        if self.feedback and self.credit_coef:
+            raise UserError(
+                "credit_coef: logged completions have no credit, which needs the scores of their prefixes; leave it out, "
+                "contrast_coef 1 is the objective of logged feedback"
             )
 
 

@@ -42,6 +42,8 @@ class Cut:
         rule: "even", "published", or "levels": the reward is a level that gives the quantile.
         scope: "pool" = cut all rollouts together; "prompt" = cut the rollouts of each prompt separately.
         name: The reward's name, for errors.
+        logged_rule: The rule of logged rows, which are cut by themselves, because their rewards may be on another scale;
+            None = `rule`. "ends": a reward above 0 means the best quantile, another one the worst.
     """
 
     rewards: Callable[[Pool], np.ndarray]
@@ -50,6 +52,7 @@ class Cut:
     rule: str = "even"
     scope: str = "pool"
     name: str = "reward"
+    logged_rule: str | None = None
 
     def __call__(self, pool: Pool) -> np.ndarray:
         """`(N,)` int8, 0 = best, -1 = no reward.
@@ -62,15 +65,24 @@ class Cut:
         """
         rewards = self.rewards(pool)
         worst = np.isnan(self.scored(pool)) & ~np.isnan(rewards)
-        return np.where(worst, np.int8(self.num_quantiles - 1), self._ranked(rewards, pool))
+        logged = pool.logged
+        if logged.any():
+            own = self._ranked(np.where(logged, rewards, np.nan), pool, self.logged_rule or self.rule)
+            others = self._ranked(np.where(logged, np.nan, rewards), pool, self.rule)
+            ranked = np.where(logged, own, others)
+        else:
+            ranked = self._ranked(rewards, pool, self.rule)
+        return np.where(worst, np.int8(self.num_quantiles - 1), ranked)
 
-    def _ranked(self, rewards: np.ndarray, pool: Pool) -> np.ndarray:
-        """The quantiles by the rule."""
-        if self.rule == "levels":
+    def _ranked(self, rewards: np.ndarray, pool: Pool, rule: str) -> np.ndarray:
+        """The quantiles by a rule."""
+        if rule == "levels":
             return levels(rewards, self.num_quantiles, self.name)
+        if rule == "ends":
+            return np.where(np.isnan(rewards), -1, np.where(rewards > 0, 0, self.num_quantiles - 1)).astype(np.int8)
         groups = pool.prompt_group if self.scope == "prompt" else None
-        rule = {"even": quantize, "published": published.quantize}[self.rule]
-        return rule(rewards, self.num_quantiles, groups)
+        cut = {"even": quantize, "published": published.quantize}[rule]
+        return cut(rewards, self.num_quantiles, groups)
 
 
 @dataclass(frozen=True)
@@ -81,8 +93,10 @@ class TagFeedback:
     quantile's tag if there is no sentence. From iteration 1 on, each prompt is sampled under a sentence of the best
     quantile that has one, or under the best tag.
 
+    A logged sentence without a reward is contrasted with any other sentence.
+
     Attributes:
-        sentences: Whether a judge may write sentences.
+        sentences: Whether a judge may write sentences, or logged rows have some.
     """
 
     scheme: TagScheme
@@ -91,18 +105,21 @@ class TagFeedback:
     sentences: bool = False
 
     def quantiles(self, pool: Pool) -> np.ndarray:
-        return self.cut(pool)
+        found = self.cut(pool)
+        return np.where(pool.has_sentence_alone, np.int8(self.scheme.num_quantiles // 2), found)
 
     def words(self, pool: Pool, quantiles: np.ndarray, iteration: int) -> Words:
         sentence_rows = self.sentence_rows(pool, quantiles)
-        tags = self.scheme.tags
+        tags, every = self.scheme.tags, np.flatnonzero(pool.has_sentence)
+        alone = pool.has_sentence_alone
 
         def words(row: int, i: int) -> tuple[str, str]:
             quantile = int(quantiles[row])
             other = self.scheme.mirror(quantile, coin(self.seed, iteration, i))
             right, wrong = pool.judged(row) or tags[quantile], tags[other]
-            if len(sentence_rows[other]):
-                drawn = pool.judged(pick(sentence_rows[other], self.seed, iteration, i))
+            rows = every if alone[row] else sentence_rows[other]
+            if len(rows):
+                drawn = pool.judged(pick(rows, self.seed, iteration, i))
                 if drawn and drawn != right:  # identical feedback gives no contrast
                     wrong = drawn
             return right, wrong
@@ -255,12 +272,14 @@ class RewardRules:
         normalization: "none", "zscore" or "rank": how each reward is scaled over the whole pool before the sum.
             (Statistics of one part alone would be too noisy. Scaling does not change the quantiles of a single
             reward.)
+        logged_rule: See `Cut`.
     """
 
     rule: str = "even"
     scope: str = "pool"
     weights: Sequence[float] | None = None
     normalization: str = "none"
+    logged_rule: str | None = None
 
 
 DEFAULT_RULES = RewardRules()
@@ -290,7 +309,10 @@ class PooledRewards:
     def one(self, name: str, pool: Pool, weight: float = 1.0, normalization: str = "none") -> np.ndarray:
         """A reward, scaled and filled. `weight` is its weight in the sum."""
         scaled = normalize(self.recorded(name, pool), normalization)
-        return worst_for_none(scaled, weight) if name in self.worst else scaled
+        if name not in self.worst:
+            return scaled
+        filled = worst_for_none(scaled, weight)
+        return np.where(pool.logged, scaled, filled)  # no scorer failed on a logged row
 
     def summed(self, pool: Pool) -> np.ndarray:
         """The weighted sum."""
@@ -299,7 +321,10 @@ class PooledRewards:
             return pool.rewards
         weights = self.rules.weights or [1.0] * len(self.names)
         parts = zip(self.names, weights, strict=True)
-        return total([self.one(name, pool, weight, self.rules.normalization) for name, weight in parts], weights)
+        summed = total([self.one(name, pool, weight, self.rules.normalization) for name, weight in parts], weights)
+        return np.where(
+            pool.logged & np.isnan(summed), pool.rewards, summed
+        )  # logged rows may have rewards of their own
 
 
 @dataclass(frozen=True)
@@ -341,7 +366,7 @@ def make_feedback(
         return NoFeedback(Cut(given.summed, RECORDED, 1, name=",".join(names)))
     count = scheme.num_quantiles
     if attributes is None:
-        cut = Cut(given.summed, RECORDED, count, rules.rule, rules.scope, ",".join(names))
+        cut = Cut(given.summed, RECORDED, count, rules.rule, rules.scope, ",".join(names), rules.logged_rule)
         return CreditFeedback(scheme, cut, seed) if by_credit else TagFeedback(scheme, cut, seed, sentences)
     cuts = {
         each.name: Cut(

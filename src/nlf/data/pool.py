@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import DTypeLike
 
-from nlf.data.rollouts import by_name, filled, iteration_dir, parsed, part_bytes
+from nlf.data.rollouts import LOGGED, by_name, filled, in_order, iteration_dir, logged_parts, parsed, part_bytes
 from nlf.errors import UserError
 
 
@@ -23,7 +23,7 @@ class Pool:
     Attributes:
         rewards: float64 `(N,)`, the weighted sum of the rewards; NaN = unscored.
         by_function: Each reward by name, float64 `(N,)`. A single reward shares the array of the sum.
-        iteration: int32 `(N,)`.
+        iteration: int32 `(N,)`; -1 = logged feedback, which comes first.
         ended: bool `(N,)`, whether the completion ended with EOS.
     """
 
@@ -36,14 +36,17 @@ class Pool:
         self._by_function: dict[str, _Column] = {}
 
     @classmethod
-    def load(cls, run_dir: Path, up_to_iteration: int, keep: int | None = None) -> "Pool":
-        """The rollouts of iterations 0 … `up_to_iteration`, or of the last `keep` of these iterations.
+    def load(cls, run_dir: Path, up_to_iteration: int, keep: int | None = None, since: int = 0) -> "Pool":
+        """The logged feedback of a run, and the rollouts of iterations `since` … `up_to_iteration`, or of the last `keep` of
+        these iterations.
 
         Raises:
             UserError: an iteration's rollouts are missing or broken.
         """
-        first = 0 if keep is None else max(0, up_to_iteration + 1 - keep)
+        first = since if keep is None else max(since, up_to_iteration + 1 - keep)
         pool = cls()
+        for path in logged_parts(run_dir):
+            pool.add(read_parts([path], cls.COLUMNS, "the logged feedback"), LOGGED)
         for iteration in range(first, up_to_iteration + 1):
             pool.add(read_iteration(run_dir, iteration, cls.COLUMNS), iteration)
         return pool
@@ -86,6 +89,11 @@ class Pool:
         return self._iteration.values
 
     @property
+    def logged(self) -> np.ndarray:
+        """bool `(N,)`, whether the row is logged feedback, which no policy of this run wrote."""
+        return self.iteration == LOGGED
+
+    @property
     def ended(self) -> np.ndarray:
         return self._ended.values
 
@@ -120,6 +128,11 @@ class Pool:
         return self._judged[i]
 
     @property
+    def has_sentence_alone(self) -> np.ndarray:
+        """bool `(N,)`, True at logged rows that have a sentence and no reward."""
+        return self.logged & self.has_sentence & np.isnan(self.rewards)
+
+    @property
     def has_sentence(self) -> np.ndarray:
         """bool `(N,)`, True where a judge wrote a sentence."""
         return np.array([name is not None for name in self._judged.names], bool)[self._judged.codes]
@@ -128,18 +141,25 @@ class Pool:
 def read_iteration(run_dir: Path, iteration: int, columns: Sequence[str]) -> pa.Table:
     """All parts of an iteration, in order."""
     folder = iteration_dir(run_dir, iteration)
-    paths = sorted(folder.glob("part-*.parquet"), key=lambda path: (len(path.name), path.name))  # 100000 after 99999
+    paths = in_order(folder)
     if not paths:
         raise UserError(
             f"{folder}: no rollouts; expected the rollouts of iteration {iteration}; restore them or start afresh"
         )
+    return read_parts(paths, columns, f"the rollouts of iteration {iteration}")
+
+
+def read_parts(paths: Sequence[Path], columns: Sequence[str], expected: str) -> pa.Table:
+    """The rows of parts, in order.
+
+    Args:
+        expected: What the parts hold, for errors.
+    """
     tables = []
     for path in paths:
         table = parsed(part_bytes(path), columns)
         if table is None:
-            raise UserError(
-                f"{path}: broken; expected the rollouts of iteration {iteration}; restore it or start afresh"
-            )
+            raise UserError(f"{path}: broken; expected {expected}; restore it or start afresh")
         tables.append(filled(table, columns).select(columns))
     return pa.concat_tables(tables)
 

@@ -6,12 +6,11 @@ functions, with None for NaN. Every mistake is reported in one line, with file, 
 skipped; a prompt without text is an error.
 """
 
-import csv
 import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple, TypedDict, cast
 
 from nlf.data import prompt_sets, rtp
 from nlf.data.files import ASSETS, EMBEDDED, finite, prompt_id, write_text
+from nlf.data.records import Located, delimited, json_lines, parquet, parsed
 from nlf.errors import UserError
 from nlf.method.prompt_order import number_occurrences
 
@@ -27,7 +27,6 @@ CONVERSATIONS, TEXT, EMBEDDED_PROMPTS = "conversations", "text", "the embedded p
 
 
 Prompt = str | list[dict]  # text, or messages with role and content
-Located = Iterator[tuple[str, dict]]  # the place for errors, and the record
 Reader = Callable[..., Located]  # of a file's bytes, its path and the column of the prompt
 
 
@@ -83,7 +82,7 @@ def load_prompts(
         if not source.is_file():
             known = ", ".join(sorted(path.stem for path in PROMPTS.glob("*.jsonl")))
             raise UserError(f"the embedded prompts have no {name or f'split {split!r}'}; there are {known}")
-    hub = partial(_hub, split=split, config=config, streaming=streaming)
+    hub = partial(hub_rows, split=split, config=config, streaming=streaming)
     rows = [_row(record, column, where) for where, record in islice(_records(source, column, hub, config), limit)]
     if not rows:
         raise UserError(f"{source}: no prompts in it; expected at least one; is it the right file?")
@@ -273,20 +272,18 @@ def _text(data: bytes, path: str) -> str:
         raise UserError(f"{path}:{line}: not UTF-8 (byte {error.start}); convert the file to UTF-8") from error
 
 
-def _jsonl(data: bytes, path: str, column: str) -> Iterator[tuple[str, dict]]:
-    for number, line in enumerate(_text(data, path).split("\n"), 1):  # not splitlines: JSON text may hold U+2028
-        if line.strip():
-            yield f"{path}:{number}", _parsed(line, f"{path}:{number}", "one object a line")
+def _jsonl(data: bytes, path: str, column: str) -> Located:
+    return json_lines(io.StringIO(_text(data, path), newline="\n"), path)
 
 
-def _json(data: bytes, path: str, column: str) -> Iterator[tuple[str, dict]]:
+def _json(data: bytes, path: str, column: str) -> Located:
     text = _text(data, path)
     if _is_reward_json(text):
         for where, row in _jsonl(data, path, column):
             prompt = row.get(column)
             yield where, {**row, column: rtp.without_token(prompt)} if isinstance(prompt, str) else row
         return
-    rows = _parsed(text, path, "a list of objects")
+    rows = parsed(text, path, "a list of objects")
     if prompt_sets.is_bold(rows) and column not in rows:
         yield from prompt_sets.bold(rows, path, column)
         return
@@ -306,37 +303,11 @@ def _is_reward_json(text: str) -> bool:
     return isinstance(first, dict) and rtp.is_record(first)
 
 
-def _parsed(text: str, where: str, expected: str):
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno}"
-        raise UserError(f"{where}: broken JSON ({error.msg}, {place}); expected {expected}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets thousands deep
-        raise UserError(f"{where}: JSON that cannot be read ({error}); expected {expected}") from error
+def _csv(data: bytes, path: str, column: str, delimiter: str = ",") -> Located:
+    return delimited(io.StringIO(_text(data, path), newline=""), path, delimiter)
 
 
-def _csv(data: bytes, path: str, column: str, delimiter: str = ",") -> Iterator[tuple[str, dict]]:
-    kind, sign = ("CSV", "comma") if delimiter == "," else ("TSV", "tab")
-    csv.field_size_limit(max(csv.field_size_limit(), len(data)))  # the default refuses a field over 131,072 characters
-    reader = csv.DictReader(io.StringIO(_text(data, path), newline=""), strict=True, delimiter=delimiter)
-    try:
-        names = reader.fieldnames or ()
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise UserError(f"{path}:1: two columns are named {twice!r}; rename one of them")
-        for row in reader:
-            if None in row or None in row.values():
-                count = sum(value is not None for value in row.values()) + len(row.get(None, [None])) - 1
-                raise UserError(
-                    f"{path}:{reader.line_num}: {count} fields where the header has {len(reader.fieldnames or ())}; "
-                    f'a {sign} inside a field needs quotes, "like{delimiter} this"'
-                )
-            yield f"{path}:{reader.line_num}", row
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: broken {kind} ({error})") from error
-
-
-def _lines(data: bytes, path: str, column: str) -> Iterator[tuple[str, dict]]:
+def _lines(data: bytes, path: str, column: str) -> Located:
     lines = ((f"{path}:{n}", line) for n, line in enumerate(_text(data, path).split("\n"), 1) if line.strip())
     first = next(lines, None)
     if first is None:
@@ -348,16 +319,8 @@ def _lines(data: bytes, path: str, column: str) -> Iterator[tuple[str, dict]]:
     yield from ((where, {column: line.rstrip("\r")}) for where, line in every)
 
 
-def _parquet(data: bytes, path: str, column: str) -> Iterator[tuple[str, dict]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(pa.BufferReader(data))
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
-    rows = (row for batch in table.to_batches() for row in batch.to_pylist())
-    yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+def _parquet(data: bytes, path: str, column: str) -> Located:
+    return parquet(io.BytesIO(data), path)
 
 
 READERS: dict[str, Reader] = {
@@ -366,7 +329,7 @@ READERS: dict[str, Reader] = {
 }
 
 
-def _hub(name: str, split: str, config: str | None, streaming: bool) -> Located:
+def hub_rows(name: str, split: str, config: str | None = None, streaming: bool = False) -> Located:
     folder, _, rest = name.rpartition("/")
     if name.startswith((".", "/", "~")) or "/" in folder or not rest or (folder and Path(folder).is_dir()):
         raise UserError(f"{name}: no such file")

@@ -44,6 +44,24 @@ SCHEMA = pa.schema(  # the columns of a rollout
 STAMP = b"nlf.stamp"
 
 
+LOGGED = -1  # stands for the iteration of logged rows
+
+
+def logged_parts(run_dir: Path) -> list[Path]:
+    """The files of logged feedback in a run's folder, in order."""
+    return in_order(Path(run_dir, "rollouts", "logged"))
+
+
+def in_order(folder: Path) -> list[Path]:
+    """The parts in a folder, in order."""
+    return sorted(folder.glob("part-*.parquet"), key=lambda path: (len(path.name), path.name))  # 100000 after 99999
+
+
+def logged_path(run_dir: Path, part: int) -> Path:
+    """The file of a part of the logged feedback."""
+    return Path(run_dir, "rollouts", "logged", f"part-{part:05d}.parquet")
+
+
 def iteration_dir(run_dir: Path, iteration: int) -> Path:
     """The folder of an iteration's parts."""
     return Path(run_dir) / "rollouts" / f"iteration-{iteration:04d}"

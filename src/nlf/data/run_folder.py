@@ -47,6 +47,7 @@ FREE = {
     *("tensor_parallel_size", "data_parallel_size", "gpu_memory_utilization"),  # they change rounding only
     *("cache_dir", "replay", "rate_limit", "max_concurrency", "max_tries", "max_failures_in_a_row", "request_timeout"),
     *("sampling_batch_tokens", "audit_funcs", "auditors", "use_cache", "dataset_streaming", *FIXED),
+    *("feedback", "feedback_columns"),  # the digest of their rows is compared instead, as `feedback_rows`
     # The product of these two over all ranks is compared instead.
     *("per_device_train_batch_size", "gradient_accumulation_steps"),
 }

@@ -199,6 +199,8 @@ class Draws:
         weights: One per quantile; None = one permutation over all scored rollouts, without regard to quantiles (as
             published).
 
+        together: All quantiles walk through the same permutations, so that row n of one comes with row n of another.
+
     Raises:
         UserError: no rollout has a reward, or a quantile has no weight.
     """
@@ -211,6 +213,7 @@ class Draws:
         weights: Sequence[float] | None,
         seed: int,
         iteration: int,
+        together: bool = False,
     ):
         groups = np.minimum(quantiles, 0) if weights is None else quantiles
         count = 1 if weights is None else len(weights)
@@ -218,7 +221,7 @@ class Draws:
             raise UserError(
                 f"quantile_weights {weights}: expected one weight for each of the {groups.max() + 1} quantiles"
             )
-        self.batch_size, self._key = batch_size, (seed, iteration)
+        self.batch_size, self._key, self._together = batch_size, (seed, iteration), together
         self._members = _split(groups, count)
         sizes = np.array([len(rows) for rows in self._members])
         if not sizes.any():
@@ -243,9 +246,25 @@ class Draws:
         """
         if (quantile, turn) not in self._permutations:
             # the final 1 separates these streams from those of shorter keys, which numpy pads with zeros
-            generator = np.random.default_rng([*self._key, quantile, turn, 1])
+            generator = np.random.default_rng([*self._key, 0 if self._together else quantile, turn, 1])
             self._permutations[quantile, turn] = generator.permutation(size)
         return self._permutations[quantile, turn]
+
+
+class SharedDraws:
+    """Draws from two sources: every step has `first.batch_size` items of the first, spread evenly, and the others of the second."""
+
+    def __init__(self, first: Draws, second: Draws):
+        self.draws = first, second
+        self.batch_size = first.batch_size + second.batch_size
+        source, turn = _interleave(np.array([first.batch_size, second.batch_size]))
+        self._slots = list(zip(source.tolist(), turn.tolist(), strict=True))
+
+    def __getitem__(self, i: int) -> int:
+        step, slot = divmod(i, self.batch_size)
+        source, turn = self._slots[slot]
+        draws = self.draws[source]
+        return draws[step * draws.batch_size + turn]
 
 
 def _split(quantiles: np.ndarray, num_quantiles: int) -> list[np.ndarray]:

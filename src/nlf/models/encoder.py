@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 # Tokens by which a joined text may be longer than its pieces: they are tokenized differently where they meet.
 SLACK = 8
+MARK = "\n"  # a text that no tokenizer joins with the word after it
 KEPT_PIECES = 4096  # tokenized feedback kept: a judge writes many different sentences
 # What a model was trained on, what a prompt is instead, and what to give.
 KINDS = ("conversations, with the tag {}", "text", '[{"role": "user", "content": "…"}] as the prompt')
@@ -113,6 +114,17 @@ class PromptEncoder:
             return ids
         plain = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)
         return self._without_added(plain["input_ids"])
+
+    def completion_ids(self, text: str) -> list[int]:
+        """Ids of a completion from its text, without EOS. Tokenizers that put a space before every text do not put it here."""
+        if not self._adds_space:
+            return self.plain_ids(text)
+        return self.plain_ids(MARK + text)[len(self.plain_ids(MARK)) :]
+
+    @cached_property
+    def _adds_space(self) -> bool:
+        """Whether the tokenizer puts a space before a text, as Llama 2's does."""
+        return self._tokens(MARK) + self._tokens(" a") != self._tokens(f"{MARK} a")
 
     def _without_added(self, ids: list[int]) -> list[int]:
         """The ids of a prompt.

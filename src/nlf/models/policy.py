@@ -103,6 +103,14 @@ class Policy:
         return tuple(sorted({i for i in [*ids, self.tokenizer.eos_token_id] if i is not None and 0 <= i < rows}))
 
     @property
+    def end_token_id(self) -> int | None:
+        """The id that ends a completion whose text is given: the tokenizer's EOS, which chat templates write after an answer;
+        None = the model has none.
+        """
+        own = self.tokenizer.eos_token_id
+        return own if own in self.eos_token_ids else next(iter(self.eos_token_ids), None)
+
+    @property
     def banned_token_ids(self) -> tuple[int, ...]:
         """Ids that are never sampled: tokens that tags added, and rows of the output layer that name no token. Ids beyond
         the model's vocabulary are left out, since a reference lacks the tokens that tags added.

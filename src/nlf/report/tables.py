@@ -291,15 +291,17 @@ def _unscored(run: Run) -> list[str]:
 def _training(run: Run) -> list[str]:
     """One sentence on the training, from the run's settings and log."""
     say = run.config.get
-    iterations, steps = say("num_train_epochs"), say("steps_per_iteration")
+    sampled, logged, steps = say("num_train_epochs"), say("feedback_epochs", 0), say("steps_per_iteration")
     scorers = say("rewards") or say("reward_funcs")  # the labels have the versions
     last = max((row["step"] for row in run.log), default=None)
     if not run.config and last is None:
         return []
     parts = [f"Trained for {count(int(last), 'step')}" if last else "Trained"]
-    if is_number(iterations) and is_number(steps):
-        parts.append(f" ({iterations:g} iterations of {steps} planned)")
-    if isinstance(scorers, list):
+    if is_number(sampled) and is_number(logged) and is_number(steps):
+        parts.append(f" ({sampled + logged:g} iterations of {steps} planned)")
+    if logged:
+        parts.append(" on logged feedback" + (" and" if sampled else ""))
+    if isinstance(scorers, list) and (sampled or not logged):
         parts.append(f" on the reward “{' + '.join(map(str, scorers))}”")
     return ["".join(parts) + "."]
 

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from nlf.data.feedback import Words
 from nlf.data.pool import Pool
 from nlf.data.prompts import Prompt
-from nlf.method.quantize import Draws
+from nlf.method.quantize import Draws, SharedDraws
 from nlf.models.encoder import ForwardInputs, PromptEncoder, forward_inputs, group_by_length, pad
 
 
@@ -61,10 +61,23 @@ class PoolDataset(Dataset):
 
     Args:
         weights: Share of each quantile in a step; see `Draws`.
+        logged_share: Share of a step that is logged feedback, where the pool has both.
+        pairs: Logged rows are pairs, whose two rows are drawn together.
     """
 
-    def __init__(self, num_steps: int, batch_size: int, *, seed: int, contrast: bool, weights: Sequence[float] | None):
+    def __init__(
+        self,
+        num_steps: int,
+        batch_size: int,
+        *,
+        seed: int,
+        contrast: bool,
+        weights: Sequence[float] | None,
+        logged_share: float = 0.0,
+        pairs: bool = False,
+    ):
         self.num_steps, self.batch_size = num_steps, batch_size
+        self.logged_share, self.pairs = logged_share, pairs
         self.seed, self.contrast, self.weights = seed, contrast, weights
         self._make_example: Callable[[int, int], Example] | None = None
         self._step_tokens: list[int] = []
@@ -90,7 +103,7 @@ class PoolDataset(Dataset):
             conversations: Messages of each prompt id; None = prompts are text.
             credit: Of each token of the rollouts of this iteration, which are the last of the pool.
         """
-        draws = Draws(quantiles, batch_size=self.batch_size, weights=self.weights, seed=self.seed, iteration=iteration)
+        draws = self._draws(pool.logged, quantiles, iteration)
         query = partial(_query, pool, encoder, conversations)
         first = len(pool) - len(credit or ())
 
@@ -110,6 +123,19 @@ class PoolDataset(Dataset):
         self._make_example = make
         lengths = [len(pool.completion_ids(draws[i])) for i in range(len(self))]
         self._step_tokens = [sum(lengths[i : i + self.batch_size]) for i in range(0, len(self), self.batch_size)]
+
+    def _draws(self, logged: np.ndarray, quantiles: np.ndarray, iteration: int) -> Draws | SharedDraws:
+        """The rows of the iteration's items. Logged rows `(N,)` and rollouts each fill their share of every step."""
+        draw = partial(Draws, weights=self.weights, seed=self.seed, iteration=iteration)
+        own, others = (np.where(which, quantiles, np.int8(-1)) for which in (logged, ~logged))
+        if not logged.any():
+            return draw(quantiles, batch_size=self.batch_size)
+        count = min(max(round(self.logged_share * self.batch_size), 1), self.batch_size)
+        if count == self.batch_size or not (others >= 0).any():
+            return draw(own, batch_size=self.batch_size, together=self.pairs)
+        return SharedDraws(
+            draw(own, batch_size=count, together=self.pairs), draw(others, batch_size=self.batch_size - count)
+        )
 
     def __getitem__(self, i: int) -> Example:
         assert self._make_example is not None  # refresh has been called before the epoch

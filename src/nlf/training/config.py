@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields, make_dataclass
@@ -78,6 +79,7 @@ class ALTConfig(
         config.check(self)
         choose_folder(self)
         check_names(self)
+        config.check_epochs(self, self.num_train_epochs)
         choose_metric(self)
         self.fsdp = {"true": True, "false": None}.get(str(self.fsdp).lower(), self.fsdp)
         choose_precision(self)
@@ -90,13 +92,26 @@ class ALTConfig(
         self.train_sampling_strategy = "sequential"  # the data set fixes the order
         self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"  # no warning on a CPU
         check_arguments(
-            self, self.max_steps if self.max_steps > 0 else self.num_train_epochs * self.steps_per_iteration
+            self,
+            self.last_step or 1,  # the number of logged rows is not known yet
         )
 
     @property
     def evaluates(self) -> bool:
         """Whether training evaluates."""
         return self.eval_strategy != "no" or self.eval_on_start
+
+    @property
+    def logged_iterations(self) -> int:
+        """Iterations on logged feedback alone, which come first; all of them if the run samples nothing."""
+        return self.feedback_epochs if self.num_train_epochs else sys.maxsize
+
+    @property
+    def last_step(self) -> int:
+        """The step at which training ends."""
+        if self.max_steps > 0:
+            return self.max_steps
+        return int(self.num_train_epochs + self.feedback_epochs) * (self.steps_per_iteration or 0)
 
     __repr__ = TrainingArguments.__repr__  # a dataclass's own would show hub_token
 

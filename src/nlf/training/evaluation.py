@@ -126,15 +126,22 @@ def pool_statistics(pool: Pool, quantiles: np.ndarray, iteration: int, feedback:
         "iteration": iteration,
         "pool/size": len(pool),
         "pool/num_unscored": int(np.isnan(pool.rewards).sum()),
-        **_new_rollouts(pool, pool.iteration == iteration),
+        **_new_rollouts(pool, _new(pool, iteration)),
         **{f"unscored_fraction/{name}": n / len(rows) for name, rows, n in _unscored(pool, iteration)},
         **_quantile_edges(pool, quantiles, feedback),
     }
 
 
+def _new(pool: Pool, iteration: int) -> np.ndarray:
+    """bool `(N,)`, the rollouts of an iteration; the logged rows if it sampled nothing."""
+    found = pool.iteration == iteration
+    return found if found.any() else pool.logged
+
+
 def _unscored(pool: Pool, iteration: int) -> list[tuple[str, np.ndarray, int]]:
     """Each reward's name, its values of an iteration's rollouts, and the number of these that it could not score."""
-    new = {name: values[pool.iteration == iteration] for name, values in pool.by_function.items()}
+    rows = _new(pool, iteration)
+    new = {name: values[rows] for name, values in pool.by_function.items()}
     return [(name, values, int(np.isnan(values).sum())) for name, values in new.items()]
 
 
@@ -175,7 +182,7 @@ def unscored_lines(pool: Pool, iteration: int, feedback: Feedback, worst: Collec
         for name, values, n in _unscored(pool, iteration)
         if name in worst
     ]
-    given = feedback.cut.rewards(pool)[pool.iteration == iteration]
+    given = feedback.cut.rewards(pool)[_new(pool, iteration) & ~pool.has_sentence_alone]
     told = "they have no reward, so they get no tag and are not trained on"
     if isinstance(feedback, NoFeedback):
         told = "they have no reward, so they are not trained on"

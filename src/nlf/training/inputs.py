@@ -13,10 +13,11 @@ from nlf import config
 from nlf.data import files, run_folder
 from nlf.data.feedback import AttributeRules, Feedback, RewardRules, make_feedback
 from nlf.data.files import EMBEDDED
+from nlf.data.logged import Logged, understand
 from nlf.data.prompts import (
     CONVERSATIONS,
     EMBEDDED_PROMPTS,
-    Prompt,
+    TEXT,
     PromptRow,
     all_conversations,
     as_prompts,
@@ -40,8 +41,19 @@ from nlf.rewards.registry import configure, recorded_spec, recorded_version, res
 from nlf.rewards.words import default_tags
 from nlf.training.arguments import check_metric, choose_metric
 from nlf.training.batches import PoolDataset
+from nlf.training.collector import Scoring
 from nlf.training.config import ALTConfig, check_judges, check_world, known_device
 from nlf.training.credit import CreditRules, by_prefix, credit_lines
+from nlf.training.logged import (
+    Conversations,
+    LoggedWriter,
+    described,
+    dials_of,
+    logged_conversations,
+    names_in_pool,
+    rule_of,
+    tags_of,
+)
 from nlf.training.vllm_weights import check_sampler
 
 logger = logging.getLogger(__name__)
@@ -65,6 +77,7 @@ class Inputs:
         reference_device: The device of the reference; None = the device of the policy.
         all_prompts: The prompt rows of training, and those of evaluation if training evaluates.
         embedded: The prompts to train on are the embedded ones.
+        logged: The logged feedback to train on; None = none.
     """
 
     prompts: list[PromptRow]
@@ -75,6 +88,7 @@ class Inputs:
     reference_device: torch.device | None
     all_prompts: list[PromptRow]
     embedded: bool = False
+    logged: Logged | None = None
 
     @property
     def conversational(self) -> bool:
@@ -85,9 +99,17 @@ class Inputs:
     def auditor_labels(self) -> list[str]:
         return [auditor.label for auditor in self.auditors]
 
-    def conversations(self) -> dict[str, Prompt] | None:
-        """The messages of each prompt id to train on; None if prompts are text."""
-        return {row["prompt_id"]: row["prompt"] for row in self.prompts} if self.conversational else None
+    def conversations(self, run_dir: Path) -> Conversations | None:
+        """The messages of each prompt id to train on, those of logged feedback included; None if prompts are text."""
+        if not self.conversational:
+            return None
+        found = logged_conversations(run_dir)
+        found.update({row["prompt_id"]: row["prompt"] for row in self.prompts if isinstance(row["prompt"], list)})
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """What the result depends on besides the settings, and earlier versions did not record."""
+        return {"feedback_rows": self.logged.digest} if self.logged else {}
 
     def recorded(self, run_dir: Path) -> dict[str, Any]:
         """The sources that `config.yaml` names: data sets from Python are files in the run's folder."""
@@ -129,25 +151,68 @@ def check_inputs(
     files.make_folder(folder_of(args))
     run_folder.check_free(folder_of(args), resume=True)  # `train` knows whether it resumes
     prompts = load_prompts(EMBEDDED) if train_dataset is None else as_prompts(train_dataset)
-    eval_prompts = None if eval_dataset is None else as_prompts(eval_dataset)
-    if eval_prompts is None:
+    eval_prompts = _eval_prompts(args, eval_dataset)
+    logged = understand(args.feedback, args.feedback_columns) if args.feedback else None
+    rewards = _resolved_rewards(args, args.reward_funcs if reward_funcs is None else reward_funcs, logged)
+    auditors = _resolved_auditors(args, rewards)
+    columns = {name for row in prompts + (eval_prompts or []) for name in other_columns(row)}
+    check_calls([*rewards, *auditors], columns, CONTEXT)
+    read = prompts if args.num_train_epochs else []  # a run on logged feedback alone samples no training prompts
+    read = [*read, *(eval_prompts or [] if args.evaluates else [])]
+    kind = _kind(read, logged)
+    _choose_length(args, kind)
+    if logged:
+        _take_logged(args, logged)
+    return Inputs(
+        prompts, eval_prompts, rewards, auditors, kind, reference_device, read, train_dataset is None, logged
+    )  # fmt: skip
+
+
+def _eval_prompts(args: ALTConfig, dataset: Iterable[Mapping[str, Any]] | None) -> list[PromptRow] | None:
+    """The prompts of evaluation; without any, `args` evaluates nothing.
+
+    Raises:
+        UserError: there are none where an evaluation is asked for, or fewer than processes.
+    """
+    prompts = None if dataset is None else as_prompts(dataset)
+    if prompts is None:
         args.eval_strategy = type(args.eval_strategy)("no")
         choose_metric(args)
         if args.eval_on_start:
             raise UserError("eval_on_start needs evaluation prompts; give eval_dataset, or leave eval_on_start out")
-    elif len(eval_prompts) < args.world_size:
+    elif len(prompts) < args.world_size:
         raise UserError(
-            f"{len(eval_prompts)} evaluation prompts for {args.world_size} processes; give at least one prompt a process"
+            f"{len(prompts)} evaluation prompts for {args.world_size} processes; give at least one prompt a process"
         )
-    rewards = _resolved_rewards(args, args.reward_funcs if reward_funcs is None else reward_funcs)
-    auditors = _resolved_auditors(args, rewards)
-    columns = {name for row in prompts + (eval_prompts or []) for name in other_columns(row)}
-    check_calls([*rewards, *auditors], columns, CONTEXT)
-    read = prompts + eval_prompts if eval_prompts and args.evaluates else prompts
-    all_conversations(read)  # raises if they mix both kinds
-    kind = kind_of(read)
-    _choose_length(args, kind)
-    return Inputs(prompts, eval_prompts, rewards, auditors, kind, reference_device, read, train_dataset is None)
+    return prompts
+
+
+def _kind(rows: Sequence[PromptRow], logged: Logged | None) -> str:
+    """The kind of the prompts of a run.
+
+    Raises:
+        UserError: the run mixes text and messages.
+    """
+    if logged is None:
+        all_conversations(rows)  # raises if they mix both kinds
+        return kind_of(rows)
+    kinds = {True: "messages", False: "text"}
+    own = bool(logged.conversational)
+    if rows and all_conversations(rows) != own:
+        raise UserError(
+            f"feedback holds {kinds[own]}, and the prompts of dataset_name or eval_dataset are {kinds[not own]}: give prompts that "
+            f"are {kinds[own]}, or eval_strategy no"
+        )
+    return CONVERSATIONS if own else TEXT
+
+
+def _take_logged(args: ALTConfig, logged: Logged) -> None:
+    """Say what was understood of logged feedback, and let an iteration be one pass over it if the run does not sample."""
+    if args.steps_per_iteration is None:
+        args.steps_per_iteration = config.steps_of(len(logged), bool(args.num_train_epochs), args.total_batch_size)
+    if args.process_index == 0:
+        for line in (described(logged), *logged.lines()):
+            logger.warning("feedback: %s", line)
 
 
 def folder_of(args: ALTConfig) -> Path:
@@ -156,7 +221,9 @@ def folder_of(args: ALTConfig) -> Path:
     return Path(args.output_dir)
 
 
-def _resolved_rewards(args: ALTConfig, given: RewardFunction | Sequence[RewardFunction]) -> list[Reward]:
+def _resolved_rewards(
+    args: ALTConfig, given: RewardFunction | Sequence[RewardFunction], logged: Logged | None = None
+) -> list[Reward]:
     """Load the rewards, name them in `args.reward_funcs` and `args.attributes`, and choose the tags."""
     # a list of the same types as `given`, which mypy does not see
     functions = cast("list[RewardFunction]", [*given] if isinstance(given, (list, tuple)) else [given])
@@ -171,7 +238,7 @@ def _resolved_rewards(args: ALTConfig, given: RewardFunction | Sequence[RewardFu
             )
         pairs = zip(args.attributes, args.reward_funcs, strict=True)
         args.attributes = [{**attribute, "reward": name} for attribute, name in pairs]
-    _choose_tags(args, rewards)
+    _choose_tags(args, rewards, logged)
     if args.plain != "only":  # a plain run reads a judge's categories as numbers
         check_judges(rewards, args)
     if args.credit_coef:
@@ -262,13 +329,16 @@ def _resolved_auditors(args: ALTConfig, rewards: Sequence[Reward]) -> list[Rewar
     return auditors
 
 
-def _choose_tags(args: ALTConfig, rewards: Sequence[Reward]) -> None:
-    """Fill in `args.tags` if the person left it open: the tags that the run in the folder has, or the reward's words."""
+def _choose_tags(args: ALTConfig, rewards: Sequence[Reward], logged: Logged | None) -> None:
+    """Fill in `args.tags` if the person left it open: the tags that the run in the folder has, or those of logged feedback, or
+    the reward's words.
+    """
+    of_logged = tags_of(logged, args, samples=bool(args.num_train_epochs)) if logged else None
     if args.tags is not None or args.plain == "only":
         return
     args.tags = run_folder.run_settings(folder_of(args)).get("tags")
     if args.tags is None:
-        args.tags, why = default_tags(rewards, args.reward_weights)
+        args.tags, why = of_logged or default_tags(rewards, args.reward_weights)
         if args.process_index == 0:
             logger.warning("tags, best first: %s (%s; set `tags` for other words)", ", ".join(args.tags), why)
     args.complete()
@@ -299,21 +369,26 @@ def _scheme_of(args: ALTConfig, inputs: Inputs, tokenizer: PreTrainedTokenizerBa
     assert args.tags is not None  # `check_inputs` fills them in
     if not inputs.conversational:
         return TagScheme(tuple(args.tags), args.tag_template, args.separator, conversational=False)
-    position = feedback_position(tokenizer, inputs.all_prompts, args.tags, args.feedback_position)
+    rows = [*inputs.all_prompts, *_first_logged(inputs.logged)]
+    position = feedback_position(tokenizer, rows, args.tags, args.feedback_position)
     return TagScheme(tuple(args.tags), args.tag_template, None, conversational=True, feedback_position=position)
 
 
-def feedback_of(args: ALTConfig, scheme: TagScheme | None, rewards: Sequence[Reward]) -> Feedback:
+def feedback_of(args: ALTConfig, scheme: TagScheme | None, inputs: Inputs) -> Feedback:
     """The rules that turn rewards into quantiles and words."""
-    attributes = None
-    if args.attributes:
-        own = config.attributes_of(args.attributes)
-        attributes = AttributeRules(own, args.attribute_template, args.feedback_sampling)
+    rewards, logged, names = inputs.rewards, inputs.logged, reward_names(inputs.rewards)
+    own, weights = config.attributes_of(args.attributes or []), args.reward_weights
+    if logged and logged.shape.name == "ratings" and not own:
+        own, weights = dials_of(logged), None
+        names = [dial.name for dial in own]
     return make_feedback(
-        scheme, reward_names(rewards), seed=args.seed,
-        rules=RewardRules(args.quantile_rule, args.quantile_scope, args.reward_weights, args.reward_normalization),
-        sentences=any(reward.returns_judgements for reward in rewards),
-        attributes=attributes,
+        scheme, names, seed=args.seed,
+        rules=RewardRules(
+            args.quantile_rule, args.quantile_scope, weights, args.reward_normalization,
+            rule_of(logged, scheme.num_quantiles) if logged and scheme else None,
+        ),
+        sentences=any(reward.returns_judgements for reward in rewards) or bool(logged and logged.sentences),
+        attributes=AttributeRules(own, args.attribute_template, args.feedback_sampling) if own else None,
         worst=worst_of(rewards),
         by_credit=args.credit_coef != 0,
     )  # fmt: skip
@@ -349,10 +424,10 @@ def encoder_of(
         UserError: the model cannot read a prompt, would read it without its tag, or has too small a context.
     """
     encoder = policy.encoder(max_prompt_length)
-    encoder.check(inputs.all_prompts)
+    encoder.check([*inputs.all_prompts, *_first_logged(inputs.logged)])
     room = encoder.check_fits(
         inputs.all_prompts,
-        getattr(policy.model.config.get_text_config(), "max_position_embeddings", None),
+        context_of(policy),
         args.max_completion_length,
         [feedback.longest(encoder.length)],
     )
@@ -362,7 +437,28 @@ def encoder_of(
     return encoder
 
 
-def pool_dataset_of(args: ALTConfig) -> PoolDataset:
+def _first_logged(logged: Logged | None) -> list[PromptRow]:
+    """The first prompts of logged feedback."""
+    return as_prompts({"prompt": row.prompt} for row in logged.examples) if logged else []
+
+
+def context_of(policy: Policy) -> int | None:
+    """Tokens that the model can read; None = no limit is known."""
+    return getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def logged_writer(
+    args: ALTConfig, inputs: Inputs, policy: Policy, encoder: PromptEncoder, feedback: Feedback, scoring: Scoring
+) -> LoggedWriter:
+    """Writes the logged feedback of a run as parts of its pool."""
+    names = names_in_pool(inputs.logged, args, reward_names(inputs.rewards)) if inputs.logged else []
+    longest = feedback.longest(encoder.length)
+    return LoggedWriter(
+        inputs.logged, policy, encoder, names, longest, context_of(policy), args.max_completion_length, scoring
+    )
+
+
+def pool_dataset_of(args: ALTConfig, logged: Logged | None) -> PoolDataset:
     """The training set, which is filled before each epoch."""
     return PoolDataset(
         args.steps_per_iteration,
@@ -370,4 +466,6 @@ def pool_dataset_of(args: ALTConfig) -> PoolDataset:
         seed=args.seed,
         contrast=args.plain != "only" and (args.contrast_coef != 0 or args.credit_coef != 0),
         weights=None if args.credit_coef else args.quantile_weights,
+        logged_share=args.feedback_share,
+        pairs=bool(logged and logged.shape.name == "pairs"),
     )

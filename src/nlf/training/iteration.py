@@ -31,13 +31,19 @@ class LabelledPool(NamedTuple):
 
 
 def run_iteration(
-    collector: RolloutCollector, *, seed: int, prompts_per_iteration: int | None, pool_keep: int | None
+    collector: RolloutCollector,
+    *,
+    seed: int,
+    prompts_per_iteration: int | None,
+    pool_keep: int | None,
+    logged_iterations: int = 0,
 ) -> LabelledPool:
     """Collect the rollouts of the collector's iteration, and label the pool of all rollouts so far.
 
     Args:
         prompts_per_iteration: Prompts to sample; None = all prompts, in order.
         pool_keep: Keep the rollouts of this many iterations; None = keep all.
+        logged_iterations: The iterations before this one sample nothing: their pool is the logged feedback.
 
     Raises:
         UserError: sampling or scoring fails, or rollouts on disk are missing or broken.
@@ -45,13 +51,14 @@ def run_iteration(
     """
     iteration, run_dir, feedback = collector.iteration, collector.run_dir, collector.feedback
     prompt_ids = [prompt["prompt_id"] for prompt in collector.prompts]
-    past = partial(Pool.load, run_dir, iteration - 1, pool_keep)  # loaded only if the words depend on it
+    load = partial(Pool.load, run_dir, keep=pool_keep, since=logged_iterations)
+    if iteration >= logged_iterations:
+        past = partial(load, iteration - 1)  # loaded only if the words depend on it
+        rows = choose_prompts(len(prompt_ids), prompts_per_iteration, seed, iteration)
+        parts = collector.parts(number_occurrences(rows, prompt_ids))
+        collector.sample(parts, partial(feedback.to_sample_under, len(prompt_ids), iteration, past))
+        collector.score(parts)
 
-    rows = choose_prompts(len(prompt_ids), prompts_per_iteration, seed, iteration)
-    parts = collector.parts(number_occurrences(rows, prompt_ids))
-    collector.sample(parts, partial(feedback.to_sample_under, len(prompt_ids), iteration, past))
-    collector.score(parts)
-
-    pool = Pool.load(run_dir, iteration, pool_keep)
+    pool = load(iteration)
     quantiles = feedback.quantiles(pool)
     return LabelledPool(pool, quantiles, feedback.words(pool, quantiles, iteration))

@@ -39,7 +39,7 @@ that its completion should have. {how}
 
 {tags}
 
-Training took {iterations:g} iterations of {steps} steps, with {batch} rollouts a step and the reward `{rewards}`. The objective's
+Training took {iterations:g} iterations of {steps} steps, with {batch} rollouts a step and {learned}. The objective's
 coefficients were nll {nll_coef}, contrast {contrast_coef}, credit {credit_coef}, {leash} ({kl_direction} KL) and entropy
 {entropy_coef}. `config.yaml` holds every setting.
 
@@ -54,7 +54,7 @@ tag and without guidance.
 
 {usage}
 
-Training took {iterations:g} iterations of {steps} steps, with {batch} rollouts a step and the reward `{rewards}`. Each token was
+Training took {iterations:g} iterations of {steps} steps, with {batch} rollouts a step and {learned}. Each token was
 trained by what it earned of its completion's reward. The objective's coefficients were credit {credit_coef}, {leash}
 ({kl_direction} KL) and entropy {entropy_coef}. `config.yaml` holds every setting.
 
@@ -193,13 +193,20 @@ def _training(policy: Policy, args: ALTConfig, rewards: str) -> dict[str, Any]:
     return {
         "base": (Path(base).name if is_local(base) else base) or "the base model",
         "version": __version__,
-        "iterations": args.num_train_epochs,
+        "iterations": args.num_train_epochs + args.feedback_epochs,
         "steps": args.steps_per_iteration,
         "batch": args.total_batch_size,
-        "rewards": rewards,
+        "learned": _learned(args, rewards),
         **{name: getattr(args, name) for name in COEFFICIENTS},
         "leash": f"beta {args.beta}" if args.kl_budget is None else f"a KL budget of {args.kl_budget:g} nats a token",
     }
+
+
+def _learned(args: ALTConfig, rewards: str) -> str:
+    """What the model learned from: a reward, logged feedback, or both. A card names no folder of the machine."""
+    names = ", ".join(f"`{Path(source).name if Path(source).exists() else source}`" for source in args.feedback or ())
+    found = [f"the logged feedback {names}"] if names else []
+    return " and ".join([*found, *([f"the reward `{rewards}`"] if args.num_train_epochs else [])])
 
 
 def usage(policy: Policy, folder: str, tag: str | None, conversational: bool) -> str:

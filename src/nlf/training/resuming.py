@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from nlf.data import checkpoints, files, run_folder
 from nlf.data.checkpoints import NotWhole
-from nlf.data.rollouts import check_no_others, fault_of, iteration_dir
+from nlf.data.rollouts import check_no_others, fault_of, iteration_dir, logged_parts
 from nlf.errors import UserError
+from nlf.models.encoder import PromptEncoder
 from nlf.models.loading import progress_bar_hidden
 from nlf.models.policy import Policy, save_scheme
 from nlf.training.auditing import AuditWatch
@@ -25,6 +26,7 @@ from nlf.training.config import ALTConfig
 from nlf.training.credit import FITTED
 from nlf.training.hub import HubTrainer
 from nlf.training.inputs import Inputs
+from nlf.training.settings import run_facts, sampling_settings
 from nlf.training.stopping import StopSignal
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ class Record:
         keep: Latest iterations whose rollouts training reads; None = all.
         last_step: The step at which training ends; from there, no rollouts are needed.
         keeps_best: The weights of the best checkpoint are the result.
+        first_sampled: The first iteration that samples.
     """
 
     run_dir: Path
@@ -51,6 +54,7 @@ class Record:
     keep: int | None
     last_step: int
     keeps_best: bool = False
+    first_sampled: int = 0
 
     def check(self, checkpoint: Path) -> None:
         """Check that training can go on from a checkpoint and end with the weights of a run that was never stopped.
@@ -90,7 +94,7 @@ class Record:
         if step >= self.last_step:
             return
         current, offset = divmod(step, self.steps_per_iteration)
-        first = 0 if self.keep is None else max(0, current + 1 - self.keep)
+        first = self.first_sampled if self.keep is None else max(self.first_sampled, current + 1 - self.keep)
         last = current if offset and current else current - 1  # iteration 0 samples the reference, which never changes
         for iteration in range(first, last + 1):
             check_no_others(self.run_dir, iteration, len(self.part_rows))
@@ -145,8 +149,8 @@ def choose_checkpoint(asked: str | bool, record: Record, *, looks: bool, tell: C
                 tell(f"the run goes on from {path}; later work is done again")
             return path
         tell(f"{path} is skipped: {why}")
-    start = iteration_dir(record.run_dir, 0)
-    if candidates and not any(start.glob("part-*.parquet")):
+    start = iteration_dir(record.run_dir, record.first_sampled)
+    if candidates and not any(start.glob("part-*.parquet")) and not logged_parts(record.run_dir):
         raise UserError(
             f"{record.run_dir}: no checkpoint is whole, and {start} holds no rollouts to start over from; "
             "restore them, or choose another --output_dir"
@@ -187,6 +191,7 @@ class CheckpointTrainer(HubTrainer):
     args: ALTConfig
     processing_class: PreTrainedTokenizerBase
     policy: Policy
+    encoder: PromptEncoder
     inputs: Inputs
     watch: AuditWatch
     stop: StopSignal
@@ -197,9 +202,15 @@ class CheckpointTrainer(HubTrainer):
     started_at: int
     saved_at: int | None
 
+    def facts(self) -> dict[str, Any]:
+        """What the result depends on besides the settings, and the auditors: the content of `run.json`."""
+        prompts, rewards, auditors = self.inputs.prompts, self.inputs.rewards, self.inputs.auditors
+        return run_facts(self.args, self.policy, prompts, rewards, auditors) | self.inputs.facts()
+
     def sampling_digest(self) -> str:
-        """The digest of the settings in the stamps of rollouts."""
-        raise NotImplementedError
+        """The digest of everything but the weights that rollouts depend on; it stands in their stamps."""
+        prompts, rewards = self.inputs.prompts, self.inputs.rewards
+        return files.digest(sampling_settings(self.args, self.policy, self.encoder, prompts, rewards))
 
     @progress_bar_hidden()
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -243,8 +254,9 @@ class CheckpointTrainer(HubTrainer):
             [min(args.prompts_per_part, prompts - start) * args.num_generations for start in starts],
             steps,
             args.pool_keep and max(args.pool_keep, FITTED if args.credit_coef else 0),
-            last_step=args.max_steps if args.max_steps > 0 else int(args.num_train_epochs) * steps,
+            last_step=args.last_step,
             keeps_best=args.load_best_model_at_end,
+            first_sampled=args.logged_iterations,
         )
 
     def loop_state(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -38,6 +39,9 @@ class RunPolicy:
         Args:
             outdated: Training has changed this iteration's weights, so that sampling is an error.
         """
+        if iteration < self.args.logged_iterations:  # nothing is sampled
+            yield self.policy, cast(Sampler, None)
+            return
         if self.args.sampler == "vllm":
             with handed_over(self.policy, self.empty, iteration, outdated, self.args, self.accelerator) as handed:
                 yield handed

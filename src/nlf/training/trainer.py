@@ -65,12 +65,14 @@ from nlf.training.inputs import (
     encoder_of,
     feedback_of,
     folder_of,
+    logged_writer,
     policy_of,
     pool_dataset_of,
     tell_choices,
     worst_of,
 )
 from nlf.training.iteration import run_iteration
+from nlf.training.logged import all_steps
 from nlf.training.loss_sums import (
     LoggedMetrics,
     LossSums,
@@ -86,7 +88,7 @@ from nlf.training.objective import completion_stats, loss_of_groups
 from nlf.training.ranks import Ranks
 from nlf.training.resuming import choose_checkpoint
 from nlf.training.run_policy import RunPolicy
-from nlf.training.settings import Stamp, run_facts, run_settings, sampling_settings
+from nlf.training.settings import Stamp, run_settings
 from nlf.training.stages import StagedTrainer, is_alone, plain_settings, plain_stage
 from nlf.training.stopping import StopSignal
 from nlf.training.vllm_weights import share
@@ -153,7 +155,7 @@ class ALTTrainer(StagedTrainer):
             peft_config=peft_config, reference_model=reference_model, disable_dropout=disable_dropout,
         )  # fmt: skip
         self.scheme = self.policy.scheme
-        self.feedback = feedback_of(args, self.scheme, self.inputs.rewards)
+        self.feedback = feedback_of(args, self.scheme, self.inputs)
         self.encoder = encoder_of(args, self.inputs, self.feedback, self.policy, max_prompt_length)
         self._start_state(args)
         self.options |= {"max_prompt_length": max_prompt_length, "disable_dropout": disable_dropout}
@@ -168,7 +170,7 @@ class ALTTrainer(StagedTrainer):
             model=self.policy.model,
             args=args,
             data_collator=partial(collate, pad_id=PADDING, pass_tokens=limit),
-            train_dataset=pool_dataset_of(args),
+            train_dataset=pool_dataset_of(args, self.inputs.logged),
             eval_dataset=self.inputs.eval_prompts,
             processing_class=self.policy.tokenizer,
             callbacks=[*callbacks],
@@ -248,11 +250,12 @@ class ALTTrainer(StagedTrainer):
 
     def _train(self, resume_from_checkpoint: str | bool | None, trial, ignore_keys: list[str] | None) -> TrainOutput:
         """The iterations of `train`, under the lock of the run's folder."""
-        facts = run_facts(self.args, self.policy, self.inputs.prompts, self.inputs.rewards, self.inputs.auditors)
-        own = run_settings(self.args, self.options)
+        own, facts = run_settings(self.args, self.options), self.facts()
         if self.is_world_process_zero():
             run_folder.claim(self.run_dir, own, facts, bool(resume_from_checkpoint))
             self.inputs.write_prompts(self.options, self.run_dir)
+            writer = logged_writer(self.args, self.inputs, self.policy, self.encoder, self.feedback, self.scoring())
+            writer.write(self.run_dir, self.sampling_digest(), self._tell)
             if self.hub:
                 self.hub.create()
         self.recorded = {name: value for name, value in (own | facts).items() if name not in run_folder.FREE}
@@ -269,7 +272,7 @@ class ALTTrainer(StagedTrainer):
                 self._tell(f"a callback ended the run at {checkpoint}; give this folder to train on")
         if self.is_world_process_zero():
             run_folder.truncate_metrics(self.run_dir, self.started_at)
-        with self.stop.listening():
+        with self.stop.listening(), all_steps(self.args):
             result = super().train(str(checkpoint) if checkpoint else None, trial, ignore_keys)
         self.stop.exit_if_asked()
         self.finish()
@@ -347,16 +350,18 @@ class ALTTrainer(StagedTrainer):
             self.rollout_digests[iteration:] = [trainable_digest(self.policy.model)]
         with self.run_policy.sampling(iteration, self.is_outdated(iteration)) as (model, sampler):
             labelled = run_iteration(
-                self.collector(iteration, model, sampler),
-                seed=self.args.seed,
-                prompts_per_iteration=self.args.prompts_per_iteration,
-                pool_keep=self.args.pool_keep,
-            )
+                self.collector(iteration, model, sampler), seed=self.args.seed, pool_keep=self.args.pool_keep,
+                prompts_per_iteration=self.args.prompts_per_iteration, logged_iterations=self.args.logged_iterations,
+            )  # fmt: skip
         credit = self.credit(iteration, self.credit_rules) if self.credit_rules else None
         if credit:  # it is that of the policy which sampled, so earlier iterations are not trained on again
             labelled = labelled.only(iteration)
         self.train_dataset.refresh(
-            *labelled, self.encoder, iteration, self.inputs.conversations(), credit.tokens if credit else None
+            *labelled,
+            self.encoder,
+            iteration,
+            self.inputs.conversations(self.run_dir),
+            credit.tokens if credit else None,
         )
         if offset == 0:
             pool, quantiles, _ = labelled
@@ -391,11 +396,6 @@ class ALTTrainer(StagedTrainer):
             self.ranks,
             quiet=self._quiet(),
         )
-
-    def sampling_digest(self) -> str:
-        """The digest of everything but the weights that rollouts depend on."""
-        prompts, rewards = self.inputs.prompts, self.inputs.rewards
-        return files.digest(sampling_settings(self.args, self.policy, self.encoder, prompts, rewards))
 
     def scoring(self, scorers: Sequence[Reward] | None = None) -> Scoring:
         """The rewards, or other scorers, and the arguments of their calls. With several ranks, the first rank calls the
