@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM = false
 
 # Train the embedded default: a model with tags, then a plain model. Then measure both against their start. A stopped demo goes on where it was.
 demo: $(READY)
-	@if [ ! -f $(RUN)/plain/README.md ]; then $(BIN)/nlf train --output_dir $(RUN) --plain true --resume_from_checkpoint true; fi
+	@if [ ! -f $(RUN)/plain/README.md ]; then $(BIN)/nlf train --output_dir $(RUN) --plain true --entropy_coef -0.01 --resume_from_checkpoint true; fi
 	@$(BIN)/nlf evaluate --model $(RUN) --max_prompts 100 --sweep_tags --guidance_scales 0.5 1
 	@$(BIN)/nlf report $(RUN)
 	@echo "The plain model is $(RUN)/plain; the model with tags is $(RUN). Figures and samples are in $(RUN)/evaluation."
