@@ -199,7 +199,7 @@ def test_attributes_take_the_columns_of_their_names(tmp_path):
         (rows(helpfulness=(1, 0), honesty=(0, 1)), {"num_train_epochs": 1, "steps_per_iteration": 3}, "sampled completions need a scorer for each"),
         (rows(helpfulness=(1, 0), honesty=(0, 1)), {"tags": ["a", "b"]}, "every rating of the feedback has tags of its own"),
         ([{"prompt": [{"role": "user", "content": "a"}], "completion": "b", "reward": 1}], {"eval_strategy": "epoch"},
-         "feedback holds messages, and the prompts of dataset or eval_dataset are text"),
+         "feedback holds messages, and the prompts of dataset_name or eval_dataset are text"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_with_the_run_is_refused(tmp_path, given, changes, words):
