@@ -36,7 +36,7 @@ entropy_coef kl_budget output_dir num_train_epochs learning_rate per_device_trai
 
 def test_the_knobs_of_training_are_these():
     assert sorted(f.name for f in fields(config.TrainOptions)) == sorted(OURS)
-    assert len(OURS) <= 86
+    assert len(OURS) <= 82
 
 
 def test_the_short_help_shows_these():
