@@ -104,10 +104,17 @@ class PromptSampler:
         Raises:
             UserError: see `Sampler.sample`.
         """
-        encoded = [self.encoder.prompt_ids(prompt.row["prompt"]) for prompt in prompts]
+        encoded = self._encoded(prompts)
         requests = [self._request(*each) for each in zip(prompts, encoded, feedback, strict=True)]
         sampled = self.sampler.sample(requests, self.options, seed=self.seed, iteration=iteration, progress=progress)
         return self._table(prompts, encoded, feedback, sampled)
+
+    def requests(self, prompts: Sequence[NumberedPrompt], feedback: Sequence[str | None]) -> list[Request]:
+        """The prompts, each with its feedback, as the sampler reads them."""
+        return [self._request(*each) for each in zip(prompts, self._encoded(prompts), feedback, strict=True)]
+
+    def _encoded(self, prompts: Sequence[NumberedPrompt]) -> list[list[int]]:
+        return [self.encoder.prompt_ids(prompt.row["prompt"]) for prompt in prompts]
 
     def _request(self, prompt: NumberedPrompt, ids: list[int], words: str | None) -> Request:
         def query(words: str | None) -> tuple[int, ...]:
