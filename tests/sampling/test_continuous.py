@@ -105,10 +105,10 @@ def test_a_cancelled_row_leaves_the_others_as_they_are():
     running = decoder(model)
     running.add(rows)
     running.step()
-    running.cancel(rows[1])
+    rows[1].cancel()
     while running.busy:
-        assert rows[1] not in [each.row for each in running.step()]
-    assert len(rows[1].out) == 1
+        assert rows[1] not in running.step()
+    assert len(rows[1].out) == 1 and rows[1].reason == "cancelled"
     whole = expected(model, [(request, options, 0)])[0]
     assert [rows[0].out, rows[2].out] == [whole[0], whole[2]]
 
@@ -120,15 +120,16 @@ def test_the_reason_and_the_log_probabilities_of_a_token():
     (row,) = rows_of(request, options, seed=0, iteration=-1, top=3)
     running = decoder(model)
     running.add([row])
-    first, second = running.step()[0], running.step()[0]
-    assert (first.reason, second.reason) == (None, "length") and not running.step()
+    assert running.step() == [row] and row.reason is None
+    assert running.step() == [row] and row.reason == "length" and not running.step()
     with torch.no_grad():
         logits = model(torch.tensor([request.input_ids])).logits[0, -1]
     logits[[EOS, *BANNED]] = -torch.inf
     log_p = logits.log_softmax(-1)
-    assert first.token == int(log_p.argmax()) == first.log_probs.best[0][0]
-    assert first.log_probs.chosen == pytest.approx(float(log_p.max()), abs=1e-5)
-    assert [value for _, value in first.log_probs.best] == pytest.approx(log_p.topk(3).values.tolist(), abs=1e-5)
+    first = row.log_probs[0]
+    assert len(row.log_probs) == 2 and row.out[0] == int(log_p.argmax()) == first.best[0][0]
+    assert first.chosen == pytest.approx(float(log_p.max()), abs=1e-5)
+    assert [value for _, value in first.best] == pytest.approx(log_p.topk(3).values.tolist(), abs=1e-5)
 
 
 def test_what_the_model_cannot_read_is_refused():

@@ -32,6 +32,18 @@ logger = logging.getLogger(__name__)
 MOST_ROWS = 64  # completions that are decoded at the same time
 
 
+class LogProbs(NamedTuple):
+    """Log-probabilities of a token at temperature 1: with guidance, before top-k and top-p.
+
+    Attributes:
+        chosen: Of the token.
+        best: The likeliest ids, the likeliest first, with theirs.
+    """
+
+    chosen: float
+    best: list[tuple[int, float]]
+
+
 @dataclass(eq=False)
 class Row:
     """One completion.
@@ -41,7 +53,8 @@ class Row:
         noise: The random number of each token.
         top: Number of likeliest tokens to tell with each token; None = no log-probabilities.
         out: The tokens so far, EOS included.
-        ended: The completion has its EOS or all its tokens, or was taken out.
+        log_probs: Of each token, if `top` asks for them.
+        reason: Why no token follows: "stop" = EOS, "length" = there are as many as the row may have, "cancelled".
     """
 
     ids: tuple[tuple[int, ...], ...]
@@ -49,8 +62,9 @@ class Row:
     noise: np.ndarray
     top: int | None = None
     out: list[int] = field(default_factory=list)
+    log_probs: list[LogProbs] = field(default_factory=list)
+    reason: str | None = None
     slots: list[int] = field(default_factory=list)
-    ended: bool = False
 
     @property
     def length(self) -> int:
@@ -64,26 +78,9 @@ class Row:
         early = len(self.out) < o.min_completion_length
         return len(self.ids), o.guidance_scale, o.temperature, o.top_k, o.top_p, early
 
-
-class LogProbs(NamedTuple):
-    """Log-probabilities at temperature 1, before top-k and top-p, and with guidance.
-
-    Attributes:
-        chosen: Of the token.
-        best: The likeliest ids, the likeliest first, with theirs.
-    """
-
-    chosen: float
-    best: list[tuple[int, float]]
-
-
-class Drawn(NamedTuple):
-    """A token of a row, the last in `row.out`. `reason`: "stop" = it is EOS; "length" = it is the last that the row may have."""
-
-    row: Row
-    token: int
-    log_probs: LogProbs | None
-    reason: str | None
+    def cancel(self) -> None:
+        """Take the row out of its batch, from any thread. At most the token that is being drawn follows."""
+        self.reason = "cancelled"
 
 
 def rows_of(
@@ -146,16 +143,12 @@ class Decoder:
         """Let checked rows wait for a place in the batch."""
         self.waiting.extend(rows)
 
-    def cancel(self, row: Row) -> None:
-        """Take a row out; no token of it is drawn any more."""
-        row.ended = True
-
     @property
     def busy(self) -> bool:
         return bool(self.live or self.waiting)
 
-    def step(self, admit: bool = True) -> list[Drawn]:
-        """Draw the next token of each row in the batch.
+    def step(self, admit: bool = True) -> list[Row]:
+        """Draw the next token of each row in the batch, and return these rows.
 
         Args:
             admit: Let waiting rows join first.
@@ -175,8 +168,8 @@ class Decoder:
 
     def _leave(self) -> None:
         """Free the slots of ended rows, and drop free slots once they are many and no row waits for them."""
-        self.free += [slot for row in self.live if row.ended for slot in row.slots]
-        self.live = [row for row in self.live if not row.ended]
+        self.free += [slot for row in self.live if row.reason for slot in row.slots]
+        self.live = [row for row in self.live if not row.reason]
         if self.free and not self.waiting and self.slots.size - len(self.free) <= COMPACT_AT * self.slots.size:
             kept = [slot for row in self.live for slot in row.slots]
             places = iter(range(len(kept)))
@@ -214,7 +207,7 @@ class Decoder:
         longest = max((row.length for row in self.live), default=0)
         while self.waiting:
             row = self.waiting[0]
-            if not row.ended:
+            if not row.reason:
                 used, longest = used + len(row.ids), max(longest, row.length)
                 others = len(self.live) + len(rows)
                 if others and (others >= self.most_rows or used * longest > self.token_budget):
@@ -233,14 +226,14 @@ class Decoder:
         live = [slot for row in self.live for slot in row.slots]
         self.logits = self.slots.step(torch.tensor(tokens, device=self.device), live)
 
-    def _draw(self) -> list[Drawn]:
+    def _draw(self) -> list[Row]:
         groups: dict[tuple, list[Row]] = {}
         for row in self.live:
             groups.setdefault(row.rule, []).append(row)
         return [each for rows in groups.values() for each in self._drawn(rows)]
 
-    def _drawn(self, rows: list[Row]) -> list[Drawn]:
-        """The next token of R rows with the same rule."""
+    def _drawn(self, rows: list[Row]) -> list[Row]:
+        """Draw the next token of R rows with the same rule."""
         assert self.logits is not None  # rows have been read
         options, steps = rows[0].options, [len(row.out) for row in rows]
         slots = torch.tensor([row.slots for row in rows], device=self.device).T  # (B, R)
@@ -248,19 +241,13 @@ class Decoder:
         scores = scores_of(self.logits[slots].float().to(self.draw_on), options.guidance_scale, self.eos, banned)
         u = torch.tensor([row.noise[step] for row, step in zip(rows, steps, strict=True)], device=self.draw_on)
         tokens = drawn(scores, u, options).tolist()
-        return [self._told(row, token, scores[i]) for i, (row, token) in enumerate(zip(rows, tokens, strict=True))]
-
-    def _told(self, row: Row, token: int, scores: Tensor) -> Drawn:
-        row.out.append(token)
-        last = len(row.out) == row.options.max_completion_length
-        reason = "stop" if token in self.eos else "length" if last else None
-        row.ended = reason is not None
-        if row.top is None:
-            return Drawn(row, token, None, reason)
-        log_p = scores.log_softmax(-1)
-        best = log_p.topk(min(row.top, len(log_p)))
-        pairs = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-        return Drawn(row, token, LogProbs(float(log_p[token]), pairs), reason)
+        for row, token, own in zip(rows, tokens, scores, strict=True):
+            if row.top is not None:
+                row.log_probs.append(log_probs_of(own, token, row.top))
+            row.out.append(token)
+            if token in self.eos or len(row.out) == row.options.max_completion_length:
+                row.reason = "stop" if token in self.eos else "length"
+        return rows
 
     # ---- the kind of slots --------------------------------------------------------------------------------------
 
@@ -291,6 +278,13 @@ class Decoder:
                 reason,
             )
         return reason is not None
+
+
+def log_probs_of(scores: Tensor, token: int, top: int) -> LogProbs:
+    """The log-probabilities of a token and of the likeliest ones, from scores (V,)."""
+    log_p = scores.log_softmax(-1)
+    best = log_p.topk(min(top, len(log_p)))
+    return LogProbs(float(log_p[token]), list(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
 
 
 def trial(slots: AnySlots) -> Tensor:
