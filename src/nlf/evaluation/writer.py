@@ -115,6 +115,10 @@ class Writer:
         self._encoder.check(rows)
         return numbered(rows)
 
+    def prompt_ids(self, prompt: NumberedPrompt) -> list[int]:
+        """The token ids of a prompt, without words."""
+        return self._encoder.prompt_ids(prompt.row["prompt"])
+
     def requests(
         self, prompts: Sequence[NumberedPrompt], words: str | None, options: SamplingOptions
     ) -> list[Request]:
