@@ -19,6 +19,7 @@ from nlf.evaluation.systems import chosen_tag, load_for_commands, negative_tag, 
 from nlf.models.encoder import PromptEncoder
 from nlf.models.policy import Policy
 from nlf.sampling import Request, Sampler
+from nlf.sampling.continuous import Decoder
 from nlf.sampling.factory import sampler_of
 from nlf.sampling.rollout_table import PromptSampler
 
@@ -125,6 +126,15 @@ class Writer:
         """The prompts after these words, as the sampler reads them."""
         sampler = PromptSampler(self.policy, self._encoder, self._sampler, options, 0)
         return sampler.requests(prompts, [words] * len(prompts))
+
+    def decoder(self, most_rows: int) -> Decoder:
+        """A decoder of the model, for completions that come and go.
+
+        Args:
+            most_rows: Most completions at the same time.
+        """
+        policy = self.policy
+        return Decoder(policy.model, eos=policy.eos_token_ids, banned=policy.banned_token_ids, most_rows=most_rows)
 
     @property
     def tags(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from nlf.evaluation.run_defaults import recorded_base
 from nlf.evaluation.sample import EVALUATION
 from nlf.evaluation.systems import load_for_commands, slug
 from nlf.evaluation.writer import Writer, writer_of
-from nlf.sampling.continuous import Decoder, Row, rows_of
+from nlf.sampling.continuous import Row, rows_of
 from nlf.sampling.text import TextStream, seam_of
 from nlf.serving.engine import Busy, Engine, Job
 from nlf.serving.metrics import Metrics
@@ -69,12 +69,6 @@ def writers_of(options: ServeOptions) -> dict[str, Writer]:
 def usual_length(model: str) -> int:
     """The new tokens of a completion if a request leaves them open: those of the model's run, or of `nlf sample`."""
     return trained_run(model_folder(model)).get("max_completion_length") or SamplingOptions.max_completion_length
-
-
-def decoder_of(writer: Writer, most_rows: int) -> Decoder:
-    """The decoder of a model."""
-    policy = writer.policy
-    return Decoder(policy.model, eos=policy.eos_token_ids, banned=policy.banned_token_ids, most_rows=most_rows)
 
 
 # ---- completions --------------------------------------------------------------------------------------------------
@@ -210,7 +204,7 @@ class Service:
     def __init__(self, writers: Mapping[str, Writer], options: ServeOptions, key: str = ""):
         self.writers, self.key, self.most_tokens = dict(writers), key, options.max_tokens
         self.length = usual_length(options.model)
-        decoders = {name: decoder_of(writer, options.max_batch) for name, writer in writers.items()}
+        decoders = {name: writer.decoder(options.max_batch) for name, writer in writers.items()}
         self.engine, self.metrics = Engine(decoders, options.max_waiting), Metrics()
         self.created = int(time.time())
 
