@@ -17,6 +17,7 @@ _HOMES = {
     "dry_run": "nlf.cli.calls",
     "evaluate": "nlf.cli.calls",
     "import_checkpoint": "nlf.cli.calls",
+    "TagGuidance": "nlf.evaluation.guidance",
     "load": "nlf.evaluation.writer",
     "load_prompts": "nlf.data.prompts",
     "perplexity": "nlf.cli.calls",
