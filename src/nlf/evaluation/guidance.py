@@ -62,7 +62,7 @@ class TagGuidance(LogitsProcessor):
         guidance_scale: float = 1.0,
         tags: Sequence[str] | None = None,
     ):
-        path = model.name_or_path
+        path = model.name_or_path or ""
         scheme, _ = load_tags(path, tokenizer)
         added = added_ids(path, tokenizer, vocabulary_size(model))
         writer = writer_of(with_tags(Policy(model, tokenizer, scheme, None, added), tags), path)
