@@ -102,7 +102,7 @@ class Writer:
             UserError: the model has no such tag, or no tags.
         """
         if not options.guidance_scale:
-            return replace(options, negative_tag=None)
+            return replace(options, negative_tag=None) if options.negative_tag else options
         words = negative if negative is None or isinstance(negative, str) else self._join(negative)
         return replace(options, negative_tag=words if words in self._joined else negative_tag(self.policy, words))
 

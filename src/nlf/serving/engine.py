@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import sys
 import threading
 import time
 from collections import deque
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 TOGETHER = 0.003  # seconds that an idle engine waits for more requests
 JOINING = 0.02  # most seconds that requests wait for others, so that few of them do not cost a pass each
 SHARE = 0.25  # requests of this share of the rows do not wait
+SMOOTH = 0.03  # seconds between two pieces of a stream, after the first, so that many streams do not slow the decoding
+SWITCH = 0.001  # seconds after which the decoding thread gets the interpreter back from the server's thread
 IDLE = 0.5  # seconds after which the thread looks whether it shall end
 
 
@@ -37,14 +40,15 @@ class Job:
     """The rows of one request. The engine adds tokens to them, and the event loop reads them.
 
     Attributes:
-        every: Wake the reader at each token, not only at the end.
+        every: Wake the reader on the way, not only at the end.
+        woken: When the reader was last woken.
         first: When the first token came, by `time.monotonic`.
         error: Why the rows will not be finished.
     """
 
     def __init__(self, rows: Sequence[Row], every: bool):
         self.rows, self.every = list(rows), every
-        self.begun = time.monotonic()
+        self.begun, self.woken = time.monotonic(), 0.0
         self.first: float | None = None
         self.left = len(self.rows)
         self.error: str | None = None
@@ -97,6 +101,7 @@ class Engine:
         self.jobs: dict[Row, Job] = {}  # of the rows in a decoder
         self.since: dict[str, float] = {}  # for each decoder since when rows wait to join
         self.changed, self.stopping = threading.Condition(), False
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH))
         self.thread = threading.Thread(target=self._run, name="decoding", daemon=True)
         self.thread.start()
 
@@ -200,8 +205,8 @@ class Engine:
                 self._over(row)
             if job.over:
                 self.seconds += 0.1 * (now - job.begun - self.seconds)
-            if job.every or job.over:
-                news[job] = None
+            if job.over or (job.every and now - job.woken >= SMOOTH):
+                news[job], job.woken = None, now
         self._wake(news)
 
     def _over(self, row: Row) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from itertools import accumulate
 from typing import Any
 
-from nlf.config import Options, SampleRuleOptions, SamplingOptions, knob, sampling_options
+from nlf.config import Options, SampleRuleOptions, SamplingOptions, knob
 from nlf.config.inherited import SEED
 from nlf.config.sampling import MOST_GUIDANCE, TEMPERATURE
 from nlf.data.prompts import Prompt
@@ -117,7 +117,7 @@ class Asked:
 
     def sampling(self, most: int) -> SamplingOptions:
         """The sampling rule, with `most` new tokens where the request leaves them open."""
-        return sampling_options(SampleRuleOptions(max_completion_length=self.max_tokens or most, **self.options))
+        return SamplingOptions(max_completion_length=self.max_tokens or most, **self.options)
 
 
 def read(body: Any, chat: bool) -> Asked:
