@@ -17,6 +17,7 @@ and after the request, a body that is too large). Each good one must be answered
 import argparse
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import re
@@ -59,6 +60,7 @@ class Side:
     seconds: float = 0.0
     tokens: int = 0
     cpu: float = 0.0
+    texts: list[list[str]] = field(default_factory=list)  # the completions of each prompt
     first: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
 
@@ -97,14 +99,17 @@ def sample(_: str, args: argparse.Namespace, prompts: list[str], results) -> Non
     sampler = PromptSampler(writer.policy, writer.policy.encoder(), writer._sampler, options, 0)
     words = writer.words()
 
-    def run(texts: list[str]) -> int:
-        table = sampler.table(writer.prompts(texts), [words] * len(texts), iteration=-1)
-        return sum(map(len, table["completion_ids"].to_pylist()))
+    def run(texts: list[str]):
+        return sampler.table(writer.prompts(texts), [words] * len(texts), iteration=-1)
 
     run(prompts[: args.clients])
     start, cpu = time.perf_counter(), time.process_time()
-    tokens = run(prompts)
-    results.put(Side("nlf sample", time.perf_counter() - start, tokens, time.process_time() - cpu))
+    table = run(prompts)
+    side = Side("nlf sample", time.perf_counter() - start, cpu=time.process_time() - cpu)
+    side.tokens = sum(map(len, table["completion_ids"].to_pylist()))
+    texts = iter(table["completion"].to_pylist())
+    side.texts = [list(itertools.islice(texts, args.generations)) for _ in prompts]
+    results.put(side)
 
 
 @contextlib.contextmanager
@@ -182,14 +187,14 @@ def measured(
     """Both rounds of a server."""
     side, clients = Side(name), Clients(args.clients, address)
 
-    def whole(prompt: str) -> int:
+    def whole(prompt: str) -> tuple[int, list[str]]:
         start = time.perf_counter()
         with clients.post(json.dumps({**fields, "prompt": prompt}).encode()) as answer:
             found = json.load(answer)
         if answer.status != 200:
             raise SystemExit(f"{name}: {answer.status} {found}")
         side.whole.append(time.perf_counter() - start)
-        return found["usage"]["completion_tokens"]
+        return found["usage"]["completion_tokens"], [choice["text"] for choice in found["choices"]]
 
     def first(prompt: str) -> None:
         start, seen = time.perf_counter(), False
@@ -202,8 +207,8 @@ def measured(
     clients.map(whole, prompts[: args.clients])
     side.whole.clear()
     start, cpu = time.perf_counter(), cpu_seconds(process)
-    side.tokens = sum(clients.map(whole, prompts))
-    side.seconds, side.cpu = time.perf_counter() - start, cpu_seconds(process) - cpu
+    tokens, side.texts = zip(*clients.map(whole, prompts), strict=True)
+    side.seconds, side.cpu, side.tokens = time.perf_counter() - start, cpu_seconds(process) - cpu, sum(tokens)
     clients.map(first, prompts)
     return side
 
@@ -216,7 +221,7 @@ def throughput(args: argparse.Namespace) -> None:
     """Print the table of all sides."""
     prompts = [row["prompt"] for row in load_prompts("embedded", split="train", limit=args.requests)]
     common = {"max_tokens": args.new, "top_p": 0.9}
-    ours = {**common, "n": args.generations, **({"model": args.name} if args.name else {})}
+    ours = {**common, "n": args.generations, "seed": 0, **({"model": args.name} if args.name else {})}
     sides = [in_fresh_process(sample, "nlf sample", args, prompts)]
     with server(nlf_serve(args), "/health") as (process, address, _):
         sides.append(measured("nlf serve", process, address, args, prompts, ours))
@@ -227,6 +232,12 @@ def throughput(args: argparse.Namespace) -> None:
             sides.append(measured(name, process, address, args, prompts, plain))
     print(f"{len(prompts)} requests of {args.generations} x {args.new} tokens, {args.clients} clients\n\n{HEADINGS}")
     print("\n".join(side.row() for side in sides))
+    pairs = [
+        (a, b)
+        for one, other in zip(sides[0].texts, sides[1].texts, strict=True)
+        for a, b in zip(one, other, strict=True)
+    ]
+    print(f"\n{sum(a == b for a, b in pairs):,} of {len(pairs):,} completions of nlf serve are those of nlf sample")
     for other in (sides[0], *sides[2:]):
         wall, cpu = sides[1].rate / other.rate, sides[1].tokens / sides[1].cpu / (other.tokens / other.cpu)
         print(f"\nnlf serve / {other.name}: {wall:.2f} x the tokens per second, {cpu:.2f} x by CPU seconds")
