@@ -37,8 +37,8 @@ import numpy as np
 import psutil
 from processes import in_fresh_process
 
-from nlf.data.files import model_path
 from nlf.data.prompts import load_prompts
+from nlf.models.sources import model_path
 
 COMPLETIONS = "/v1/completions"
 BROKEN = 0.2  # share of broken requests

@@ -1,6 +1,7 @@
 """`nlf.load(RUN).write(…)`: the completions of `nlf sample`, tags of several attributes, words of one's own, mistakes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -9,6 +10,7 @@ import yaml
 import nlf
 from nlf.cli.main import main
 from nlf.config import SamplingOptions
+from nlf.config.objective import LENGTHS
 from nlf.data.generations import read_lines
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme, diagonal
@@ -125,3 +127,10 @@ def test_a_model_without_tags_writes_bare_prompts(tmp_path):
 def test_mistakes_are_one_line(writer, given, message):
     with pytest.raises(UserError, match=message):
         writer.write(**given)
+
+
+def test_the_length_is_the_runs_or_that_of_the_prompts(writer, steered):
+    rows = writer.prompts(["the weather"])
+    assert writer.usual_length(rows) == LENGTHS["text"]
+    assert replace(steered, length=5).usual_length(rows) == 5
+    assert len(replace(writer, length=5).write("the weather", min_completion_length=5)) == 1

@@ -14,7 +14,7 @@ from openai_server import make_run
 
 import nlf
 from nlf.cli.main import main
-from nlf.config import ChatOptions
+from nlf.config import TerminalOptions
 from nlf.errors import UserError
 from nlf.serving import chat
 from nlf.serving.chat import Talk
@@ -32,7 +32,7 @@ def said(run, capsys):
     """What each line shows, in one talk."""
 
     def talk(*lines: str, model: str = run, **options) -> list[str]:
-        chosen = ChatOptions(model=model, max_completion_length=6, **options)
+        chosen = TerminalOptions(model=model, max_completion_length=6, **options)
         running, shown = Talk(nlf.load(model, device="cpu"), chosen), []
         for line in lines:
             capsys.readouterr()
@@ -65,7 +65,7 @@ def test_the_base_and_the_scores(said, run):
 
 
 def test_the_scores_of_the_last_completion(run, capsys):
-    running = Talk(nlf.load(run, device="cpu"), ChatOptions(model=run))
+    running = Talk(nlf.load(run, device="cpu"), TerminalOptions(model=run))
     for text, line in [("and the river is calm", r"^toxicity  0\.\d{3}$"), ("\x01", r"^toxicity  not scored$")]:
         running.prompt, running.completion = LINE, text
         running.take("/score")
@@ -93,7 +93,7 @@ def test_a_model_of_conversations_remembers_the_turns(said, tmp_path):
 
 def test_guidance_without_tags_is_refused_before_the_first_prompt(run):
     with pytest.raises(UserError, match="this model has no tags"):
-        Talk(nlf.load(f"{run}/plain", device="cpu"), ChatOptions(model=f"{run}/plain", guidance_scale=1))
+        Talk(nlf.load(f"{run}/plain", device="cpu"), TerminalOptions(model=f"{run}/plain", guidance_scale=1))
     assert main(["chat", "--model", "/nowhere"]) == 2
 
 

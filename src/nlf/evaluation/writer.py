@@ -11,7 +11,8 @@ from itertools import product
 from typing import Any
 
 from nlf.config import Attribute, LoadOptions, SampleRuleOptions, SamplingOptions, attributes_of, sampling_options
-from nlf.data.prompts import NumberedPrompt, Prompt, as_prompts, numbered
+from nlf.config.objective import LENGTH, LENGTHS, is_open
+from nlf.data.prompts import NumberedPrompt, Prompt, as_prompts, kind_of, numbered
 from nlf.data.run_folder import trained_run
 from nlf.errors import UserError, did_you_mean
 from nlf.evaluation.sample import EVALUATION
@@ -34,11 +35,13 @@ class Writer:
     Attributes:
         attributes: The attributes that a model was trained on, each with its own tags; none if its tags are of one reward.
         joint: The text between the tags of two attributes.
+        length: The run's max_completion_length; None = it follows the prompts.
     """
 
     policy: Policy
     attributes: Sequence[Attribute] = ()
     joint: str = ""
+    length: int | None = None
 
     def write(
         self,
@@ -71,12 +74,17 @@ class Writer:
         Raises:
             UserError: the model has no such tag, a knob has a value that is not allowed, or the prompt does not fit.
         """
-        words = self.words(tag, feedback)
-        options = sampling_options(SampleRuleOptions(num_generations=n, guidance_scale=guidance_scale, **rule))
-        options = self.guided(options, negative_tag)
+        words, rows = self.words(tag, feedback), self.prompts([prompt])
+        asked = SampleRuleOptions(num_generations=n, guidance_scale=guidance_scale, **rule)
+        if is_open(LENGTH, asked.max_completion_length):
+            asked = replace(asked, max_completion_length=self.usual_length(rows))
+        options = self.guided(sampling_options(asked), negative_tag)
         sampler = PromptSampler(self.policy, self._encoder, self._sampler, options, seed)
-        rows = self.prompts([prompt])
         return sampler.table(rows, [words] * len(rows), iteration=EVALUATION)["completion"].to_pylist()
+
+    def usual_length(self, prompts: Sequence[NumberedPrompt]) -> int:
+        """Most new tokens of completions of these prompts, where nobody names a number: as in `nlf sample`."""
+        return self.length or LENGTHS[kind_of([prompt.row for prompt in prompts])]
 
     def words(self, tag: Tag = "best", feedback: str | None = None) -> str | None:
         """The words before a prompt; None = the bare prompt.
@@ -184,6 +192,7 @@ def load(
     model_revision: str = "main",
     dtype: str = "float32",
     trust_remote_code: bool = False,
+    chat_template_kwargs: dict | None = None,
 ) -> Writer:
     """Load a model for `Writer.write`.
 
@@ -191,17 +200,20 @@ def load(
         model: A run folder, the folder of any causal language model, a hub id, or 'embedded'.
         tags: Tags in place of the model's own, best first, or the path of a `tags.json`.
         device: None = this machine's accelerator, else its CPU.
-        model_revision, dtype, trust_remote_code: See `nlf sample --help`.
+        model_revision, dtype, trust_remote_code, chat_template_kwargs: See `nlf sample --help`.
 
     Raises:
         UserError: the model cannot be loaded.
     """
-    options = LoadOptions(str(model), model_revision, dtype, trust_remote_code)  # type: ignore[arg-type]  # checked there
+    options = LoadOptions(
+        model=str(model), model_revision=model_revision, dtype=dtype,  # type: ignore[arg-type]  # checked there
+        trust_remote_code=trust_remote_code, chat_template_kwargs=chat_template_kwargs,
+    )  # fmt: skip
     return writer_of(with_tags(load_for_commands(options.model, options, device, digest=False), tags), str(model))
 
 
 def writer_of(policy: Policy, model: str) -> Writer:
-    """The writer of a loaded model, with the attributes that its run recorded."""
+    """The writer of a loaded model, with the attributes and the length that its run recorded."""
     run = trained_run(model)
     attributes = attributes_of(run.get("attributes") or []) if policy.scheme else []
-    return Writer(policy, attributes, run.get("attribute_template", "") if attributes else "")
+    return Writer(policy, attributes, run.get("attribute_template", "") if attributes else "", run.get(LENGTH))

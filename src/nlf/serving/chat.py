@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nlf.config import ChatOptions, RemoteOptions, SamplingOptions, sampling_options
+from nlf.config import RemoteOptions, SamplingOptions, TerminalOptions, sampling_options
 from nlf.data.prompts import Prompt
 from nlf.data.run_folder import model_folder, run_settings, trained_run
 from nlf.errors import UserError, did_you_mean
@@ -37,7 +37,7 @@ PROMPT = "> "
 HELP = "\n".join(__doc__.split("\n\n")[1].splitlines())
 
 
-def chat_command(options: ChatOptions) -> str:
+def chat_command(options: TerminalOptions) -> str:
     """`nlf chat`: talk until Ctrl-D, and return a line for the end."""
     options = replace(options, model=model_folder(options.model))
     policy = with_tags(load_for_commands(options.model, options, digest=False), options.tags)
@@ -90,7 +90,7 @@ class Talk:
         count: Completions so far.
     """
 
-    def __init__(self, writer: Writer, options: ChatOptions):
+    def __init__(self, writer: Writer, options: TerminalOptions):
         self.writer, self.options = writer, options
         self.sampling = sampling_options(options)
         self.tag, self.negative = writer.words(options.tag), options.negative_tag

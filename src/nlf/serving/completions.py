@@ -80,6 +80,23 @@ def application(service: Service, hosts: list[str] | None = None) -> "FastAPI":
     async def completions(request: "Request") -> "Response":
         return await answered(request, service)
 
+    async def missing(request: "Request") -> "Response":
+        raise no_method(request.method, request.url.path)
+
+    def route(path: str, does: Handler, method: str) -> Route:
+        checked = with_key(does, service.key) if path.startswith("/v1/") else does
+        return Route(path, counted(guarded(checked, Refused), path, service), methods=[method])
+
+    routes = [route(f"/v1/{path}", completions, "POST") for path in ("completions", "chat/completions")]
+    routes += [route(path, does, "GET") for path, does in pages(service).items()]
+    routes.append(Route("/{path:path}", counted(guarded(missing, Refused), "other", service), methods=ALL))
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)] if hosts else []
+    return FastAPI(openapi_url=None, routes=list(routes), redirect_slashes=False, middleware=middleware)
+
+
+def pages(service: Service) -> dict[str, Handler]:
+    """What can be read, by its path."""
+
     async def models(request: "Request") -> "Response":
         return reply(200, {"object": "list", "data": [service.model(name) for name in service.writers]})
 
@@ -97,21 +114,8 @@ def application(service: Service, hosts: list[str] | None = None) -> "FastAPI":
         answer.headers.update({"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"})
         return answer
 
-    async def missing(request: "Request") -> "Response":
-        raise no_method(request.method, request.url.path)
-
-    def route(path: str, does: Handler, method: str, open_to_all: bool = False) -> Route:
-        checked = does if open_to_all else with_key(does, service.key)
-        return Route(path, counted(guarded(checked, Refused), path, service), methods=[method])
-
-    routes = [route(f"/v1/{path}", completions, "POST") for path in ("completions", "chat/completions")]
-    routes += [route("/v1/models", models, "GET"), route("/v1/models/{name:path}", model, "GET")]
-    routes += [
-        route(path, does, "GET", True) for path, does in (("/health", health), ("/metrics", numbers), ("/", page))
-    ]
-    routes.append(Route("/{path:path}", counted(guarded(missing, Refused), "other", service), methods=ALL))
-    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)] if hosts else []
-    return FastAPI(openapi_url=None, routes=list(routes), redirect_slashes=False, middleware=middleware)
+    v1 = {"/v1/models": models, "/v1/models/{name:path}": model}
+    return {**v1, "/health": health, "/metrics": numbers, "/": page}
 
 
 def with_key(handler: Handler, key: str) -> Handler:

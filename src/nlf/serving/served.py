@@ -4,11 +4,13 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from nlf.config import SamplingOptions, ServeOptions
+from nlf.config import ServeOptions
+from nlf.config.objective import LENGTH
 from nlf.data.run_folder import DISTILLED, PLAIN, is_plain_run, model_folder, run_settings, trained_run
 from nlf.errors import UserError, did_you_mean
 from nlf.evaluation.run_defaults import recorded_base
@@ -60,15 +62,11 @@ def writers_of(options: ServeOptions) -> dict[str, Writer]:
     Raises:
         UserError: a model cannot be loaded.
     """
+    length = trained_run(model_folder(options.model)).get(LENGTH)  # of all models of a run
     return {
-        name: writer_of(load_for_commands(path, options, digest=False), path)
+        name: replace(writer_of(load_for_commands(path, options, digest=False), path), length=length)
         for name, path in folders_of(options).items()
     }
-
-
-def usual_length(model: str) -> int:
-    """The new tokens of a completion if a request leaves them open: those of the model's run, or of `nlf sample`."""
-    return trained_run(model_folder(model)).get("max_completion_length") or SamplingOptions.max_completion_length
 
 
 # ---- completions --------------------------------------------------------------------------------------------------
@@ -203,7 +201,6 @@ class Service:
 
     def __init__(self, writers: Mapping[str, Writer], options: ServeOptions, key: str = ""):
         self.writers, self.key, self.most_tokens = dict(writers), key, options.max_tokens
-        self.length = usual_length(options.model)
         decoders = {name: writer.decoder(options.max_batch) for name, writer in writers.items()}
         self.engine, self.metrics = Engine(decoders, options.max_waiting), Metrics()
         self.created = int(time.time())
@@ -228,12 +225,12 @@ class Service:
 
     def _rows(self, asked: Asked, name: str, writer: Writer) -> tuple[list[Row], list[Written], int]:
         words = writer.words("best" if asked.tag is None else asked.tag, asked.feedback)
-        options = writer.guided(asked.sampling(self.length), asked.negative)
+        prompts = writer.prompts(asked.prompts)
+        options = writer.guided(asked.sampling(writer.usual_length(prompts)), asked.negative)
         if options.max_completion_length > self.most_tokens:
             raise UserError(
                 f"max_tokens: {options.max_completion_length} is over this server's limit of {self.most_tokens}"
             )
-        prompts = writer.prompts(asked.prompts)
         requests = writer.requests(prompts, words, options)
         rows: list[Row] = []
         written: list[Written] = []
