@@ -299,9 +299,17 @@ def _log_probs(choice: Choice, chat: bool) -> Json | None:
     return {
         "tokens": list(choice.tokens),
         "token_logprobs": [_finite(p) for _, (p, _) in pairs],
-        "top_logprobs": [{text: _finite(value) for text, value in best} for _, (_, best) in pairs],
+        "top_logprobs": [_by_text(best) for _, (_, best) in pairs],
         "text_offset": list(starts),
     }
+
+
+def _by_text(best: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """The log-probability of each text: of several tokens with one text, such as parts of characters, the likeliest."""
+    found: dict[str, float] = {}
+    for text, log_p in best:
+        found.setdefault(text, _finite(log_p))
+    return found
 
 
 def _told(text: str, log_p: float) -> Json:
