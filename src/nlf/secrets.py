@@ -18,8 +18,9 @@ from nlf.errors import UserError
 
 MASK = "[key]"
 OPENAI_KEY, PERSPECTIVE_KEY = "OPENAI_API_KEY", "PERSPECTIVE_API_KEY"
-SERVE_KEY = "NLF_SERVE_KEY"  # the key that a server of ours asks for
-VARIABLES = (OPENAI_KEY, PERSPECTIVE_KEY, SERVE_KEY, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+SERVE_KEY = "NLF_SERVE_KEY"  # the key that the server of a scorer asks for
+API_KEY = "NLF_API_KEY"  # the key that the server of a model asks for
+VARIABLES = (OPENAI_KEY, PERSPECTIVE_KEY, SERVE_KEY, API_KEY, "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 PIECE = 8  # letters and digits in a row that identify a key in any text
 WORD = 4  # letters and digits of a whole word that identify a key in a service's error, such as the last four of it
 WORDS = re.compile(r"x{3,}|((?:(?!x{3})[^\W_])+)", re.I)  # services write xxx for what they leave out

@@ -20,7 +20,7 @@ from nlf.cli.main import main
 from nlf.config import RemoteOptions
 from nlf.rewards import remote
 from nlf.rewards.perspective import Perspective
-from nlf.serving import multipart, scoring, server
+from nlf.serving import http, multipart, scoring, server
 from nlf.serving import perspective as served
 from nlf.serving.protocol import Refused, error_type
 from nlf.serving.scoring import AttributeScorer, Batcher
@@ -123,7 +123,7 @@ def test_a_slow_client_blocks_nobody_and_is_cut_off(url, monkeypatch):
     with socket.create_connection((host, int(port))) as slow:
         slow.sendall(b"POST /v1alpha1/comments:analyze HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         assert ask(url, ANALYZE, analyze("tent"))[0] == 200
-    monkeypatch.setattr(served, "MOST_SECONDS", 0.01)
+    monkeypatch.setattr(http, "MOST_SECONDS", 0.01)
     with socket.create_connection((host, int(port))) as slow:
         slow.sendall(b"POST /v1alpha1/comments:analyze HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         assert b" 408 " in slow.recv(1000)

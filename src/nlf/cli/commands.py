@@ -187,3 +187,20 @@ IMPORT = Command(
     required=("checkpoint", "output_dir"),
     positional="checkpoint",
 )
+SERVE = Command(
+    "serve",
+    "nlf.serving.completions",
+    "serve_command",
+    "nlf serve --model MODEL [--NAME VALUE ...]\n\n"
+    "Serve the models of a run over HTTP in OpenAI's protocol, with the tag and the guidance as fields of a request, until\n"
+    "Ctrl-C (docs/serving.md).",
+    required=("model",),
+)
+CHAT = Command(
+    "chat",
+    "nlf.serving.chat",
+    "chat_command",
+    "nlf chat --model MODEL [--NAME VALUE ...]\n\n"
+    "Write prompts in the terminal and see their completions, under a tag that you can change. /help lists the commands.",
+    required=("model",),
+)

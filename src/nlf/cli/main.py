@@ -33,6 +33,8 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "perplexity": (commands.PERPLEXITY, "measure the perplexity of samples under another model"),
     "evaluate": (commands.EVALUATE, "compare a model with the model that it was trained from, with intervals"),
     "distill": (commands.DISTILL, "make a plain model out of a guided, tagged one"),
+    "serve": (commands.SERVE, "serve the models of a run over HTTP, in OpenAI's protocol"),
+    "chat": (commands.CHAT, "write prompts in the terminal, under tags that you can change"),
     "report": (commands.REPORT, "write a page of tables, plots and samples of runs"),
     "import": (commands.IMPORT, "turn a checkpoint of the published code into a model folder"),
     "fetch": (commands.FETCH, "get a real model from the package index"),

@@ -9,10 +9,9 @@ Departures from the published code: K tags make K quantiles, top-k and top-p are
 alone choose the objective.
 """
 
+from nlf.config import commands
 from nlf.config.aliases import full_name
 from nlf.config.commands import (
-    COMMAND_GROUPS,
-    COMMAND_OPTIONS,
     ComparisonOptions,
     ConditionOptions,
     DistillOptions,
@@ -73,6 +72,7 @@ from nlf.config.sampling import (
     sampler_options,
     sampling_options,
 )
+from nlf.config.serving import SERVING_GROUPS, SERVING_OPTIONS, ServeOptions, TerminalOptions
 from nlf.config.tags import Attribute, ChatOptions, TagOptions, attributes_of, join_attributes
 from nlf.config.training import (
     OPTION_GROUPS,
@@ -84,6 +84,9 @@ from nlf.config.training import (
     RunOptions,
     TrainOptions,
 )
+
+COMMAND_OPTIONS: dict[str, type[Options]] = {**commands.COMMAND_OPTIONS, **SERVING_OPTIONS}
+COMMAND_GROUPS: dict[str, dict[str, type[Options]]] = {**commands.COMMAND_GROUPS, **SERVING_GROUPS}
 
 __all__ = [
     "BATCH",
@@ -132,10 +135,12 @@ __all__ = [
     "SamplingOptions",
     "ScoreFileOptions",
     "ScoreOptions",
+    "ServeOptions",
     "ServerOptions",
     "Step",
     "StudentOptions",
     "TagOptions",
+    "TerminalOptions",
     "TrainOptions",
     "TrainRemoteOptions",
     "TrainSamplingOptions",

@@ -4,6 +4,7 @@ One rule for all three: `true` is no number, 2.0 is a whole number and 2.5 is no
 1e-4 as text), a scalar or an array of numpy or torch counts as its numbers, and every number is finite.
 """
 
+import functools
 import json
 import math
 import os
@@ -24,9 +25,15 @@ EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 def annotations_of(options: type) -> dict[str, Any]:
     """The annotation of each field. HfArgumentParser writes simpler ones into the fields themselves."""
-    return get_type_hints(options)
+    if options not in _annotations:
+        _annotations[options] = get_type_hints(options)
+    return _annotations[options]
 
 
+_annotations: dict[type, dict[str, Any]] = {}  # a server reads options for each request
+
+
+@functools.cache
 def choices_of(annotation: Any) -> tuple:
     """The values that `Literal[…]` or `Literal[…] | None` allows; none for any other type."""
     literals = [kind for kind in _members(annotation) if get_origin(kind) is Literal]
@@ -38,6 +45,7 @@ def _members(kind: Any) -> tuple:
     return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
+@functools.cache
 def type_of(annotation: Any) -> str:
     """The types that a field takes, as text: 'float | None'."""
     return " | ".join(map(_type_text, _members(annotation)))

@@ -11,11 +11,43 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
-from torch import LongTensor, Tensor
+from torch import LongTensor, Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from nlf.models.encoder import pad
+from nlf.models.reading import forward_parameters
+
 COMPACT_AT = 7 / 8  # drop finished rows once at most this share is unfinished; dropping copies the cache
+
+
+def cached_forward(model: nn.Module) -> Callable:
+    """The model's pass as `Rows` wants it: (ids, mask, position, cache or None) → logits (N, V) of the last position, cache."""
+    accepted = forward_parameters(model)
+
+    def forward(ids: Tensor, mask: Tensor, position: Tensor, cache: Cache | None = None) -> tuple[Tensor, Cache]:
+        optional = {"position_ids": position, "logits_to_keep": 1}
+        extra = {name: value for name, value in optional.items() if name in accepted}
+        out = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
+        return out.logits[:, -1], out.past_key_values
+
+    return forward
+
+
+def read_prompts(
+    forward: Callable, prompts: Sequence[Sequence[int]], device: torch.device, cache: Cache | None = None
+) -> tuple[Tensor, Cache]:
+    """Read P prompts, left padded to L → logits of the last position (P, V), and the cache.
+
+    Args:
+        forward: From `cached_forward`.
+        cache: An empty cache to fill; None = the model's own kind.
+    """
+    lengths = torch.tensor([len(ids) for ids in prompts], device=device)
+    ids = pad(prompts, 0, "left").to(device)  # (P, L)
+    width = ids.shape[1]
+    mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
+    return forward(ids, mask, mask.cumsum(-1).sub(1).clamp(min=0), cache)
 
 
 class Rows:

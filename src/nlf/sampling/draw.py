@@ -13,10 +13,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nlf.config import SamplingOptions
+from nlf.errors import UserError
+from nlf.method.losses import guided_log_probs
+
 INF = float("inf")
 NUCLEUS = 256  # candidates at first
 WIDER = 16  # times as many, until they hold the nucleus
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # splitmix64's step
+
+
+def scores_of(logits: Tensor, guidance_scale: float, eos: Sequence[int], banned: Sequence[int]) -> Tensor:
+    """Logits (B, R, V) of one branch, or of two that guidance contrasts → scores (R, V): -inf at banned ids.
+
+    Args:
+        eos: Ids whose probability guidance does not change.
+
+    Raises:
+        UserError: a row has no finite score.
+    """
+    first, *second = logits
+    scores = guided_log_probs(first, second[0], guidance_scale, eos) if second else first
+    scores[:, [i for i in banned if i < scores.shape[-1]]] = -INF
+    if not scores.amax(-1).isfinite().all():
+        raise UserError("the model gave scores that are not finite (or every token is banned); has training diverged?")
+    return scores
+
+
+def drawn(scores: Tensor, u: Tensor, options: SamplingOptions) -> Tensor:
+    """Draw from scores (R, V) with uniforms (R,), by temperature, top-k and top-p → ids (R,)."""
+    if options.temperature == 0:
+        return scores.argmax(-1)
+    scores = scores if options.temperature == 1 else scores / options.temperature
+    return pick(scores, u, top_k=options.top_k, top_p=options.top_p)
 
 
 def pick(scores: Tensor, u: Tensor, *, top_k: int = 0, top_p: float = 1.0, width: int = NUCLEUS) -> Tensor:

@@ -23,12 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import DynamicLayer
 
 from nlf.config import SamplingOptions
 from nlf.errors import UserError
-from nlf.method.losses import guided_log_probs
-from nlf.models.cache import Rows, WholeRows
+from nlf.models.cache import Rows, WholeRows, cached_forward, read_prompts
 from nlf.models.encoder import group_by_length, pad, pass_tokens
 from nlf.models.memory import BATCH_TOKENS, NO_ROOM, halved
 from nlf.models.packed_weights import packed_weights
@@ -36,13 +35,12 @@ from nlf.models.reading import (
     check_reads,
     equal_but_for_rounding,
     eval_mode,
-    forward_parameters,
     last_logits,
     named,
     vocabulary_size,
 )
 from nlf.sampling import Completions, Progress, Request, Requests, check_known, check_lengths, context_of
-from nlf.sampling.draw import INF, pick, uniforms
+from nlf.sampling.draw import drawn, scores_of, uniforms
 from nlf.sampling.shared import SharedRows, configs_with_sdpa
 from nlf.sampling.static import Compiled, StaticRows
 
@@ -82,7 +80,7 @@ class HFSampler:
         self.device = next(model.parameters()).device
         self.eos, self.banned = sorted(eos_token_ids), sorted(banned_token_ids)
         self.token_budget = token_budget or default_budget(model, self.device)
-        self.accepted = forward_parameters(model)
+        self._forward = cached_forward(model)
         self.pass_tokens = pass_tokens(self.device, alone=True)
         self.compile = compile
         self.rows: RowsKind | None = None  # the kind of rows that fits the model, found before the first batch
@@ -211,12 +209,8 @@ class HFSampler:
         return logits[order.argsort()[take]], kind([cache for _, cache in read], order, sizes, take, room)
 
     def _read(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Any]:
-        """P prompts, left padded to L → logits of the last position (P, V), and the cache."""
-        lengths = torch.tensor([len(ids) for ids in prompts], device=self.device)
-        ids = pad(prompts, 0, "left").to(self.device)  # (P, L)
-        width = ids.shape[1]
-        mask = (torch.arange(width, device=self.device) >= width - lengths[:, None]).long()
-        return self._forward(ids, mask, mask.cumsum(-1).sub(1).clamp(min=0))
+        """P prompts → logits of the last position (P, V), and the cache."""
+        return read_prompts(self._forward, prompts, self.device)
 
     def _read_whole(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Any]:
         """P prompts, right padded to L → logits of their last tokens (P, V), and their ids (P, L)."""
@@ -280,29 +274,11 @@ class HFSampler:
         _, cache = self._read([(1, 2)])
         return bool(configs_with_sdpa(self.model)) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
-    def _forward(
-        self, ids: Tensor, mask: Tensor, position: Tensor, cache: Cache | None = None
-    ) -> tuple[Tensor, Cache]:
-        """Logits (N, V) of the last position, and the cache."""
-        optional = {"position_ids": position, "logits_to_keep": 1}
-        extra = {name: value for name, value in optional.items() if name in self.accepted}
-        out = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra)
-        return out.logits[:, -1], out.past_key_values
-
     def _next(self, logits: Tensor, u: Tensor, step: int, options: SamplingOptions) -> Tensor:
         """Logits (B, R, V), uniforms (R,) → token ids (R,)."""
-        first, *second = logits.float().to(u.device)  # (R, V) each
-        scores = guided_log_probs(first, second[0], options.guidance_scale, self.eos) if second else first
         banned = self.banned + (self.eos if step < options.min_completion_length else [])
-        scores[:, [i for i in banned if i < scores.shape[-1]]] = -INF
-        if not scores.amax(-1).isfinite().all():
-            raise UserError(
-                "the model gave scores that are not finite (or every token is banned); has training diverged?"
-            )
-        if options.temperature == 0:
-            return scores.argmax(-1).to(self.device)
-        scores = scores if options.temperature == 1 else scores / options.temperature
-        return pick(scores, u, top_k=options.top_k, top_p=options.top_p).to(self.device)
+        scores = scores_of(logits.float().to(u.device), options.guidance_scale, self.eos, banned)
+        return drawn(scores, u, options).to(self.device)
 
 
 @functools.cache

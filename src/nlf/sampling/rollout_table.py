@@ -10,15 +10,13 @@ from nlf.config import SamplingOptions
 from nlf.data.prompts import NumberedPrompt
 from nlf.data.rollouts import SCHEMA
 from nlf.method.credit import places
-from nlf.models.chat import is_started
 from nlf.models.encoder import PromptEncoder
 from nlf.models.policy import Policy
 from nlf.sampling import Request, Sampler, request_key
+from nlf.sampling.text import UNFINISHED, completion_texts, decoded, seam_of
 
 # How tokens that begin a word begin, in the vocabularies of transformers: byte-level BPE, SentencePiece, byte fallback.
 WORD_STARTS = ("Ġ", "Ċ", "ĉ", "▁", " ", "\n", "\t", "<0x0A>", "<0x09>")
-UNFINISHED = "\ufffd"  # what an incomplete character is decoded as
-SEAM = 8  # last tokens of a prompt that are decoded with a completion, to find the text between them
 
 
 @dataclass
@@ -104,10 +102,17 @@ class PromptSampler:
         Raises:
             UserError: see `Sampler.sample`.
         """
-        encoded = [self.encoder.prompt_ids(prompt.row["prompt"]) for prompt in prompts]
+        encoded = self._encoded(prompts)
         requests = [self._request(*each) for each in zip(prompts, encoded, feedback, strict=True)]
         sampled = self.sampler.sample(requests, self.options, seed=self.seed, iteration=iteration, progress=progress)
         return self._table(prompts, encoded, feedback, sampled)
+
+    def requests(self, prompts: Sequence[NumberedPrompt], feedback: Sequence[str | None]) -> list[Request]:
+        """The prompts, each with its feedback, as the sampler reads them."""
+        return [self._request(*each) for each in zip(prompts, self._encoded(prompts), feedback, strict=True)]
+
+    def _encoded(self, prompts: Sequence[NumberedPrompt]) -> list[list[int]]:
+        return [self.encoder.prompt_ids(prompt.row["prompt"]) for prompt in prompts]
 
     def _request(self, prompt: NumberedPrompt, ids: list[int], words: str | None) -> Request:
         def query(words: str | None) -> tuple[int, ...]:
@@ -181,12 +186,11 @@ class PromptSampler:
 
     def _seams(self, prompts: Sequence[NumberedPrompt], encoded: Sequence[list[int]]) -> list[list[int]]:
         """The last tokens of each prompt whose text the completion continues; none where it is a message of its own."""
-        continued = [isinstance(p.row["prompt"], str) or is_started(p.row["prompt"]) for p in prompts]
-        return [ids[-SEAM:] if goes_on else [] for goes_on, ids in zip(continued, encoded, strict=True)]
+        return [seam_of(p.row["prompt"], ids) for p, ids in zip(prompts, encoded, strict=True)]
 
     def _decoded(self, ids: list[list[int]]) -> list[str]:
         """The text of each list of token ids, without special tokens."""
-        return self.policy.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return decoded(self.policy.tokenizer, ids)
 
     def _texts(
         self,
@@ -194,15 +198,6 @@ class PromptSampler:
         encoded: Sequence[list[int]],
         flat: Sequence[tuple[int, int, list[int]]],
     ) -> list[str]:
-        """The text of each completion: after a text prompt or a started message, the text that continues it.
-
-        Tokenizers such as Llama 2's leave out the space before the first word of a text, so a completion that is decoded
-        alone would be glued to its prompt.
-        """
-        ends = self._seams(prompts, encoded)
-        alone, before = self._decoded([ids for _, _, ids in flat]), self._decoded(ends)
-        joined = self._decoded([ends[i] + ids for i, _, ids in flat])
-        return [
-            whole.removeprefix(before[i]) if before[i] and whole.startswith(before[i]) else text
-            for (i, _, _), text, whole in zip(flat, alone, joined, strict=True)
-        ]
+        """The text of each completion, as it continues its prompt."""
+        seams = self._seams(prompts, encoded)
+        return completion_texts(self.policy.tokenizer, [seams[i] for i, _, _ in flat], [ids for _, _, ids in flat])

@@ -12,8 +12,6 @@ the answers.
 """
 
 import asyncio
-import hmac
-import json
 import logging
 import math
 import time
@@ -28,6 +26,7 @@ from nlf.rewards.registry import configure
 from nlf.secrets import SERVE_KEY, key_of
 from nlf.serving import server
 from nlf.serving.discovery import BATCH, PATHS, VERSION, document
+from nlf.serving.http import Handler, body_of, guarded, parsed, raw, reply, same_key
 from nlf.serving.multipart import MOST_CALLS, Call, batch_of, calls_of
 from nlf.serving.protocol import Refused, answer, read, suggested, wants_spans
 from nlf.serving.scoring import AttributeScorer, Batcher, scorer_of
@@ -41,11 +40,8 @@ logger = logging.getLogger(__name__)
 
 COMMENTS = f"/{VERSION}/comments:"
 MOST_BYTES = 10 * 2**20  # of the body of a request, as Google has it
-MOST_SECONDS = 60.0  # for the body of a request to arrive
 KEY_HEADER = "x-goog-api-key"
 ALL = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-
-Handler = Callable[["Request"], Awaitable["Response"]]
 
 
 def serve_command(options: ScoreOptions) -> str:
@@ -109,7 +105,7 @@ class Service:
 
     def check_key(self, key: str) -> None:
         """Raise Refused unless the key is the server's, or the server has none."""
-        if self.key and not hmac.compare_digest(key.encode(errors="replace"), self.key.encode()):
+        if not same_key(key, self.key):
             raise Refused(403, "The caller does not have permission: the API key is missing or not valid.")
 
     async def analyze(self, request: Any) -> dict:
@@ -134,7 +130,7 @@ class Service:
         does = {f"{COMMENTS}analyze": self.analyze, f"{COMMENTS}suggestscore": self.suggest}.get(path)
         if does is None or method != "POST":
             raise no_method(method, path)
-        return await does(parsed(content))
+        return await does(parsed(content, Refused))
 
     async def batch(self, calls: list[Call], key: str) -> list[tuple[int, dict]]:
         """The outcome of each request of a batch; `key` is used where a request has none."""
@@ -158,22 +154,6 @@ async def outcome(work: Awaitable[dict]) -> tuple[int, dict]:
         return error.code, error.payload
 
 
-def parsed(content: bytes) -> Any:
-    """The JSON of a request's body.
-
-    Raises:
-        Refused: it is no JSON.
-    """
-    try:
-        return json.loads(content.decode(), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
-        raise Refused(400, "Invalid JSON payload received. Expected JSON in UTF-8.") from error
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
 def no_method(method: str, path: str) -> Refused:
     """The error for a path or method that the server does not have."""
     known = f"POST {COMMENTS}analyze, suggestscore or batchAnalyze, POST /{BATCH}, GET {PATHS[0]} or GET /healthz"
@@ -188,14 +168,20 @@ def application(service: Service) -> "FastAPI":
     from fastapi import FastAPI
     from starlette.routing import BaseRoute, Route
 
+    def read_body(request: "Request") -> Awaitable[bytes]:
+        return body_of(request, MOST_BYTES, Refused)
+
+    def route(path: str, does: Handler, methods: list[str]) -> BaseRoute:
+        return Route(path, guarded(does, Refused), methods=methods)
+
     async def analyze(request: "Request") -> "Response":
-        return reply(200, await service.called("POST", request.url.path, await body_of(request), key_in(request)))
+        return reply(200, await service.called("POST", request.url.path, await read_body(request), key_in(request)))
 
     async def listed(request: "Request") -> "Response":
-        return reply(200, await service.listed(parsed(await body_of(request)), key_in(request)))
+        return reply(200, await service.listed(parsed(await read_body(request), Refused), key_in(request)))
 
     async def batch(request: "Request") -> "Response":
-        calls = calls_of(request.headers.get("content-type", ""), await body_of(request))
+        calls = calls_of(request.headers.get("content-type", ""), await read_body(request))
         found = await service.batch(calls, key_in(request))
         answers = (
             (call.content_id, code, json_text(each).encode()) for call, (code, each) in zip(calls, found, strict=True)
@@ -213,63 +199,12 @@ def application(service: Service) -> "FastAPI":
 
     posts = {f"{COMMENTS}analyze": analyze, f"{COMMENTS}suggestscore": analyze, f"{COMMENTS}batchAnalyze": listed}
     gets = {**dict.fromkeys(PATHS, discovery), "/healthz": health}
-    routes: list[BaseRoute] = [
-        Route(path, guarded(does), methods=["POST"]) for path, does in {**posts, f"/{BATCH}": batch}.items()
-    ]
-    routes += [Route(path, guarded(does), methods=["GET"]) for path, does in gets.items()]
-    routes.append(Route("/{path:path}", guarded(missing), methods=ALL))
+    routes = [route(path, does, ["POST"]) for path, does in {**posts, f"/{BATCH}": batch}.items()]
+    routes += [route(path, does, ["GET"]) for path, does in gets.items()]
+    routes.append(route("/{path:path}", missing, ALL))
     return FastAPI(openapi_url=None, routes=routes, redirect_slashes=False)
-
-
-def guarded(handler: Handler) -> Handler:
-    """The handler with Google's error in place of an exception, whose text could quote a request."""
-    from starlette.requests import ClientDisconnect
-
-    async def handled(request: "Request") -> "Response":
-        try:
-            return await handler(request)
-        except Refused as error:
-            return reply(error.code, error.payload, error.after)
-        except ClientDisconnect:
-            return reply(408, {})  # nobody reads it
-        except Exception as error:
-            logger.error("a request failed (%s)", type(error).__name__)
-            return reply(500, Refused(500, "Internal error encountered.").payload)
-
-    return handled
-
-
-async def body_of(request: "Request") -> bytes:
-    """The body of a request.
-
-    Raises:
-        Refused: it is too large, or arrives too slowly.
-    """
-    body = bytearray()
-    try:
-        async with asyncio.timeout(MOST_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MOST_BYTES:
-                    raise Refused(400, f"Request payload size exceeds the limit: {MOST_BYTES} bytes.")
-    except TimeoutError as error:
-        raise Refused(408, f"The request did not arrive within {MOST_SECONDS:g} seconds.") from error
-    return bytes(body)
 
 
 def key_in(request: "Request") -> str:
     """The API key of a request, from the address or the header."""
     return request.query_params.get("key") or request.headers.get(KEY_HEADER, "")
-
-
-def reply(status: int, payload: Any, after: int | None = None) -> "Response":
-    """A JSON answer; `after` is the number of seconds after which another try makes sense."""
-    return raw(status, "application/json; charset=UTF-8", json_text(payload).encode(), after)
-
-
-def raw(status: int, content_type: str, content: bytes, after: int | None = None) -> "Response":
-    """An answer that no cache keeps."""
-    from fastapi.responses import Response
-
-    headers = {"Content-Type": content_type, "Cache-Control": "no-store"}
-    return Response(content, status, headers | ({"Retry-After": str(after)} if after else {}))

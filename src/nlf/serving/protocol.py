@@ -17,6 +17,7 @@ from typing import Any
 
 from nlf.errors import UserError
 from nlf.rewards.perspective import LIMIT, PRODUCTION
+from nlf.serving import http
 from nlf.serving.discovery import SCHEMAS
 from nlf.serving.texts import Span, plain_text, sentences, utf16_length
 
@@ -35,10 +36,8 @@ Scores = Mapping[str, float]  # of one text, by attribute
 Answer = dict[str, Any]
 
 
-class Refused(Exception):
-    """A request that gets Google's error. `code` is the HTTP status, `payload` the body of the answer, `after` the number of
-    seconds after which another try makes sense.
-    """
+class Refused(http.Refused):
+    """A request that gets Google's error."""
 
     def __init__(
         self, code: int, message: str, details: Sequence[Mapping[str, Any]] = (), *, after: int | None = None
