@@ -100,7 +100,7 @@ OTHERS = {
         "data_seed": 7,
         "debug": "foo",
     },
-    **{"dataloader_multiprocessing_context": "spawn"},
+    **{"dataloader_multiprocessing_context": "spawn", "liger_kernel_config": {"rope": False}},
     **{"train_sampling_strategy": "group_by_length", "include_num_input_tokens_seen": "all"},
     **{"parallelism_config": "x", "resume_from_checkpoint": "x"},
 }
