@@ -185,6 +185,7 @@ def test_without_vllm_it_says_what_to_install(folder, capsys, monkeypatch):
 def test_nlf_sample_loads_it_once_and_goes_on_where_it_stopped(folder, stand_in, tmp_path, capsys):
     words = ["sample", "--model", str(folder / "run"), "--prompts", str(folder / "prompts.jsonl"), "--sampler", "vllm"]
     words += ["--output_dir", str(tmp_path / "out"), "--num_generations", "2", "--prompts_per_part", "4"]
+    words += ["--max_completion_length", "20"]
     assert main([*words, "--max_prompts", "5"]) == 0
     path = tmp_path / "out/generations.jsonl"
     part = path.read_bytes()
