@@ -59,9 +59,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.save(tmp_path / "gpt2")
     Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny.PROMPTS))
-    Path("logs.jsonl").write_text(
-        "".join(json.dumps({**row, "completion": "b", "label": True}) + "\n" for row in tiny.PROMPTS)
-    )
+    labelled = [{**row, "completion": "b", "label": i % 2 == 0} for i, row in enumerate(tiny.PROMPTS)]
+    Path("logs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
     reward = re.search(r"^def politeness.*?\n\n", README, re.MULTILINE | re.DOTALL)
     Path("my_rewards.py").write_text(reward.group())
     monkeypatch.setattr(nlf, "ALTConfig", partial(ALTConfig, **SIZES, eval_strategy="no", use_cpu=True), raising=False)
