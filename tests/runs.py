@@ -89,6 +89,14 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def killed(work, seconds: float = 300) -> None:
+    """Do `work` in a child process, and check that SIGKILL ends it within so many seconds; no handler runs."""
+    process = fork.Process(target=work)
+    process.start()
+    process.join(seconds)
+    assert process.exitcode == -signal.SIGKILL
+
+
 @contextlib.contextmanager
 def locked_by_another(*paths):
     """Hold the locks of folders, or of files, in another process inside the `with` block."""

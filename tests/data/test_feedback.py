@@ -3,7 +3,6 @@
 import collections
 import json
 import os
-import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,7 +15,7 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import fork, lines, make, same, weights
+from runs import lines, make, same, weights
 
 from nlf import config
 from nlf.data.feedback import AttributeRules, RewardRules, coin, make_feedback, pick
@@ -445,10 +444,7 @@ def test_killed_and_resumed_it_draws_the_same_sentences(tmp_path, told, at):
         runs.on_call(__import__(module, fromlist=["x"]), name, number)
         make(tmp_path, reward=Sentences(), **LONGER).train()
 
-    process = fork.Process(target=child)
-    process.start()
-    process.join(300)
-    assert process.exitcode == -signal.SIGKILL
+    runs.killed(child)
     make(tmp_path, reward=Sentences(), **LONGER).train(resume_from_checkpoint=True)
     assert same(weights(tmp_path), weights(told[0]))
     for iteration in (0, 1):

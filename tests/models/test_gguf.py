@@ -3,7 +3,6 @@
 import errno
 import json
 import logging
-import multiprocessing
 import os
 import resource
 import shutil
@@ -24,8 +23,6 @@ from nlf.data.locks import in_turn
 from nlf.errors import UserError
 from nlf.models import gguf, names, sources
 from nlf.models.policy import load_model
-
-fork = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +145,7 @@ def test_a_full_disk(file, cache, capfd):
             print(error, flush=True)
             os._exit(2)
 
-    process = fork.Process(target=child)
+    process = runs.fork.Process(target=child)
     process.start()
     process.join(120)
     assert process.exitcode == 2
@@ -169,17 +166,15 @@ def test_a_killed_conversion_starts_over(file, cache, call):
             gguf._save = lambda *given: (save(*given), runs.die())
         load_model(str(file))
 
-    process = fork.Process(target=child)
-    process.start()
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL and not models(cache)
+    runs.killed(child, 120)
+    assert not models(cache)
     load_model(str(file))
     assert len(models(cache)) == 1 and not list(cache.glob("*/.saving-*"))
 
 
 def test_two_at_once_wait_for_one_another(file, cache, caplog):
     caplog.set_level(logging.INFO, "nlf")
-    folder, ready = names.converted_folder(names.file_digest(file)), fork.Event()
+    folder, ready = names.converted_folder(names.file_digest(file)), runs.fork.Event()
 
     def child():
         with in_turn(folder, ""):
@@ -187,7 +182,7 @@ def test_two_at_once_wait_for_one_another(file, cache, caplog):
             time.sleep(1)
             tiny.save(folder, "llama")
 
-    process = fork.Process(target=child)
+    process = runs.fork.Process(target=child)
     process.start()
     assert ready.wait(60)
     load_model(str(file))

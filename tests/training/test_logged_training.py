@@ -1,13 +1,12 @@
 """Training on logged feedback: every shape trains a tiny model, beside rollouts or alone, and resumes with the same bits."""
 
 import json
-import signal
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from runs import fork, lines, make, on_call, same, weights
+from runs import killed, lines, make, on_call, same, weights
 
 from nlf.data.pool import Pool
 from nlf.data.rollouts import logged_parts
@@ -264,10 +263,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path, unbroken, arm):
         arm(trainer)
         trainer.train()
 
-    process = fork.Process(target=child)
-    process.start()
-    process.join(300)
-    assert process.exitcode == -signal.SIGKILL
+    killed(child)
     make(tmp_path / "run", feedback=[path], **MIXED).train(resume_from_checkpoint=True)
     assert same(weights(folder), weights(tmp_path / "run"))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from runs import fork, lines, make, on_call, same, settings, weights
+from runs import killed, lines, make, on_call, same, settings, weights
 
 from nlf.data.checkpoints import MARKER, clear_checkpoint, numbered
 from nlf.data.pool import Pool
@@ -90,10 +90,7 @@ def killed_run(folder, arm) -> None:
         arm(trainer)
         trainer.train()
 
-    process = fork.Process(target=child)
-    process.start()
-    process.join(300)
-    assert process.exitcode == -signal.SIGKILL
+    killed(child)
 
 
 def while_sampling(trainer):
