@@ -1,41 +1,20 @@
 """The report in a real browser: nothing runs, nothing is loaded, it fits a phone, and blurred texts can be read."""
 
-import json
-import shutil
-
+import browsers
 import pytest
 import reports
+from browsers import By, Keys, requests
 
 from nlf.report import write_report
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install selenium")
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDE, PHONE = 1280, 390
 
 
 @pytest.fixture(scope="module")
 def browser():
     """Headless Chromium without a network."""
-    binary, driver = next(filter(None, map(shutil.which, NAMES)), None), shutil.which("chromedriver")
-    if not binary or not driver:
-        pytest.skip("needs a browser and its driver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for flag in (
-        "headless=new",
-        "no-sandbox",
-        "disable-dev-shm-usage",
-        "disable-gpu",
-        "host-resolver-rules=MAP * ~NOTFOUND",
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    started = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield started
-    started.quit()
+    with browsers.started() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +28,7 @@ def pages(tmp_path_factory):
 
 def show(browser, path, width=WIDE, theme="light"):
     """Load a page with a width and a theme, and clear the logs."""
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [{"name": "prefers-color-scheme", "value": theme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    for kind in ("browser", "performance"):
-        browser.get_log(kind)
-    browser.get(path.as_uri())
-
-
-def requests(browser) -> set[str]:
-    """The URLs requested since the page was loaded."""
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    browsers.show(browser, path.as_uri(), width, theme)
 
 
 @pytest.mark.parametrize("width", [WIDE, PHONE])

@@ -149,6 +149,12 @@ class Writer:
         """The tags, best first; none if the model has no tags."""
         return self.policy.scheme.tags if self.policy.scheme else ()
 
+    @property
+    def chats(self) -> bool:
+        """Whether the model answers conversations; any other model completes texts."""
+        known = self.policy.scheme.conversational if self.policy.scheme else None
+        return bool(self.policy.tokenizer.chat_template) if known is None else known
+
     def _known(self, tag: Tag) -> str | None:
         if tag is None:
             return None

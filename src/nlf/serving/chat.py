@@ -95,9 +95,7 @@ class Talk:
         self.sampling = sampling_options(options)
         self.tag, self.negative = writer.words(options.tag), options.negative_tag
         writer.guided(self.sampling, self.negative)  # a mistake is told before the first prompt
-        scheme = writer.policy.scheme
-        known = scheme.conversational if scheme else None
-        self.chats = bool(writer.policy.tokenizer.chat_template) if known is None else known
+        self.chats = writer.chats
         self.turns: list[dict] = []
         self.prompt: Prompt | None = None
         self.completion = ""

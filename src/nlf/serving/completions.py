@@ -6,6 +6,9 @@
     GET  /health                  whether the server runs
     GET  /metrics                 numbers for Prometheus
     GET  /                        a page for people
+    GET  /nlf/settings            what the page shows: models and limits
+    GET  /nlf/score               the scorer of the run
+    POST /nlf/score               scores of completions and of their beginnings
 
 Texts and keys are never logged and never stored. There are no CORS headers: a browser page on another site cannot read the
 answers, and while the server has no key and listens to this machine only, it refuses other names of itself.
@@ -24,6 +27,7 @@ from nlf.secrets import API_KEY, key_of
 from nlf.serving import metrics, server
 from nlf.serving.http import Handler, body_of, guarded, parsed, raw, reply, same_key
 from nlf.serving.openai import Refused, read
+from nlf.serving.rating import question_of
 from nlf.serving.served import Service, Work, folders_of, writers_of
 
 if TYPE_CHECKING:
@@ -34,12 +38,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MOST_BYTES = 2**20  # of the body of a request
-PAGE = Path(__file__).with_name("page.html")
+PAGE = {  # the files of the page, by path
+    "/": ("page.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+}
 # The page runs its own script and asks its own server, and nothing else: texts of models are hostile.
 POLICY = (
-    "default-src 'none'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
 )
+PAGE_HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
 LOCAL = ["127.0.0.1", "localhost", "[::1]"]
 ALL = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 T = TypeVar("T")
@@ -80,14 +94,19 @@ def application(service: Service, hosts: list[str] | None = None) -> "FastAPI":
     async def completions(request: "Request") -> "Response":
         return await answered(request, service)
 
+    async def scores(request: "Request") -> "Response":
+        body = parsed(await body_of(request, MOST_BYTES, Refused, too_large=413), Refused)
+        return reply(200, await service.rater.scores(question_of(body)))
+
     async def missing(request: "Request") -> "Response":
         raise no_method(request.method, request.url.path)
 
     def route(path: str, does: Handler, method: str) -> Route:
-        checked = with_key(does, service.key) if path.startswith("/v1/") else does
+        checked = with_key(does, service.key) if path.startswith(("/v1/", "/nlf/")) else does
         return Route(path, counted(guarded(checked, Refused), path, service), methods=[method])
 
     routes = [route(f"/v1/{path}", completions, "POST") for path in ("completions", "chat/completions")]
+    routes.append(route("/nlf/score", scores, "POST"))
     routes += [route(path, does, "GET") for path, does in pages(service).items()]
     routes.append(Route("/{path:path}", counted(guarded(missing, Refused), "other", service), methods=ALL))
     middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)] if hosts else []
@@ -110,12 +129,20 @@ def pages(service: Service) -> dict[str, Handler]:
         return raw(200, metrics.CONTENT_TYPE, service.metrics.text(service.gauges()).encode())
 
     async def page(request: "Request") -> "Response":
-        answer = raw(200, "text/html; charset=utf-8", PAGE.read_bytes())
-        answer.headers.update({"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff"})
+        name, kind = PAGE[request.url.path]
+        answer = raw(200, kind, Path(__file__).with_name(name).read_bytes())
+        answer.headers.update(PAGE_HEADERS)
         return answer
 
+    async def settings(request: "Request") -> "Response":
+        return reply(200, service.settings)
+
+    async def scorer(request: "Request") -> "Response":
+        return reply(200, await service.rater.about())
+
     v1 = {"/v1/models": models, "/v1/models/{name:path}": model}
-    return {**v1, "/health": health, "/metrics": numbers, "/": page}
+    own = {"/nlf/settings": settings, "/nlf/score": scorer, **dict.fromkeys(PAGE, page)}
+    return {**v1, **own, "/health": health, "/metrics": numbers}
 
 
 def with_key(handler: Handler, key: str) -> Handler:

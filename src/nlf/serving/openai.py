@@ -129,7 +129,7 @@ def read(body: Any, chat: bool) -> Asked:
     if not isinstance(body, dict):
         raise Refused(400, f"The body is {shown(body, 60)} where a JSON object was expected.")
     given = {name: value for name, value in body.items() if value is not None and name not in IGNORED}
-    prompts = [_messages(given.pop("messages", None))] if chat else _texts(given.pop("prompt", None))
+    prompts = [messages_of(given.pop("messages", None))] if chat else texts_of(given.pop("prompt", None))
     kind = ChatFields if chat else TextFields
     _check_names(given, [f.name for f in fields(kind)], chat)
     try:
@@ -179,7 +179,12 @@ def _check_names(given: Mapping[str, Any], known: Sequence[str], chat: bool) -> 
             raise Refused(400, f"Unknown field {shown(name, 60)}:{hint}", param=name[:60])
 
 
-def _texts(prompt: Any) -> list[Prompt]:
+def texts_of(prompt: Any) -> list[Prompt]:
+    """The prompts of a request.
+
+    Raises:
+        Refused: they are no text and no list of texts.
+    """
     prompts = prompt if isinstance(prompt, list) else [prompt]
     if not prompts or len(prompts) > MOST_PROMPTS or not all(isinstance(each, str) for each in prompts):
         raise Refused(
@@ -190,7 +195,12 @@ def _texts(prompt: Any) -> list[Prompt]:
     return list(prompts)
 
 
-def _messages(messages: Any) -> Prompt:
+def messages_of(messages: Any) -> Prompt:
+    """The conversation of a request.
+
+    Raises:
+        Refused: it is no list of messages, or a message holds something else than text.
+    """
     if not isinstance(messages, list) or not all(isinstance(each, dict) for each in messages):
         message = 'messages: expected a list such as [{"role": "user", "content": "…"}].'
         raise Refused(400, message, param="messages")

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nlf.config import ServeOptions
 from nlf.config.objective import LENGTH
+from nlf.data.prompts import Prompt
 from nlf.data.run_folder import DISTILLED, PLAIN, is_plain_run, model_folder, run_settings, trained_run
 from nlf.errors import UserError, did_you_mean
 from nlf.evaluation.run_defaults import recorded_base
@@ -22,6 +23,7 @@ from nlf.sampling.text import TextStream, seam_of
 from nlf.serving.engine import Busy, Engine, Job
 from nlf.serving.metrics import Metrics
 from nlf.serving.openai import Asked, Choice, Json, Refused, Usage, answer, chunk, cut, held
+from nlf.serving.rating import Rater
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +118,7 @@ class Written:
         return choice if choice.text or choice.reason or choice.log_probs else None
 
     def _texts(self, ids: Sequence[int]) -> list[str]:
-        return self.tokenizer.batch_decode([[i] for i in ids])
+        return self.tokenizer.batch_decode([[i] for i in ids]) if ids else []
 
 
 class Work:
@@ -201,6 +203,7 @@ class Service:
 
     def __init__(self, writers: Mapping[str, Writer], options: ServeOptions, key: str = ""):
         self.writers, self.key, self.most_tokens = dict(writers), key, options.max_tokens
+        self.rater = Rater(model_folder(options.model), next(iter(writers.values())).policy.tokenizer)
         decoders = {name: writer.decoder(options.max_batch) for name, writer in writers.items()}
         self.engine, self.metrics = Engine(decoders, options.max_waiting), Metrics()
         self.created = int(time.time())
@@ -266,8 +269,17 @@ class Service:
         return {
             **{"id": name, "object": "model", "created": self.created, "owned_by": "nlf"},
             **{"root": writer.policy.identity.name, "tags": list(writer.tags), "attributes": attributes},
-            "max_model_len": context if context < float("inf") else None,
+            **{"max_model_len": context if context < float("inf") else None, "conversational": writer.chats},
         }
+
+    @property
+    def settings(self) -> Json:
+        """What the page shows: the models and the limits."""
+        models = [self.model(name) for name in self.writers]
+        writer = next(iter(self.writers.values()))
+        prompt: Prompt = [{"role": "user", "content": "A prompt."}] if writer.chats else "A prompt."
+        length = writer.usual_length(writer.prompts([prompt]))
+        return {"models": models, "max_completion_length": length, "max_tokens": self.most_tokens}
 
     def gauges(self) -> dict[str, tuple[str, int]]:
         """The numbers of now, for the metrics."""
