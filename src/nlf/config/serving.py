@@ -32,6 +32,7 @@ class AddressOptions(Options):
     max_batch: int = knob(64, "Most completions that are decoded at the same time.", above=0)
     max_waiting: int = knob(512, "Most completions that wait for a place; further requests get 429.", above=0)
     max_tokens: int = knob(1024, "Most new tokens of a completion that a request may ask for.", above=0)
+    open: bool = knob(False, "Open the page in this machine's browser, if it has one.")
 
 
 @dataclass

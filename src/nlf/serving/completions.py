@@ -16,6 +16,9 @@ answers, and while the server has no key and listens to this machine only, it re
 
 import asyncio
 import logging
+import os
+import sys
+import webbrowser
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -67,14 +70,24 @@ def serve_command(options: ServeOptions) -> str:
     listener = server.listen(options.host, options.port)
     service = Service(writers_of(options), options, key)
     local = server.is_local(listener)
-    logger.info("%s at %s/v1; Ctrl-C ends it", ", ".join(service.writers), server.url_of(listener))
+    url = server.url_of(listener)
+    logger.info("a page for people at %s", url)
+    logger.info("%s at %s/v1; Ctrl-C ends it", ", ".join(service.writers), url)
     if not (key or local):
         logger.warning("everyone who can reach this address can use the server; set %s to ask for a key", API_KEY)
+    if options.open:
+        open_page(url)  # the listener already takes connections, so the page waits until the server runs
     try:
         server.run(application(service, hosts=LOCAL if local and not key else None), listener)
     finally:
         service.engine.stop()
     return f"{service.engine.finished:,} completions, {service.engine.generated:,} tokens"
+
+
+def open_page(url: str) -> None:
+    """Open a page in a window, where there are windows: a browser of the terminal would take the terminal away."""
+    if sys.platform in ("win32", "darwin") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        webbrowser.open(url)
 
 
 # ---- HTTP ---------------------------------------------------------------------------------------------------------
