@@ -128,7 +128,8 @@ class Column {
       await page.found;
       if (page.scorer) await this.finish(stopper);
     } catch (error) {
-      if (!stopper.signal.aborted) fail(`${this.model.id}: ${error.message}`);
+      this.end = stopper.signal.aborted ? "stopped" : "failed";
+      if (this.end === "failed") fail(`${this.model.id}: ${error.message}`);
     } finally {
       if (this.stopper === stopper) page.runs.delete(this);
     }
@@ -136,6 +137,7 @@ class Column {
 
   begin() {
     this.pieces = [];
+    this.end = "done";
     this.value = undefined;
     this.condition.textContent = condition(this.model);
     this.score.textContent = this.details.textContent = "";
@@ -226,7 +228,7 @@ async function write(columns = page.columns) {
   await Promise.all(writing);
   if (page.runs.size) return; // a newer call tells the end
   by("stop").disabled = true;
-  const ends = columns.map(({ model, value }) => `${model.id}: ${value === undefined ? "done" : scored(value)}`);
+  const ends = columns.map(({ model, value, end }) => `${model.id}: ${value === undefined ? end : scored(value)}`);
   tell(`Finished. ${ends.join("; ")}.`);
 }
 
