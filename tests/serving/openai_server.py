@@ -48,4 +48,4 @@ def running(run: str, key: str = "", hosts=None, **options) -> Iterator[tuple[st
     finally:
         serves.should_exit = True
         thread.join()
-        service.engine.stop()
+        service.stop()

@@ -71,6 +71,7 @@ def test_scores_of_completions_and_of_their_beginnings(url):
         ([], "Expected an object"),
         ({"prompt": "a", "completions": ["b"], "tag": "c"}, "Expected an object"),
         ({"completions": ["b"]}, "prompt: expected a text"),
+        ({"prompt": ["a", "b"], "completions": ["b"]}, "prompt: expected one text"),
         ({"prompt": "a"}, "completions: expected a list of 1 to 128 texts"),
         ({"prompt": "a", "completions": [1]}, "completions: expected texts"),
         ({"prompt": "a", "completions": ["b"], "ends": [[2]]}, "ends: expected"),
@@ -78,6 +79,7 @@ def test_scores_of_completions_and_of_their_beginnings(url):
         ({"prompt": "a", "completions": ["b"], "ends": [[True]]}, "ends: expected"),
         ({"prompt": "a", "completions": ["b"] * 2, "ends": [[]]}, "ends: expected"),
         ({"prompt": "a", "completions": ["b"], "ends": [[0] * 5000]}, "ends: expected"),
+        ({"prompt": "a", "completions": ["b" * 10_000], "ends": [[10_000] * 500]}, "ends: expected"),
     ],
 )
 def test_a_wrong_request_for_scores_is_told(url, body, message):

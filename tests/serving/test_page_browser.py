@@ -108,21 +108,22 @@ def test_the_keyboard_turns_the_dial_and_the_link_restores_it(browser, url):
     browser.find_element(By.ID, "guidance").send_keys(Keys.ARROW_RIGHT * 4)
     changed = served(url, "tagged", tag="Maximum Toxicity", guidance_scale=1)
     wait(browser, f"document.querySelector('.dialed .text').textContent == {json.dumps(changed)}")
-    link = browser.current_url
-    show(browser, url, hash=link.partition("/#")[1] and "#" + link.partition("#")[2])
+    show(browser, url, hash=browser.current_url.removeprefix(f"{url}/"))
     wait(browser, FINISHED)
     assert browser.find_element(By.ID, "tag0").get_attribute("aria-valuetext") == "Maximum Toxicity"
     assert texts(browser)["tagged"] == changed and texts(browser)["base"] == served(url, "base")
 
 
-def test_the_plot_has_a_row_for_the_base_and_for_each_tag(browser, url):
-    show(browser, url)
+def test_the_plot_has_a_row_for_the_base_and_for_each_tag_and_fits_a_phone(browser, url):
+    show(browser, url, PHONE)
     browser.find_element(By.ID, "draw").click()
     wait(browser, "document.getElementById('status').textContent.startsWith('The plot')")
     assert text_of(browser, "error") == ""
     rows = browser.execute_script(
         "return [...document.querySelectorAll('tbody tr')].map(e => [...e.children].map(c => c.textContent))"
     )
+    browser.execute_script("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= PHONE
     assert len(rows) == TAGS + 1 and rows[0][0] == "base" and all(row[1] == "25" for row in rows)
     assert browser.execute_script("return document.querySelectorAll('svg circle').length") == 25 * (TAGS + 1)
 
@@ -160,10 +161,23 @@ def test_an_error_of_the_server_is_told(browser, url):
     assert "tokens" in text_of(browser, "error")
 
 
+def test_writing_again_gives_up_the_first_and_a_run_without_scorers_shows_no_scores(browser, run):
+    with running(run) as (url, service):
+        service.rater._scorers = None
+        browsers.show(browser, url, WIDE)
+        wait(browser, "document.querySelectorAll('#columns article').length == 3")
+        browser.execute_script("for (const _ of [1, 2]) document.getElementById('write').click()")
+        wait(browser, FINISHED)
+        assert text_of(browser, "status") == "Finished. base: done; tagged: done; plain: done."
+        assert texts(browser) == {name: served(url, name) for name in ("base", "tagged", "plain")}
+        assert not browser.find_element(By.ID, "distribution").is_displayed()
+
+
 def test_a_server_with_a_key_asks_for_it(browser, run):
     with running(run, key="sk-secret") as (url, _):
         browsers.show(browser, url, WIDE)
         wait(browser, "!document.getElementById('key-form').hidden")
+        assert not browser.find_element(By.ID, "prompt").is_displayed()
         browser.find_element(By.ID, "key").send_keys("sk-secret", Keys.ENTER)
         wait(browser, "document.querySelectorAll('#columns article').length == 3")
         write(browser)

@@ -80,7 +80,7 @@ def serve_command(options: ServeOptions) -> str:
     try:
         server.run(application(service, hosts=LOCAL if local and not key else None), listener)
     finally:
-        service.engine.stop()
+        service.stop()
     return f"{service.engine.finished:,} completions, {service.engine.generated:,} tokens"
 
 

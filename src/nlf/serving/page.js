@@ -128,6 +128,7 @@ class Column {
       await page.found;
       if (page.scorer) await this.finish(stopper);
     } catch (error) {
+      if (this.stopper !== stopper) return; // the column is being written again
       this.end = stopper.signal.aborted ? "stopped" : "failed";
       if (this.end === "failed") fail(`${this.model.id}: ${error.message}`);
     } finally {
@@ -197,7 +198,7 @@ class Column {
     this.value = found.rewards[0];
     this.score.textContent = scored(this.value);
     const known = Object.entries(found.attributes).filter(([, values]) => values[0] !== null);
-    this.details.textContent = known.map(([name, values]) => `${name} ${shown(values[0])}`).join(", ");
+    this.details.textContent = known.map(([name, values]) => `${name.replaceAll("_", " ")} ${shown(values[0])}`).join(", ");
   }
 }
 
@@ -218,7 +219,7 @@ function tokensOf(text, logprobs) {
 
 /** Write the completions of some columns. */
 async function write(columns = page.columns) {
-  if (!by("form").reportValidity()) return;
+  if (!columns.length || !by("form").reportValidity()) return;
   fail("");
   page.wrote = true;
   remember();
@@ -389,7 +390,8 @@ function buildDials() {
     const attributes = { min: 0, max: tags.length - 1, step: 1, value: 0 };
     return { name, tags, ...slider(`tag${i}`, name, [tags[0], tags.at(-1)], attributes) };
   }) : [];
-  if (model.tags.length) page.guidance = slider("guidance", "Guidance", ["off", "strong"], { min: 0, max: GUIDANCE, step: 0.25, value: 0 });
+  const worst = page.dials.map((dial) => dial.tags.at(-1)).join(", ");
+  if (worst) page.guidance = slider("guidance", `Guidance away from ${worst}`, ["off", "strong"], { min: 0, max: GUIDANCE, step: 0.25, value: 0 });
   showDials();
 }
 
@@ -417,6 +419,7 @@ function turned() {
 async function start() {
   const settings = await json("/nlf/settings");
   by("key-form").hidden = true;
+  by("form").hidden = by("results").hidden = false;
   page.models = settings.models;
   by("length").max = settings.max_tokens;
   by("length").value = Math.min(settings.max_completion_length, settings.max_tokens);

@@ -27,6 +27,7 @@ from nlf.serving.openai import Json, Refused, messages_of, texts_of
 logger = logging.getLogger(__name__)
 
 MOST_COMPLETIONS, MOST_ENDS = 128, 4096  # of a request
+MOST_CHARACTERS = 2**22  # of all beginnings of a request; a scorer may read each of them anew
 MOST_WAITING = 32  # requests
 USUAL = (5, 95)  # percentiles of the first iteration's rewards, between which the page has its colours
 
@@ -48,7 +49,9 @@ def question_of(body: Any) -> Question:
     """
     if not isinstance(body, dict) or set(body) - {"prompt", "messages", "completions", "ends"}:
         raise Refused(400, "Expected an object with prompt or messages, completions, and perhaps ends.")
-    prompt = messages_of(body["messages"]) if "messages" in body else texts_of(body.get("prompt"))[0]
+    prompts = [messages_of(body["messages"])] if "messages" in body else texts_of(body.get("prompt"))
+    if len(prompts) > 1:
+        raise Refused(400, "prompt: expected one text.", param="prompt")
     texts, ends = body.get("completions"), body.get("ends")
     if not isinstance(texts, list) or not 0 < len(texts) <= MOST_COMPLETIONS:
         message = f"completions: expected a list of 1 to {MOST_COMPLETIONS} texts."
@@ -57,18 +60,22 @@ def question_of(body: Any) -> Question:
         raise Refused(400, "completions: expected texts.", param="completions")
     ends = [[] for _ in texts] if ends is None else ends
     if not _fit(ends, texts):
-        message = f"ends: expected for each completion a list of places in its text, in order; {MOST_ENDS} at most."
+        message = (
+            f"ends: expected for each completion a list of places in its text, in order; {MOST_ENDS} at most, and "
+            f"{MOST_CHARACTERS} characters before them."
+        )
         raise Refused(400, message, param="ends")
-    return Question(prompt, texts, ends)
+    return Question(prompts[0], texts, ends)
 
 
 def _fit(ends: Any, texts: Sequence[str]) -> bool:
     if not isinstance(ends, list) or len(ends) != len(texts) or not all(isinstance(own, list) for own in ends):
         return False
-    return sum(map(len, ends)) <= MOST_ENDS and all(
+    inside = all(
         all(type(end) is int and 0 <= end <= len(text) for end in own) and own == sorted(own)
         for own, text in zip(ends, texts, strict=True)
     )
+    return inside and sum(map(len, ends)) <= MOST_ENDS and sum(map(sum, ends)) <= MOST_CHARACTERS
 
 
 class Rater:
@@ -94,6 +101,10 @@ class Rater:
             Refused: the run has no scorer for texts, or too many requests wait.
         """
         return await self._run(self._scores, question)
+
+    def stop(self) -> None:
+        """Give up what waits; what is being scored is scored first."""
+        self.thread.shutdown(cancel_futures=True)
 
     async def _run(self, does: Any, *given: Any) -> Any:
         if self.waiting >= MOST_WAITING:

@@ -281,6 +281,11 @@ class Service:
         length = writer.usual_length(writer.prompts([prompt]))
         return {"models": models, "max_completion_length": length, "max_tokens": self.most_tokens}
 
+    def stop(self) -> None:
+        """Give up what is not done."""
+        self.engine.stop()
+        self.rater.stop()
+
     def gauges(self) -> dict[str, tuple[str, int]]:
         """The numbers of now, for the metrics."""
         return {
