@@ -3,8 +3,9 @@
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import tiny
 import yaml
@@ -19,17 +20,17 @@ from nlf.serving.served import Service, writers_of
 LENGTH = 6  # max_completion_length of the run
 
 
-def make_run(path: Path, **scheme) -> str:
-    """A run with a tagged model, its base and a plain model."""
+def make_run(path: Path, settings: Mapping[str, Any] | None = None, **scheme) -> str:
+    """A run with a tagged model, its base and a plain model. `settings` are further lines of its config.yaml."""
     base = tiny.save(path / "base", "llama", seed=1)
     run = path / "run"
     tokenizer = tiny.tokenizer()
-    if scheme:
+    if scheme.get("conversational"):
         tokenizer.chat_template = tiny.CHAT_TEMPLATE
     save_policy(prepare_policy(tiny.model("llama"), tokenizer, TagScheme(**scheme)), run)
     tiny.save(run / "plain", "llama", seed=2)
-    settings = {"model_name_or_path": base, "reward_funcs": ["local"], "max_completion_length": LENGTH}
-    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    own = {"model_name_or_path": base, "reward_funcs": ["local"], "max_completion_length": LENGTH}
+    (run / "config.yaml").write_text(yaml.safe_dump({**own, **(settings or {})}))
     (run / "run.json").write_text(json.dumps({"train_prompts": "0"}))
     return str(run)
 

@@ -114,6 +114,31 @@ def test_the_keyboard_turns_the_dial_and_the_link_restores_it(browser, url):
     assert texts(browser)["tagged"] == changed and texts(browser)["base"] == served(url, "base")
 
 
+def test_each_attribute_has_a_dial_of_its_own(browser, tmp_path):
+    own = [
+        {"name": "toxicity", "reward": "local", "tags": ["kind", "rude"]},
+        {"name": "mood", "reward": "sentiment", "tags": ["glad", "calm", "sad"]},
+    ]
+    settings = {"reward_funcs": ["local", "sentiment"], "attributes": own, "attribute_template": " & "}
+    run = make_run(tmp_path, settings, tags=("kind & glad", "kind & calm", "rude & sad"))
+    with running(run, models=["tagged"]) as (url, service):
+        service.rater._scorers = Scorers([Reward(Short())])
+        browsers.show(browser, f"{url}/#prompt=the&tag=rude&tag=calm&guidance=1", WIDE)
+        wait(browser, FINISHED)
+        names = "return [...document.querySelectorAll('.dial')].map(each => each.textContent)"
+        assert browser.execute_script(names) == [
+            "toxicityrudekindrude",
+            "moodcalmgladsad",
+            "Guidance away from rude, sad1offstrong",
+        ]
+        asked = served(url, "tagged", prompt="the", tag=["rude", "calm"], guidance_scale=1)
+        assert texts(browser) == {"tagged": asked} and '"tag":["rude","calm"]' in text_of(browser, "curl")
+        browser.find_element(By.ID, "draw").click()
+        wait(browser, "document.getElementById('status').textContent.startsWith('The plot')")
+        rows = "return [...document.querySelectorAll('tbody th')].map(each => each.textContent)"
+        assert browser.execute_script(rows) == ["kind", "rude", "glad", "calm", "sad"]
+
+
 def test_the_plot_has_a_row_for_the_base_and_for_each_tag_and_fits_a_phone(browser, url):
     show(browser, url, PHONE)
     browser.find_element(By.ID, "draw").click()
