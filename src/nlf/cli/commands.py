@@ -204,3 +204,12 @@ CHAT = Command(
     "Write prompts in the terminal and see their completions, under a tag that you can change. /help lists the commands.",
     required=("model",),
 )
+EXPORT = Command(
+    "export",
+    "nlf.cli.export",
+    "export_command",
+    "nlf export --model MODEL --gguf FILE.gguf [--NAME VALUE ...]\n\n"
+    "Write a model as a GGUF file, which llama.cpp and Ollama serve. A run's plain model needs nothing else; a model with tags\n"
+    "takes its tag as text, which --ollama puts into the Modelfile. There is no guidance outside of nlf.",
+    required=("model", "gguf"),
+)

