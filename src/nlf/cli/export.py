@@ -38,13 +38,16 @@ def export_command(options: ExportOptions) -> str:
     _check_architecture(options)
     with locked_files(path):
         refuse_other(path, lambda text: MARK in text, START)
-        refuse_other(_modelfile(path), lambda text: not options.ollama or text.startswith(ollama.HEAD))
+        if options.ollama:
+            refuse_other(_modelfile(path), lambda text: text.startswith(ollama.HEAD))
         policy = load_for_commands(options.model, options, device="cpu", digest=False)
         vocabulary = vocabulary_of(policy.tokenizer, vocabulary_size(policy.model))
         tag = chosen_tag(policy, options.tag)
-        text = ollama.modelfile(path.name, policy.tokenizer, policy.scheme, tag, vocabulary.adds_bos)
-        write_gguf(path, policy.model, policy.tokenizer, vocabulary, options.quantize)
+        text = ""
         if options.ollama:
+            text = ollama.modelfile(path.name, policy.tokenizer, policy.scheme, tag, vocabulary.adds_bos)
+        write_gguf(path, policy.model, policy.tokenizer, vocabulary, options.quantize)
+        if text:
             write_text(_modelfile(path), text)
     return _summary(path, options)
 

@@ -102,8 +102,11 @@ def _read(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     with loading(f"cannot convert {path}", expected), _alone(path) as (folder, file):
         config = load_config(folder, gguf_file=file)
         check_language_model(config)
+        if config.model_type == "gpt2":  # transformers reads two of its settings into fields that GPT-2 has not
+            config.n_positions = getattr(config, "n_ctx", config.n_positions)
+            config.n_inner = getattr(config, "feed_forward_length", None)
         plain = GgufConfig(dequantize=True)
-        options = {"gguf_file": file, "dtype": torch.bfloat16, "quantization_config": plain}
+        options = {"gguf_file": file, "config": config, "dtype": torch.bfloat16, "quantization_config": plain}
         model = load_weights(AutoModelForCausalLM, folder, **options)
         return model, load_tokenizer(folder, gguf_file=file)
 

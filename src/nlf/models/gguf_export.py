@@ -172,7 +172,7 @@ def _write(
     config = model.config
     writer = GGUFWriter(path, ARCHITECTURES[config.model_type])
     try:
-        name = Path(config.name_or_path).resolve().name.removesuffix(SUFFIX)
+        name = Path(str(config.name_or_path)).resolve().name.removesuffix(SUFFIX)
         writer.add_string(MARK, name)
         writer.add_name(name)
         writer.add_file_type(LlamaFileType[f"MOSTLY_{quantize.upper()}"])
