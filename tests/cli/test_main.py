@@ -59,7 +59,7 @@ def test_help_imports_nothing_heavy_and_documents_every_knob():
 def test_commands_are_listed_and_the_version_told(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(f"\n  nlf {name}" in out for name in cli.COMMANDS) and len(cli.COMMANDS) == 12
+    assert all(f"\n  nlf {name}" in out for name in cli.COMMANDS) and len(cli.COMMANDS) == 13
     assert main([]) == 2
     capsys.readouterr()
     assert main(["--version"]) == 0

@@ -124,7 +124,7 @@ def test_an_architecture_that_transformers_cannot_read(tmp_path, cache):
 
 def test_the_package_that_reads_the_files_is_missing(file, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    refused(file, r"x.gguf: reading a GGUF file needs the package gguf: `pip install gguf`")
+    refused(file, r"x.gguf: GGUF files need the package gguf: `pip install gguf`")
 
 
 def test_a_disk_that_is_too_small_is_found_before_the_conversion(file, monkeypatch, cache):

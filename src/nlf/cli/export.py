@@ -46,7 +46,7 @@ def export_command(options: ExportOptions) -> str:
         text = ""
         if options.ollama:
             text = ollama.modelfile(path.name, policy.tokenizer, policy.scheme, tag, vocabulary.adds_bos)
-        write_gguf(path, policy.model, policy.tokenizer, vocabulary, options.quantize)
+        write_gguf(path, policy, vocabulary, options.quantize)
         if text:
             write_text(_modelfile(path), text)
     return _summary(path, options)

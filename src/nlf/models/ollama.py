@@ -67,7 +67,11 @@ def modelfile(
     if '"""' in template:
         raise UserError(f'the template for Ollama would hold """, which ends it; {INSTEAD}')
     said = f" The tag {tag!r} is before every prompt." if tag is not None else ""
-    return f'{HEAD}{said}\nFROM ./{gguf}\nTEMPLATE """{template}"""\n'
+    separator = scheme.separator if scheme and scheme.separator in tokenizer.get_added_vocab() else None
+    stop = (
+        f'PARAMETER stop "{separator}"\n' if separator else ""
+    )  # for versions that do not read which tokens are banned
+    return f'{HEAD}{said}\nFROM ./{gguf}\nTEMPLATE """{template}"""\n{stop}'
 
 
 def turns_of(tokenizer: PreTrainedTokenizerBase) -> Turns:
