@@ -487,8 +487,6 @@ def test_the_commands_of_the_page(run, tmp_path, monkeypatch, capsys):
 MISTAKES = {  # flags, error
     "no model": ([], "--model is missing"),
     "no such model": (["--model", "./no-model"], "cannot load a causal language model from './no-model'"),
-    "no tags": (["--model", "BASE", "--base_model", "BASE"], "no tags.json"),
-    "no tags and no base": (["--model", "BASE"], "no tags.json"),
     "no known base": (["--model", "TAGGED"], "does not name the model it was trained from; name it with --base_model"),
     "missing base": (["--model", "RUN", "--base_model", "./no-base"], "cannot load a causal language model from './no-base'"),
     "no tag": (["--model", "RUN", "--tag", "none"], "nothing to teach"),
@@ -508,7 +506,6 @@ def test_mistakes_are_one_line_and_nothing_is_written(run, tmp_path, capfd, name
     (tmp_path / "mixed.jsonl").write_text('{"prompt": "a b"}\n' + json.dumps(CONVERSATIONS[0]) + "\n")
     places = {
         "RUN": run,
-        "BASE": run.parent / "base",
         "TAGGED": tmp_path / "tagged",
         "EMPTY": tmp_path / "empty.jsonl",
         "MIXED": tmp_path / "mixed.jsonl",

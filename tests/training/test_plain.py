@@ -205,7 +205,6 @@ def test_settings_of_tags_change_nothing_of_a_plain_run():
             "plain only: a plain model has no tags, so it is trained by credit alone, and credit_coef",
         ),
         ({"plain": "true", "contrast_coef": 1}, "credit_coef is 0; set credit_coef 1, or plain false"),
-        ({"plain": "only", "credit_coef": 1.0, "distill": True}, "and plain only trains none; leave one of them out"),
         ({"plain": "sometimes"}, "plain: 'sometimes' where one of false, true, only was expected"),
     ],
 )
@@ -307,9 +306,10 @@ def test_a_run_that_holds_a_plain_run_alone_means_that_run(trained, tmp_path, ca
     assert "without a tag" in capsys.readouterr().out
 
 
-def test_a_plain_model_is_not_distilled(trained, capsys):
-    assert main(["distill", "--model", str(trained / "plain")]) == 2
-    assert "plain is a plain model, which needs no distillation: use it as it is" in capsys.readouterr().err
+def test_a_dial_of_a_plain_model_does_not_overwrite_the_run_with_tags(trained, capsys):
+    before = weights(trained)
+    assert main(["distill", "--model", str(trained / "plain"), "--max_steps", "1"]) == 2
+    assert "another" in capsys.readouterr().err and same(weights(trained), before)
 
 
 def test_the_recorded_settings_of_the_run_with_tags_resume_both_stages(trained, tmp_path):

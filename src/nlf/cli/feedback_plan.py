@@ -14,7 +14,6 @@ from nlf.data.logged_rows import LoggedRow
 from nlf.data.markdown import printable
 from nlf.data.prompts import PromptRow
 from nlf.method.quantize import quantile_edges
-from nlf.method.tags import TagScheme
 from nlf.models.names import MODEL_SOURCES
 from nlf.models.sources import model_path
 from nlf.rewards.registry import resolve_reward
@@ -88,7 +87,7 @@ def _words(logged: Logged, found: list[Dial], joint: str) -> list[str | None]:
 def _examples(options: TrainOptions, logged: Logged, tags: list[str], words: list[str | None]) -> dict[str, str]:
     """The examples with their feedback, through the tokenizer of the model."""
     from nlf.models.chat import set_defaults
-    from nlf.models.encoder import PromptEncoder, feedback_position
+    from nlf.models.encoder import PromptEncoder, scheme_for
     from nlf.models.loading import load_tokenizer, loading
 
     name = options.model_name_or_path
@@ -96,11 +95,12 @@ def _examples(options: TrainOptions, logged: Logged, tags: list[str], words: lis
         tokenizer = load_tokenizer(model_path(name), trust_remote_code=options.trust_remote_code)
     chat = bool(logged.conversational)
     rows: list[PromptRow] = [{"prompt": row.prompt, "prompt_id": ""} for row in logged.examples]
-    scheme = TagScheme(tuple(tags), options.tag_template, options.separator, conversational=False)
     if chat:
         set_defaults(tokenizer, options.chat_template_kwargs)
-        position = feedback_position(tokenizer, rows, tags, options.feedback_position)
-        scheme = TagScheme(tuple(tags), options.tag_template, None, conversational=True, feedback_position=position)
+    scheme = scheme_for(
+        tokenizer, rows, tags, template=options.tag_template, separator=options.separator, conversational=chat,
+        position=options.feedback_position,
+    )  # fmt: skip
     encoder = PromptEncoder(tokenizer, scheme, options.max_prompt_length, options.max_feedback_length)
     encoder.check(rows)
     pairs = zip(logged.examples, words, strict=True)

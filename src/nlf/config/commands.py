@@ -70,7 +70,9 @@ class TeacherOptions(LoadOptions):
     """The model that `nlf distill` takes."""
 
     model: str = knob(
-        "", "The tagged model: a run folder, or any folder with a tags.json, which needs --base_model as well."
+        "",
+        "The teacher: a run folder, or any model, which needs --base_model as well. A model without tags gives a student "
+        "that has them.",
     )
 
 
@@ -230,7 +232,7 @@ class PerplexityOptions(Options):
 
 @dataclass
 class StudentOptions(Options):
-    """How a guided policy becomes a plain model."""
+    """How a guided policy becomes a plain model, and a model without tags one with tags."""
 
     base_model: str | None = knob(
         None, "The model that becomes the student; null is the model that the run started from."
@@ -244,7 +246,8 @@ class StudentOptions(Options):
     guidance_scale: float | None = knob(
         None,
         "Strength of the teacher's guidance: transformers' guidance_scale minus 1. Null is 1 for a model trained by credit, "
-        "else 8 from the middle tag; it is 1.5 from any other tag, and with --keep_tags.",
+        "else 8 from the middle tag; it is 1.5 from any other tag, and with --keep_tags. Of a model without tags, how far the "
+        "best tag goes beyond it, seen from its base: null is 1.5.",
         least=0,
         most=MOST_GUIDANCE,
     )
@@ -252,6 +255,10 @@ class StudentOptions(Options):
         False,
         "Keep the tags. The student starts as the policy itself. Under the best and the worst tag it learns the guided "
         "distribution; under the other tags it keeps the distribution that it has.",
+    )
+    tags: list[str] | None = knob(
+        None,
+        "Tags that the student of a model without tags gets, best first; null is the run's, or the words of its reward.",
     )
     prompts: list[str] | None = knob(
         None,
@@ -280,8 +287,11 @@ class StudentOptions(Options):
     max_steps: int = knob(50, "Optimizer steps.", above=0)
     per_device_train_batch_size: int = knob(64, "Completions in a micro-batch, on each device.", above=0)
     gradient_accumulation_steps: int = knob(1, "Micro-batches in a step.", above=0)
-    learning_rate: float = knob(
-        5e-4, "Highest learning rate. It rises during the warm-up, then falls to 0 along a cosine.", least=0
+    learning_rate: float | None = knob(
+        None,
+        "Highest learning rate. It rises during the warm-up, then falls to 0 along a cosine. Null is 5e-4, and follows the "
+        "model's size where the student gets tags.",
+        least=0,
     )
     warmup_steps: int = knob(5, "Steps of warm-up.", least=0)
     use_peft: bool = knob(False, "Train LoRA adapters, and merge them into the weights at the end.")
@@ -292,7 +302,9 @@ class StudentOptions(Options):
     max_eval_prompts: int = knob(
         40, "Number of evaluation prompts on which base, teacher and student are compared.", above=0
     )
-    output_dir: str | None = knob(None, "Folder of the student; null is MODEL/distilled.")
+    output_dir: str | None = knob(
+        None, "Folder of the student; null is MODEL/distilled, and MODEL/dial where it gets tags."
+    )
 
 
 @dataclass

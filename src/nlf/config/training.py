@@ -175,7 +175,10 @@ class LoopOptions(Options):
         short=True,
     )
     distill: bool = knob(
-        False, "After training, distill the run into a plain model without tags, as `nlf distill` does.", short=True
+        False,
+        "After training, do what `nlf distill` does: a run with tags teaches a plain model, a plain run (plain only) a model "
+        "with tags.",
+        short=True,
     )
 
 
@@ -348,11 +351,6 @@ class RunOptions(
             raise UserError(
                 f"plain {self.plain}: a plain model has no tags, so it is trained by credit alone, and credit_coef is 0; "
                 "set credit_coef 1, or plain false"
-            )
-        if self.plain == "only" and self.distill:
-            raise UserError(
-                "distill teaches what a model with tags does, and plain only trains none; leave one of them out, or set "
-                "plain true"
             )
 
     def _check_logged(self) -> None:

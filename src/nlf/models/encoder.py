@@ -300,6 +300,31 @@ class PromptEncoder:
         return self._tokens(render(self.tokenizer, messages))
 
 
+def scheme_for(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[PromptRow],
+    tags: Sequence[str],
+    *,
+    template: str,
+    separator: str | None,
+    conversational: bool,
+    position: str = "auto",
+) -> TagScheme:
+    """The tags as these prompts take them: before a text, or in a message of a conversation, which has no separator.
+
+    Args:
+        rows: The prompts, of which conversations show where they take the tags.
+        position: See `feedback_position`.
+
+    Raises:
+        UserError: the tags cannot make a scheme, or the chat template shows them nowhere.
+    """
+    if not conversational:
+        return TagScheme(tuple(tags), template, separator, conversational=False)
+    position = feedback_position(tokenizer, rows, tags, position)
+    return TagScheme(tuple(tags), template, None, conversational=True, feedback_position=position)
+
+
 def feedback_position(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[PromptRow], tags: Sequence[str], asked: str = "auto"
 ) -> str:

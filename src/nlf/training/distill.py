@@ -1,4 +1,5 @@
-"""`nlf distill`: a guided, tagged policy → one plain model, which needs no tag, no guidance and none of this software.
+"""`nlf distill`: a guided, tagged policy → one plain model, which needs no tag, no guidance and none of this software. And the
+other way, from a model without tags to one that has them (`nlf.training.dial`).
 
 The teacher writes completions of the run's training prompts (temperature 1, no top-k or top-p), and the student learns
 the teacher's distribution on these completions (`nlf.training.lessons`). The student starts from the base model and
@@ -9,7 +10,7 @@ it learns from the guided policy, and under the other tags it learns to stay unc
 import copy
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -26,7 +27,7 @@ from nlf.data.files import refuse_others, write_folder, write_text
 from nlf.data.generations import read
 from nlf.data.locks import locked_folder
 from nlf.data.prompts import PromptRow, all_conversations, load_prompts
-from nlf.data.run_folder import CONFIG, DISTILLED, FACTS, MODEL_FILES, is_plain_run, model_folder, run_settings
+from nlf.data.run_folder import CONFIG, DISTILLED, FACTS, MODEL_FILES, PLAIN, model_folder, run_settings
 from nlf.errors import UserError
 from nlf.evaluation.evaluate import evaluate
 from nlf.evaluation.run_defaults import recorded_base, recorded_prompts, scorers_of, with_prompts
@@ -41,12 +42,14 @@ from nlf.models.identity import ModelIdentity
 from nlf.models.policy import Policy, save_policy
 from nlf.models.reading import LogitsPlan, plan_logits
 from nlf.training.console import Console
+from nlf.training.dial import DIAL, check_options, makes_dial, rate_of, student_with_tags, systems, tags_of_student
 from nlf.training.lessons import (
     Lesson,
     LessonDataset,
     LessonGroup,
     TeacherCompletion,
     collate,
+    dial_lessons,
     lesson_loss,
     lessons,
 )
@@ -56,6 +59,8 @@ from nlf.training.settings import model_facts
 
 FREE = {"output_dir", "max_eval_prompts", "reward_funcs", "sampling_batch_tokens"}  # options that change no result
 NAMES = {"model", "model_revision"}  # they may change when a folder is moved; `teacher` is the digest of the weights
+RATE = 5e-4  # the learning rate of a student of a model with tags
+BARE = Lesson(None, None, 0.0, None)  # the bare prompt, without guidance
 SAMPLES = "samples"  # folder of the teacher's completions, in the student's folder
 STUDENT_FILES = (CONFIG, FACTS, SAMPLES, "README.md", *MODEL_FILES)
 
@@ -75,33 +80,27 @@ def distill(options: DistillOptions | None = None, **knobs) -> Path:
             have different vocabularies; the folder holds another run or model, or cannot be written.
     """
     options = options_of(knobs) if options is None else options
-    refuse_plain(options.model)
-    with student_folder(options):
-        return distill_from(load_for_commands(options.model, options), options)
+    return distill_from(load_for_commands(options.model, options), options)
 
 
-def refuse_plain(model: str) -> None:
-    """Refuse a teacher that is a plain model.
-
-    Raises:
-        UserError: the folder holds a plain run, and no run with tags.
+def default_folder(teacher: Policy, model: str) -> Path:
+    """The folder of a student: `distilled` in its teacher's. A student with tags is the run of a plain model, whose teacher is
+    the folder `plain` in it; of another model it is `dial`.
     """
-    found = model_folder(model)
-    if is_plain_run(found):
-        raise UserError(
-            f"{found} is a plain model, which needs no distillation: use it as it is; distill teaches what a model with tags "
-            "does"
-        )
+    folder = Path(model_folder(model))
+    if not makes_dial(teacher):
+        return folder / DISTILLED
+    return folder.parent if folder.name == PLAIN else folder / DIAL
 
 
 @contextmanager
-def student_folder(options: DistillOptions) -> Iterator[Path]:
+def student_folder(teacher: Policy, options: DistillOptions) -> Iterator[Path]:
     """The student's folder, locked inside the `with` block.
 
     Raises:
         UserError: another command writes it, or it holds files where the student would write its own.
     """
-    folder = Path(options.output_dir or Path(options.model, DISTILLED))
+    folder = Path(options.output_dir or default_folder(teacher, options.model))
     with locked_folder(folder):
         if "teacher" not in run_settings(folder):
             refuse_others(folder, STUDENT_FILES)
@@ -124,40 +123,55 @@ def options_of(knobs: dict[str, Any]) -> DistillOptions:
 
 def distill_from(teacher: Policy, options: DistillOptions) -> Path:
     """`distill` with a loaded teacher. All checks come before the first write."""
-    with student_folder(options) as folder:
+    check_options(teacher, options)
+    with student_folder(teacher, options) as folder:
         _distill(teacher, options, folder)
     return folder
 
 
 def _distill(teacher: Policy, options: DistillOptions, folder: Path) -> None:
     """Write the student into its folder, unless it is there."""
-    run = run_settings(Path(options.model))
-    taught, base = lessons(teacher, options), base_of(options, run)
+    run, dial = run_of(options), makes_dial(teacher)
+    if options.learning_rate is None:
+        options = replace(options, learning_rate=rate_of(teacher) if dial else RATE)
+    base = base_of(options, run)
+    tags = tags_of_student(options, run) if dial else []
+    taught = dial_lessons(tags, options.guidance_scale) if dial else lessons(teacher, options)
     settings = {name: value for name, value in asdict(options).items() if name not in FREE}
     settings |= {"teacher": teacher.revision, "base": base.model}
     if is_done(folder, settings):
         return
     prompts = chosen_prompts(options, run)
     teacher.encoder(run.get("max_prompt_length")).check(prompts)
-    student = copy.deepcopy(teacher) if options.keep_tags else load_for_commands(base.model, base, digest=False)
+    start = teacher if options.keep_tags else load_for_commands(base.model, base, digest=False)
+    student = copy.deepcopy(start) if options.keep_tags else start
+    if dial:
+        student = student_with_tags(start, tags, prompts, run, options.seed)
     check_vocabulary(teacher, student, options.model, base.model)
     switch_off_dropout(student.model)
     check_training_mode(student.model)
     write_text(folder / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    completions = [
-        completion
-        for lesson in taught
-        for completion in completions_of(lesson, teacher, prompts, options, run, folder, len(taught))
-    ]
-    teach(student, teacher, completions, options, folder, run.get("max_prompt_length"))
+    if dial:
+        writers = {"teacher": (teacher, BARE), "base": (start, BARE)}
+    else:
+        writers = {tag_slug(str(lesson.tag), teacher): (teacher, lesson) for lesson in taught}
+    written = completions_of(writers, prompts, options, run, folder)
+    if dial:
+        written = [each._replace(lesson=lesson) for lesson in taught for each in written * lesson.share]
+    teach(student, teacher, written, options, folder, run.get("max_prompt_length"), start.model if dial else None)
     student.identity = ModelIdentity(str(folder))  # its weights are no longer those that were loaded
     write_folder(folder, partial(save_policy, student))
-    shown = usage(teacher, str(folder), taught[0].student_tag, not isinstance(prompts[0]["prompt"], str))
+    shown = usage(student if dial else teacher, str(folder), taught[0].student_tag, all_conversations(prompts))
     facts_of_card = CardFacts(licence=licence_of(base.model), dataset_name=run.get("dataset_name"))
     card = distilled_card(options.model, base.model, taught, shown, folder, facts_of_card)
     write_text(folder / "README.md", card)
     facts = model_facts(base.model) | {"distilled_from": options.model}
     write_text(folder / FACTS, json.dumps(facts, indent=1))
+
+
+def run_of(options: DistillOptions) -> dict[str, Any]:
+    """The settings of the teacher's run; empty if it is of none."""
+    return run_settings(Path(model_folder(options.model)))
 
 
 def base_of(options: DistillOptions, run: dict[str, Any]) -> DistillOptions:
@@ -229,33 +243,37 @@ def chosen_prompts(options: DistillOptions, run: dict[str, Any]) -> list[PromptR
 
 
 def completions_of(
-    lesson: Lesson,
-    teacher: Policy,
+    writers: Mapping[str, tuple[Policy, Lesson]],
     prompts: Sequence[PromptRow],
     options: DistillOptions,
     run: dict[str, Any],
     folder: Path,
-    num_lessons: int,
 ) -> list[TeacherCompletion]:
-    """The teacher's completions in one lesson, without empty ones; missing ones are sampled into the student's folder."""
-    sampling = SamplingOptions(
-        num_generations=max(options.num_generations // num_lessons, 1),
-        max_completion_length=options.max_completion_length or run.get("max_completion_length", 20),
-        guidance_scale=lesson.scale,
-        negative_tag=lesson.negative if lesson.scale else None,
-    )
-    path = folder / SAMPLES / f"generations-{tag_slug(lesson.tag, teacher)}.jsonl"
-    with prompt_sampler(
-        teacher, sampling, seed=options.seed, token_budget=options.sampling_batch_tokens,
-        max_prompt_length=run.get("max_prompt_length"),
-    ) as sampler:  # fmt: skip
-        sample_file(path, sampler, prompts, lesson.tag, what="teacher")
-    return [
-        TeacherCompletion(lesson, line, j)
-        for line in read(path)
-        for j, ids in enumerate(line["completion_ids"])
-        if ids
-    ]
+    """Completions without empty ones; missing ones are sampled into the student's folder.
+
+    Args:
+        writers: Models, and the lessons whose tag and guidance they write under, by the name of their file. Each writes its
+            part of `num_generations`.
+    """
+    found = []
+    for name, (writer, lesson) in writers.items():
+        sampling = SamplingOptions(
+            num_generations=max(options.num_generations // len(writers), 1),
+            max_completion_length=options.max_completion_length or run.get("max_completion_length", 20),
+            guidance_scale=lesson.scale,
+            negative_tag=lesson.negative if lesson.scale else None,
+        )
+        path = folder / SAMPLES / f"generations-{name}.jsonl"
+        with prompt_sampler(
+            writer, sampling, seed=options.seed, token_budget=options.sampling_batch_tokens,
+            max_prompt_length=run.get("max_prompt_length"),
+        ) as sampler:  # fmt: skip
+            sample_file(path, sampler, prompts, lesson.tag, what="base" if name == "base" else "teacher")
+        lines = read(path)
+        found += [
+            TeacherCompletion(lesson, line, j) for line in lines for j, ids in enumerate(line["completion_ids"]) if ids
+        ]
+    return found
 
 
 # ---- training -----------------------------------------------------------------------------------------------------
@@ -265,13 +283,15 @@ class DistillTrainer(Trainer):
     """A Trainer whose loss is the KL to a guided teacher.
 
     Args:
-        top_k: Number of likeliest tokens that the teacher keeps; 0 keeps all.
+        top_k, base: See `lesson_loss`.
     """
 
-    def __init__(self, student: Policy, *args, teacher: Policy, top_k: int = 0, **kwargs):
+    def __init__(
+        self, student: Policy, *args, teacher: Policy, top_k: int = 0, base: torch.nn.Module | None = None, **kwargs
+    ):
         super().__init__(student.model, *args, **kwargs)
         Console("distilling").show_in(self)
-        self.student, self.teacher, self.top_k = student, teacher, top_k
+        self.student, self.teacher, self.top_k, self.base = student, teacher, top_k, base
         self.loss_is_scaled_for_ga = True  # the loss is already divided by the counts of the step
 
     @functools.cached_property
@@ -281,7 +301,8 @@ class DistillTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         def loss(group: LessonGroup) -> torch.Tensor:
-            return lesson_loss(model, self.teacher, group, self.plan, self.top_k) * self.accelerator.num_processes
+            own = lesson_loss(model, self.teacher, group, self.plan, self.top_k, self.base)
+            return own * self.accelerator.num_processes
 
         return loss_of_groups(inputs["groups"], loss, self.accelerator.backward)
 
@@ -297,10 +318,15 @@ def teach(
     options: DistillOptions,
     folder: Path,
     max_prompt_length: int | None,
+    base: torch.nn.Module | None = None,
 ) -> None:
-    """Train the student in place."""
+    """Train the student in place.
+
+    Args:
+        base: The model that a teacher without tags is moved away from.
+    """
     teacher.model.requires_grad_(False).eval()
-    encoder = teacher.encoder(max_prompt_length)
+    encoder = (teacher if base is None else student).encoder(max_prompt_length)
     args = training_arguments(options, folder)
     batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     if options.use_peft:
@@ -315,6 +341,7 @@ def teach(
         data_collator=partial(collate, pad_id=PADDING, pass_tokens=pass_tokens(args.device, args.world_size == 1)),
         teacher=teacher,
         top_k=options.teacher_top_k,
+        base=base,
     ).train()
 
 
@@ -325,7 +352,7 @@ def training_arguments(options: DistillOptions, folder: Path) -> TrainingArgumen
         max_steps=options.max_steps,
         per_device_train_batch_size=options.per_device_train_batch_size,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
-        learning_rate=options.learning_rate,
+        learning_rate=options.learning_rate or 0.0,
         warmup_steps=options.warmup_steps,
         lr_scheduler_type="cosine",
         save_strategy="no",
@@ -347,10 +374,12 @@ def distill_command(options: DistillOptions) -> str:
     Args:
         options: The options of the command line.
     """
-    refuse_plain(options.model)
-    with student_folder(options) as folder:
-        teacher = load_for_commands(options.model, options)
-        lesson = lessons(teacher, options)[0]  # a model without tags is no teacher, whatever else is missing
+    teacher = load_for_commands(options.model, options)
+    check_options(teacher, options)
+    with student_folder(teacher, options) as folder:
+        lesson = (
+            BARE if makes_dial(teacher) else lessons(teacher, options)[0]
+        )  # an unknown tag, before scorers are loaded
         comparison = evaluation_options(options, folder)
         scorers = scorers_of(comparison, options.model)  # before the work: a reward may have to be named
         distill_from(teacher, options)
@@ -358,6 +387,8 @@ def distill_command(options: DistillOptions) -> str:
 
     def compared(start: Policy | None, student: Policy, *_) -> list[System]:
         assert start is not None  # the base model has been named
+        if makes_dial(teacher):
+            return systems(start, teacher, student)
         if not options.keep_tags:
             return [System("base", start), guided, System("student", student)]
         return [System("base", start), guided, System("student, best tag", student, tags_of(student).best)]
@@ -371,7 +402,7 @@ def evaluation_options(options: DistillOptions, folder: Path) -> EvaluateOptions
     Raises:
         UserError: the run does not record its prompts or its base model.
     """
-    run = run_settings(Path(options.model))
+    run = run_of(options)
     base = base_of(options, run)
     compared = EvaluateOptions(
         model=str(folder),
@@ -407,7 +438,16 @@ def distilled_card(model: str, base: str, taught: Sequence[Lesson], usage: str, 
         usage: A code block that uses the student.
         facts: Licence of the base, and the source of the prompts.
     """
-    guided = [f'"{each.tag}" away from "{each.negative}", guidance {each.scale:g}' for each in taught if each.scale]
+    guided = [
+        f'"{each.tag}" away from "{each.negative}", guidance {each.scale:g}'
+        for each in taught
+        if each.tag and each.scale
+    ]
+    guided += [
+        f'"{each.student_tag}" is {each.scale + 1:+g} times its way from the base'
+        for each in taught
+        if each.student_tag and not each.tag
+    ]
     plain = taught[0].student_tag is None
     how = ": no tag, no guidance" if plain else ", conditioned on its tags by their words alone"
     return CARD.format(

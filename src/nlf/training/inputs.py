@@ -29,7 +29,7 @@ from nlf.data.prompts import (
 from nlf.errors import UserError
 from nlf.method.tags import TagScheme
 from nlf.models.chat import set_defaults
-from nlf.models.encoder import PromptEncoder, feedback_position
+from nlf.models.encoder import PromptEncoder, scheme_for
 from nlf.models.fit import fitted_tokenizer
 from nlf.models.identity import identity_of, is_widened
 from nlf.models.memory import WHOLE_STEP
@@ -361,17 +361,14 @@ def policy_of(args: ALTConfig, inputs: Inputs, model: PreTrainedModel, processin
 
 
 def _scheme_of(args: ALTConfig, inputs: Inputs, tokenizer: PreTrainedTokenizerBase) -> TagScheme | None:
-    """The run's tags; None = the run trains a plain model. Conversations have no separator, because their feedback is part
-    of a message.
-    """
+    """The run's tags; None = the run trains a plain model."""
     if args.plain == "only":
         return None
     assert args.tags is not None  # `check_inputs` fills them in
-    if not inputs.conversational:
-        return TagScheme(tuple(args.tags), args.tag_template, args.separator, conversational=False)
-    rows = [*inputs.all_prompts, *_first_logged(inputs.logged)]
-    position = feedback_position(tokenizer, rows, args.tags, args.feedback_position)
-    return TagScheme(tuple(args.tags), args.tag_template, None, conversational=True, feedback_position=position)
+    return scheme_for(
+        tokenizer, [*inputs.all_prompts, *_first_logged(inputs.logged)], args.tags, template=args.tag_template,
+        separator=args.separator, conversational=inputs.conversational, position=args.feedback_position,
+    )  # fmt: skip
 
 
 def feedback_of(args: ALTConfig, scheme: TagScheme | None, inputs: Inputs) -> Feedback:

@@ -131,7 +131,7 @@ class StagedTrainer(CheckpointTrainer):
         )  # fmt: skip
 
     def distill(self) -> None:
-        """Distill the tagged model in the run's folder, as `nlf distill` does; several processes print the command."""
+        """Distill the model in the run's folder, as `nlf distill` does; several processes print the command."""
         if self.args.world_size > 1:
             self._tell(f"distill: run `nlf distill --model {self.run_dir}` in one process")
             return
