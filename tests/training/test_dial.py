@@ -66,7 +66,7 @@ def test_the_tags_lie_on_a_line_through_the_base():
     """s = 1.5, 0, -1.5 and 0 without a tag; the scale of guidance is s - 1."""
     found = [(each.student_tag, each.scale, each.share) for each in dial_lessons(["a", "b", "c"], 0.5)]
     assert found == [("a", 0.5, 3), ("b", -1.0, 1), ("c", -2.5, 3), (None, -1.0, 1)]
-    assert [each.scale + 1 for each in dial_lessons([*"abcde"], None)] == pytest.approx([2.5, 1.25, 0, -1.25, -2.5, 0])
+    assert [each.scale + 1 for each in dial_lessons([*"abcde"], None)] == pytest.approx([1.5, 0.75, 0, -0.75, -1.5, 0])
 
 
 def test_the_loss_by_hand():
@@ -130,7 +130,7 @@ def test_the_student_is_the_run_of_the_plain_model(run, monkeypatch):
     p = last(plain, text)
     assert distance(p, best) < distance(p, bare) < distance(p, worst)
     card = (folder / "README.md").read_text()
-    assert '"Many vowels" is +2.5 times its way from the base' in card and "Many vowels<|separator|>" in card
+    assert '"Many vowels" is +1.5 times its way from the base' in card and "Many vowels<|separator|>" in card
     assert json.loads((folder / "run.json").read_text())["distilled_from"] == str(run)
 
 
@@ -178,7 +178,7 @@ def test_any_model_whose_base_is_known_gets_a_dial(run, tmp_path):
 def test_the_rate_follows_the_size_of_the_model(run):
     folder = distill(model=str(run), **FLAGS)
     parameters = sum(p.numel() for p in tiny.model().parameters())
-    assert module.run_settings(folder)["learning_rate"] == pytest.approx(2e-3 * (3e6 / parameters) ** 0.5, rel=0.05)
+    assert module.run_settings(folder)["learning_rate"] == pytest.approx(1e-3 * (3e6 / parameters) ** 0.5, rel=0.05)
 
 
 def test_a_plain_run_trains_its_dial_at_the_end(tmp_path, capsys):

@@ -247,7 +247,7 @@ class StudentOptions(Options):
         None,
         "Strength of the teacher's guidance: transformers' guidance_scale minus 1. Null is 1 for a model trained by credit, "
         "else 8 from the middle tag; it is 1.5 from any other tag, and with --keep_tags. Of a model without tags, how far the "
-        "best tag goes beyond it, seen from its base: null is 1.5.",
+        "best tag goes beyond it, seen from its base: null is 0.5.",
         least=0,
         most=MOST_GUIDANCE,
     )
@@ -284,7 +284,7 @@ class StudentOptions(Options):
         "Set the teacher's probability of all but this number of most likely tokens to 0; 0 keeps all tokens.",
         least=0,
     )
-    max_steps: int = knob(50, "Optimizer steps.", above=0)
+    max_steps: int | None = knob(None, "Optimizer steps; null is 50, and 100 where the student gets tags.", above=0)
     per_device_train_batch_size: int = knob(64, "Completions in a micro-batch, on each device.", above=0)
     gradient_accumulation_steps: int = knob(1, "Micro-batches in a step.", above=0)
     learning_rate: float | None = knob(

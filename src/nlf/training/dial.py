@@ -19,7 +19,8 @@ from nlf.models.policy import Policy, prepare_policy
 from nlf.rewards.words import default_tags
 
 DIAL = "dial"  # folder of the student, in the model's folder
-RATE = 10  # times the learning rate of credit: the targets are whole distributions, so steps are less noisy
+RATE = 5  # times the learning rate of credit, because whole distributions are less noisy than credit
+STEPS = 100
 OF_TAGS = ("tag", "negative_tag", "keep_tags")  # options that choose among the teacher's tags
 
 

@@ -43,6 +43,7 @@ from nlf.models.policy import Policy, save_policy
 from nlf.models.reading import LogitsPlan, plan_logits
 from nlf.training.console import Console
 from nlf.training.dial import DIAL, check_options, makes_dial, rate_of, student_with_tags, systems, tags_of_student
+from nlf.training.dial import STEPS as DIAL_STEPS
 from nlf.training.lessons import (
     Lesson,
     LessonDataset,
@@ -59,7 +60,7 @@ from nlf.training.settings import model_facts
 
 FREE = {"output_dir", "max_eval_prompts", "reward_funcs", "sampling_batch_tokens"}  # options that change no result
 NAMES = {"model", "model_revision"}  # they may change when a folder is moved; `teacher` is the digest of the weights
-RATE = 5e-4  # the learning rate of a student of a model with tags
+RATE, STEPS = 5e-4, 50  # the learning rate and the steps of a student of a model with tags
 BARE = Lesson(None, None, 0.0, None)  # the bare prompt, without guidance
 SAMPLES = "samples"  # folder of the teacher's completions, in the student's folder
 STUDENT_FILES = (CONFIG, FACTS, SAMPLES, "README.md", *MODEL_FILES)
@@ -132,8 +133,7 @@ def distill_from(teacher: Policy, options: DistillOptions) -> Path:
 def _distill(teacher: Policy, options: DistillOptions, folder: Path) -> None:
     """Write the student into its folder, unless it is there."""
     run, dial = run_of(options), makes_dial(teacher)
-    if options.learning_rate is None:
-        options = replace(options, learning_rate=rate_of(teacher) if dial else RATE)
+    options = with_defaults(options, teacher)
     base = base_of(options, run)
     tags = tags_of_student(options, run) if dial else []
     taught = dial_lessons(tags, options.guidance_scale) if dial else lessons(teacher, options)
@@ -167,6 +167,16 @@ def _distill(teacher: Policy, options: DistillOptions, folder: Path) -> None:
     write_text(folder / "README.md", card)
     facts = model_facts(base.model) | {"distilled_from": options.model}
     write_text(folder / FACTS, json.dumps(facts, indent=1))
+
+
+def with_defaults(options: DistillOptions, teacher: Policy) -> DistillOptions:
+    """The options with the learning rate and the number of steps that suit the student, where they are open."""
+    rate, steps = (rate_of(teacher), DIAL_STEPS) if makes_dial(teacher) else (RATE, STEPS)
+    return replace(
+        options,
+        learning_rate=rate if options.learning_rate is None else options.learning_rate,
+        max_steps=steps if options.max_steps is None else options.max_steps,
+    )
 
 
 def run_of(options: DistillOptions) -> dict[str, Any]:
@@ -336,7 +346,7 @@ def teach(
         student,
         args,
         train_dataset=LessonDataset(
-            completions, encoder, steps=options.max_steps, batch_size=batch_size, seed=options.seed
+            completions, encoder, steps=args.max_steps, batch_size=batch_size, seed=options.seed
         ),
         data_collator=partial(collate, pad_id=PADDING, pass_tokens=pass_tokens(args.device, args.world_size == 1)),
         teacher=teacher,
@@ -347,12 +357,13 @@ def teach(
 
 def training_arguments(options: DistillOptions, folder: Path) -> TrainingArguments:
     """Trainer's arguments, without checkpoints and reports."""
+    assert options.max_steps is not None and options.learning_rate is not None  # `with_defaults` has filled them in
     return TrainingArguments(
         str(folder),
         max_steps=options.max_steps,
         per_device_train_batch_size=options.per_device_train_batch_size,
         gradient_accumulation_steps=options.gradient_accumulation_steps,
-        learning_rate=options.learning_rate or 0.0,
+        learning_rate=options.learning_rate,
         warmup_steps=options.warmup_steps,
         lr_scheduler_type="cosine",
         save_strategy="no",

@@ -33,7 +33,7 @@ from nlf.training.objective import in_chunks, rows_at_a_time
 
 # default guidance scale for the middle tag, for any other tag, and for a model trained by credit, whose tags lie further apart
 FROM_MIDDLE, FROM_BEST, BY_CREDIT = 8.0, 1.5, 1.0
-FROM_BASE = 1.5  # the same for a model without tags, which is guided away from its base
+FROM_BASE = 0.5  # the same for a model without tags, which is guided away from its base
 OUTER = 3  # how often the outer tags of a dial are taught for each time that a tag between them is
 
 
