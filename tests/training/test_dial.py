@@ -131,7 +131,7 @@ def test_the_student_is_the_run_of_the_plain_model(run, monkeypatch):
     assert distance(p, best) < distance(p, bare) < distance(p, worst)
     card = (folder / "README.md").read_text()
     assert '"Many vowels" is +1.5 times its way from the base' in card and "Many vowels<|separator|>" in card
-    assert json.loads((folder / "run.json").read_text())["distilled_from"] == str(run)
+    assert json.loads((folder / "run.json").read_text())["distilled_from"] == str(run / "plain")
 
 
 def test_killed_and_resumed_it_is_the_same_student(run, tmp_path):
@@ -219,7 +219,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(run, tmp_path, capfd, name
     words = [places.get(word, word) for word in flags]
     assert main(["distill", *words, "--output_dir", str(tmp_path / "student")]) == 2
     (error,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("nlf:")]
-    assert expected.replace("RUN", str(run)) in error
+    assert expected.replace("RUN", str(run / "plain")) in error
     assert not [path for path in (tmp_path / "student").glob("*") if path.name != ".lock"]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nlf.config import renamed
-from nlf.data.run_folder import CONFIG, FACTS, METRICS, RESULTS, settings_in
+from nlf.data.run_folder import CONFIG, FACTS, METRICS, PLAIN, RESULTS, settings_in
 from nlf.errors import UserError
 from nlf.evaluation.headlines import Headlines, headlines
 from nlf.report.results import SCORED, Results, System, read_results, source_of
@@ -122,13 +122,20 @@ def _read_run(path: Path, name: str) -> Run:
     evaluation = next((folder for folder in folders if (folder / RESULTS).is_file()), folders[-1])
     results = read_results(evaluation / RESULTS) if (evaluation / RESULTS).is_file() else None
     run = Run(path, name, evaluation, results)
-    run.log = _log(home / METRICS, run.missing)
-    run.config = _settings(home, run.missing)
+    trained = _trained(home)
+    run.log = _log(trained / METRICS, run.missing)
+    run.config = _settings(trained, run.missing)
     if run.results is None and not run.log and not run.config:
         _refuse_frontier(home / FRONTIER)
         found = "; ".join(run.missing) or f"neither {RESULTS} nor {METRICS} in it"
         raise UserError(f"{path}: {found}; expected a folder that `nlf train` or `nlf evaluate` wrote")
     return run
+
+
+def _trained(home: Path) -> Path:
+    """The folder of the training: the run's, or that of its plain model, which taught it its tags."""
+    plain = home / PLAIN
+    return plain if not (home / METRICS).is_file() and (plain / METRICS).is_file() else home
 
 
 def _refuse_frontier(path: Path) -> None:

@@ -81,6 +81,7 @@ def distill(options: DistillOptions | None = None, **knobs) -> Path:
             have different vocabularies; the folder holds another run or model, or cannot be written.
     """
     options = options_of(knobs) if options is None else options
+    options = replace(options, model=model_folder(options.model))
     return distill_from(load_for_commands(options.model, options), options)
 
 
@@ -88,10 +89,9 @@ def default_folder(teacher: Policy, model: str) -> Path:
     """The folder of a student: `distilled` in its teacher's. A student with tags is the run of a plain model, whose teacher is
     the folder `plain` in it; of another model it is `dial`.
     """
-    folder = Path(model_folder(model))
     if not makes_dial(teacher):
-        return folder / DISTILLED
-    return folder.parent if folder.name == PLAIN else folder / DIAL
+        return Path(model, DISTILLED)
+    return Path(model).parent if Path(model).name == PLAIN else Path(model, DIAL)
 
 
 @contextmanager
@@ -132,36 +132,32 @@ def distill_from(teacher: Policy, options: DistillOptions) -> Path:
 
 def _distill(teacher: Policy, options: DistillOptions, folder: Path) -> None:
     """Write the student into its folder, unless it is there."""
-    run, dial = run_of(options), makes_dial(teacher)
-    options = with_defaults(options, teacher)
+    run, options = run_of(options), with_defaults(options, teacher)
     base = base_of(options, run)
-    tags = tags_of_student(options, run) if dial else []
-    taught = dial_lessons(tags, options.guidance_scale) if dial else lessons(teacher, options)
+    tags = tags_of_student(options, run) if makes_dial(teacher) else []  # none: the student of a model with tags
+    taught = dial_lessons(tags, options.guidance_scale) if tags else lessons(teacher, options)
     settings = {name: value for name, value in asdict(options).items() if name not in FREE}
     settings |= {"teacher": teacher.revision, "base": base.model}
     if is_done(folder, settings):
         return
     prompts = chosen_prompts(options, run)
     teacher.encoder(run.get("max_prompt_length")).check(prompts)
-    start = teacher if options.keep_tags else load_for_commands(base.model, base, digest=False)
-    student = copy.deepcopy(start) if options.keep_tags else start
-    if dial:
-        student = student_with_tags(start, tags, prompts, run, options.seed)
+    start = copy.deepcopy(teacher) if options.keep_tags else load_for_commands(base.model, base, digest=False)
+    student = student_with_tags(start, tags, prompts, run, options.seed) if tags else start
     check_vocabulary(teacher, student, options.model, base.model)
     switch_off_dropout(student.model)
     check_training_mode(student.model)
     write_text(folder / CONFIG, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-    if dial:
-        writers = {"teacher": (teacher, BARE), "base": (start, BARE)}
+    if tags:
+        written = completions_of({"teacher": (teacher, BARE), "base": (start, BARE)}, prompts, options, run, folder)
+        written = [each._replace(lesson=lesson) for lesson in taught for each in written * lesson.share]
     else:
         writers = {tag_slug(str(lesson.tag), teacher): (teacher, lesson) for lesson in taught}
-    written = completions_of(writers, prompts, options, run, folder)
-    if dial:
-        written = [each._replace(lesson=lesson) for lesson in taught for each in written * lesson.share]
-    teach(student, teacher, written, options, folder, run.get("max_prompt_length"), start.model if dial else None)
+        written = completions_of(writers, prompts, options, run, folder)
+    teach(student, teacher, written, options, folder, run.get("max_prompt_length"), start.model if tags else None)
     student.identity = ModelIdentity(str(folder))  # its weights are no longer those that were loaded
     write_folder(folder, partial(save_policy, student))
-    shown = usage(student if dial else teacher, str(folder), taught[0].student_tag, all_conversations(prompts))
+    shown = usage(student if tags else teacher, str(folder), taught[0].student_tag, all_conversations(prompts))
     facts_of_card = CardFacts(licence=licence_of(base.model), dataset_name=run.get("dataset_name"))
     card = distilled_card(options.model, base.model, taught, shown, folder, facts_of_card)
     write_text(folder / "README.md", card)
@@ -181,7 +177,7 @@ def with_defaults(options: DistillOptions, teacher: Policy) -> DistillOptions:
 
 def run_of(options: DistillOptions) -> dict[str, Any]:
     """The settings of the teacher's run; empty if it is of none."""
-    return run_settings(Path(model_folder(options.model)))
+    return run_settings(Path(options.model))
 
 
 def base_of(options: DistillOptions, run: dict[str, Any]) -> DistillOptions:
@@ -385,6 +381,7 @@ def distill_command(options: DistillOptions) -> str:
     Args:
         options: The options of the command line.
     """
+    options = replace(options, model=model_folder(options.model))
     teacher = load_for_commands(options.model, options)
     check_options(teacher, options)
     with student_folder(teacher, options) as folder:
