@@ -97,6 +97,22 @@ def killed(work, seconds: float = 300) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait for a process that was told to end; the system ends it in its own time. A test that never passes here has failed."""
+    for _ in range(6000):
+        if not alive(pid):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"process {pid} is still there")
+
+
 @contextlib.contextmanager
 def locked_by_another(*paths):
     """Hold the locks of folders, or of files, in another process inside the `with` block."""

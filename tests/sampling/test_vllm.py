@@ -5,13 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
 import tiny
+from runs import alive, wait_for_end
 
 from nlf.cli.main import main
 from nlf.config import SamplerOptions, SamplingOptions
@@ -33,22 +32,6 @@ def folder(tmp_path_factory):
     save_policy(prepare_policy(tiny.model("llama"), tiny.tokenizer(), TagScheme()), path / "run")
     (path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tiny.PROMPTS))
     return path
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_for_end(pid: int) -> None:
-    """Wait for a process that was told to end; the system ends it in its own time. A test that never passes here has failed."""
-    for _ in range(6000):
-        if not alive(pid):
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"process {pid} is still there")
 
 
 @pytest.fixture
@@ -192,7 +175,9 @@ def test_nlf_sample_loads_it_once_and_goes_on_where_it_stopped(folder, stand_in,
     assert main(words) == 0
     assert path.read_bytes().startswith(part) and [each["prompts"] for each in stand_in()] == [4, 1, 3, 4, 4, 4]
     assert list(Counter(each["pid"] for each in stand_in()).values()) == [2, 4]
-    assert not any(alive(each["pid"]) or alive(each["core"]) for each in stand_in())
+    for each in stand_in():
+        wait_for_end(each["pid"])
+        wait_for_end(each["core"])
     first = stand_in()[0]
     assert (first["model"], first["revision"], first["dtype"]) == (str(folder / "run"), None, "float32")
     assert first["params"][0]["logit_bias"] == {"300": -100.0}  # the separator

@@ -103,6 +103,9 @@ class Terminal:
     def __init__(self, *words: str):
         self.child, self.side = pty.fork()
         if not self.child:
+            signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            )  # a shell's background jobs ignore it, and so would the program
             os.execv(sys.executable, [sys.executable, "-m", "nlf", "chat", *words])
         self.seen = ""
 

@@ -196,6 +196,7 @@ def test_a_plain_run_trains_its_dial_at_the_end(tmp_path, capsys):
     assert tags[0] == "Maximum Vowels" and (tmp_path / "run/plain/model.safetensors").is_file()
     words = ["evaluate", "--model", tmp_path / "run", "--max_prompts", 2, "--num_generations", 2, "--sweep_tags"]
     assert main([*map(str, words), "--reward_funcs", "tiny:vowels"]) == 0
+    assert (distill(model=str(tmp_path / "run"), num_prompts=2, max_steps=1) / "config.json").is_file()  # and back
     rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert {"| base", "| plain", "| tag Lowest Vowels"} <= {*rows}
 

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 import yaml
-from runs import lines, make, same, settings, weights
+from runs import alive, lines, make, same, settings, wait_for_end, weights
 from safetensors.torch import load_file
 from test_distributed import nlf_train
 from transformers import TrainerCallback
@@ -27,10 +27,6 @@ from nlf.training.collector import Part
 from nlf.training.vllm_weights import FOLDER, check_sampler, plain_start, share
 
 PARTS = [(0, 4), (0, 4), (0, 2), (1, 4), (1, 4), (1, 2)]  # (iteration, prompts) of a whole run
-
-
-def alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text()
 
 
 def read(folder: Path) -> str:
@@ -108,7 +104,9 @@ def test_a_run_that_is_stopped_while_sampling_does_no_part_again(tmp_path, stand
         patch.setattr(nlf.training.collector, "write_part", stopped)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "run")
-    assert not any(alive(told["pid"]) or alive(told["core"]) for told in stand_in())
+    for told in stand_in():
+        wait_for_end(told["pid"])
+        wait_for_end(told["core"])
     before = len(stand_in())
     train(tmp_path / "run", resume=True)
     assert [told["prompts"] for told in stand_in()[before:]] == [prompts for _, prompts in PARTS[part:]]

@@ -198,7 +198,7 @@ def trained_run(model: str | Path) -> dict:
     folder = Path(model)
     found, places = run_settings(folder), [folder]
     if "distilled_from" in found:
-        places = [Path(found["distilled_from"]), folder.resolve().parent]
+        places = [Path(found["distilled_from"]), folder / PLAIN, folder.resolve().parent]  # they may have been moved
     elif step_of(folder) is not None:
         places = [folder.resolve().parent]
     runs = (run for place in places if "reward_funcs" in (run := run_settings(place)))

@@ -27,7 +27,7 @@ from nlf.data.files import refuse_others, write_folder, write_text
 from nlf.data.generations import read
 from nlf.data.locks import locked_folder
 from nlf.data.prompts import PromptRow, all_conversations, load_prompts
-from nlf.data.run_folder import CONFIG, DISTILLED, FACTS, MODEL_FILES, PLAIN, model_folder, run_settings
+from nlf.data.run_folder import CONFIG, DISTILLED, FACTS, MODEL_FILES, PLAIN, model_folder, run_settings, trained_run
 from nlf.errors import UserError
 from nlf.evaluation.evaluate import evaluate
 from nlf.evaluation.run_defaults import recorded_base, recorded_prompts, scorers_of, with_prompts
@@ -176,8 +176,8 @@ def with_defaults(options: DistillOptions, teacher: Policy) -> DistillOptions:
 
 
 def run_of(options: DistillOptions) -> dict[str, Any]:
-    """The settings of the teacher's run; empty if it is of none."""
-    return run_settings(Path(options.model))
+    """The settings of the run that made the teacher; of a teacher that was distilled, those of its own teacher's run."""
+    return trained_run(options.model) or run_settings(Path(options.model))
 
 
 def base_of(options: DistillOptions, run: dict[str, Any]) -> DistillOptions:

@@ -136,7 +136,8 @@ class StagedTrainer(CheckpointTrainer):
             self._tell(f"distill: run `nlf distill --model {self.run_dir}` in one process")
             return
         with self._memory_freed():
-            distill(model=str(self.run_dir), trust_remote_code=bool(self.options.get("trust_remote_code")))
+            folder = distill(model=str(self.run_dir), trust_remote_code=bool(self.options.get("trust_remote_code")))
+        say(f"distilled: {folder}")
 
     def train_plain(self, resume_from_checkpoint: str | bool | None) -> None:
         """Train the plain model from the same start; several processes, or sharded weights, print the command.
