@@ -130,7 +130,10 @@ def test_the_student_is_the_run_of_the_plain_model(run, monkeypatch):
     p = last(plain, text)
     assert distance(p, best) < distance(p, bare) < distance(p, worst)
     card = (folder / "README.md").read_text()
-    assert '"Many vowels" is +1.5 times its way from the base' in card and "Many vowels<|separator|>" in card
+    assert (
+        '`base` (0) through `plain` (1): "Many vowels" 1.5, "Some vowels" 0, "Few vowels" -1.5' in card
+        and "Many vowels<|separator|>" in card
+    )
     assert json.loads((folder / "run.json").read_text())["distilled_from"] == str(run / "plain")
 
 
@@ -199,6 +202,8 @@ def test_a_plain_run_trains_its_dial_at_the_end(tmp_path, capsys):
     assert (distill(model=str(tmp_path / "run"), num_prompts=2, max_steps=1) / "config.json").is_file()  # and back
     rows = [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert {"| base", "| plain", "| tag Lowest Vowels"} <= {*rows}
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert "Trained for 2 steps" in (tmp_path / "run/report.html").read_text()  # those of the plain model
 
 
 # ---- what is refused ----------------------------------------------------------------------------------------------

@@ -432,7 +432,7 @@ CARD = """---
 {head}---
 # {name}
 
-`{base}`, taught by `nlf` {version} what `{model}` writes under guidance: {taught}.
+`{base}`, taught by `nlf` {version} {what}.
 It is an ordinary causal language model{how}.
 
 {usage}
@@ -446,22 +446,19 @@ def distilled_card(model: str, base: str, taught: Sequence[Lesson], usage: str, 
         usage: A code block that uses the student.
         facts: Licence of the base, and the source of the prompts.
     """
-    guided = [
-        f'"{each.tag}" away from "{each.negative}", guidance {each.scale:g}'
-        for each in taught
-        if each.tag and each.scale
-    ]
-    guided += [
-        f'"{each.student_tag}" is {each.scale + 1:+g} times its way from the base'
-        for each in taught
-        if each.student_tag and not each.tag
-    ]
+    top = head(folder.name, base, facts, ["language-feedback", "alignment", "distillation"], {})
+    base, model = (Path(each).name if is_local(each) else each for each in (base, model))
+    if taught[0].tag is None:  # the student of a model without tags
+        places = ", ".join(f'"{each.student_tag}" {each.scale + 1:g}' for each in taught if each.student_tag)
+        what = f"places on the line from `{base}` (0) through `{model}` (1): {places}; a bare prompt is at 0"
+    else:
+        guided = [f'"{one.tag}" away from "{one.negative}", guidance {one.scale:g}' for one in taught if one.scale]
+        what = f"what `{model}` writes under guidance: {'; '.join(guided)}"
     plain = taught[0].student_tag is None
     how = ": no tag, no guidance" if plain else ", conditioned on its tags by their words alone"
     return CARD.format(
-        head=head(folder.name, base, facts, ["language-feedback", "alignment", "distillation"], {}),
-        base=Path(base).name if is_local(base) else base, name=folder.name, version=__version__, model=Path(model).name if is_local(model) else model, taught="; ".join(guided), how=how,
-        usage=usage,
+        head=top, base=base, name=folder.name, version=__version__,
+        what=what, how=how, usage=usage,
     )  # fmt: skip
 
 
