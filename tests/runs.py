@@ -89,6 +89,13 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def sample_words(folder: Path, out: Path) -> list[str]:
+    """The first words of `nlf sample` of the run in a folder that also holds its prompts."""
+    return [
+        *map(str, ["sample", "--model", folder / "run", "--prompts", folder / "prompts.jsonl", "--output_dir", out])
+    ]
+
+
 def killed(work, seconds: float = 300) -> None:
     """Do `work` in a child process, and check that SIGKILL ends it within so many seconds; no handler runs."""
     process = fork.Process(target=work)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import tiny
-from runs import locked_by_another
+from runs import locked_by_another, sample_words
 
 from nlf.cli.main import main
 from nlf.config import SamplingOptions
@@ -30,16 +30,15 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def words(folder, tmp_path):
     """The command's first words."""
-    found = [
-        "sample",
-        "--model",
-        folder / "run",
-        "--prompts",
-        folder / "prompts.jsonl",
-        "--output_dir",
-        tmp_path / "out",
+    return [
+        *sample_words(folder, tmp_path / "out"),
+        "--num_generations",
+        "3",
+        "--max_completion_length",
+        "4",
+        "--prompts_per_part",
+        "8",
     ]
-    return [*map(str, found), "--num_generations", "3", "--max_completion_length", "4", "--prompts_per_part", "8"]
 
 
 def test_a_line_holds_what_was_sampled_and_how(words, tmp_path, capsys):

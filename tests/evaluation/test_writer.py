@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import yaml
+from runs import sample_words
 
 import nlf
 from nlf.cli.main import main
@@ -50,16 +51,8 @@ def steered(tmp_path_factory):
 
 
 def sampled(folder, tmp_path, *flags: str) -> list[list[str]]:
-    words = [
-        "sample",
-        "--model",
-        folder / "run",
-        "--prompts",
-        folder / "prompts.jsonl",
-        "--output_dir",
-        tmp_path / "out",
-    ]
-    assert main([*map(str, words), "--max_completion_length", "6", "--num_generations", "3", *flags]) == 0
+    words = sample_words(folder, tmp_path / "out")
+    assert main([*words, "--max_completion_length", "6", "--num_generations", "3", *flags]) == 0
     return [line["completions"] for line in read_lines(tmp_path / "out/generations.jsonl")]
 
 

@@ -22,11 +22,6 @@ from nlf.serving.chat import Talk
 LINE = "the weather is"
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> str:
-    return make_run(tmp_path_factory.mktemp("chat"))
-
-
 @pytest.fixture
 def said(run, capsys):
     """What each line shows, in one talk."""

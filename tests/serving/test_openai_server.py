@@ -28,11 +28,6 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> str:
-    return make_run(tmp_path_factory.mktemp("served"))
-
-
-@pytest.fixture(scope="module")
 def served(run):
     with running(run) as (url, service):
         yield url, service

@@ -5,7 +5,7 @@ import json
 from importlib.resources import files
 
 import pytest
-from openai_server import LENGTH, make_run, running
+from openai_server import LENGTH, running
 from running import ask
 
 from nlf.evaluation.run_defaults import Scorers
@@ -21,11 +21,6 @@ class Short:
 
     def __call__(self, prompts, completions, completion_ids, **columns):
         return [1 - len(text) / 20 for text in completions]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> str:
-    return make_run(tmp_path_factory.mktemp("paged"))
 
 
 @pytest.fixture(scope="module")

@@ -29,11 +29,6 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> str:
-    return make_run(tmp_path_factory.mktemp("seen"))
-
-
-@pytest.fixture(scope="module")
 def url(run):
     with running(run) as (found, service):
         service.rater._scorers = Scorers([Reward(Short())])

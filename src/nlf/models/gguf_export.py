@@ -221,9 +221,7 @@ def _add_tokenizer(writer: "GGUFWriter", policy: Policy, vocabulary: Vocabulary)
     for role, i in [*roles, *zip(("eos", "eot", "eom"), ends, strict=False)]:
         if i is not None and i < len(vocabulary.tokens):
             getattr(writer, f"add_{role}_token_id")(i)
-    if (
-        policy.banned_token_ids
-    ):  # llama.cpp would write the separator of tags, whose weights are much like those of EOS
+    if policy.banned_token_ids:  # llama.cpp would write the separator of tags, whose weights are much like EOS's
         writer.add_array(SUPPRESSED, policy.banned_token_ids)
     if isinstance(tokenizer.chat_template, str):
         writer.add_chat_template(tokenizer.chat_template)

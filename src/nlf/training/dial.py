@@ -13,7 +13,7 @@ from nlf.data.prompts import PromptRow, all_conversations
 from nlf.errors import UserError
 from nlf.evaluation.run_defaults import scorers_of
 from nlf.evaluation.systems import System
-from nlf.method.tags import FEEDBACK, PROMPT, SEPARATOR
+from nlf.method.tags import TagScheme
 from nlf.models.encoder import scheme_for
 from nlf.models.policy import Policy, prepare_policy
 from nlf.rewards.words import default_tags
@@ -68,8 +68,8 @@ def student_with_tags(
         UserError: the tags cannot make a scheme, or the chat template shows them nowhere.
     """
     scheme = scheme_for(
-        base.tokenizer, prompts, tags, template=run.get("tag_template", FEEDBACK + SEPARATOR + PROMPT),
-        separator=run.get("separator", SEPARATOR), conversational=all_conversations(prompts),
+        base.tokenizer, prompts, tags, template=run.get("tag_template", TagScheme.template),
+        separator=run.get("separator", TagScheme.separator), conversational=all_conversations(prompts),
         position=run.get("feedback_position") or "auto",
     )  # fmt: skip
     student = prepare_policy(
@@ -80,9 +80,9 @@ def student_with_tags(
     return student
 
 
-def rate_of(student: Policy) -> float:
-    """The learning rate where none is given, by the model's size."""
-    return RATE * learning_rate(sum(p.numel() for p in student.model.parameters()))
+def rate_of(teacher: Policy) -> float:
+    """The learning rate where none is given, by the size of the teacher, which is the student's."""
+    return RATE * learning_rate(sum(p.numel() for p in teacher.model.parameters()))
 
 
 def systems(base: Policy, teacher: Policy, student: Policy) -> list[System]:

@@ -99,8 +99,10 @@ def student_folder(teacher: Policy, options: DistillOptions) -> Iterator[Path]:
     """The student's folder, locked inside the `with` block.
 
     Raises:
-        UserError: another command writes it, or it holds files where the student would write its own.
+        UserError: options do not go with the teacher; another command writes the folder, or it holds files where the student
+            would write its own.
     """
+    check_options(teacher, options)
     folder = Path(options.output_dir or default_folder(teacher, options.model))
     with locked_folder(folder):
         if "teacher" not in run_settings(folder):
@@ -124,7 +126,6 @@ def options_of(knobs: dict[str, Any]) -> DistillOptions:
 
 def distill_from(teacher: Policy, options: DistillOptions) -> Path:
     """`distill` with a loaded teacher. All checks come before the first write."""
-    check_options(teacher, options)
     with student_folder(teacher, options) as folder:
         _distill(teacher, options, folder)
     return folder
@@ -383,7 +384,6 @@ def distill_command(options: DistillOptions) -> str:
     """
     options = replace(options, model=model_folder(options.model))
     teacher = load_for_commands(options.model, options)
-    check_options(teacher, options)
     with student_folder(teacher, options) as folder:
         lesson = (
             BARE if makes_dial(teacher) else lessons(teacher, options)[0]
